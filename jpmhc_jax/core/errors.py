@@ -1,0 +1,39 @@
+"""Errors that tell the reader which field is wrong, what was expected and what to do."""
+
+from collections.abc import Iterable
+import difflib
+
+
+class UserError(Exception):
+  """Bad input: a config value, a file or an argument. The command line turns it into exit code 2."""
+
+
+class ConfigError(UserError):
+  """A config field is unknown, has the wrong type or a value out of range."""
+
+
+class DataError(UserError):
+  """A data file is missing or malformed; the message names file, task and pair."""
+
+
+class CheckpointError(UserError):
+  """A checkpoint is missing, unreadable or belongs to another config."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Returns ' Did you mean <closest>?' or the empty string when nothing is close."""
+  known = list(known)
+  full = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+  if full:
+    return f" Did you mean {full[0]!r}?"
+  last = name.rsplit(".", 1)[-1]
+  by_last = {k.rsplit(".", 1)[-1]: k for k in known}
+  part = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)
+  return f" Did you mean {by_last[part[0]]!r}?" if part else ""
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+  """Raises ConfigError unless value is one of choices."""
+  choices = list(choices)
+  if value not in choices:
+    raise ConfigError(f"{field}={value!r}: expected one of {', '.join(choices)}.{nearest(str(value), choices)}")
