@@ -1,0 +1,56 @@
+"""The run's optimiser: one optax transformation a group of parameters, from the config and the roles."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.optim.adam_atan2 import adam_atan2
+from jpmhc_jax.optim.labels import label_tree
+from jpmhc_jax.optim.schedules import config_schedule
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  "adam_atan2": adam_atan2,
+  "adam_atan2_lucidrains": lambda *args, **kwargs: adam_atan2(*args, **kwargs, form="lucidrains"),
+  "adamw": optax.adamw,
+}
+
+
+def make_optimizer(
+  config: schema.Optimizer, roles: Any, total_steps: int, manifold_geometries: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
+  """Clip, then one optimiser a group: trunk, mixers, matrices on manifolds; all follow the same schedule shape.
+
+  `roles` is a tree of strings of the parameters' structure (see `labels`); `manifold_geometries` maps the name in a
+  role `manifold:<name>` to its geometry. A leaf with role `puzzle` does not move here: `sign_sgd_rows` moves its rows.
+  Raises ConfigError for an uncovered leaf, an unknown role or optimiser, or a setting out of range.
+  """
+  geometries = dict(manifold_geometries or {})
+  mixer = config.mixer
+  transforms = {
+    "trunk": _euclidean(config, total_steps, config.learning_rate, config.weight_decay),
+    "mixer": optax.chain(
+      _clip("optimizer.mixer.clip_norm", mixer.clip_norm),
+      _euclidean(config, total_steps, config.learning_rate * mixer.learning_rate_multiplier, mixer.weight_decay),
+    ),
+    "puzzle": optax.set_to_zero(),
+  }
+  names = tuple(geometries)
+  return optax.chain(
+    _clip("optimizer.clip_norm", config.clip_norm),
+    optax.partition(transforms, lambda params: label_tree(params, roles, names)),
+  )
+
+
+def _euclidean(config: schema.Optimizer, total_steps: int, peak: float, decay: float) -> optax.GradientTransformation:
+  check_choice("optimizer.name", config.name, OPTIMIZERS)
+  schedule = config_schedule(config, total_steps, peak)
+  return OPTIMIZERS[config.name](schedule, b1=config.beta1, b2=config.beta2, weight_decay=decay)
+
+
+def _clip(field: str, norm: float) -> optax.GradientTransformation:
+  if norm < 0:
+    raise ConfigError(f"{field}={norm}: expected a norm above 0, or 0 for no clipping.")
+  return optax.clip_by_global_norm(norm) if norm > 0 else optax.identity()
