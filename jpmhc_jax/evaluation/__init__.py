@@ -1,0 +1,1 @@
+"""ARC voting and pass@k, exact accuracy, perplexity, mixer diagnostics."""
