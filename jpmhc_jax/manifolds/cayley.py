@@ -1,0 +1,134 @@
+"""Orthogonal mixers by the Cayley transform.
+
+A skew matrix S maps to the rotation Q = (I + S)⁻¹(I − S). Every singular value of Q is 1, so a residual path mixed
+by Q neither grows nor fades. Q never has the eigenvalue −1 (rotations by exactly π are a limit, not a member).
+"""
+
+import dataclasses
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jpmhc_jax.manifolds import linear, quaternion
+from jpmhc_jax.manifolds.contract import Manifold, Traits
+
+
+@jax.custom_vjp
+def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
+  """Q = (I + S)⁻¹(I − S) for skew S (n, n, *tokens); closed form for n <= 4, elimination beyond. Saves only Q."""
+  n = skew.shape[0]
+  if n == 1:
+    return jnp.ones_like(skew)
+  if n <= 4:
+    return _closed_form(skew)
+  identity = linear.identity_like(skew)
+  q = 2 * linear.solve(identity + skew, jnp.broadcast_to(identity, skew.shape)) - identity
+  # One Newton–Schulz step squares the error that elimination leaves when S is large.
+  return 1.5 * q - 0.5 * linear.matmul(linear.matmul(q, linear.transpose(q)), q)
+
+
+def _closed_form(skew: Array) -> Array:
+  # so(4) splits into two commuting copies of so(3): S x = u x + x v with imaginary quaternions u, v. S has the
+  # eigenvalues ±i(|u| + |v|) and ±i(|u| − |v|), and Q = L(p) R(q) with p, q along u, v at half the sum and difference of
+  # the angles 2·arctan. Adding arctangents gives, without any root,
+  #   p = 1 − δ − 2u,  q = 1 + δ − 2v,  |p|² = |q|² = det(I + S),  δ = |u|² − |v|² = S₀₁S₂₃ − S₀₂S₁₃ + S₀₃S₁₂ (Pfaffian).
+  # Normalising p and q by their computed lengths keeps Q orthogonal to rounding at any size of S. n < 4 embeds in so(4).
+  n, zero = skew.shape[0], jnp.zeros_like(skew[0, 0])
+  a, b, c, d, e, f = (
+    skew[i, j] if j < n else zero for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+  )
+  pfaffian = a * f - b * e + c * d
+  p = [1 - pfaffian, a + f, b - e, c + d]
+  q = [1 + pfaffian, a - f, b + e, c - d]
+  return quaternion.rotation(p, q)[:n, :n]
+
+
+def _cayley_forward(skew: Array) -> tuple[Array, Array]:
+  q = cayley(skew)
+  return q, q
+
+
+def _cayley_backward(q: Array, cotangent: Array) -> tuple[Array]:
+  # Q = (I+S)⁻¹(I−S)  ⇒  dQ = −(I+S)⁻¹ dS (I+Q), and (I+S)⁻¹ = (I+Q)/2. With cotangent Ḡ: S̄ = −½ (I+Q)ᵀ Ḡ (I+Q)ᵀ: no
+  # inverse, nothing stored but Q. The caller builds S from a difference, which takes the skew part.
+  factor = linear.transpose(linear.identity_like(q) + q)
+  return (-0.5 * linear.matmul(linear.matmul(factor, cotangent), factor),)
+
+
+cayley.defvjp(_cayley_forward, _cayley_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cayley(Manifold):
+  """SO(n) by the exact Cayley transform.
+
+  project: logits (n, n, *tokens) -> Q (n, n, *tokens),  Q = (I + S)⁻¹(I − S),  S = −α/2 · (logits − logitsᵀ).
+  Saved for the backward pass: Q only. Float32 orthogonality error below 1e-6 at any logits for n <= 4.
+  Source: Cayley 1846; limit of the iteration of JPmHC (2602.18308), sign and scale included.
+  """
+
+  alpha: float = 0.1  # the published step size; unit normal logits turn by about 18 degrees
+
+  @property
+  def traits(self) -> Traits:
+    return Traits(
+      "SO(n) without eigenvalue −1", orthogonal=True, contractive=True, determinant="+1",
+      eigenvalues="unit circle except −1", norm="kept",
+    )  # fmt: skip
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n, n)
+
+  def dimension(self, n: int) -> int:
+    return n * (n - 1) // 2
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    return jnp.zeros((n, n))
+
+  def published_flops(self, n: int) -> tuple[int, int]:
+    return 2 * n**3, 2 * n**3
+
+  def _project(self, logits: Array, n: int) -> Array:
+    return cayley(-0.5 * self.alpha * linear.skew(logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class CayleyIterative(Manifold):
+  """The published truncated iteration, kept for fidelity: near SO(n) for small logits only.
+
+  project: W = logits − logitsᵀ, Y₀ = I + αW, then `steps` times Y ← I + (α/2) W (I + Y).
+  Contracts only while (α/2)‖W‖₂ < 1: at unit normal logits max |YYᵀ − I| averages 3e-3 and reaches 0.06, at 5 it
+  diverges. Use `cayley` for an isometry. Source: JPmHC (2602.18308) with Li et al. 2020 (2002.01113).
+  """
+
+  alpha: float = 0.1
+  steps: int = 2
+
+  @property
+  def traits(self) -> Traits:
+    return Traits(
+      "near SO(n)", orthogonal=True, exact=False, determinant="near +1", eigenvalues="near the unit circle",
+      norm="kept for small logits, grows for large ones",
+    )  # fmt: skip
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n, n)
+
+  def dimension(self, n: int) -> int:
+    return n * (n - 1) // 2
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    return jnp.zeros((n, n))
+
+  def published_flops(self, n: int) -> tuple[int, int]:
+    return self.steps * n**3, self.steps * n**3
+
+  def _project(self, logits: Array, n: int) -> Array:
+    w, identity = self.alpha * linear.skew(logits), linear.identity_like(logits)
+
+    def step(y: Array, _: None) -> tuple[Array, None]:
+      return identity + 0.5 * linear.matmul(w, identity + y), None
+
+    return jax.lax.scan(step, identity + w, length=self.steps)[0]

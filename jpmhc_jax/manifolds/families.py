@@ -1,0 +1,78 @@
+"""From a name in the config to a manifold."""
+
+import dataclasses
+from typing import Any
+
+from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
+from jpmhc_jax.manifolds.birkhoff import Sinkhorn
+from jpmhc_jax.manifolds.cayley import Cayley, CayleyIterative
+from jpmhc_jax.manifolds.contract import Manifold
+from jpmhc_jax.manifolds.grassmann import Grassmann
+from jpmhc_jax.manifolds.iso import Iso
+from jpmhc_jax.manifolds.polar import Polar
+from jpmhc_jax.manifolds.quaternion import Quaternion
+from jpmhc_jax.manifolds.trivial import Identity, Unconstrained
+
+FAMILIES: dict[str, type[Manifold]] = {
+  "identity": Identity,
+  "unconstrained": Unconstrained,
+  "sinkhorn": Sinkhorn,
+  "birkhoff": Sinkhorn,
+  "cayley": Cayley,
+  "cayley_iterative": CayleyIterative,
+  "polar": Polar,
+  "quaternion": Quaternion,
+  "iso": Iso,
+  "grassmann": Grassmann,
+}
+
+
+def make(name: str, **options: Any) -> Manifold:
+  """The manifold of that name. Raises ConfigError for an unknown name, an unknown option or an option of the wrong type."""
+  check_choice("connection.manifold", name, FAMILIES)
+  cls = FAMILIES[name]
+  known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+  for key, value in options.items():
+    if key not in known:
+      valid = ", ".join(known) or "none"
+      raise ConfigError(f"connection.options: {key!r} is no option of {name!r}; its options: {valid}.{nearest(key, known)}")
+    _check_type(name, key, value, known[key].type)
+  return cls(**{key: float(value) if known[key].type is float else value for key, value in options.items()})
+
+
+def parse(name: str, options: str) -> Manifold:
+  """The manifold that `connection.manifold` and `connection.options` name, e.g. parse("sinkhorn", "sweeps=5,adjoint=unrolled")."""
+  check_choice("connection.manifold", name, FAMILIES)
+  types = {field.name: field.type for field in dataclasses.fields(FAMILIES[name])}  # type: ignore[arg-type]
+  values: dict[str, Any] = {}
+  for item in filter(None, (part.strip() for part in options.split(","))):
+    key, equals, text = (part.strip() for part in item.partition("="))
+    if not equals:
+      raise ConfigError(f"connection.options={options!r}: {item!r} is not of the form name=value.")
+    if key in values:
+      raise ConfigError(f"connection.options={options!r}: {key!r} is given twice.")
+    values[key] = _read(name, key, text, types.get(key, str))
+  return make(name, **values)
+
+
+def _read(name: str, key: str, text: str, kind: Any) -> Any:
+  try:
+    if kind is bool:
+      return {"true": True, "false": False}[text.lower()]
+    if kind in (int, float):
+      return kind(text)
+  except (KeyError, ValueError):
+    raise ConfigError(f"connection.options: {key}={text!r}: {name!r} expects {_called(kind)}.") from None
+  if kind is Manifold:
+    return make(text)
+  return text
+
+
+def _check_type(name: str, key: str, value: Any, kind: Any) -> None:
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  if not (whole if kind is int else (whole or isinstance(value, float)) if kind is float else isinstance(value, kind)):
+    raise ConfigError(f"connection.options: {key}={value!r}: {name!r} expects {_called(kind)}.")
+
+
+def _called(kind: Any) -> str:
+  return {int: "an integer", float: "a number", bool: "true or false", str: "a word"}.get(kind, "the name of a manifold")

@@ -1,0 +1,78 @@
+"""Rank-p projectors: points of the Grassmann manifold, as mixers."""
+
+import dataclasses
+
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds.contract import Manifold, Traits
+
+
+@dataclasses.dataclass(frozen=True)
+class Grassmann(Manifold):
+  """H = U Uᵀ, U (n, p) orthonormal: the projector on the column space of the logits.
+
+  project: logits (n, p, *tokens) -> H (n, n, *tokens); U by Gram–Schmidt, done twice (QR and polar give the same H).
+  Not an isometry: it keeps p directions and deletes n − p, and the identity is a member only for p = n, so stacked
+  blocks keep little of their input. Source: JPmHC (2602.18308), which uses it with p = n/2.
+  """
+
+  rank: int = 0  # p; 0 = n // 2
+
+  def _rank(self, n: int) -> int:
+    rank = self.rank or max(n // 2, 1)
+    if not 1 <= rank <= n:
+      raise ConfigError(f"connection.options: rank={self.rank}: expected 1 to {n} for connection.streams={n}, or 0 for n // 2.")
+    return rank
+
+  @property
+  def traits(self) -> Traits:
+    return Traits(
+      "Gr(n, p) as projectors", contractive=True, contains_identity=False, determinant="0",
+      eigenvalues="1 (p times), 0 (n − p times)", norm="kept on p directions, deleted on n − p",
+    )  # fmt: skip
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n, self._rank(n))
+
+  def dimension(self, n: int) -> int:
+    rank = self._rank(n)
+    return rank * (n - rank)
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} p"]:
+    # No projector of rank p < n is near I. Blocks of streams averaged together keep the stream mean, as the identity does.
+    rank = self._rank(n)
+    return jnp.asarray(np.arange(n)[:, None] % rank == np.arange(rank)[None], jnp.float32)
+
+  def distance(self, matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:
+    """max of |H − Hᵀ|, |H² − H| and |trace H − p|."""
+    symmetric = jnp.max(jnp.abs(linear.skew(matrix)), axis=(0, 1))
+    idempotent = jnp.max(jnp.abs(linear.matmul(matrix, matrix) - matrix), axis=(0, 1))
+    trace = jnp.abs(sum(matrix[i, i] for i in range(matrix.shape[0])) - self._rank(matrix.shape[0]))
+    return jnp.maximum(jnp.maximum(symmetric, idempotent), trace)
+
+  def published_flops(self, n: int) -> tuple[int, int]:
+    return n * self._rank(n), n**3
+
+  def _project(self, logits: Array, n: int) -> Array:
+    basis: list[Array] = []
+    for k in range(self._rank(n)):
+      column = _direction(logits[:, k])
+      for _ in range(2):  # "twice is enough" (Kahan): the second pass removes what rounding left
+        for other in basis:
+          column = column - other * jnp.sum(other * column, axis=0, keepdims=True)
+        column = _direction(column)
+      basis.append(column)
+    u = jnp.stack(basis, axis=1)
+    return linear.matmul(u, linear.transpose(u))
+
+
+def _direction(column: Array) -> Array:
+  tiny = jnp.finfo(column.dtype).tiny
+  largest = jnp.maximum(jnp.max(jnp.abs(column), axis=0, keepdims=True), tiny)
+  column = column / largest
+  return column / jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True) + tiny)

@@ -1,0 +1,332 @@
+"""Manifolds that parameters live on: tangents, retractions, transport, distance, for leaves `(*batch, n, p)`.
+
+Each geometry is a frozen dataclass with the same methods, which `optim.riemannian` turns into optax transformations:
+
+  gradient(point, ambient)          Riemannian gradient of a function with Euclidean gradient `ambient`
+  tangent(point, ambient)           orthogonal projection onto the tangent space, in the geometry's metric
+  inner(point, a, b)                the metric, one number a matrix
+  retract(point, tangent, method)   a point of the manifold with first derivative `tangent`; '' is the default method
+  transport(point, new_point, v)    v carried to the tangent space at `new_point`
+  distance(point)                   largest violation of the defining equations, one number a matrix
+  project(matrix)                   a near point of the manifold (the nearest one, where that has a formula)
+  random(key, shape)                a random point, uniform where the manifold has a uniform measure
+  check_shape(shape)                raises ValueError for a shape that cannot hold a point
+
+Methods expect float32 or float64. Sources: Edelman, Arias & Smith 1998; Absil, Mahony & Sepulchre 2008; Douik & Hassibi
+2019 for doubly stochastic matrices.
+"""
+
+import dataclasses
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jpmhc_jax.core.errors import check_choice
+from jpmhc_jax.manifolds import retractions
+from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul, skew, symmetric, transpose
+
+Matrix = Float[Array, "*batch n p"]
+Scalars = Float[Array, "*batch"]
+
+
+class Geometry(Protocol):
+  """What the Riemannian transformations need; see the module's docstring."""
+
+  retraction: str
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix: ...
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix: ...
+  def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars: ...
+  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix: ...
+  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix: ...
+  def distance(self, point: Matrix) -> Scalars: ...
+  def project(self, matrix: Matrix) -> Matrix: ...
+  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array: ...
+  def check_shape(self, shape: tuple[int, ...]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stiefel:
+  """Orthonormal columns, X^T X = I.
+
+  metric="euclidean": <A, B> = tr A^T B, gradient G - X sym(X^T G).
+  metric="canonical": <A, B> = tr A^T (I - X X^T / 2) B, gradient G - X G^T X.
+  Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps),
+  cayley_qr (those followed by QR, the published Grassmann step), qr (order 1), polar (order 2 for the Euclidean metric).
+  """
+
+  metric: str = "euclidean"
+  retraction: str = "cayley"
+  sweeps: int = 2  # as published
+
+  RETRACTIONS: ClassVar[tuple[str, ...]] = ("cayley", "cayley_iterative", "cayley_qr", "qr", "polar")
+
+  def __post_init__(self) -> None:
+    check_choice("metric", self.metric, ("euclidean", "canonical"))
+    check_choice("retraction", self.retraction, self.RETRACTIONS)
+
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    # The projection is the same in both metrics: their normal spaces agree, {X S: S symmetric}.
+    return ambient - matmul(point, symmetric(gram(point, ambient)))
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    if self.metric == "canonical":
+      return ambient - matmul(point, gram(ambient, point))
+    return self.tangent(point, ambient)
+
+  def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    product = jnp.sum(a * b, axis=(-2, -1))
+    if self.metric == "canonical":
+      product -= 0.5 * jnp.sum(gram(point, a) * gram(point, b), axis=(-2, -1))
+    return product
+
+  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    method = method or self.retraction
+    check_choice("method", method, self.RETRACTIONS)
+    if method == "cayley":
+      return retractions.cayley(point, tangent)
+    if method == "qr":
+      return retractions.qr(point + tangent)
+    if method == "polar":
+      return retractions.polar_near(point + tangent)
+    new_point = retractions.cayley_iterative(point, tangent, self.sweeps)
+    return retractions.qr(new_point) if method == "cayley_qr" else new_point
+
+  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    # The rotation is isometric and exact; the projection only removes rounding.
+    return self.tangent(new_point, retractions.carry_along(point, new_point, vector))
+
+  def distance(self, point: Matrix) -> Scalars:
+    product = gram(point, point)
+    return jnp.max(jnp.abs(product - identity_like(product)), axis=(-2, -1))
+
+  def project(self, matrix: Matrix) -> Matrix:
+    return retractions.polar(matrix)
+
+  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    self.check_shape(shape)
+    return retractions.qr(jax.random.normal(key, shape))
+
+  def check_shape(self, shape: tuple[int, ...]) -> None:
+    if len(shape) < 2 or shape[-2] < shape[-1]:
+      raise ValueError(f"shape {shape}: {type(self).__name__} needs (..., n, p) with n >= p; transpose the leaf.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Orthogonal(Stiefel):
+  """Square orthogonal matrices O(n); steps keep the sign of the determinant. Both metrics and Cayley are of order 2."""
+
+  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    # X A -> Y A for skew A: the translation of the group, with no condition on X^T Y.
+    return matmul(new_point, skew(gram(point, vector)))
+
+  def check_shape(self, shape: tuple[int, ...]) -> None:
+    _check_square(self, shape, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grassmann(Stiefel):
+  """Subspaces spanned by orthonormal columns U; functions of U U^T. Horizontal vectors have U^T Z = 0.
+
+  Gradient and projection G - U U^T G; the metric is Euclidean. Here cayley, qr and polar all have order 2: they
+  span the same subspace up to O(|Z|^3).
+  """
+
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return ambient - matmul(point, gram(point, ambient))
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return self.tangent(point, ambient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Iso(Orthogonal):
+  """Mean-preserving rotations {H: H^T H = I, H 1 = 1}, a copy of O(n - 1) on the complement of 1.
+
+  With C = I - 1 1^T / n, which commutes with H, the tangent vectors are H S with S = C S C skew. Cayley and polar steps
+  along them keep H 1 = 1; QR would not, so it is not offered. Random points have determinant 1: the identity's side.
+  """
+
+  RETRACTIONS: ClassVar[tuple[str, ...]] = ("cayley", "cayley_iterative", "polar")
+
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return super().tangent(point, _centre(ambient))
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return super().gradient(point, _centre(ambient))
+
+  def distance(self, point: Matrix) -> Scalars:
+    rows = jnp.max(jnp.abs(jnp.sum(point, axis=-1) - 1), axis=-1)
+    return jnp.maximum(super().distance(point), rows)
+
+  def project(self, matrix: Matrix) -> Matrix:
+    return retractions.polar(_centre(matrix) + 1 / matrix.shape[-1])
+
+  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    self.check_shape(shape)
+    point = self.project(jax.random.normal(key, shape))  # the polar factor of a Gaussian is uniform
+    swapped = point.at[..., :2].set(point[..., 1::-1])  # swapping two columns flips the determinant and keeps H 1 = 1
+    return jnp.where(jnp.linalg.det(point)[..., None, None] < 0, swapped, point)
+
+  def check_shape(self, shape: tuple[int, ...]) -> None:
+    _check_square(self, shape, 2)
+
+
+def _centre(matrix: Matrix) -> Matrix:
+  """C M C: zero row and column sums."""
+  rows = matrix - jnp.mean(matrix, axis=-1, keepdims=True)
+  return rows - jnp.mean(rows, axis=-2, keepdims=True)
+
+
+def _check_square(geometry: object, shape: tuple[int, ...], least: int) -> None:
+  if len(shape) < 2 or shape[-2] != shape[-1] or shape[-1] < least:
+    raise ValueError(f"shape {shape}: {type(geometry).__name__} needs square matrices (..., n, n) with n >= {least}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sphere:
+  """Matrices of Frobenius norm 1. Retractions: normalise (order 2), exp (the geodesic)."""
+
+  retraction: str = "exp"
+
+  RETRACTIONS: ClassVar[tuple[str, ...]] = ("exp", "normalise")
+  AXES: ClassVar[tuple[int, ...]] = (-2, -1)
+
+  def __post_init__(self) -> None:
+    check_choice("retraction", self.retraction, self.RETRACTIONS)
+
+  def _dot(self, a: Matrix, b: Matrix) -> Matrix:
+    return jnp.broadcast_to(jnp.sum(a * b, axis=self.AXES, keepdims=True), a.shape)
+
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return ambient - point * self._dot(point, ambient)
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return self.tangent(point, ambient)
+
+  def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    return jnp.sum(a * b, axis=(-2, -1))
+
+  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    method = method or self.retraction
+    check_choice("method", method, self.RETRACTIONS)
+    if method == "normalise":
+      return self.project(point + tangent)
+    angle = jnp.sqrt(self._dot(tangent, tangent))
+    return jnp.cos(angle) * point + jnp.sinc(angle / jnp.pi) * tangent
+
+  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    # Parallel along the geodesic: the part of v along it turns, the rest stays.
+    total = point + new_point
+    return vector - total * self._dot(new_point, vector) / (1 + self._dot(point, new_point))
+
+  def distance(self, point: Matrix) -> Scalars:
+    return jnp.max(jnp.abs(jnp.sqrt(self._dot(point, point)) - 1), axis=(-2, -1))
+
+  def project(self, matrix: Matrix) -> Matrix:
+    return matrix * jax.lax.rsqrt(self._dot(matrix, matrix))
+
+  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    self.check_shape(shape)
+    return self.project(jax.random.normal(key, shape))
+
+  def check_shape(self, shape: tuple[int, ...]) -> None:
+    if len(shape) < 2 or 0 in shape[-2:]:
+      raise ValueError(f"shape {shape}: {type(self).__name__} needs (..., n, p); add an axis of length 1 to a vector.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Oblique(Sphere):
+  """Matrices with columns of norm 1: a product of p spheres."""
+
+  AXES: ClassVar[tuple[int, ...]] = (-2,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Birkhoff:
+  """Positive doubly stochastic matrices (the inside of the Birkhoff polytope) with the Fisher metric sum A B / P.
+
+  Tangent vectors have zero row and column sums; the gradient is the projection of P * G; the retraction is Sinkhorn
+  of P exp(Z / P), order 1. Permutations are limits, never reached: entries are kept above `floor`, and one step
+  changes no entry by more than a factor exp(`max_log_step`).
+  """
+
+  sweeps: int = 1000  # at most; balancing stops at rounding
+  floor: float = 1e-7  # float32 cannot represent smaller entries in p + (new - p)
+  max_log_step: float = 5.0
+
+  retraction: ClassVar[str] = "sinkhorn"
+  RETRACTIONS: ClassVar[tuple[str, ...]] = ("sinkhorn",)
+
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    # Z - (a 1^T + 1 b^T) * P with zero sums:  r a + P b = Z 1,  P^T a + c b = Z^T 1  (r, c the true sums of P).
+    # Without a: (diag(c) - P^T diag(1/r) P) b = Z^T 1 - P^T (Z 1 / r), singular along 1, which a multiple of 1 1^T fixes.
+    rows, columns = jnp.sum(point, axis=-1, keepdims=True), jnp.sum(point, axis=-2)
+    scaled = point / rows
+    eye = identity_like(point)
+    system = eye * columns[..., None, :] - gram(point, scaled) + 1 / point.shape[-1]
+    row_sums = jnp.sum(ambient, axis=-1, keepdims=True)
+    right = jnp.sum(ambient, axis=-2)[..., None] - gram(scaled, row_sums)
+    b = jnp.linalg.solve(system, right)
+    a = (row_sums - matmul(point, b)) / rows
+    return ambient - (a + transpose(b)) * point
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    return self.tangent(point, point * ambient)
+
+  def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    return jnp.sum(a * b / jnp.maximum(point, self.floor), axis=(-2, -1))
+
+  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    check_choice("method", method or self.retraction, self.RETRACTIONS)
+    positive = jnp.maximum(point, self.floor)
+    return self._balance(positive * jnp.exp(jnp.clip(tangent / positive, -self.max_log_step, self.max_log_step)))
+
+  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    return self.tangent(new_point, vector)
+
+  def distance(self, point: Matrix) -> Scalars:
+    rows = jnp.max(jnp.abs(jnp.sum(point, axis=-1) - 1), axis=-1)
+    columns = jnp.max(jnp.abs(jnp.sum(point, axis=-2) - 1), axis=-1)
+    return jnp.maximum(jnp.maximum(rows, columns), jnp.max(-point, axis=(-2, -1)))
+
+  def project(self, matrix: Matrix) -> Matrix:
+    return self._balance(jnp.maximum(matrix, self.floor))
+
+  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    self.check_shape(shape)
+    return self._balance(jax.random.exponential(key, shape) + self.floor)
+
+  def check_shape(self, shape: tuple[int, ...]) -> None:
+    _check_square(self, shape, 1)
+
+  def _balance(self, matrix: Matrix) -> Matrix:
+    """Sinkhorn-Knopp until every row sum of the column-normalised matrix is 1 to rounding, or `sweeps` are spent."""
+    tolerance = 4 * jnp.finfo(matrix.dtype).eps
+
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+      _, error, sweep = state
+      return (error > tolerance) & (sweep < self.sweeps)
+
+    def balance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+      matrix, _, sweep = state
+      matrix = matrix / jnp.sum(matrix, axis=-1, keepdims=True)
+      matrix = matrix / jnp.sum(matrix, axis=-2, keepdims=True)
+      return matrix, jnp.max(jnp.abs(jnp.sum(matrix, axis=-1) - 1)), sweep + 1
+
+    start = (matrix, jnp.asarray(jnp.inf, matrix.dtype), jnp.zeros([], jnp.int32))
+    return jax.lax.while_loop(unfinished, balance, start)[0]
+
+
+GEOMETRIES: dict[str, Geometry] = {
+  "stiefel": Stiefel(),
+  "stiefel_canonical": Stiefel(metric="canonical"),
+  "orthogonal": Orthogonal(),
+  "grassmann": Grassmann(retraction="cayley_qr"),
+  "iso": Iso(),
+  "birkhoff": Birkhoff(),
+  "oblique": Oblique(),
+  "sphere": Sphere(),
+}

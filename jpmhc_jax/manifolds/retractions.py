@@ -1,0 +1,126 @@
+"""Retractions and rotations of matrices with orthonormal columns, X in R^{n x p}, X^T X = I.
+
+Parameters are few, so the layout is the usual one, `(*batch, n, p)`, and small linear solves are fine here (per-token
+matrices are another matter: see `linear`). Every product runs at full precision: TF32 or bfloat16 would leave the
+manifold at once.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def transpose(x: Float[Array, "*batch n p"]) -> Float[Array, "*batch p n"]:
+  """Swaps the last two axes."""
+  return jnp.swapaxes(x, -1, -2)
+
+
+def gram(x: Float[Array, "*batch n p"], y: Float[Array, "*batch n q"]) -> Float[Array, "*batch p q"]:
+  """x^T y."""
+  return matmul(transpose(x), y)
+
+
+def symmetric(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+  """(x + x^T) / 2."""
+  return 0.5 * (x + transpose(x))
+
+
+def skew(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+  """(x - x^T) / 2."""
+  return 0.5 * (x - transpose(x))
+
+
+def identity_like(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+  """One identity for each matrix of a batch."""
+  return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
+
+
+def rotate(
+  left: Float[Array, "*batch n p"], right: Float[Array, "*batch n p"], x: Float[Array, "*batch n q"]
+) -> Float[Array, "*batch n q"]:
+  """Applies the rotation (I - W/2)^-1 (I + W/2), W = left right^T - right left^T, to the columns of x.
+
+  Up to 2p < n the Woodbury form solves a 2p x 2p system: with U = [left, right] and V = [right, -left], W = U V^T and
+  (I - W/2)^-1 (I + W/2) x = x + U (I - V^T U / 2)^-1 V^T x. A wider U has no advantage over W itself.
+  """
+  n, p = left.shape[-2:]
+  if 2 * p < n:
+    wide = jnp.concatenate([left, right], axis=-1)
+    dual = jnp.concatenate([right, -left], axis=-1)
+    inner = gram(dual, wide)
+    return x + matmul(wide, jnp.linalg.solve(identity_like(inner) - 0.5 * inner, gram(dual, x)))
+  half = skew(matmul(left, transpose(right)))  # W / 2
+  eye = identity_like(half)
+  return jnp.linalg.solve(eye - half, x + matmul(half, x))
+
+
+def _generator(
+  point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]
+) -> Float[Array, "*batch n p"]:
+  """P Z with P = I - X X^T / 2, so that W = (P Z) X^T - X (P Z)^T is skew and W X = Z for tangent Z."""
+  return step - 0.5 * matmul(point, gram(point, step))
+
+
+def cayley(point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
+  """Y = (I - W/2)^-1 (I + W/2) X with W X = Z: stays orthonormal to rounding; order 2 for the canonical metric.
+
+  Source: Wen & Yin 2013, "A feasible method for optimization with orthogonality constraints".
+  """
+  return rotate(_generator(point, step), point, point)
+
+
+def cayley_iterative(
+  point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"], sweeps: int
+) -> Float[Array, "*batch n p"]:
+  """Y_0 = X + Z, then `sweeps` times Y <- X + W (X + Y) / 2: the fixed point of which is `cayley`.
+
+  Truncated, it leaves the manifold by O(|Z|^(sweeps + 2)). Source: Li et al. 2020 (arXiv 2002.01113), s = 2 there.
+  """
+  factor = _generator(point, step)
+
+  def sweep(_: int, y: Array) -> Array:
+    middle = 0.5 * (point + y)
+    return point + matmul(factor, gram(point, middle)) - matmul(point, gram(factor, middle))
+
+  return jax.lax.fori_loop(0, sweeps, sweep, point + step)
+
+
+def qr(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
+  """The Q factor whose R has a positive diagonal: continuous, and the identity on orthonormal columns."""
+  q, r = jnp.linalg.qr(matrix)
+  diagonal = jnp.diagonal(r, axis1=-2, axis2=-1)[..., None, :]
+  return q * jnp.broadcast_to(jnp.where(diagonal < 0, -1, 1).astype(q.dtype), q.shape)
+
+
+def polar(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
+  """The nearest matrix with orthonormal columns, U V^T of the singular value decomposition; any full-rank input."""
+  u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+  return matmul(u, vt)
+
+
+def polar_near(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
+  """M (M^T M)^(-1/2) through the p x p Gram matrix, for singular values that are not small (X + Z has them >= 1)."""
+  values, vectors = jnp.linalg.eigh(gram(matrix, matrix))
+  scaled = vectors * jnp.broadcast_to(jax.lax.rsqrt(values)[..., None, :], vectors.shape)
+  return matmul(matrix, matmul(scaled, transpose(vectors)))
+
+
+def carry_along(
+  point: Float[Array, "*batch n p"], new_point: Float[Array, "*batch n p"], vector: Float[Array, "*batch n p"]
+) -> Float[Array, "*batch n p"]:
+  """Turns `vector` by a rotation Q with Q X = Y, the Cayley transform of the least generator that carries X to Y.
+
+  Q X = Y asks W (X + Y) = 2 (Y - X) of the skew W. With S = X + Y, D = 2 (Y - X), N = (S^T S)^-1 the system is
+  consistent because S^T D = 2 (X^T Y - Y^T X) is skew, and its solution of least norm is
+  W = E F^T - F E^T,  F = S N,  E = D - F (S^T D) / 2. Being orthogonal, Q keeps lengths and maps tangent vectors
+  to tangent vectors (horizontal ones to horizontal ones). Needs X^T Y away from the eigenvalue -1.
+  """
+  total, difference = point + new_point, 2.0 * (new_point - point)
+  spread = gram(total, total)
+  f = transpose(jnp.linalg.solve(spread, transpose(total)))
+  e = difference - 0.5 * matmul(f, gram(total, difference))
+  return rotate(e, f, vector)
