@@ -54,7 +54,7 @@ class Stiefel:
   metric="euclidean": <A, B> = tr A^T B, gradient G - X sym(X^T G).
   metric="canonical": <A, B> = tr A^T (I - X X^T / 2) B, gradient G - X G^T X.
   Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps),
-  cayley_qr (those followed by QR, the published Grassmann step), qr (order 1), polar (order 2 for the Euclidean metric).
+  cayley_qr (those followed by QR, the published Grassmann step), qr (order 1), polar (order 2, Euclidean metric).
   """
 
   metric: str = "euclidean"
@@ -262,7 +262,7 @@ class Birkhoff:
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
     # Z - (a 1^T + 1 b^T) * P with zero sums:  r a + P b = Z 1,  P^T a + c b = Z^T 1  (r, c the true sums of P).
-    # Without a: (diag(c) - P^T diag(1/r) P) b = Z^T 1 - P^T (Z 1 / r), singular along 1, which a multiple of 1 1^T fixes.
+    # Without a: (diag(c) - P^T diag(1/r) P) b = Z^T 1 - P^T (Z 1 / r), singular along 1, which 1 1^T / n fixes.
     rows, columns = jnp.sum(point, axis=-1, keepdims=True), jnp.sum(point, axis=-2)
     scaled = point / rows
     eye = identity_like(point)

@@ -6,6 +6,7 @@ manifold at once.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def cayley_iterative(
   """
   factor = _generator(point, step)
 
-  def sweep(_: int, y: Array) -> Array:
+  def sweep(_: Any, y: Array) -> Array:
     middle = 0.5 * (point + y)
     return point + matmul(factor, gram(point, middle)) - matmul(point, gram(factor, middle))
 

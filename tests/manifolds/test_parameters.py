@@ -1,0 +1,223 @@
+"""Geometries of parameters: tangents, retractions and their order, transport, distance. Geodesics are the yardstick."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose
+import pytest
+from scipy.linalg import expm, null_space
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds.parameters import Birkhoff, GEOMETRIES, Grassmann, Iso, Oblique, Orthogonal, Sphere, Stiefel
+from jpmhc_jax.manifolds.retractions import carry_along, cayley, qr
+
+CASES = [
+  (Stiefel(), (5, 2)), (Stiefel(), (5, 3)), (Stiefel(metric="canonical"), (7, 2)), (Orthogonal(), (4, 4)),
+  (Grassmann(retraction="cayley_qr"), (4, 2)), (Grassmann(), (6, 3)), (Iso(), (4, 4)), (Birkhoff(), (4, 4)),
+  (Sphere(), (3, 2)), (Oblique(), (4, 3)),
+]  # fmt: skip
+IDS = [f"{type(g).__name__}-{g.retraction}-{'x'.join(map(str, s))}" for g, s in CASES]
+every_geometry = pytest.mark.parametrize("geometry, shape", CASES, ids=IDS)
+
+
+def draw(geometry, shape, batch=(3,), dtype=jnp.float32):
+  """A point, a tangent vector of moderate size, and an ambient matrix."""
+  point = geometry.project(geometry.random(jax.random.key(0), batch + shape).astype(dtype))
+  ambient = jax.random.normal(jax.random.key(1), batch + shape, dtype)
+  tangent = geometry.gradient(point, ambient)
+  return point, 0.3 * tangent / jnp.max(jnp.abs(tangent)), ambient
+
+
+@every_geometry
+def test_random_points_and_projections_lie_on_the_manifold(geometry, shape):
+  point = geometry.random(jax.random.key(0), (2, 3, *shape))
+  assert geometry.distance(point).shape == (2, 3)
+  assert jnp.max(geometry.distance(point)) < 2e-6
+  perturbed = point + 1e-2 * jax.random.normal(jax.random.key(1), point.shape)
+  assert jnp.min(geometry.distance(perturbed)) > 1e-4
+  projected = geometry.project(perturbed)
+  assert jnp.max(geometry.distance(projected)) < 2e-6
+  assert_allclose(geometry.project(point), point, rtol=0, atol=3e-6)
+
+
+@every_geometry
+def test_tangent_is_an_orthogonal_projection_and_gradient_represents_the_differential(geometry, shape):
+  with jax.enable_x64(True):
+    point, _, ambient = draw(geometry, shape, dtype=jnp.float64)
+    other = jax.random.normal(jax.random.key(2), ambient.shape, jnp.float64)
+    z, w = geometry.tangent(point, ambient), geometry.tangent(point, other)
+    assert_allclose(geometry.tangent(point, z), z, rtol=0, atol=1e-11)
+    # <grad f, w> = df(w): the definition of a gradient, in the geometry's own metric.
+    slope = jnp.sum(ambient * w, axis=(-2, -1))
+    assert_allclose(geometry.inner(point, geometry.gradient(point, ambient), w), slope, rtol=0, atol=1e-10)
+    # the removed part is orthogonal to every tangent vector
+    assert_allclose(geometry.inner(point, ambient - z, w), 0.0, atol=1e-10)
+
+
+@every_geometry
+def test_every_retraction_stays_on_the_manifold_and_has_the_right_derivative(geometry, shape):
+  with jax.enable_x64(True):
+    point, tangent, _ = draw(geometry, shape, dtype=jnp.float64)
+    for method in geometry.RETRACTIONS:
+      step = jax.jit(lambda t, method=method: geometry.retract(point, t * tangent, method))
+      assert_allclose(step(0.0), point, rtol=0, atol=1e-13)
+      derivative = (step(1e-5) - step(-1e-5)) / 2e-5
+      assert_allclose(derivative, tangent, rtol=0, atol=1e-7)
+      if method != "cayley_iterative":  # truncated: see below
+        assert jnp.max(geometry.distance(step(1.0))) < 1e-12
+
+
+def test_truncated_cayley_leaves_the_manifold_by_the_stated_order():
+  with jax.enable_x64(True):
+    for sweeps in (1, 2, 3):
+      geometry = Stiefel(retraction="cayley_iterative", sweeps=sweeps)
+      point, tangent, _ = draw(geometry, (6, 2), dtype=jnp.float64)
+      far, near = (jnp.max(geometry.distance(geometry.retract(point, t * tangent))) for t in (0.2, 0.1))
+      # the residual of an even truncation cancels one order more
+      assert 2 ** (sweeps + 2) * 0.8 < far / near < 2 ** (sweeps + 3) * 1.2
+    exact = Stiefel().retract(point, tangent)
+    many = Stiefel(retraction="cayley_iterative", sweeps=60).retract(point, tangent)
+    assert_allclose(many, exact, rtol=0, atol=1e-13)
+
+
+def canonical_geodesic(x, z):
+  complement = null_space(x.T)
+  a, b = x.T @ z, complement.T @ z
+  p, q = a.shape[0], b.shape[0]
+  return np.hstack([x, complement]) @ expm(np.block([[a, -b.T], [b, np.zeros((q, q))]]))[:, :p]
+
+
+def euclidean_geodesic(x, z):
+  a, s, p = x.T @ z, z.T @ z, x.shape[1]
+  return np.hstack([x, z]) @ expm(np.block([[a, -s], [np.eye(p), a]]))[:, :p] @ expm(-a)
+
+
+def sphere_geodesic(x, z):
+  angle = np.linalg.norm(z)
+  return np.cos(angle) * x + np.sin(angle) / angle * z
+
+
+def same(y):
+  return y
+
+
+def span(y):
+  return y @ y.T
+
+
+SLOPES = [
+  (Stiefel(metric="canonical"), (6, 2), "cayley", canonical_geodesic, same, 3),
+  (Stiefel(metric="canonical"), (6, 2), "cayley_iterative", canonical_geodesic, same, 3),
+  (Stiefel(), (6, 2), "polar", euclidean_geodesic, same, 3),
+  (Stiefel(), (6, 2), "qr", euclidean_geodesic, same, 2),
+  (Stiefel(), (6, 3), "cayley", euclidean_geodesic, same, 2),
+  (Orthogonal(), (4, 4), "cayley", euclidean_geodesic, same, 3),
+  (Orthogonal(), (4, 4), "polar", euclidean_geodesic, same, 3),
+  (Iso(), (5, 5), "cayley", euclidean_geodesic, same, 3),
+  (Grassmann(), (6, 2), "cayley", euclidean_geodesic, span, 3),
+  (Grassmann(), (6, 2), "qr", euclidean_geodesic, span, 3),
+  (Grassmann(), (6, 2), "polar", euclidean_geodesic, span, 3),
+  (Grassmann(), (6, 2), "cayley_qr", euclidean_geodesic, span, 3),
+  (Sphere(), (4, 2), "normalise", sphere_geodesic, same, 3),
+]
+
+
+@pytest.mark.parametrize("geometry, shape, method, geodesic, view, order", SLOPES)
+def test_slope_of_the_error_against_the_geodesic(geometry, shape, method, geodesic, view, order):
+  """|R(tZ) - Exp(tZ)| ~ t^order: 3 for a second-order retraction, 2 for a first-order one."""
+  with jax.enable_x64(True):
+    point, tangent, _ = draw(geometry, shape, (), jnp.float64)
+    errors = []
+    for t in (0.08, 0.04, 0.02):
+      got = np.asarray(geometry.retract(point, t * tangent, method))
+      errors.append(np.linalg.norm(view(got) - view(geodesic(np.asarray(point), t * np.asarray(tangent)))))
+    slopes = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert abs(slopes[-1] - order) < 0.15, slopes
+
+
+def test_sphere_exponential_is_the_geodesic():
+  with jax.enable_x64(True):
+    point, tangent, _ = draw(Sphere(), (4, 2), (), jnp.float64)
+    assert_allclose(Sphere().retract(point, tangent), sphere_geodesic(point, tangent), rtol=0, atol=1e-14)
+    assert_allclose(Sphere().retract(point, jnp.zeros((4, 2))), point, rtol=0, atol=0)  # no 0/0
+
+
+@pytest.mark.parametrize("n, p", [(7, 2), (5, 3), (4, 4)])  # Woodbury form, full form, square
+def test_cayley_is_its_formula(n, p):
+  with jax.enable_x64(True):
+    x, z, _ = draw(Stiefel(), (n, p), (), jnp.float64)
+    half = (np.eye(n) - 0.5 * x @ x.T) @ z @ x.T
+    w = half - half.T
+    assert_allclose(w @ x, z, rtol=0, atol=1e-13)
+    assert_allclose(cayley(x, z), np.linalg.solve(np.eye(n) - w / 2, (np.eye(n) + w / 2) @ x), rtol=0, atol=1e-13)
+
+
+@every_geometry
+def test_transport_lands_in_the_tangent_space_and_keeps_lengths_where_it_is_isometric(geometry, shape):
+  with jax.enable_x64(True):
+    point, tangent, ambient = draw(geometry, shape, dtype=jnp.float64)
+    new_point = geometry.retract(point, tangent)
+    vector = geometry.tangent(point, ambient)
+    moved = geometry.transport(point, new_point, vector)
+    assert_allclose(geometry.tangent(new_point, moved), moved, rtol=0, atol=1e-10)
+    assert_allclose(geometry.transport(point, point, vector), vector, rtol=0, atol=1e-10)
+    if not isinstance(geometry, Birkhoff):
+      tolerance = 1e-3 if geometry.retraction == "cayley_iterative" else 1e-10
+      before, after = geometry.inner(point, vector, vector), geometry.inner(new_point, moved, moved)
+      assert_allclose(after, before, rtol=tolerance)
+
+
+@pytest.mark.parametrize("n, p", [(8, 3), (4, 3), (6, 1)])
+def test_the_rotation_that_carries_along_carries_the_point(n, p):
+  with jax.enable_x64(True):
+    x = Stiefel().random(jax.random.key(0), (n, p)).astype(jnp.float64)
+    y = Stiefel().random(jax.random.key(1), (n, p)).astype(jnp.float64)
+    x, y = qr(x), qr(y)
+    assert_allclose(carry_along(x, y, x), y, rtol=0, atol=1e-11)
+
+
+def test_iso_keeps_the_mean_and_cayley_steps_keep_the_determinant():
+  point, tangent, _ = draw(Iso(), (5, 5))
+  for method in Iso.RETRACTIONS:
+    new_point = Iso().retract(point, tangent, method)
+    assert_allclose(jnp.sum(new_point, axis=-1), 1.0, rtol=0, atol=2e-6)
+    assert_allclose(jnp.linalg.det(new_point), 1.0, rtol=0, atol=2e-2 if method == "cayley_iterative" else 1e-5)
+
+
+def test_uniform_points_have_the_moments_of_the_uniform_measure():
+  point = Orthogonal().random(jax.random.key(0), (4000, 3, 3))
+  assert_allclose(jnp.mean(point, axis=0), 0.0, atol=0.04)
+  assert_allclose(jnp.mean(point**2, axis=0), 1 / 3, atol=0.02)
+  assert abs(float(jnp.mean(jnp.linalg.det(point)))) < 0.06  # both components
+  iso = Iso().random(jax.random.key(0), (4000, 3, 3))
+  assert_allclose(jnp.linalg.det(iso), 1.0, rtol=0, atol=1e-5)
+  assert_allclose(jnp.mean(iso, axis=0), 1 / 3, atol=0.04)
+
+
+def test_birkhoff_survives_huge_steps_and_the_boundary():
+  geometry = Birkhoff()
+  point = geometry.random(jax.random.key(0), (4, 4))
+  for scale in (1.0, 1e3, 1e6):
+    new_point = geometry.retract(point, scale * geometry.gradient(point, jax.random.normal(jax.random.key(1), (4, 4))))
+    assert geometry.distance(new_point) < 1e-5
+    assert jnp.min(new_point) >= 0.0
+  corner = geometry.project(jnp.eye(4))
+  assert jnp.all(jnp.isfinite(geometry.gradient(corner, jax.random.normal(jax.random.key(2), (4, 4)))))
+
+
+def test_bad_names_and_shapes_are_refused():
+  with pytest.raises(ConfigError, match="Did you mean 'cayley'"):
+    Stiefel(retraction="caley")
+  with pytest.raises(ConfigError, match="euclidean, canonical"):
+    Stiefel(metric="hyperbolic")
+  with pytest.raises(ConfigError, match="cayley, cayley_iterative, polar"):
+    Iso().retract(jnp.eye(3), jnp.zeros((3, 3)), "qr")
+  for geometry, shape in ((Stiefel(), (2, 4)), (Orthogonal(), (4, 3)), (Birkhoff(), (4,)), (Sphere(), (4,))):
+    with pytest.raises(ValueError, match="needs"):
+      geometry.check_shape(shape)
+
+
+def test_the_table_of_names_holds_geometries():
+  for name, geometry in GEOMETRIES.items():
+    point = geometry.random(jax.random.key(0), (4, 4))
+    assert geometry.distance(point) < 2e-6, name
