@@ -1,0 +1,274 @@
+"""Several runs side by side: table of runs, mean and spread over seeds, curves by step and time, configurations."""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any
+
+import numpy as np
+
+from jpmhc_jax.reporting import curves, markup
+from jpmhc_jax.reporting.charts import chart, Line
+from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
+from jpmhc_jax.reporting.sections import Section, status_badge
+from jpmhc_jax.reporting.statistics import differing_fields, Group, group_runs, Spread, spread, welch_p_values
+from jpmhc_jax.reporting.workdir import Run, Series
+
+Reader = Callable[[Run], Series | None]
+LINES = 24  # groups drawn on one chart; the tables hold all of them
+
+
+def comparison_sections(runs: Sequence[Run]) -> list[Section]:
+  """Everything that compares the runs with each other."""
+  groups = group_runs(runs)
+  metric = headline_of(runs)
+  return [
+    Section("runs", "Runs", runs_table(runs, metric)),
+    Section("groups", "Mean and spread over seeds", groups_table(groups, metric)),
+    Section("comparison", "Curves", comparison_charts(groups, metric)),
+    Section("depth", "Mixers over depth", depth_charts(groups)),
+    Section("differences", "Differences in configuration", differences_table(runs)),
+  ]
+
+
+def headline_of(runs: Sequence[Run]) -> tuple[str, bool] | None:
+  """The headline metric that most runs have, and whether larger is better."""
+  choices = [choice for run in runs if (choice := run.headline())]
+  return max(dict.fromkeys(choices), key=choices.count) if choices else None
+
+
+def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
+  """One row a run, sortable and filterable; each name links to the run's own part of the page, each row has a link."""
+  fields = differing_fields(runs)
+  name = metric[0] if metric else ""
+  measured = [f"best {name}", "at step", f"last {name}"] if metric else []
+  header = [
+    "run",
+    "state",
+    "seed",
+    *(f.rsplit(".", 1)[-1] for f in fields),
+    *measured,
+    "last train loss",
+    "steps",
+    "step ms",
+    "time",
+  ]
+  rows = []
+  for run in runs:
+    link = tag("a", run.name, href=f"#run-{run.anchor}", id=f"row-{run.anchor}")
+    seconds = curves.steps_to_seconds(run, [run.last_step])
+    elapsed = float(seconds[0]) if seconds is not None else None
+    rows.append(
+      [
+        Cell(link, run.name),
+        Cell(status_badge(run), run.status),
+        number(run.config.get("seed")),
+        *(_setting(run.config.get(field)) for field in fields),
+        *(_scores(run, name) if metric else []),
+        number(_last(run, "train/loss")),
+        number(run.last_step),
+        number(_median(run, "time/step_ms")),
+        number(None) if elapsed is None else Cell(curves.duration(elapsed), elapsed, "number"),
+      ]
+    )
+  search = tag(
+    "label", "Filter ", tag("input", type="search", class_="find", placeholder="any cell", autocomplete="off")
+  )
+  filters = tag("form", search, tag("output", class_="quiet"), class_="filters")
+  return tag("div", filters, markup.table("Runs", header, rows, class_="sortable"), class_="filterable")
+
+
+def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Markup:
+  """Mean ± standard deviation of best and last headline metric over seeds, and a test against the best group."""
+  if metric is None:
+    return markup.note("No run has an evaluation yet, so there is nothing to average.")
+  name, larger = metric
+  best = [[e.metrics[name] for run in g.runs if (e := run.best()) and name in e.metrics] for g in groups]
+  last = [[s.last() for run in g.runs if (s := run.evaluation_series(name))] for g in groups]
+  spreads = [spread(sample) for sample in last]
+  order = sorted(range(len(groups)), key=lambda i: _order(spreads[i].mean, larger))
+  p_values = welch_p_values(last, order[0])
+  share = curves.is_share(name)
+  rows = [
+    [
+      Cell(groups[i].label),
+      number(len(groups[i].runs)),
+      _spread_cell(spreads[i], share),
+      _spread_cell(spread(best[i]), share),
+      Cell("highest mean" if larger else "lowest mean") if i == order[0] else _p_cell(p_values[i]),
+    ]
+    for i in order
+  ]
+  header = ["setting", "seeds", f"last {name}", f"best {name}", "p against the first row"]
+  table = markup.table(f"{name}: mean ± standard deviation over seeds", header, rows, class_="sortable")
+  return join([table, tag("p", significance_note(spreads, p_values), class_="quiet")])
+
+
+def significance_note(spreads: Sequence[Spread], p_values: Sequence[float]) -> str:
+  """What the table allows to be said, in words."""
+  tested = [p for p in p_values if math.isfinite(p)]
+  if len(spreads) < 2:
+    return "All runs share one configuration: there is nothing to compare."
+  if not tested:
+    return "No comparison has two seeds on both sides, so differences cannot be told from chance. Run more seeds."
+  clear = sum(p < 0.05 for p in tested)
+  few = min(s.count for s in spreads if s.count) < 5
+  words = "p: two-sided Welch test on the last evaluation, "
+  words += f"Holm-corrected for {len(tested)} comparison(s); {clear} below 0.05."
+  return words + (
+    " With fewer than 5 seeds the test has little power, and the spread itself is uncertain." if few else ""
+  )
+
+
+def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Markup:
+  """Headline metric, loss, accuracy and gradient norm for every group, by step and by time, with a band over seeds."""
+  wanted: list[tuple[str, Reader]] = [(metric[0], lambda run: run.evaluation_series(metric[0]))] if metric else []
+  for name in ("train/loss", "train/exact_accuracy", "train/accuracy", "train/gradient_norm"):
+    wanted.append((name, lambda run, name=name: run.series.get(name)))
+  parts = []
+  for axis in ("step", "seconds"):
+    figures = [figure for name, reader in wanted if (figure := _group_chart(groups, name, reader, axis))]
+    if axis == "step":
+      figures += _pass_by_k(groups)
+    if figures:
+      heading = tag("h3", f"By {'step' if axis == 'step' else 'training time'}")
+      parts += [heading, tag("div", *figures, class_="charts")]
+  if not parts:
+    return markup.note("No curve was recorded.")
+  shown = "Lines are means over seeds, bands reach one standard deviation to either side."
+  cut = f" The first {LINES} of {len(groups)} settings are drawn." if len(groups) > LINES else ""
+  return join([tag("p", shown + cut, class_="quiet"), *parts])
+
+
+def depth_charts(groups: Sequence[Group]) -> Markup:
+  """The last value of every mixer diagnostic over the connections in order of depth, one line a group."""
+  names = list(dict.fromkeys(d for g in groups for run in g.runs for _, d, _ in curves.mixer_names(run)))
+  figures = []
+  for diagnostic in names:
+    lines = [line for i, group in enumerate(groups[:LINES]) for line in _depth_line(group, diagnostic, i)]
+    if any(len(line.xs) > 1 for line in lines):
+      figures.append(chart(curves.readable(diagnostic), lines, "connection, from the input on"))
+  return tag("div", *figures, class_="charts") if figures else markup.note("No run has diagnostics of several mixers.")
+
+
+def differences_table(runs: Sequence[Run]) -> Markup:
+  """Fields that differ between the runs (the seed aside), one column a setting."""
+  groups = group_runs(runs)
+  fields = differing_fields(runs)
+  if not fields:
+    return markup.note("The recorded configurations differ in nothing but the seed.")
+  rows = [
+    [Cell(tag("code", field)), *(_setting(group.runs[0].config.get(field)) for group in groups)] for field in fields
+  ]
+  header = [
+    "field",
+    *(", ".join(run.name for run in group.runs[:3]) + (" …" if len(group.runs) > 3 else "") for group in groups),
+  ]
+  return markup.table("Only what differs", header, rows)
+
+
+def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) -> Markup | None:
+  lines = [line for i, group in enumerate(groups[:LINES]) for line in _group_line(group, reader, axis, i)]
+  percent = curves.is_share(name)
+  return chart(name, lines, "step" if axis == "step" else "seconds of training", percent) if lines else None
+
+
+def _group_line(group: Group, reader: Reader, axis: str, i: int) -> list[Line]:
+  """Mean over the runs of a group at the steps they share; runs without a common step are drawn one by one."""
+  read = [(run, series) for run in group.runs if (series := reader(run)) is not None]
+  if axis == "seconds":
+    read = [(run, series) for run, series in read if curves.steps_to_seconds(run, series.steps) is not None]
+  if not read:
+    return []
+  steps = sorted(set.intersection(*(set(series.steps.tolist()) for _, series in read)))
+  if not steps:
+    return [line for run, _ in read for line in _group_line(Group(run.name, {}, [run]), reader, axis, i)]
+  values = np.stack([_at(series, steps) for _, series in read])
+  xs = np.array(steps, np.float64)
+  if axis == "seconds":
+    xs = np.mean([curves.steps_to_seconds(run, steps) for run, _ in read], axis=0)
+  mean = values.mean(0)
+  style: dict[str, Any] = {"colour": i, "dash": i // 8, "smooth": len(read) == 1}
+  if len(read) == 1:
+    return [Line(group.label, xs, mean, **style)]
+  deviation = values.std(0, ddof=1)
+  return [Line(f"{group.label} (n={len(read)})", xs, mean, low=mean - deviation, high=mean + deviation, **style)]
+
+
+def _at(series: Series, steps: Sequence[float]) -> np.ndarray:
+  return series.values[np.searchsorted(series.steps, steps)]
+
+
+def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
+  lines = []
+  for i, group in enumerate(groups[:LINES]):
+    curves_of_runs = []
+    for run in group.runs:
+      metrics = run.evaluations[-1].metrics if run.evaluations else {}
+      ks = curves.pass_names(metrics).get("", [])
+      curves_of_runs.append({k: metrics[curves.pass_name("", k)] for k in ks})
+    common = sorted(set.intersection(*(set(c) for c in curves_of_runs)))
+    if len(common) > 1:
+      mean = np.mean([[c[k] for k in common] for c in curves_of_runs], axis=0)
+      lines.append(Line(group.label, np.array(common, np.float64), mean, i, i // 8))
+  title, axis = "pass@k by k, last evaluation, fractional", "k, answers allowed"
+  return [chart(title, lines, axis, percent=True, log_x=True)] if lines else []
+
+
+def _depth_line(group: Group, diagnostic: str, i: int) -> list[Line]:
+  profiles = []
+  for run in group.runs:
+    connections = curves.mixer_connections(run)
+    at = {connections.index(c): run.series[name].last() for c, d, name in curves.mixer_names(run) if d == diagnostic}
+    profiles.append([at.get(j, math.nan) for j in range(len(connections))])
+  profiles = [p for p in profiles if p and len(p) == max(map(len, profiles))]
+  if not profiles:
+    return []
+  mean = np.mean(profiles, axis=0)
+  return [Line(group.label, np.arange(1.0, len(mean) + 1), mean, i, i // 8)]
+
+
+def _scores(run: Run, name: str) -> list[Cell]:
+  share, best, series = curves.is_share(name), run.best(), run.evaluation_series(name)
+  known = best if best is not None and name in best.metrics else None
+  return [
+    number(known.metrics[name] if known else None, share),
+    number(known.step if known else None),
+    number(series.last() if series else None, share),
+  ]
+
+
+def _spread_cell(value: Spread, share: bool) -> Cell:
+  if not value.count:
+    return number(None)
+  mean = markup.format_number(value.mean, share)
+  if not math.isfinite(value.deviation):
+    return Cell(mean, value.mean, "number")
+  unit = 100 if share else 1
+  return Cell(f"{mean} ± {value.deviation * unit:.2g}", value.mean, "number")
+
+
+def _p_cell(p: float) -> Cell:
+  return number(None) if not math.isfinite(p) else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p, "number")
+
+
+def _order(mean: float, larger: bool) -> float:
+  return math.inf if not math.isfinite(mean) else -mean if larger else mean
+
+
+def _setting(value: Any) -> Cell:
+  return (
+    number(value)
+    if value is None or isinstance(value, int | float) and not isinstance(value, bool)
+    else Cell(str(value), str(value))
+  )
+
+
+def _last(run: Run, name: str) -> float | None:
+  return run.series[name].last() if name in run.series else None
+
+
+def _median(run: Run, name: str) -> float | None:
+  series = run.series.get(name)
+  if series is None or not np.isfinite(series.values).any():
+    return None
+  return float(np.nanmedian(series.values))

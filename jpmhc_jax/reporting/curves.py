@@ -1,0 +1,151 @@
+"""Which scalars of a run are drawn together: learning curves, pass@k, timings, mixer diagnostics."""
+
+from collections.abc import Iterable, Sequence
+import re
+
+import numpy as np
+
+from jpmhc_jax.reporting import markup
+from jpmhc_jax.reporting.charts import chart, Line
+from jpmhc_jax.reporting.markup import Markup, tag
+from jpmhc_jax.reporting.workdir import Run, Series
+
+PASS_NAME = re.compile(r"(?:(?P<kind>.+)/)?pass@(?P<k>\d+)")
+TOGETHER = (
+  ("Loss", ("loss", "lm_loss", "halt_loss", "q_halt_loss")),
+  ("Accuracy", ("accuracy", "exact_accuracy")),
+)
+
+
+def learning_charts(run: Run) -> Markup | None:
+  """Loss and accuracy of training and evaluation, pass@k, then every other `train/` and `time/` scalar by itself."""
+  figures, drawn = [], set()
+  for title, names in TOGETHER:
+    lines = []
+    for i, name in enumerate(names):
+      drawn |= {f"train/{name}"}
+      lines += _line(f"{name}, train", run.series.get(f"train/{name}"), i, smooth=True)
+      lines += _line(f"{name}, evaluation", run.evaluation_series(name), i, dash=1)
+    figures += [chart(title, lines, "step", is_share(names[0]))] if lines else []
+  figures += _pass_charts(run)
+  for name in natural_order(run.series):
+    if name.startswith(("train/", "time/")) and name not in drawn:
+      line = _line(name, run.series[name], 0, smooth=True)
+      figures.append(chart(readable(name), line, "step", is_share(name)))
+  return tag("div", *figures, class_="charts") if figures else None
+
+
+def mixer_charts(run: Run) -> Markup | None:
+  """One chart a diagnostic, one line a connection; its numbered entries (`..._0`, `..._1`) share its colour."""
+  by_diagnostic: dict[str, list[Line]] = {}
+  connections = mixer_connections(run)
+  for connection, diagnostic, name in mixer_names(run):
+    base, index = _entry(diagnostic)
+    label = connection if index is None else f"{connection} [{index}]"
+    line = _line(label, run.series[name], connections.index(connection), dash=index or 0)
+    by_diagnostic.setdefault(base, []).extend(line)
+  figures = [chart(readable(name), lines, "step") for name, lines in by_diagnostic.items()]
+  return tag("div", *figures, class_="charts") if figures else None
+
+
+def mixer_names(run: Run) -> list[tuple[str, str, str]]:
+  """(connection, diagnostic, full name) of every `mixer/<connection>/<diagnostic>`, in reading order."""
+  parts = ((name.split("/", 2), name) for name in natural_order(run.series) if name.startswith("mixer/"))
+  return [(split[1], split[2], name) for split, name in parts if len(split) == 3]
+
+
+def mixer_connections(run: Run) -> list[str]:
+  """Connections with diagnostics, in reading order (block2 before block10)."""
+  return list(dict.fromkeys(connection for connection, _, _ in mixer_names(run)))
+
+
+def pass_names(names: Iterable[str]) -> dict[str, list[int]]:
+  """Kinds of pass@k among metric names -> their k in order: {'': [1, 2], 'strict': [1, 2], ...}."""
+  kinds: dict[str, list[int]] = {}
+  for name in names:
+    if match := PASS_NAME.fullmatch(name):
+      kinds.setdefault(match["kind"] or "", []).append(int(match["k"]))
+  return {kind: sorted(ks) for kind, ks in kinds.items()}
+
+
+def pass_name(kind: str, k: int) -> str:
+  """'strict', 2 -> 'strict/pass@2'."""
+  return f"{kind}/pass@{k}" if kind else f"pass@{k}"
+
+
+def is_share(name: str) -> bool:
+  """True for metrics in [0, 1] that read best as percentages."""
+  return "accuracy" in name or "pass@" in name
+
+
+def readable(name: str) -> str:
+  """'train/gradient_norm' -> 'Gradient norm'; 'time/step_ms' -> 'Step time (ms)'."""
+  known = {"time/step_ms": "Step time (ms)", "train/steps": "Supervision steps until halting"}
+  words = name.split("/", 1)[-1].replace("_", " ").replace("/", ": ")
+  return known.get(name, words[:1].upper() + words[1:])
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+  """Sorts so that numbers inside names count as numbers."""
+  return sorted(
+    names, key=lambda name: [(not p.isdigit(), int(p) if p.isdigit() else p) for p in re.split(r"(\d+)", name)]
+  )
+
+
+def _line(label: str, series: Series | None, colour: int, dash: int = 0, smooth: bool = False) -> list[Line]:
+  return [] if series is None else [Line(label, series.steps, series.values, colour, dash, smooth)]
+
+
+def _pass_charts(run: Run) -> list[Markup]:
+  kinds = pass_names({name for e in run.evaluations for name in e.metrics})
+  figures = []
+  for kind, ks in kinds.items():
+    lines = [
+      line for i, k in enumerate(ks) for line in _line(f"pass@{k}", run.evaluation_series(pass_name(kind, k)), i)
+    ]
+    if len(ks) > 1 and any(len(line.xs) > 1 for line in lines):
+      figures.append(chart(f"pass@k, {kind_words(kind)}", lines, "step", percent=True))
+  if len(run.evaluations) and any(len(ks) > 1 for ks in kinds.values()):
+    figures.append(_pass_by_k(run, kinds))
+  return figures
+
+
+def _pass_by_k(run: Run, kinds: dict[str, list[int]]) -> Markup:
+  metrics, lines = run.evaluations[-1].metrics, []
+  for i, (kind, ks) in enumerate((kind, ks) for kind, ks in kinds.items() if len(ks) > 1):
+    values = np.array([metrics.get(pass_name(kind, k), np.nan) for k in ks])
+    lines.append(Line(kind_words(kind), np.array(ks, np.float64), values, i))
+  return chart("pass@k by k, last evaluation", lines, "k, answers allowed", percent=True, log_x=True)
+
+
+def kind_words(kind: str) -> str:
+  """Column heads for kinds of pass@k: '' is fractional credit."""
+  return {"": "fractional", "unaugmented": "un-augmented input only"}.get(kind, kind.replace("/", ", "))
+
+
+def _entry(diagnostic: str) -> tuple[str, int | None]:
+  match = re.fullmatch(r"(.*\D)_(\d+)", diagnostic)
+  return (match[1], int(match[2])) if match else (diagnostic, None)
+
+
+def steps_to_seconds(run: Run, steps: Sequence[int | float] | np.ndarray) -> np.ndarray | None:
+  """Training time at given steps: recorded seconds if there are any, else step times summed; None without either."""
+  steps = np.asarray(steps, np.float64)
+  for name in ("time/elapsed_s", "time/seconds"):
+    if name in run.series:
+      return np.interp(steps, run.series[name].steps, run.series[name].values)
+  clock = run.series.get("time/step_ms")
+  if clock is None:
+    return None
+  # A line stands for all steps since the line before it.
+  elapsed = np.cumsum(np.diff(clock.steps, prepend=0.0) * np.nan_to_num(clock.values) / 1e3)
+  return np.interp(steps, np.concatenate([[0.0], clock.steps]), np.concatenate([[0.0], elapsed]))
+
+
+def duration(seconds: float) -> str:
+  """75 -> '1 min 15 s'; 8000 -> '2 h 13 min'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes_left = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes_left} min"
+  return f"{minutes} min {rest} s" if minutes else markup.format_number(float(f"{seconds:.3g}")) + " s"

@@ -1,0 +1,107 @@
+"""Puzzle grids as small SVG drawings: ARC colours, Sudoku digits, mazes.
+
+A run of equal cells becomes one rectangle of a path, so a 30x30 grid takes a few kilobytes. Each drawing carries its
+content in words (`<desc>`), row by row.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+from jpmhc_jax.reporting.markup import Markup, tag
+
+ARC_NAMES = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon")
+MAZE_CELLS = "# SGo"  # wall, floor, start, goal, path; tokens 1..5 in this order
+MAZE_NAMES = {"#": "wall", " ": "floor", "S": "start", "G": "goal", "o": "path"}
+
+
+def draw(kind: str, grid: Any, label: str, truth: Any = None, given: Any = None) -> Markup:
+  """One grid of `kind` arc, sudoku or maze. Cells unlike `truth` are framed; the `given` digits of a Sudoku are bold.
+
+  grid: rows of cells. ARC: colours 0..9. Sudoku: digits, 0 = blank. Maze: characters of '# SGo', or tokens 1..5.
+  An empty grid, and one that is not a grid at all, is drawn as a hatched box that says so.
+  """
+  if not _is_grid(grid):
+    return _placeholder(label, "empty answer" if grid in ([], [[]]) else "not a grid")
+  rows, cols = len(grid), len(grid[0])
+  if kind == "sudoku":
+    body = _sudoku(grid, given)
+  elif kind == "maze":
+    body = _cells([[f"maze-{MAZE_NAMES.get(_maze_cell(cell), 'other')}" for cell in row] for row in grid])
+  else:
+    body = _cells([[f"c{cell}" if cell in range(10) else "other" for cell in row] for row in grid])
+  words = "; ".join(" ".join(str(_maze_cell(cell) if kind == "maze" else cell) for cell in row) for row in grid)
+  return tag(
+    "svg",
+    tag("title", f"{label}, {rows} by {cols}"),
+    tag("desc", words),
+    *body,
+    None if kind == "sudoku" else _rules(rows, cols),
+    _differences(grid, truth),
+    viewBox=f"-.06 -.06 {cols + 0.12:g} {rows + 0.12:g}",
+    role="img",
+    class_=f"grid {kind}",
+    style=f"--rows:{rows};--cols:{cols}",
+  )  # fmt: skip
+
+
+def _is_grid(grid: Any) -> bool:
+  if not isinstance(grid, list) or not grid or not all(isinstance(row, list | str) and len(row) > 0 for row in grid):
+    return False
+  return len({len(row) for row in grid}) == 1
+
+
+def _maze_cell(cell: Any) -> str:
+  return MAZE_CELLS[cell - 1] if isinstance(cell, int) and 1 <= cell <= len(MAZE_CELLS) else str(cell)
+
+
+def _placeholder(label: str, why: str) -> Markup:
+  words = tag("text", why, x=3, y=1.65, text_anchor="middle", class_="why")
+  box = tag("rect", x=0, y=0, width=6, height=3, class_="nothing")
+  look = {"viewBox": "-.06 -.06 6.12 3.12", "class": "grid empty", "style": "--rows:3;--cols:6"}
+  return tag("svg", tag("title", f"{label}: {why}"), box, words, role="img", **look)
+
+
+def _cells(classes: Sequence[Sequence[str]]) -> list[Markup]:
+  """One path per class; horizontal runs are merged."""
+  runs: dict[str, list[str]] = {}
+  for y, row in enumerate(classes):
+    x = 0
+    while x < len(row):
+      end = x
+      while end < len(row) and row[end] == row[x]:
+        end += 1
+      runs.setdefault(row[x], []).append(f"M{x} {y}h{end - x}v1h-{end - x}z")
+      x = end
+  return [tag("path", d="".join(parts), class_=name) for name, parts in runs.items()]
+
+
+def _rules(rows: int, cols: int) -> Markup:
+  across = "".join(f"M0 {y}h{cols}" for y in range(rows + 1))
+  down = "".join(f"M{x} 0v{rows}" for x in range(cols + 1))
+  return tag("path", d=across + down, class_="rules")
+
+
+def _differences(grid: Sequence[Sequence[Any]], truth: Any) -> Markup | None:
+  """Frames every cell that is not as in the truth; nothing when shapes differ: the whole answer is wrong then."""
+  if not _is_grid(truth) or (len(truth), len(truth[0])) != (len(grid), len(grid[0])):
+    return None
+  wrong = [(x, y) for y, row in enumerate(grid) for x, cell in enumerate(row) if cell != truth[y][x]]
+  path = "".join(f"M{x + 0.12:g} {y + 0.12:g}h.76v.76h-.76z" for x, y in wrong)
+  return tag("path", d=path, class_="wrong") if path else None
+
+
+def _sudoku(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
+  side = len(grid)
+  box_rows = math.isqrt(side)  # 4 -> 2x2, 6 -> 2x3, 9 -> 3x3
+  box_cols = side // box_rows
+  cells = [
+    tag("text", cell, x=x + 0.5, y=y + 0.5, class_="given" if _is_grid(given) and given[y][x] == cell else "filled")
+    for y, row in enumerate(grid)
+    for x, cell in enumerate(row)
+    if cell not in (0, None)
+  ]
+  thick = "".join(f"M0 {y}h{side}" for y in range(0, side + 1, box_rows))
+  thick += "".join(f"M{x} 0v{side}" for x in range(0, side + 1, box_cols))
+  paper = tag("rect", x=0, y=0, width=side, height=side, class_="paper")
+  return [paper, *cells, _rules(side, side), tag("path", d=thick, class_="boxes")]

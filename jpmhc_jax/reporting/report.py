@@ -1,0 +1,65 @@
+"""Run folders -> report.html: one file that needs nothing else, offline, light or dark, on a phone or on paper."""
+
+from collections.abc import Sequence
+import importlib.resources
+from pathlib import Path
+
+from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.reporting import compare
+from jpmhc_jax.reporting.markup import join, Markup, tag
+from jpmhc_jax.reporting.sections import run_sections, Section, status_badge
+from jpmhc_jax.reporting.workdir import read_runs, Run
+
+
+def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
+  """Writes one HTML page about the given run folders and returns its path.
+
+  One folder: its summary, curves, evaluations, answers, mixers, configuration and environment. Several: the table of
+  runs, comparisons over seeds and the differences in configuration first, then each run. Missing or partial runs are
+  shown as such. Raises UserError when no folder is given or none of them exists.
+  """
+  runs = read_runs([Path(workdir) for workdir in workdirs])
+  if not any(run.path.is_dir() for run in runs):
+    names = ", ".join(str(run.path) for run in runs) or "none given"
+    raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")
+  out = Path(out)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(page(runs), encoding="utf-8")
+  return out
+
+
+def page(runs: Sequence[Run]) -> str:
+  """The whole document."""
+  if len(runs) == 1:
+    title, sections, rest = runs[0].name, run_sections(runs[0]), None
+  else:
+    title, sections = f"{len(runs)} runs", compare.comparison_sections(runs)
+    rest = Section("each-run", "Each run", join(_folded(run) for run in runs))
+    sections = [*sections, rest]
+  links = tag("ul", *(tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections))
+  head = [
+    tag("meta", charset="utf-8"),
+    tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+    tag("meta", name="color-scheme", content="light dark"),
+    tag("title", f"{title} – jpmhc report"),
+    tag("style", Markup(_asset("page.css"))),
+  ]
+  body = [
+    tag("a", "Skip to the content", href="#content", class_="skip"),
+    tag("header", tag("p", "jpmhc report", class_="eyebrow"), tag("h1", title)),
+    tag("nav", links, aria_label="Sections"),
+    tag("main", *(section.render(2) for section in sections), id="content"),
+    tag("script", Markup(_asset("page.js"))),
+  ]
+  return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), lang='en')}\n"
+
+
+def _folded(run: Run) -> Markup:
+  heading = tag("summary", tag("h3", run.name, id=f"run-{run.anchor}-title"), " ", status_badge(run))
+  return tag(
+    "details", heading, *(section.render(4) for section in run_sections(run)), id=f"run-{run.anchor}", class_="run"
+  )
+
+
+def _asset(name: str) -> str:
+  return importlib.resources.files("jpmhc_jax.reporting").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,275 @@
+"""The parts of the page that describe one run: summary, evaluations, grids, mixers, configuration, environment."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.reporting import curves, grids, markup
+from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
+from jpmhc_jax.reporting.workdir import Evaluation, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """One part of the page: its anchor, its heading and its body."""
+
+  anchor: str
+  title: str
+  body: Markup
+
+  def render(self, level: int) -> Markup:
+    heading = tag(f"h{level}", self.title, id=f"{self.anchor}-title")
+    return tag("section", heading, self.body, id=self.anchor, aria_labelledby=f"{self.anchor}-title")
+
+
+def run_sections(run: Run) -> list[Section]:
+  """All sections of one run; one that has nothing to show says why."""
+  parts = [
+    ("summary", "Summary", summary(run)),
+    ("curves", "Learning curves", curves.learning_charts(run) or markup.note("No training metrics were recorded.")),
+    ("evaluation", "Evaluation", evaluation_tables(run)),
+    ("examples", "Answers", example_gallery(run)),
+    ("mixers", "Mixers", mixers(run)),
+    ("config", "Configuration", configuration(run)),
+    ("environment", "Environment and reproduction", environment(run)),
+  ]
+  return [Section(f"{run.anchor}-{anchor}", title, body) for anchor, title, body in parts]
+
+
+def summary(run: Run) -> Markup:
+  """Headline figures, state of the run, and everything that could not be read."""
+  tiles: dict[str, Any] = {"State": status_badge(run), "Steps": markup.format_number(run.last_step)}
+  choice, best = run.headline(), run.best()
+  if choice and best:
+    metric = choice[0]
+    share = curves.is_share(metric)
+    tiles[f"Best {metric}"] = _figure(best.metrics[metric], share, f"at step {best.step}")
+    last = run.evaluations[-1]
+    if metric in last.metrics:
+      tiles[f"Last {metric}"] = _figure(last.metrics[metric], share, f"at step {last.step}")
+  loss = run.series.get("train/loss")
+  if loss is not None:
+    tiles["Last train loss"] = _figure(loss.last(), False, f"at step {int(loss.steps[-1])}")
+  clock = run.series.get("time/step_ms")
+  if clock is not None and np.isfinite(clock.values).any():
+    tiles["Step time"] = _figure(float(np.nanmedian(clock.values)), False, "ms, median")
+  seconds = curves.steps_to_seconds(run, [run.last_step])
+  if seconds is not None and np.isfinite(seconds[0]):
+    tiles["Training time"] = curves.duration(float(seconds[0]))
+  return join([markup.definitions(tiles), problems(run)])
+
+
+def problems(run: Run) -> Markup | None:
+  """What is missing or unreadable in the run folder; None when all is well."""
+  if not run.problems:
+    return None
+  items = tag("ul", *(tag("li", problem) for problem in run.problems))
+  return tag("div", tag("strong", "Incomplete record"), items, class_="warning", role="note")
+
+
+def status_badge(run: Run) -> Markup:
+  """The state of a run in words, coloured."""
+  kind = "good" if run.status == "complete" else "open"
+  return tag("span", run.status, class_=f"badge {kind}")
+
+
+def evaluation_tables(run: Run) -> Markup:
+  """pass@k of the best and the last evaluation, then every evaluation with every metric."""
+  if not run.evaluations:
+    return markup.note("No evaluation was recorded.")
+  last, best = run.evaluations[-1], run.best()
+  shown = [("Last", last)] if best is None or best.step == last.step else [("Best", best), ("Last", last)]
+  parts = [pass_table(title, evaluation) for title, evaluation in shown]
+  names = list(dict.fromkeys(name for e in run.evaluations for name in e.metrics))
+  rows = []
+  for evaluation in run.evaluations:
+    values = [number(evaluation.metrics.get(name), curves.is_share(name)) for name in names]
+    rows.append([number(evaluation.step), *values])
+  every = markup.table("Every evaluation", ["step", *names], rows, class_="sortable")
+  parts.append(every if len(names) <= 8 else tag("details", tag("summary", "Every evaluation, every metric"), every))
+  return join(parts)
+
+
+def pass_table(title: str, evaluation: Evaluation) -> Markup | None:
+  """pass@k: rows k, columns fractional / strict / pooled; None when the task is not scored by pass@k."""
+  kinds = curves.pass_names(evaluation.metrics)
+  if not kinds:
+    return None
+  ks = sorted({k for listed in kinds.values() for k in listed})
+  rows = [
+    [Cell(f"pass@{k}"), *(number(evaluation.metrics.get(curves.pass_name(kind, k)), percent=True) for kind in kinds)]
+    for k in ks
+  ]
+  caption = f"{title} evaluation, step {evaluation.step}"
+  voted = evaluation.metrics.get("augmentations_voted")
+  remark = f"{markup.format_number(voted)} augmented copies voted on each test input, on average. " if voted else ""
+  words = "Fractional: a task scores the share of its test inputs that are solved. Strict: all of them must be."
+  return join(
+    [markup.table(caption, ["", *map(curves.kind_words, kinds)], rows), tag("p", remark + words, class_="quiet")]
+  )
+
+
+def example_gallery(run: Run) -> Markup:
+  """Input, truth and ranked answers of the last evaluation that kept examples, with a filter."""
+  evaluation = next((e for e in reversed(run.evaluations) if e.examples), None)
+  if evaluation is None:
+    return markup.note("No example was recorded.")
+  count = len(evaluation.examples)
+  solved = sum(example.get("solved_at") is not None for example in evaluation.examples)
+  options = (
+    ("all", f"all {count}"),
+    ("solved", f"solved {solved}"),
+    ("unsolved", f"not solved {count - solved}"),
+  )
+  radios = [
+    tag(
+      "label",
+      tag("input", type="radio", name=f"{run.anchor}-filter", value=value, checked=value == "all"),
+      tag("span", words),
+    )  # fmt: skip
+    for value, words in options
+  ]
+  choose = tag("fieldset", tag("legend", "Show", class_="hidden"), *radios)
+  search = tag("label", "Task ", tag("input", type="search", class_="find", placeholder="id", autocomplete="off"))
+  filters = tag("form", choose, search, tag("output", class_="quiet"), class_="filters")
+  intro = tag(
+    "p",
+    f"{count} examples of the evaluation at step {evaluation.step}. Red frames mark wrong cells.",
+    class_="quiet",
+  )
+  cards = [example_card(example) for example in evaluation.examples]
+  return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
+
+
+def example_card(example: Mapping[str, Any]) -> Markup:
+  """One puzzle: input, truth, and the answers in order, each with votes and mean halting probability."""
+  kind = example.get("kind", "arc")
+  truth, question = example.get("truth"), example.get("input")
+  at = example.get("solved_at")
+  verdict = "solved" if at == 1 else f"solved by answer {at}" if at else "not solved"
+  badge = tag("span", verdict, class_=f"badge {'good' if at else 'bad'}")
+  title = f"{example.get('task', '?')} · test {example.get('test', 0)}"
+  figures = [
+    _grid_figure(kind, question, "Input", given=question),
+    _grid_figure(kind, truth, "Truth", given=question),
+  ]
+  predictions = example.get("predictions") or []
+  for i, prediction in enumerate(predictions, start=1):
+    details = []
+    if (votes := prediction.get("votes")) is not None:
+      details.append(f"{markup.format_number(votes)} vote{'' if votes == 1 else 's'}")
+    if (q := prediction.get("q")) is not None:
+      details.append(f"q {q:.2f}")
+    label = "Answer" if len(predictions) == 1 else f"Answer {i}"
+    right = prediction.get("grid") == truth
+    figures.append(_grid_figure(kind, prediction.get("grid"), label, ", ".join(details), truth, question, right))
+  if not predictions:
+    figures.append(markup.note("No answer was recorded."))
+  heading = tag("p", tag("strong", title), " ", badge)
+  look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
+  return tag("article", heading, tag("div", *figures, class_="grids"), aria_label=f"{title}, {verdict}", **look)
+
+
+def mixers(run: Run) -> Markup:
+  """Mixer diagnostics over training, and their latest values as a table."""
+  figures = curves.mixer_charts(run)
+  if figures is None:
+    return markup.note("No mixer diagnostics were recorded: the run has no hyper-connections or logs none.")
+  connections = curves.mixer_connections(run)
+  latest = {(c, d): run.series[name].last() for c, d, name in curves.mixer_names(run)}
+  diagnostics = list(dict.fromkeys(d for _, d in latest))
+  rows = [[c, *(number(latest.get((c, d))) for d in diagnostics)] for c in connections]
+  header = ["connection", *(d.replace("_", " ") for d in diagnostics)]
+  values = markup.table("Latest value of every diagnostic", header, rows, class_="sortable")
+  return join([figures, tag("details", tag("summary", "Latest values"), values)])
+
+
+def configuration(run: Run) -> Markup:
+  """Fields that differ from the defaults, with their meaning; then the whole configuration."""
+  if not run.config:
+    return markup.note("The configuration was not recorded.")
+  known = schema_fields()
+  changed = {k: v for k, v in run.config.items() if k not in known or _plain(known[k].default) != _plain(v)}
+  rows = [
+    [
+      Cell(tag("code", k)),
+      _value(v),
+      _value(known[k].default) if k in known else "–",
+      known[k].metadata["doc"] if k in known else "–",
+    ]
+    for k, v in changed.items()
+  ]
+  parts = [
+    markup.table(
+      f"Changed from the defaults: {len(changed)} of {len(run.config)} fields",
+      ["field", "value", "default", "meaning"],
+      rows,
+    )
+  ]
+  every = markup.table(
+    "All fields", ["field", "value"], [[Cell(tag("code", k)), _value(v)] for k, v in run.config.items()]
+  )
+  return join([*parts, tag("details", tag("summary", "Whole configuration"), every)])
+
+
+def environment(run: Run) -> Markup:
+  """The command to run again, and what it ran on."""
+  if not run.environment:
+    return markup.note("The environment was not recorded.")
+  command = run.environment.get("command")
+  parts = []
+  if command:
+    words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+    copy = tag("button", "Copy", type="button", class_="copy", hidden=True)
+    parts += [
+      tag("p", "Command of this run:"),
+      tag("div", tag("pre", tag("code", words), tabindex="0"), copy, class_="command"),
+    ]
+  rows = [[Cell(name), _value(value)] for name, value in run.environment.items() if name != "command"]
+  return join([*parts, markup.table("Environment", ["item", "value"], rows)])
+
+
+def schema_fields() -> dict[str, dataclasses.Field]:
+  """Dotted name -> field of every leaf of the configuration schema."""
+
+  def walk(cls: type, prefix: str) -> dict[str, dataclasses.Field]:
+    found: dict[str, dataclasses.Field] = {}
+    for item in dataclasses.fields(cls):
+      if item.default is dataclasses.MISSING:
+        found |= walk(item.default_factory, f"{prefix}{item.name}.")
+      else:
+        found[f"{prefix}{item.name}"] = item
+    return found
+
+  return walk(schema.Config, "")
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _value(value: Any) -> Cell:
+  words = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, default=str)
+  return Cell(tag("code", words) if words else tag("span", "empty", class_="quiet"), words)
+
+
+def _figure(value: float, share: bool, remark: str) -> Markup:
+  shown = tag("data", markup.format_number(value, share), value=repr(value))
+  return join([shown, tag("small", remark)])
+
+
+def _grid_figure(
+  kind: str, grid: Any, label: str, details: str = "", truth: Any = None, given: Any = None, right: bool | None = None
+) -> Markup:
+  mark = None if right is None else tag("span", "✓" if right else "✗", class_="right" if right else "not-right")
+  state = "" if right is None else ", right" if right else ", wrong"
+  drawing = grids.draw(kind, grid, f"{label}{state}", truth, given)
+  caption = tag(
+    "figcaption", tag("span", label, " " if mark else None, mark), tag("small", details) if details else None
+  )
+  return tag("figure", caption, drawing)

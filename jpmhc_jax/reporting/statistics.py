@@ -1,0 +1,100 @@
+"""Runs that differ only in their seed, their mean and spread, and how surely two such groups differ."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from jpmhc_jax.reporting.workdir import Run
+
+SEED_FIELDS = ("seed",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Runs with equal configurations up to the seed. `setting` holds the fields in which the groups of a page differ."""
+
+  label: str
+  setting: Mapping[str, Any]
+  runs: Sequence[Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """A sample over seeds: how many, mean, and standard deviation (n - 1 in the denominator; NaN for one value)."""
+
+  count: int
+  mean: float
+  deviation: float
+
+
+def differing_fields(runs: Sequence[Run]) -> list[str]:
+  """Configuration fields that are not the same in all runs, the seed left out. A field that some run lacks differs."""
+  configs = [run.config for run in runs if run.config]
+  names = dict.fromkeys(name for config in configs for name in config)
+  return [
+    n for n in names if n not in SEED_FIELDS and len({_freeze(config.get(n, _MISSING)) for config in configs}) > 1
+  ]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+  """Groups runs by configuration up to the seed, in the order given. A run without a configuration stands alone."""
+  fields = differing_fields(runs)
+  grouped: dict[tuple, list[Run]] = {}
+  for run in runs:
+    key = tuple(_freeze(run.config.get(name, _MISSING)) for name in fields) if run.config else (run.anchor,)
+    grouped.setdefault(key, []).append(run)
+  groups = []
+  for members in grouped.values():
+    first = members[0]
+    setting = {name: first.config[name] for name in fields if name in first.config}
+    groups.append(Group(_label(setting, first, len(grouped)), setting, members))
+  return groups
+
+
+def spread(values: Sequence[float]) -> Spread:
+  """Mean and standard deviation of the finite values."""
+  finite = np.array([v for v in values if math.isfinite(v)], np.float64)
+  mean = float(finite.mean()) if finite.size else math.nan
+  return Spread(finite.size, mean, float(finite.std(ddof=1)) if finite.size > 1 else math.nan)
+
+
+def welch_p_values(samples: Sequence[Sequence[float]], reference: int) -> list[float]:
+  """Two-sided Welch p-values of every sample against the reference, corrected by Holm for their number.
+
+  NaN for the reference itself and for samples of fewer than two values (nothing can be said then).
+  Source: Welch 1947; Holm 1979. Equal constant samples give 1, different constant samples 0.
+  """
+  clean = [np.array([v for v in sample if math.isfinite(v)], np.float64) for sample in samples]
+  raw = [math.nan if i == reference else _welch(clean[i], clean[reference]) for i in range(len(clean))]
+  tested = sorted((i for i, p in enumerate(raw) if math.isfinite(p)), key=lambda i: raw[i])
+  corrected, floor = [math.nan] * len(raw), 0.0
+  for rank, i in enumerate(tested):
+    floor = max(floor, min(1.0, raw[i] * (len(tested) - rank)))
+    corrected[i] = floor
+  return corrected
+
+
+_MISSING = object()
+
+
+def _freeze(value: Any) -> str:
+  return "missing" if value is _MISSING else json.dumps(value, sort_keys=True, default=str)
+
+
+def _label(setting: Mapping[str, Any], run: Run, groups: int) -> str:
+  if groups == 1 or not setting:
+    return run.name
+  return ", ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in setting.items())
+
+
+def _welch(a: np.ndarray, b: np.ndarray) -> float:
+  if min(a.size, b.size) < 2:
+    return math.nan
+  if a.std() == 0 and b.std() == 0:
+    return 1.0 if a.mean() == b.mean() else 0.0
+  return float(stats.ttest_ind(a, b, equal_var=False).pvalue)

@@ -1,0 +1,200 @@
+"""Reads a run folder as far as it goes: whatever is missing or broken is listed, never fatal."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+from jpmhc_jax.reporting.markup import slug
+
+# The first of these that a run has recorded is its headline; the flag says whether larger is better.
+HEADLINES = (("pass@2", True), ("exact_accuracy", True), ("accuracy", True), ("perplexity", False), ("loss", False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """One scalar over training."""
+
+  steps: Float[np.ndarray, " points"]
+  values: Float[np.ndarray, " points"]
+
+  def last(self) -> float:
+    return float(self.values[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One `evaluation/step_N.json`."""
+
+  step: int
+  metrics: Mapping[str, float]
+  examples: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run folder holds. `config` and `environment` are flat: dotted name -> value."""
+
+  name: str
+  anchor: str  # unique on the page, for links
+  path: Path
+  config: Mapping[str, Any]
+  environment: Mapping[str, Any]
+  series: Mapping[str, Series]
+  evaluations: Sequence[Evaluation]
+  problems: Sequence[str]
+
+  @property
+  def last_step(self) -> int:
+    logged = [int(s.steps[-1]) for s in self.series.values()] + [e.step for e in self.evaluations]
+    return max(logged, default=0)
+
+  @property
+  def status(self) -> str:
+    """'complete', 'partial: 300 of 1000 steps', or 'no steps recorded'."""
+    planned = self.config.get("steps")
+    if not self.last_step:
+      return "no steps recorded"
+    if isinstance(planned, int) and self.last_step < planned:
+      return f"partial: {self.last_step} of {planned} steps"
+    return "complete" if isinstance(planned, int) else f"{self.last_step} steps, length not known"
+
+  def evaluation_series(self, name: str) -> Series | None:
+    """One metric over the evaluations; `evaluation/<name>` of metrics.jsonl fills in where no file was kept."""
+    logged = self.series.get(f"evaluation/{name}")
+    points = dict(zip(logged.steps.tolist(), logged.values.tolist(), strict=True)) if logged else {}
+    points |= {float(e.step): e.metrics[name] for e in self.evaluations if name in e.metrics}
+    return _sorted_series(points) if points else None
+
+  def headline(self) -> tuple[str, bool] | None:
+    """Name of the metric this run is judged by, and whether larger is better."""
+    recorded = {name for evaluation in self.evaluations for name in evaluation.metrics}
+    asked = self.config.get("checkpoint.best_metric")
+    if asked in recorded:
+      return asked, "loss" not in asked and "perplexity" not in asked
+    return next((choice for choice in HEADLINES if choice[0] in recorded), None)
+
+  def best(self) -> Evaluation | None:
+    """The evaluation with the best headline metric (the first of equals); None without a finite one."""
+    choice = self.headline()
+    if choice is None:
+      return None
+    metric, larger = choice
+    scored = [e for e in self.evaluations if math.isfinite(e.metrics.get(metric, math.nan))]
+    return max(scored, key=lambda e: e.metrics[metric] if larger else -e.metrics[metric], default=None)
+
+
+def read_runs(workdirs: Sequence[Path]) -> list[Run]:
+  """Reads every folder; names are folder names, with as many parents as it takes to tell them apart."""
+  paths = [Path(workdir).resolve() for workdir in workdirs]
+  depth = 1
+  while depth < 8 and len({p.parts[-depth:] for p in paths}) < len(set(paths)):
+    depth += 1
+  names = {path: "/".join(path.parts[-depth:]) for path in paths}
+  anchors: dict[str, Path] = {}
+  for path, name in names.items():
+    anchor = slug(name)
+    while anchor in anchors:
+      anchor += "-x"
+    anchors[anchor] = path
+  return [read_run(path, names[path], anchor) for anchor, path in anchors.items()]
+
+
+def read_run(path: Path, name: str, anchor: str) -> Run:
+  """Reads one folder. Everything that could not be read ends up in `problems`, in words."""
+  if not path.is_dir():
+    return Run(name, anchor, path, {}, {}, {}, (), (f"the folder {path.name} does not exist",))
+  problems: list[str] = []
+  config = flatten(_object(path / "config.json", problems))
+  environment = flatten(_object(path / "environment.json", problems))
+  series = _series(path / "metrics.jsonl", problems)
+  evaluations = _evaluations(path / "evaluation", problems)
+  return Run(name, anchor, path, config, environment, series, evaluations, tuple(problems))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{'a': {'b': 1}} -> {'a.b': 1}. Lists are values."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def _object(path: Path, problems: list[str]) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    problems.append(f"{path.name} is missing")
+    return {}
+  except (OSError, ValueError) as error:
+    problems.append(f"{path.name} cannot be read: {error}")
+    return {}
+  if not isinstance(value, dict):
+    problems.append(f"{path.name} holds a {type(value).__name__}, expected an object")
+    return {}
+  return value
+
+
+def _series(path: Path, problems: list[str]) -> dict[str, Series]:
+  if not path.is_file():
+    problems.append(f"{path.name} is missing")
+    return {}
+  points: dict[str, dict[float, float]] = {}
+  unread = []
+  for i, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    try:
+      record = json.loads(line)
+      step = float(record["step"])
+    except (ValueError, KeyError, TypeError):
+      unread.append(i)  # the last line of a killed run is often cut short
+      continue
+    for name, value in record.items():
+      if name != "step" and _is_number(value):
+        # A resumed run repeats the steps after its checkpoint: the later line is the one that counts.
+        points.setdefault(name, {})[step] = _float(value)
+  if unread:
+    problems.append(f"{path.name}: {len(unread)} unreadable line(s) skipped, the first is line {unread[0]}")
+  return {name: _sorted_series(by_step) for name, by_step in points.items()}
+
+
+def _sorted_series(by_step: Mapping[float, float]) -> Series:
+  steps = sorted(by_step)
+  return Series(np.array(steps, np.float64), np.array([by_step[s] for s in steps], np.float64))
+
+
+def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
+  found = []
+  for path in sorted(folder.glob("step_*.json")):
+    record = _object(path, problems)
+    if not record:
+      continue
+    step, metrics = record.get("step"), record.get("metrics")
+    if not isinstance(step, int) or not isinstance(metrics, dict):
+      problems.append(f"evaluation/{path.name} lacks an integer 'step' or an object 'metrics'; skipped")
+      continue
+    numbers = {name: _float(value) for name, value in flatten(metrics).items() if _is_number(value)}
+    listed = record.get("examples")
+    listed = listed if isinstance(listed, list) else []
+    examples = tuple(e for e in listed if isinstance(e, Mapping))
+    if len(examples) != len(listed):
+      problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
+    found.append(Evaluation(step, numbers, examples))
+  if not found:
+    problems.append("there is no evaluation yet")
+  return sorted(found, key=lambda evaluation: evaluation.step)
+
+
+def _is_number(value: Any) -> bool:
+  return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _float(value: float | None) -> float:
+  return math.nan if value is None else float(value)

@@ -1,0 +1,215 @@
+"""The page of one run: its numbers are the run's numbers, it stands alone, and broken input does not break it."""
+
+import html.parser
+import json
+import re
+import sys
+
+import pytest
+
+from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.reporting.report import write_report
+
+VOID = {"input", "meta", "br", "link"}
+
+
+class Page(html.parser.HTMLParser):
+  """Checks nesting while parsing; collects tables (caption -> rows of (text, data-value)), ids, links and headings."""
+
+  def __init__(self, source: str):
+    super().__init__()
+    self.stack, self.ids, self.links, self.headings, self.tables, self.elements = [], [], [], [], [], []
+    self.text = ""
+    self.feed(source)
+    assert not self.stack, f"left open: {self.stack}"
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.elements.append((tag, attributes))
+    if tag not in VOID:
+      self.stack.append(tag)
+    self.ids += [attributes["id"]] if "id" in attributes else []
+    self.links += [attributes["href"]] if "href" in attributes else []
+    if re.fullmatch("h[1-6]", tag):
+      self.headings.append(int(tag[1]))
+    if tag == "table":
+      self.tables.append({"caption": "", "rows": []})
+    if tag == "tr":
+      self.tables[-1]["rows"].append([])
+    if tag in ("td", "th"):
+      self.tables[-1]["rows"][-1].append(["", attributes.get("data-value"), attributes.get("scope")])
+
+  def handle_startendtag(self, tag, attributes):
+    raise AssertionError(f"self-closed <{tag}/>")
+
+  def handle_endtag(self, tag):
+    assert self.stack and self.stack.pop() == tag, f"</{tag}> closes nothing"
+
+  def handle_data(self, data):
+    if not {"script", "style"} & set(self.stack):
+      self.text += data
+    if "caption" in self.stack:
+      self.tables[-1]["caption"] += data
+    elif {"td", "th"} & set(self.stack):
+      self.tables[-1]["rows"][-1][-1][0] += data
+
+  def table(self, caption: str) -> list[list]:
+    (found,) = [t["rows"] for t in self.tables if t["caption"].startswith(caption)]
+    return found
+
+  def values(self, caption: str) -> dict[str, list[str | None]]:
+    return {row[0][0]: [cell[1] for cell in row[1:]] for row in self.table(caption)[1:]}
+
+
+def read(*workdirs, out):
+  return Page(write_report(workdirs, out).read_text(encoding="utf-8"))
+
+
+def test_tables_hold_the_numbers_of_the_run(make_run, tmp_path):
+  folder = make_run("cayley", optimizer__learning_rate=3e-4)
+  page = read(folder, out=tmp_path / "report.html")
+  recorded = {step: json.loads((folder / f"evaluation/step_{step}.json").read_text())["metrics"] for step in (100, 400)}
+  head = [cell[0] for cell in page.table("Last evaluation, step 400")[0]]
+  assert head == ["", "fractional", "strict", "pooled", "pooled, strict", "un-augmented input only"]
+  shown = page.values("Last evaluation, step 400")
+  for k in (1, 2, 5, 10, 100, 1000):
+    kinds = ("pass@", "strict/pass@", "pooled/pass@", "pooled/strict/pass@", "unaugmented/pass@")
+    expected = [recorded[400].get(f"{kind}{k}") for kind in kinds]
+    assert [None if v is None else float(v) for v in shown[f"pass@{k}"]] == expected
+  every = page.table("Every evaluation")
+  names = [cell[0] for cell in every[0]][1:]
+  assert {name: float(cell[1]) for name, cell in zip(names, every[1][1:], strict=True)} == recorded[100]
+  assert page.values("Changed from the defaults")["optimizer.learning_rate"][:2] == ["0.0003", "0.0001"]
+  assert "jpmhc train --config=configs/arc_tiny.py:cayley --workdir=runs/cayley --config.seed=0" in page.text
+  assert page.values("Environment")["versions.jax"] == ["0.10.2"]
+  last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+  mixers = page.values("Latest value of every diagnostic")
+  assert float(mixers["block1.mlp"][0]) == last["mixer/block1.mlp/composite_gain"]
+
+
+def test_every_answer_is_drawn_with_votes_and_verdict(make_run, tmp_path, arc_examples):
+  page = read(make_run("cayley"), out=tmp_path / "report.html")
+  cards = [attributes for tag, attributes in page.elements if tag == "article"]
+  assert [c["data-task"] for c in cards] == [e["task"] for e in arc_examples]
+  assert [c["data-solved"] for c in cards] == ["solved" if e["solved_at"] else "unsolved" for e in arc_examples]
+  drawn = sum(tag == "svg" and "grid" in a.get("class", "").split() for tag, a in page.elements)
+  assert drawn == sum(2 + len(e["predictions"]) for e in arc_examples)
+  assert page.text.count("300 votes, q 0.93") == sum(bool(e["predictions"]) for e in arc_examples)
+  words = " ".join(str(cell) for cell in arc_examples[0]["truth"][0])
+  assert words in page.text  # every drawing says its cells
+
+
+def test_the_page_stands_alone_and_is_sound(make_run, tmp_path):
+  out = write_report([make_run("cayley")], tmp_path / "deep" / "report.html")
+  source = out.read_text(encoding="utf-8")
+  page = Page(source)
+  assert not re.search(r"(?:src|href|action)=\"(?!#)|@import|url\(", source)
+  assert set(re.findall(r"https?://[^\s'\"]+", source)) <= {"http://www.w3.org/2000/svg"}
+  assert len(page.ids) == len(set(page.ids))
+  assert {link[1:] for link in page.links} <= set(page.ids)
+  assert page.headings[0] == 1 and page.headings.count(1) == 1
+  assert all(b - a <= 1 for a, b in zip(page.headings[:-1], page.headings[1:], strict=True))
+  for table in page.tables:
+    assert table["caption"]
+    assert all(cell[2] == "col" for cell in table["rows"][0])
+    assert all(row[0][2] == "row" for row in table["rows"][1:])
+  labelled = [a for tag, a in page.elements if tag == "svg" and a.get("aria-hidden") != "true"]
+  assert labelled and all(a.get("role") == "img" for a in labelled)
+  assert "prefers-color-scheme: dark" in source and 'name="viewport"' in source
+
+
+def test_a_run_without_files_and_a_half_written_one_are_shown_as_such(make_run, tmp_path):
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  page = read(empty, out=tmp_path / "a.html")
+  for words in ("config.json is missing", "metrics.jsonl is missing", "no evaluation yet", "no steps recorded"):
+    assert words in page.text
+  killed = make_run("killed", steps=130, planned=1000)
+  with (killed / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 132, "train/lo')
+  (killed / "environment.json").write_text("{")
+  (killed / "evaluation" / "step_200.json").write_text('{"step": "200", "metrics": {}}')
+  page = read(killed, out=tmp_path / "b.html")
+  for words in (
+    "partial: 130 of 1000 steps",
+    "1 unreadable line(s) skipped, the first is line 66",
+    "environment.json cannot be read",
+    "step_200.json lacks an integer 'step'",
+  ):
+    assert words in page.text
+
+
+def test_values_that_are_not_finite_are_marked_and_leave_gaps(tmp_path):
+  folder = tmp_path / "diverged"
+  (folder / "evaluation").mkdir(parents=True)
+  losses = [2.0, 1.0, float("nan"), 3.0, float("inf"), None, 4.0]
+  lines = [
+    json.dumps({"step": i + 1, "train/loss": loss, "train/gradient_norm": float("nan")})
+    for i, loss in enumerate(losses)
+  ]
+  (folder / "metrics.jsonl").write_text("\n".join(lines))
+  record = {"step": 7, "metrics": {"loss": float("nan"), "exact_accuracy": 0.25}, "examples": ["not an example"]}
+  (folder / "evaluation" / "step_7.json").write_text(json.dumps(record))
+  source = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+  page = Page(source)
+  row = page.table("Every evaluation")[1]
+  assert [cell[1] for cell in row] == ["7", "nan", "0.25"] and row[1][0] == "NaN"
+  assert "Nothing finite was recorded." in page.text
+  loss_path = next(a["d"] for tag, a in page.elements if tag == "path" and a.get("class") == "line")
+  assert loss_path.count("M") == 3 and not re.search("nan|inf", loss_path)
+
+
+def test_special_characters_are_escaped(make_run, tmp_path):
+  nasty = "<script>alert('x')</script>&\"</style>"
+  folder = make_run("run", data__arc__folder=nasty)
+  record = json.loads((folder / "evaluation/step_400.json").read_text())
+  record["examples"][0] |= {"task": nasty, "kind": nasty, "input": [[nasty]]}
+  record["metrics"][nasty] = 0.5
+  (folder / "evaluation/step_400.json").write_text(json.dumps(record))
+  with (folder / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": 402, f"train/{nasty}": 1.0, f"mixer/{nasty}/gain": 2.0}))
+  source = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
+  page = Page(source)
+  assert source.count("alert(") >= 5 and "<script>alert" not in source
+  scripts = [a for tag, a in page.elements if tag == "script"]
+  assert sum("type" not in a for a in scripts) == 1
+
+
+def test_steps_repeated_after_a_resume_count_once(tmp_path):
+  folder = tmp_path / "resumed"
+  folder.mkdir()
+  steps = [(1, 5.0), (2, 4.0), (3, 9.0), (2, 3.5), (3, 3.0)]
+  (folder / "metrics.jsonl").write_text("\n".join(json.dumps({"step": s, "train/loss": v}) for s, v in steps))
+  page = read(folder, out=tmp_path / "report.html")
+  assert page.values("Loss: sampled values") == {"1": ["5.0"], "2": ["3.5"], "3": ["3.0"]}
+
+
+@pytest.mark.parametrize("kind", ["sudoku", "maze"])
+def test_other_puzzles_are_drawn(tmp_path, kind):
+  folder = tmp_path / kind
+  (folder / "evaluation").mkdir(parents=True)
+  grids = {
+    "sudoku": (
+      [[1, 0, 3, 0], [0, 4, 0, 2], [2, 0, 4, 0], [0, 3, 0, 1]],
+      [[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]],
+    ),
+    "maze": (["#####", "#S G#", "#####"], ["#####", "#SoG#", "#####"]),
+  }
+  question, truth = grids[kind]
+  example = {"kind": kind, "task": "7", "test": 0, "input": question, "truth": truth, "solved_at": None}
+  record = {
+    "step": 5,
+    "metrics": {"exact_accuracy": 0.0},
+    "examples": [example | {"predictions": [{"grid": question}]}],
+  }
+  (folder / "evaluation" / "step_5.json").write_text(json.dumps(record))
+  page = read(folder, out=tmp_path / "report.html")
+  assert "not solved" in page.text
+  wrong = [a["d"] for tag, a in page.elements if tag == "path" and a.get("class") == "wrong"]
+  assert wrong and wrong[0].count("M") == {"sudoku": 8, "maze": 1}[kind]
+
+
+def test_no_run_at_all_is_an_error(tmp_path):
+  with pytest.raises(UserError, match="no run folder found .*nowhere.*--workdir"):
+    write_report([tmp_path / "nowhere"], tmp_path / "report.html")
+  assert "matplotlib" not in sys.modules
