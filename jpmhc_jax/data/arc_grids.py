@@ -25,7 +25,7 @@ _DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
   lambda grid: np.rot90(grid, 3),
   lambda grid: grid[:, ::-1],
   lambda grid: grid[::-1],
-  lambda grid: grid.T,
+  lambda grid: np.swapaxes(grid, 0, 1),
   lambda grid: np.rot90(grid, 1)[:, ::-1],  # mirror at the other diagonal
 )
 DIHEDRAL_ORDER = len(_DIHEDRAL)
@@ -113,7 +113,7 @@ def _leading_run(cells: Bool[np.ndarray, "rows columns"]) -> Integer[np.ndarray,
 
 
 def crop(tokens: Integer[np.ndarray, "cells"], canvas: int = 30) -> UInt8[np.ndarray, "rows columns"]:
-  """The grid on a canvas: the largest rectangle of colour tokens with its corner at the top left; ties go to fewest rows.
+  """The grid on a canvas: the largest rectangle of colours with its corner at the top left; ties go to fewest rows.
 
   A frame, a PAD or any other token ends the rectangle: a predicted shape is the one its frame says. Empty: (0, 0).
   A grid that was encoded at another offset crops to (0, 0) too: voting reads untranslated grids only.

