@@ -1,0 +1,7 @@
+"""Runs the command line."""
+
+import sys
+
+from jpmhc_jax.main import main
+
+sys.exit(main())

@@ -1,0 +1,35 @@
+"""jpmhc evaluate: any checkpoint of a workdir, on the held-out examples."""
+
+import argparse
+import dataclasses
+import pathlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  name: str = "evaluate"
+  help: str = "Evaluate a checkpoint of a workdir (the latest by default) and write evaluation/step_N.json."
+  takes_overrides: bool = True
+
+  def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of a run of `jpmhc train`")
+    parser.add_argument("--step", type=int, default=None, help="step of the checkpoint; the latest by default")
+    parser.epilog = "Fields of the evaluation are overridden as --config.evaluation.wrong_puzzle=True."
+
+  def run(self, options: argparse.Namespace) -> int:
+    from jpmhc_jax.commands.session import open_run
+    from jpmhc_jax.core import config as configs
+    from jpmhc_jax.training.checkpoint import Checkpoints
+
+    config = configs.override(configs.restore(options.workdir / "config.json"), options.overrides, only="evaluation")
+    run = open_run(config, options.workdir)
+    checkpoints = Checkpoints(options.workdir / "checkpoints")
+    try:
+      restored = checkpoints.restore(run.setup, list(run.dataset.identifiers), options.step)
+    finally:
+      checkpoints.close()
+    metrics = run.evaluate(restored.state, restored.step)
+    for name, value in metrics.items():
+      print(f"{name:28s} {value:.6g}")
+    print(f"written: {options.workdir / 'evaluation' / f'step_{restored.step}.json'}")
+    return 0

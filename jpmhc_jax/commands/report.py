@@ -1,0 +1,22 @@
+"""jpmhc report: one HTML page from any set of workdirs."""
+
+import argparse
+import dataclasses
+import pathlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  name: str = "report"
+  help: str = "Write one self-contained HTML page about one or several workdirs."
+  takes_overrides: bool = False
+
+  def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folders of runs")
+    parser.add_argument("--out", type=pathlib.Path, default=None, help="file to write; default report.html in the first")
+
+  def run(self, options: argparse.Namespace) -> int:
+    from jpmhc_jax.reporting import write_report
+
+    print(f"report: {write_report(options.paths, options.out or options.paths[0] / 'report.html')}")
+    return 0

@@ -1,0 +1,164 @@
+"""The hyper-connection block as pure functions: parameters in, coefficients out, any sub-layer in between.
+
+    x' = H x + b ⊗ F(aᵀ x)        x: (*tokens, n, d),  H: (n, n, *tokens),  a, b: (n, *tokens)
+
+One generator, one norm, one read/write form and one initialisation serve every manifold, so that in a comparison the
+manifold is the only thing that differs. At initialisation the block is the plain residual network: streams that are
+equal give x + F(x) in every stream (exactly for mixers whose rows sum to 1 or that start at the identity).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+
+from jpmhc_jax import manifolds
+from jpmhc_jax.connections import apply, generator
+from jpmhc_jax.connections.routing import Routing
+from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
+from jpmhc_jax.core import schema
+
+Parameters = Mapping[str, Float[Array, "..."]]
+SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
+
+
+class Coefficients(NamedTuple):
+  """What a connection computes per token, float32. `mix` is None for the identity mixer."""
+
+  read: Float[Array, "n *tokens"]
+  mix: Float[Array, "n n *tokens"] | None
+  write: Float[Array, "n *tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperConnection:
+  """Everything about one connection but its parameters.
+
+  `stored` is set when the mixer is a matrix on its manifold (connection.parameterisation='manifold') instead of logits.
+
+  Example:
+    connection = HyperConnection.from_config(schema.Connection(manifold="cayley"), width=64, layer_index=0)
+    parameters = connection.init(jax.random.key(0))
+    streams = connection(parameters, streams, lambda x: jnp.tanh(x))     # (*tokens, n, d) -> (*tokens, n, d)
+  """
+
+  manifold: manifolds.Manifold
+  streams: int
+  width: int
+  layer_index: int
+  routing: Routing = Routing()
+  generator: str = "dynamic"
+  gate_init: float = 0.01
+  bias: bool = True
+  norm: str = "rmsnorm"
+  stored: StoredMixer | None = None
+  initialisation: str = "random"
+  init_scale: float = 0.02
+  identity_bias: float = 4.0
+
+  @classmethod
+  def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
+    """The connection that the config describes; raises ConfigError where manifold and parameterisation do not fit."""
+    manifold = manifolds.parse(config.manifold, config.options)
+    return cls(
+      manifold=manifold,
+      streams=config.streams,
+      width=width,
+      layer_index=layer_index,
+      routing=Routing(config.read_write, config.temperature),
+      generator=config.generator,
+      gate_init=config.gate_init,
+      bias=config.bias,
+      norm=config.norm,
+      stored=stored_mixer(manifold, config.manifold) if config.parameterisation == "manifold" else None,
+      initialisation=config.init,
+      init_scale=config.init_scale,
+      identity_bias=config.identity_bias,
+    )
+
+  @property
+  def mix_shape(self) -> tuple[int, ...]:
+    """Leading axes of the mixer's logits; (0,) when the mixer takes none."""
+    return (0,) if self.stored else tuple(self.manifold.logit_shape(self.streams))
+
+  def init(self, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
+    """Fresh float32 parameters; see the class for the state they put the block in."""
+    n, d = self.streams, self.width
+    offsets = self._initial_logits()
+    parameters: dict[str, Array] = {}
+    if self.bias or self.generator == "static":
+      parameters["bias"] = jnp.asarray(offsets, jnp.float32)
+    if self.generator != "static":
+      scale = self.init_scale / math.sqrt(n * d) if self.initialisation == "random" else 0.0
+      parameters["projection"] = scale * jax.random.normal(key, (n, d, offsets.size), jnp.float32)
+      parameters |= generator.norm_parameters(self.norm, n, d)
+    if self.generator == "gated":
+      parameters["gate"] = jnp.full((3,), self.gate_init, jnp.float32)
+    if self.stored:
+      parameters["mixer"] = self.stored.initial(n, self.identity_bias)
+    return parameters
+
+  def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Coefficients:
+    """Read, mix and write coefficients of every token (without token axes for a static generator)."""
+    read_shape, write_shape = self.routing.logit_shapes(self.streams)
+    sizes = [math.prod(shape) for shape in (read_shape, write_shape, self.mix_shape)]
+    logits = self._logits(parameters, streams, sizes)
+    tokens = logits.shape[1:]
+    read, write, mix = jnp.split(logits, np.cumsum(sizes)[:-1].tolist(), axis=0)
+    return Coefficients(
+      self.routing.read(read.reshape(read_shape + tokens)),
+      self._mixer(parameters, mix.reshape(self.mix_shape + tokens)),
+      self.routing.write(write.reshape(write_shape + tokens)),
+    )
+
+  def __call__(
+    self, parameters: Parameters, streams: Float[Array, "*tokens n d"], sublayer: SubLayer
+  ) -> Float[Array, "*tokens n d"]:
+    """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token."""
+    if streams.shape[-2:] != (self.streams, self.width):
+      raise ValueError(f"streams {streams.shape}: expected (..., n={self.streams}, d={self.width})")
+    coefficients = self.coefficients(parameters, streams)
+    output = sublayer(apply.read(streams, coefficients.read))
+    if coefficients.mix is None:
+      return apply.write(streams, coefficients.write, output)
+    return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output)
+
+  def _initial_logits(self) -> np.ndarray:
+    favoured = self.layer_index if self.initialisation == "round_robin" else None
+    read, write = self.routing.initial_logits(self.streams, favoured)
+    parts = [read.ravel(), write.ravel()]
+    if not self.stored:
+      parts.append(np.asarray(self.manifold.identity_logits(self.streams, self.identity_bias)).ravel())
+    return np.concatenate(parts)
+
+  def _logits(self, parameters: Parameters, streams: Array, sizes: list[int]) -> Array:
+    bias = parameters["bias"] if "bias" in parameters else jnp.asarray(self._initial_logits(), jnp.float32)
+    if self.generator == "static":
+      return bias
+    products = generator.project(streams, parameters, self.norm)
+    per_logit = (slice(None),) + (None,) * (products.ndim - 1)
+    if self.generator == "gated":
+      products = products * jnp.repeat(parameters["gate"], np.array(sizes), total_repeat_length=sum(sizes))[per_logit]
+    return products + bias[per_logit]
+
+  def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
+    if self.stored:
+      return self.stored.mixer(parameters["mixer"])
+    if isinstance(self.manifold, manifolds.Identity):
+      return None
+    return self.manifold.project(logits, self.streams)
+
+
+def expand(x: Float[Array, "*tokens d"], n: int) -> Float[Array, "*tokens n d"]:
+  """n copies of one vector: the streams at the start of the network."""
+  return jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], n, x.shape[-1]))
+
+
+def reduce(streams: Float[Array, "*tokens n d"], how: str = "mean") -> Float[Array, "*tokens d"]:
+  """One vector from n streams: their mean or sum."""
+  return jnp.mean(streams, axis=-2) if how == "mean" else jnp.sum(streams, axis=-2)

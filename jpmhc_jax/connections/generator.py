@@ -1,0 +1,51 @@
+"""From streams to logits: one norm and one fused linear map for read, write and mix together.
+
+    logits = Norm(vec x) W       x: (*tokens, n, d), W: (n, d, k), result (k, *tokens) in float32 or wider
+
+The normalised streams are never built: the norm's scale and the mean of a layer norm are per-token scalars, applied to
+the k products instead of the n·d features.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+EPSILON = 1e-6
+
+
+def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
+  """Scale γ and shift β of a layer norm. The weight of an RMS norm would only repeat a factor of W: there is none."""
+  if norm != "layernorm":
+    return {}
+  return {"norm_scale": jnp.ones((n, d), jnp.float32), "norm_shift": jnp.zeros((n, d), jnp.float32)}
+
+
+def project(
+  streams: Float[Array, "*tokens n d"],
+  parameters: Mapping[str, Float[Array, "..."]],
+  norm: str,
+  epsilon: float = EPSILON,
+) -> Float[Array, "k *tokens"]:
+  """Norm(vec x) W, tokens last.
+
+  rmsnorm: r Σ x W with r = (mean x² + ε)^(−1/2);  layernorm: r (Σ x γW − μ Σ γW) + Σ β W with r from the variance.
+  """
+  x = streams.astype(jnp.promote_types(streams.dtype, jnp.float32))
+  kernel = parameters["projection"].astype(x.dtype)
+  if norm == "none":
+    return _products(x, kernel)
+  if norm == "rmsnorm":
+    return _products(x, kernel) * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(-2, -1)) + epsilon)[None]
+  mean = jnp.mean(x, axis=(-2, -1), keepdims=True)
+  scale = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=(-2, -1)) + epsilon)
+  scaled_kernel = kernel * parameters["norm_scale"].astype(x.dtype)[..., None]
+  per_column = (slice(None),) + (None,) * (x.ndim - 2)
+  total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
+  shift = jnp.einsum("nd,ndk->k", parameters["norm_shift"].astype(x.dtype), kernel)[per_column]
+  return (_products(x, scaled_kernel) - mean[..., 0, 0] * total) * scale[None] + shift
+
+
+def _products(x: Array, kernel: Array) -> Array:
+  return jnp.moveaxis(jnp.einsum("...nd,ndk->...k", x, kernel), -1, 0)

@@ -1,0 +1,38 @@
+"""A hyper-connection as a Flax NNX module: wrap any sub-layer F: (…, d) -> (…, d).
+
+    connection = Connection(schema.Connection(manifold="cayley"), width=64, layer_index=0, rngs=nnx.Rngs(0))
+    streams = connection(streams, my_module)
+"""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jpmhc_jax.connections.connection import Coefficients, HyperConnection, SubLayer
+from jpmhc_jax.core import schema
+
+_AXES = {
+  "projection": ("streams", "embed", None),
+  "norm_scale": ("streams", "embed"),
+  "norm_shift": ("streams", "embed"),
+}
+
+
+class Connection(nnx.Module):
+  """Holds the parameters of a `HyperConnection`; every leaf carries its logical axes and its optimiser role."""
+
+  def __init__(self, config: schema.Connection, *, width: int, layer_index: int, rngs: nnx.Rngs):
+    self.rule = HyperConnection.from_config(config, width, layer_index)
+    for name, value in self.rule.init(rngs.params()).items():
+      role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
+      setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
+
+  def _parameters(self) -> dict[str, Array]:
+    return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+
+  def coefficients(self, streams: Float[Array, "*tokens n d"]) -> Coefficients:
+    """Read, mix and write coefficients for these streams."""
+    return self.rule.coefficients(self._parameters(), streams)
+
+  def __call__(self, streams: Float[Array, "*tokens n d"], sublayer: SubLayer) -> Float[Array, "*tokens n d"]:
+    """x' = H x + b ⊗ F(aᵀ x)."""
+    return self.rule(self._parameters(), streams, sublayer)

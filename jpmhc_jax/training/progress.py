@@ -1,0 +1,71 @@
+"""What the person at the terminal sees: a live bar, or one line now and then where there is no terminal."""
+
+from collections.abc import Mapping
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_EVERY_S = 10.0
+
+
+class _Scalars(ProgressColumn):
+  def render(self, task: Task) -> Text:
+    return Text(task.fields["scalars"], style="cyan")
+
+
+def summary(scalars: Mapping[str, float]) -> str:
+  """'loss 1.234  acc 56.7 %  exact 12.3 %  18 ms/step'."""
+  parts = []
+  if "train/loss" in scalars:
+    parts.append(f"loss {scalars['train/loss']:.4g}")
+  for name, label in (("train/accuracy", "acc"), ("train/exact_accuracy", "exact")):
+    if name in scalars:
+      parts.append(f"{label} {100 * scalars[name]:.1f} %")
+  if "time/step_ms" in scalars:
+    parts.append(f"{scalars['time/step_ms']:.0f} ms/step")
+  return "  ".join(parts)
+
+
+class ProgressBar:
+  """Live bar with loss, accuracies, step time and ETA; without a terminal, a line at most every ten seconds."""
+
+  def __init__(self, steps: int, start: int, console: Console | None = None):
+    self._console = console or Console()
+    self._steps, self._last_line, self._began, self._start = steps, 0.0, time.monotonic(), start
+    self._bar: Progress | None = None
+    if self._console.is_terminal:
+      columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn()]
+      self._bar = Progress(*columns, console=self._console, refresh_per_second=4)
+      self._task = self._bar.add_task("training", total=steps, completed=start, scalars="compiling…")
+
+  def __enter__(self) -> "ProgressBar":
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def advance(self, step: int) -> None:
+    """A step was finished."""
+    if self._bar:
+      self._bar.update(self._task, completed=step)
+
+  def show(self, step: int, scalars: Mapping[str, float]) -> None:
+    """New scalars to look at."""
+    if self._bar:
+      self._bar.update(self._task, completed=step, scalars=summary(scalars))
+      return
+    now = time.monotonic()
+    if step >= self._steps or now - self._last_line > LINE_EVERY_S:
+      self._last_line = now
+      remaining = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
+      self.say(f"step {step}/{self._steps}  {summary(scalars)}  {remaining:.0f} s left")
+
+  def say(self, text: str) -> None:
+    """A line that stays."""
+    self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,129 @@
+"""Everything that training changes, as one plain pytree, and how it is laid out over the mesh."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+import optax
+
+from jpmhc_jax.core import schema, streams
+from jpmhc_jax.data import Dataset
+from jpmhc_jax.models.deep_supervision import Carry, initial_carry
+from jpmhc_jax.models.trm import TRM
+from jpmhc_jax.optim.build import make_optimizer
+from jpmhc_jax.optim.schedules import config_schedule
+from jpmhc_jax.training import mesh as meshes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """step counts finished steps; ema is None when off; table is None without a puzzle embedding."""
+
+  step: Int[Array, ""]
+  params: Any
+  ema: Any
+  optimizer: Any
+  buffers: Any
+  table: Float[Array, "puzzles w"] | None
+  carry: Carry
+
+  @property
+  def evaluated(self) -> Any:
+    """The parameters that evaluation uses."""
+    return self.params if self.ema is None else self.ema
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a run keeps constant: model graph, optimiser, mesh, and the layout of the state."""
+
+  config: schema.Config
+  graph: nnx.GraphDef
+  optimizer: optax.GradientTransformation
+  mesh: Mesh
+  shardings: TrainState  # of NamedSharding
+  create: Callable[[], TrainState]
+  parameter_count: int
+
+  def learning_rate(self, finished_steps: int) -> float:
+    """The trunk's learning rate of the next step."""
+    return float(config_schedule(self.config.optimizer, self.config.steps)(finished_steps))
+
+
+def build_model(config: schema.Config, dataset: Dataset, key: Array) -> TRM:
+  """The model of the config for this data set's vocabulary and sequence length."""
+  return TRM(
+    config.model,
+    config.connection,
+    vocab_size=dataset.vocab_size,
+    sequence_length=dataset.sequence_length,
+    dtype=jnp.dtype(config.precision.compute),
+    rngs=nnx.Rngs(params=key),
+  )
+
+
+def _metadata(state: nnx.State, name: str) -> Any:
+  return nnx.to_pure_dict(
+    jax.tree.map(lambda v: v.get_metadata(name), state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+  )
+
+
+def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
+  """Shapes, optimiser and shardings of a run; `setup.create()` then makes the state on the devices."""
+  meshes.check_batch(config.batch_size, config.accumulation, mesh)
+  key = streams.key_for(config.seed, "parameters")
+  graph, params, buffers = nnx.split(jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...)
+  axes, roles = _metadata(params, "axes"), _metadata(params, "role")
+  optimizer = make_optimizer(config.optimizer, roles, config.steps)
+  create = _creator(config, dataset, optimizer, mesh)
+  shapes = jax.eval_shape(create)
+  of_params = meshes.shardings(mesh, shapes.params, axes)
+  whole, by_row = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+  shardings = TrainState(
+    step=whole,
+    params=of_params,
+    ema=None if shapes.ema is None else of_params,
+    optimizer=optax.tree.map_params(
+      optimizer, lambda _, sharding: sharding, shapes.optimizer, of_params, transform_non_params=lambda _: whole
+    ),
+    buffers=meshes.shardings(mesh, shapes.buffers, _metadata(buffers, "axes")),
+    table=None if shapes.table is None else meshes.shardings(mesh, shapes.table, ("puzzles", None)),
+    carry=jax.tree.map(lambda _: by_row, shapes.carry),
+  )
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+  return Setup(config, graph, optimizer, mesh, shardings, jax.jit(create, out_shardings=shardings), count)
+
+
+def _creator(
+  config: schema.Config, dataset: Dataset, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[], TrainState]:
+  key = streams.key_for(config.seed, "parameters")
+  identifiers = -(-dataset.num_identifiers // mesh.shape["fsdp"]) * mesh.shape["fsdp"]
+  length = dataset.sequence_length + config.model.puzzle.slots
+  rows = jax.ShapeDtypeStruct((config.batch_size, dataset.sequence_length), jnp.int32)
+  ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+
+  def create() -> TrainState:
+    model = build_model(config, dataset, key)
+    latents = model.initial_latents(config.batch_size, length)
+    batch = {"inputs": rows, "labels": rows, "puzzle_identifiers": ids}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
+    _, params, buffers = nnx.split(model, nnx.Param, ...)
+    params = nnx.to_pure_dict(params)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema else None,
+      optimizer=optimizer.init(params),
+      buffers=nnx.to_pure_dict(buffers),
+      table=jnp.zeros((identifiers, config.model.puzzle.width)) if config.model.puzzle.width else None,
+      carry=initial_carry(latents, zeros),
+    )
+
+  return create

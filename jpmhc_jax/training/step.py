@@ -1,0 +1,91 @@
+"""The training step: one donated jax.jit from (state, batch) to (state, metrics)."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+import optax
+
+from jpmhc_jax.core import streams
+from jpmhc_jax.models.deep_supervision import Batch, Carry, refresh
+from jpmhc_jax.optim.ema import ema_update
+from jpmhc_jax.optim.schedules import config_schedule
+from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
+from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training.objective import objective
+from jpmhc_jax.training.state import Setup, TrainState
+
+Metrics = dict[str, Array]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(setup: Setup) -> StepFunction:
+  """One supervision step and one optimiser step; the state's buffers are donated.
+
+  Order: refresh the halted rows of the carry, gather their puzzle rows, differentiate with respect to parameters and
+  rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters.
+  """
+  config, whole = setup.config, meshes.replicated(setup.mesh)
+  puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    carry = _refresh(setup, state, batch)
+    rows = None if state.table is None else state.table[carry.data["puzzle_identifiers"]]
+    (grads, row_grads), carry, metrics = _accumulate(setup, state, carry, rows)
+    updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    table = state.table
+    if table is not None:
+      decay = config.optimizer.puzzle.weight_decay
+      ids = carry.data["puzzle_identifiers"]
+      table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
+    ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
+    metrics["gradient_norm"] = optax.tree.norm(grads)
+    return TrainState(state.step + 1, params, ema, optimizer, state.buffers, table, carry), metrics
+
+  return jax.jit(
+    train_step,
+    in_shardings=(setup.shardings, meshes.batch_sharding(setup.mesh)),
+    out_shardings=(setup.shardings, whole),
+    donate_argnums=0,
+  )
+
+
+def _refresh(setup: Setup, state: TrainState, batch: Batch) -> Carry:
+  model = nnx.merge(setup.graph, nnx.State(state.params), nnx.State(state.buffers))
+  latents = model.initial_latents(*state.carry.z_h.shape[:2])
+  return refresh(state.carry, latents, batch)
+
+
+def _accumulate(
+  setup: Setup, state: TrainState, carry: Carry, rows: Array | None
+) -> tuple[tuple[Any, Array | None], Carry, Metrics]:
+  """Gradients of the mean loss over the global batch; micro-batch k takes every accumulation-th row of the carry.
+
+  Rows are dealt round robin, so that each device keeps its own rows and nothing moves between devices.
+  """
+  config, pieces = setup.config, setup.config.accumulation
+  differentiate = jax.value_and_grad(
+    functools.partial(objective, graph=setup.graph, buffers=state.buffers, config=config), argnums=(0, 1), has_aux=True
+  )
+  key = streams.key_for(config.seed, "halting", state.step)
+
+  def one(total: Any, piece: tuple[Carry, Array | None, Array]) -> tuple[Any, tuple[Carry, Array | None, Metrics]]:
+    carry, rows, index = piece
+    halting = jax.random.fold_in(key, index)
+    (_, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry=carry, key=halting)
+    return jax.tree.map(jnp.add, total, grads), (carry, row_grads, metrics)
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  if pieces == 1:
+    total, (carry, row_grads, metrics) = one(zeros, (carry, rows, jnp.zeros((), jnp.int32)))
+  else:
+    dealt = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), (carry, rows))
+    total, (*dealt, metrics) = jax.lax.scan(one, zeros, (*dealt, jnp.arange(pieces)))
+    carry, row_grads = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tuple(dealt))
+    metrics = jax.tree.map(jnp.sum, metrics)
+  return jax.tree.map(lambda g: g / config.batch_size, (total, row_grads)), carry, metrics

@@ -1,0 +1,96 @@
+"""Where scalars go while a run is on: metrics.jsonl always, TensorBoard events and Weights & Biases if asked."""
+
+from collections.abc import Mapping
+import json
+import math
+import pathlib
+from typing import Any, Protocol
+
+from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core.errors import ConfigError
+
+
+class Writer(Protocol):
+  """Takes a step's scalars; `close` makes sure that they are on disk."""
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+  def close(self) -> None: ...
+
+
+class JsonLines:
+  """metrics.jsonl: one object a line, `step` and scalars. Non-finite values are written as null (strict JSON).
+
+  Opened at step s, it first drops lines of later steps, left over from a run that was killed after its checkpoint s.
+  """
+
+  def __init__(self, path: pathlib.Path, step: int):
+    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+    self._file = path.open("a", buffering=1)
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+    self._file.write(json.dumps({"step": step} | values) + "\n")
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _complete_lines(path: pathlib.Path) -> list[str]:
+  """Lines that end in a newline; a last line cut off by a kill is dropped."""
+  return [line for line in path.open() if line.endswith("\n")] if path.is_file() else []
+
+
+class TensorBoard:
+  """TensorBoard event files in a folder; events after `step` of an earlier start are purged."""
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    import tensorboardX
+
+    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    for name, value in scalars.items():
+      self._writer.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class WeightsAndBiases:
+  """A W&B run that resumes under the workdir's name."""
+
+  def __init__(self, workdir: pathlib.Path, config: schema.Config):
+    try:
+      import wandb
+    except ImportError as error:
+      raise ConfigError("logging.wandb=True: wandb is not installed; pip install 'jpmhc-jax[wandb]'") from error
+    identity = workdir.resolve().as_posix().strip("/").replace("/", "-")
+    self._run: Any = wandb.init(dir=str(workdir), id=identity, resume="allow", config=configs.to_dict(config))
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    self._run.log(dict(scalars), step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+class Writers:
+  """All writers of a run behind one."""
+
+  def __init__(self, workdir: pathlib.Path, config: schema.Config, step: int):
+    self._writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", step)]
+    if config.logging.tensorboard:
+      self._writers.append(TensorBoard(workdir / "tensorboard", step))
+    if config.logging.wandb:
+      self._writers.append(WeightsAndBiases(workdir, config))
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    for writer in self._writers:
+      writer.write(step, scalars)
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
