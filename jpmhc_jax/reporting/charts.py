@@ -94,14 +94,15 @@ def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def running_mean(values: Float[np.ndarray, " points"], span: int) -> Float[np.ndarray, " points"]:
-  """Exponential running mean with bias correction, over about `span` points; gaps (NaN) are skipped and stay gaps."""
-  keep = 1.0 - 1.0 / max(span, 1)
-  mean, weight, out = 0.0, 0.0, np.full(values.shape, np.nan)
-  for i, value in enumerate(values):
-    if math.isfinite(value):
-      mean, weight = keep * mean + (1 - keep) * float(value), keep * weight + (1 - keep)
-      out[i] = mean / weight
-  return out
+  """Centred mean with triangular weights over 2 span - 1 points, so it does not lag; gaps (NaN) stay gaps.
+
+  Near the ends, and beside gaps, the weights that are left are renormalised.
+  """
+  weights = span - np.abs(np.arange(1.0 - span, span))
+  known = np.isfinite(values)
+  total = np.convolve(np.where(known, values, 0.0), weights)[span - 1 :][: len(values)]
+  weight = np.convolve(known.astype(np.float64), weights)[span - 1 :][: len(values)]
+  return np.where(known, total / np.where(known, weight, 1.0), np.nan)
 
 
 def _thin(line: Line, points: int) -> Line:
@@ -140,9 +141,11 @@ def _y_range(lines: Sequence[Line], finite: Float[np.ndarray, " points"], log: b
   return (0.0 if low >= 0 and low - margin < 0 else low - margin), high + margin
 
 
-def _ticks(scale: _Scale) -> list[float]:
+def _ticks(scale: _Scale, whole: bool = False) -> list[float]:
   if not scale.log:
-    return nice_ticks(scale.low, scale.high)
+    ticks = nice_ticks(scale.low, scale.high)
+    few = whole and scale.high - scale.low >= 2  # steps and depths are counted: no tick at 1.5 connections
+    return [t for t in ticks if t == int(t)] if few else ticks
   powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
   step = max(1, len(powers) // 6)
   decades = [10.0**p for p in powers[::step] if scale.low <= 10.0**p <= scale.high]
@@ -155,7 +158,7 @@ def _axes(x_scale: _Scale, y_scale: _Scale, x_label: str, percent: bool) -> Mark
     y = y_scale(value)
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="rule"))
     parts.append(tag("text", tick_label(100 * value if percent else value), x=LEFT - 6, y=y + 4, text_anchor="end"))
-  for value in _ticks(x_scale):
+  for value in _ticks(x_scale, whole=True):
     parts.append(tag("text", tick_label(value), x=x_scale(value), y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
   middle = (LEFT + WIDTH - RIGHT) / 2
   scale_note = " · log scale" if y_scale.log else ""
@@ -172,7 +175,7 @@ def tick_label(value: int | float) -> str:
   for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
     if limit <= size < 1e15:
       return f"{value / (1e3 if suffix == 'k' else limit):g}{suffix}"
-  short = f"{size:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+  short = f"{size:.6g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
   return f"\N{MINUS SIGN}{short}" if value < 0 else short
 
 
@@ -182,17 +185,23 @@ def _curve(line: Line, x_scale: _Scale, y_scale: _Scale) -> Markup:
   parts = [tag("title", line.label)]
   if line.low is not None and line.high is not None:
     parts.append(tag("path", d=_band(line.xs, line.low, line.high, x_scale, y_scale), class_="band"))
-  smooth = line.smooth and len(line.xs) >= 40
+  smooth = line.smooth and len(line.xs) >= 40 and _is_noisy(line.ys)
   class_ = "raw" if smooth else "line"
   parts.append(tag("path", d=_path(line.xs, line.ys, x_scale, y_scale), class_=class_, stroke_dasharray=dash))
   if smooth:
-    mean = running_mean(line.ys, len(line.ys) // 25)
+    mean = running_mean(line.ys, max(2, len(line.ys) // 20))
     parts.append(tag("path", d=_path(line.xs, mean, x_scale, y_scale), class_="line", stroke_dasharray=dash))
   drawable = _drawable(line.ys, y_scale)
   if drawable.sum() <= 16:
     dots = zip(line.xs[drawable], line.ys[drawable], strict=True)
     parts.extend(tag("circle", cx=x_scale(x), cy=y_scale(y), r=2.4) for x, y in dots)
   return tag("g", *parts, class_="curve", style=style)
+
+
+def _is_noisy(ys: Float[np.ndarray, " points"]) -> bool:
+  """True when a curve goes up and down so much that a running mean says more than it hides."""
+  finite = ys[np.isfinite(ys)]
+  return finite.size > 1 and bool(np.abs(np.diff(finite)).sum() > 2.5 * np.ptp(finite))
 
 
 def _drawable(ys: Float[np.ndarray, " points"], y_scale: _Scale) -> np.ndarray:

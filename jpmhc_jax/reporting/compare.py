@@ -82,8 +82,8 @@ def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Ma
   if metric is None:
     return markup.note("No run has an evaluation yet, so there is nothing to average.")
   name, larger = metric
-  best = [[e.metrics[name] for run in g.runs if (e := run.best()) and name in e.metrics] for g in groups]
-  last = [[s.last() for run in g.runs if (s := run.evaluation_series(name))] for g in groups]
+  best = [[e.metrics[name] for run in g.judged() if (e := run.best()) and name in e.metrics] for g in groups]
+  last = [[s.last() for run in g.judged() if (s := run.evaluation_series(name))] for g in groups]
   spreads = [spread(sample) for sample in last]
   order = sorted(range(len(groups)), key=lambda i: _order(spreads[i].mean, larger))
   p_values = welch_p_values(last, order[0])
@@ -91,10 +91,10 @@ def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Ma
   rows = [
     [
       Cell(groups[i].label),
-      number(len(groups[i].runs)),
+      _seeds_cell(groups[i]),
       _spread_cell(spreads[i], share),
       _spread_cell(spread(best[i]), share),
-      Cell("highest mean" if larger else "lowest mean") if i == order[0] else _p_cell(p_values[i]),
+      Cell("highest mean" if larger else "lowest mean", class_="number") if i == order[0] else _p_cell(p_values[i]),
     ]
     for i in order
   ]
@@ -113,7 +113,7 @@ def significance_note(spreads: Sequence[Spread], p_values: Sequence[float]) -> s
   clear = sum(p < 0.05 for p in tested)
   few = min(s.count for s in spreads if s.count) < 5
   words = "p: two-sided Welch test on the last evaluation, "
-  words += f"Holm-corrected for {len(tested)} comparison(s); {clear} below 0.05."
+  words += f"Holm-corrected for {len(tested)} comparison{'s' * (len(tested) > 1)}; {clear} below 0.05."
   return words + (
     " With fewer than 5 seeds the test has little power, and the spread itself is uncertain." if few else ""
   )
@@ -134,7 +134,8 @@ def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) 
       parts += [heading, tag("div", *figures, class_="charts")]
   if not parts:
     return markup.note("No curve was recorded.")
-  shown = "Lines are means over seeds, bands reach one standard deviation to either side."
+  shown = "Lines are means over seeds, bands reach one standard deviation to either side. "
+  shown += "A partial run is drawn only where its setting has no complete one."
   cut = f" The first {LINES} of {len(groups)} settings are drawn." if len(groups) > LINES else ""
   return join([tag("p", shown + cut, class_="quiet"), *parts])
 
@@ -174,7 +175,7 @@ def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) 
 
 def _group_line(group: Group, reader: Reader, axis: str, i: int) -> list[Line]:
   """Mean over the runs of a group at the steps they share; runs without a common step are drawn one by one."""
-  read = [(run, series) for run in group.runs if (series := reader(run)) is not None]
+  read = [(run, series) for run in group.judged() if (series := reader(run)) is not None]
   if axis == "seconds":
     read = [(run, series) for run, series in read if curves.steps_to_seconds(run, series.steps) is not None]
   if not read:
@@ -202,7 +203,7 @@ def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
   lines = []
   for i, group in enumerate(groups[:LINES]):
     curves_of_runs = []
-    for run in group.runs:
+    for run in group.judged():
       metrics = run.evaluations[-1].metrics if run.evaluations else {}
       ks = curves.pass_names(metrics).get("", [])
       curves_of_runs.append({k: metrics[curves.pass_name("", k)] for k in ks})
@@ -216,7 +217,7 @@ def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
 
 def _depth_line(group: Group, diagnostic: str, i: int) -> list[Line]:
   profiles = []
-  for run in group.runs:
+  for run in group.judged():
     connections = curves.mixer_connections(run)
     at = {connections.index(c): run.series[name].last() for c, d, name in curves.mixer_names(run) if d == diagnostic}
     profiles.append([at.get(j, math.nan) for j in range(len(connections))])
@@ -235,6 +236,13 @@ def _scores(run: Run, name: str) -> list[Cell]:
     number(known.step if known else None),
     number(series.last() if series else None, share),
   ]
+
+
+def _seeds_cell(group: Group) -> Cell:
+  complete = sum(run.status == "complete" for run in group.runs)
+  partial = len(group.runs) - complete
+  remark = "" if not partial else f" complete, {partial} partial" if complete else " partial"
+  return Cell(f"{complete or partial}{remark}", len(group.judged()), "number")
 
 
 def _spread_cell(value: Spread, share: bool) -> Cell:

@@ -97,7 +97,7 @@ def _line(label: str, series: Series | None, colour: int, dash: int = 0, smooth:
 
 
 def _pass_charts(run: Run) -> list[Markup]:
-  kinds = pass_names({name for e in run.evaluations for name in e.metrics})
+  kinds = pass_names(dict.fromkeys(name for e in run.evaluations for name in e.metrics))
   figures = []
   for kind, ks in kinds.items():
     lines = [

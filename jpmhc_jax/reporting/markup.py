@@ -90,12 +90,16 @@ def format_number(value: int | float, percent: bool = False) -> str:
 
 def table(caption: Any, header: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any) -> Markup:
   """A captioned table in a box that scrolls sideways. The first cell of a row is its header; cells may be `Cell`s."""
-  head = tag("thead", tag("tr", *(tag("th", label, scope="col") for label in header)))
-  body = []
-  for row in rows:
-    first, *rest = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
-    cells = [dataclasses.replace(first, header=True), *rest]
-    body.append(tag("tr", *(cell.render() for cell in cells)))
+  cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+  heads = []
+  for i, label in enumerate(header):
+    looks = [row[i].class_ or "" for row in cells]
+    right = i > 0 and looks and all(look.startswith("number") for look in looks)
+    heads.append(tag("th", label, scope="col", class_="number" if right else None))
+  head = tag("thead", tag("tr", *heads))
+  body = [
+    tag("tr", dataclasses.replace(row[0], header=True).render(), *(cell.render() for cell in row[1:])) for row in cells
+  ]
   inner = tag("table", tag("caption", caption), head, tag("tbody", *body), **attributes)
   return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=_plain(caption))
 

@@ -10,6 +10,8 @@ from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.sections import run_sections, Section, status_badge
 from jpmhc_jax.reporting.workdir import read_runs, Run
 
+FOLDED_EXAMPLES = 12  # answers drawn for each run when there are several; the run's own page shows all
+
 
 def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
   """Writes one HTML page about the given run folders and returns its path.
@@ -55,9 +57,15 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _folded(run: Run) -> Markup:
+  back = tag("a", "Back to its row in the table", href=f"#row-{run.anchor}")
   heading = tag("summary", tag("h3", run.name, id=f"run-{run.anchor}-title"), " ", status_badge(run))
   return tag(
-    "details", heading, *(section.render(4) for section in run_sections(run)), id=f"run-{run.anchor}", class_="run"
+    "details",
+    heading,
+    tag("p", back),
+    *(section.render(4) for section in run_sections(run, FOLDED_EXAMPLES)),
+    id=f"run-{run.anchor}",
+    class_="run",
   )
 
 

@@ -27,13 +27,13 @@ class Section:
     return tag("section", heading, self.body, id=self.anchor, aria_labelledby=f"{self.anchor}-title")
 
 
-def run_sections(run: Run) -> list[Section]:
-  """All sections of one run; one that has nothing to show says why."""
+def run_sections(run: Run, examples: int = 1000) -> list[Section]:
+  """All sections of one run, with at most `examples` answers drawn; one that has nothing to show says why."""
   parts = [
     ("summary", "Summary", summary(run)),
     ("curves", "Learning curves", curves.learning_charts(run) or markup.note("No training metrics were recorded.")),
     ("evaluation", "Evaluation", evaluation_tables(run)),
-    ("examples", "Answers", example_gallery(run)),
+    ("examples", "Answers", example_gallery(run, examples)),
     ("mixers", "Mixers", mixers(run)),
     ("config", "Configuration", configuration(run)),
     ("environment", "Environment and reproduction", environment(run)),
@@ -114,13 +114,14 @@ def pass_table(title: str, evaluation: Evaluation) -> Markup | None:
   )
 
 
-def example_gallery(run: Run) -> Markup:
+def example_gallery(run: Run, limit: int = 1000) -> Markup:
   """Input, truth and ranked answers of the last evaluation that kept examples, with a filter."""
   evaluation = next((e for e in reversed(run.evaluations) if e.examples), None)
   if evaluation is None:
     return markup.note("No example was recorded.")
-  count = len(evaluation.examples)
-  solved = sum(example.get("solved_at") is not None for example in evaluation.examples)
+  examples = evaluation.examples[:limit]
+  count = len(examples)
+  solved = sum(example.get("solved_at") is not None for example in examples)
   options = (
     ("all", f"all {count}"),
     ("solved", f"solved {solved}"),
@@ -136,13 +137,12 @@ def example_gallery(run: Run) -> Markup:
   ]
   choose = tag("fieldset", tag("legend", "Show", class_="hidden"), *radios)
   search = tag("label", "Task ", tag("input", type="search", class_="find", placeholder="id", autocomplete="off"))
-  filters = tag("form", choose, search, tag("output", class_="quiet"), class_="filters")
-  intro = tag(
-    "p",
-    f"{count} examples of the evaluation at step {evaluation.step}. Red frames mark wrong cells.",
-    class_="quiet",
-  )
-  cards = [example_card(example) for example in evaluation.examples]
+  large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
+  filters = tag("form", choose, search, large, tag("output", class_="quiet"), class_="filters")
+  kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
+  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}. Red frames mark wrong cells."
+  intro = tag("p", words, class_="quiet")
+  cards = [example_card(example) for example in examples]
   return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
 
 
@@ -167,7 +167,7 @@ def example_card(example: Mapping[str, Any]) -> Markup:
       details.append(f"q {q:.2f}")
     label = "Answer" if len(predictions) == 1 else f"Answer {i}"
     right = prediction.get("grid") == truth
-    figures.append(_grid_figure(kind, prediction.get("grid"), label, ", ".join(details), truth, question, right))
+    figures.append(_grid_figure(kind, prediction.get("grid"), label, " · ".join(details), truth, question, right))
   if not predictions:
     figures.append(markup.note("No answer was recorded."))
   heading = tag("p", tag("strong", title), " ", badge)
@@ -269,7 +269,5 @@ def _grid_figure(
   mark = None if right is None else tag("span", "✓" if right else "✗", class_="right" if right else "not-right")
   state = "" if right is None else ", right" if right else ", wrong"
   drawing = grids.draw(kind, grid, f"{label}{state}", truth, given)
-  caption = tag(
-    "figcaption", tag("span", label, " " if mark else None, mark), tag("small", details) if details else None
-  )
-  return tag("figure", caption, drawing)
+  caption = tag("figcaption", label, " " if mark else None, mark)
+  return tag("figure", caption, drawing, tag("small", details) if details else None)

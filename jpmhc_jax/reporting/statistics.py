@@ -22,6 +22,10 @@ class Group:
   setting: Mapping[str, Any]
   runs: Sequence[Run]
 
+  def judged(self) -> Sequence[Run]:
+    """The complete runs; all runs when none is complete. A partial run would pull the mean of its group down."""
+    return [run for run in self.runs if run.status == "complete"] or self.runs
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -89,6 +93,8 @@ def _freeze(value: Any) -> str:
 def _label(setting: Mapping[str, Any], run: Run, groups: int) -> str:
   if groups == 1 or not setting:
     return run.name
+  if len(setting) == 1:
+    return str(*setting.values())
   return ", ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in setting.items())
 
 

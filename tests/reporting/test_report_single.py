@@ -94,7 +94,7 @@ def test_every_answer_is_drawn_with_votes_and_verdict(make_run, tmp_path, arc_ex
   assert [c["data-solved"] for c in cards] == ["solved" if e["solved_at"] else "unsolved" for e in arc_examples]
   drawn = sum(tag == "svg" and "grid" in a.get("class", "").split() for tag, a in page.elements)
   assert drawn == sum(2 + len(e["predictions"]) for e in arc_examples)
-  assert page.text.count("300 votes, q 0.93") == sum(bool(e["predictions"]) for e in arc_examples)
+  assert page.text.count("300 votes · q 0.93") == sum(bool(e["predictions"]) for e in arc_examples)
   words = " ".join(str(cell) for cell in arc_examples[0]["truth"][0])
   assert words in page.text  # every drawing says its cells
 
