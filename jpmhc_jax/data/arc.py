@@ -53,7 +53,9 @@ def build_splits(config: ArcData) -> tuple[list[Group], list[str], Split, Split]
 
 def _check(config: ArcData) -> None:
   if not 1 <= config.canvas <= LARGEST_SIDE:
-    raise ConfigError(f"data.arc.canvas={config.canvas}: expected 1 to {LARGEST_SIDE}, the largest side of an ARC grid.")
+    raise ConfigError(
+      f"data.arc.canvas={config.canvas}: expected 1 to {LARGEST_SIDE}, the largest side of an ARC grid."
+    )
   for name in ("augmentations", "evaluation_augmentations", "max_tasks", "validation_tasks"):
     if getattr(config, name) < 0:
       raise ConfigError(f"data.arc.{name}={getattr(config, name)}: expected 0 or more.")
@@ -68,5 +70,5 @@ def _content(groups: Sequence[Group], names: Sequence[str], train: Split, evalua
     tasks,
     "\n".join(names),
     *(array for split in (train, evaluation) for array in (split.group_starts, split.puzzle_starts, split.identifiers)),
-    b"" if offsets is None else offsets,
+    "untranslated" if offsets is None else offsets,
   )

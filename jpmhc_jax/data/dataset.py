@@ -17,11 +17,11 @@ BLANK = "<blank>"
 Batch = dict[str, np.ndarray]
 
 
-def digest(*parts: str | bytes | np.ndarray) -> str:
-  """sha256 (hex) over the parts, each preceded by its length, so that no two lists of parts collide by concatenation."""
+def digest(*parts: str | np.ndarray) -> str:
+  """sha256 (hex) over the parts, each preceded by its length, so no two lists of parts collide by concatenation."""
   sha = hashlib.sha256()
   for part in parts:
-    data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part
+    data = part.encode() if isinstance(part, str) else bytes(np.ascontiguousarray(part))
     sha.update(len(data).to_bytes(8, "big"))
     sha.update(data)
   return sha.hexdigest()
@@ -31,7 +31,8 @@ def digest(*parts: str | bytes | np.ndarray) -> str:
 class Dataset:
   """Training batches as a pure function of (seed, step), evaluation batches in stored order.
 
-  side: of the square token canvas, sequence_length = side². identifiers: name of every puzzle identifier, "<blank>" first.
+  side: of the square token canvas, sequence_length = side².
+  identifiers: name of every puzzle identifier, "<blank>" first.
   test_puzzles: scored ARC tasks by name in the public JSON layout with answers; empty for other kinds.
   notes: facts for `describe`. content: hash of everything that the examples are made of.
   """
@@ -65,15 +66,21 @@ class Dataset:
     """
     return _collate(self.train, self.plan.examples(step)[rows])
 
-  def evaluation_batches(self, batch_size: int, max_examples: int = 0, rows: slice = slice(None)) -> "EvaluationBatches":
-    """Batches over the held-out examples in stored order, at most max_examples of them (0 = all); see EvaluationBatches."""
+  def evaluation_batches(
+    self, batch_size: int, max_examples: int = 0, rows: slice = slice(None)
+  ) -> "EvaluationBatches":
+    """Batches over the held-out examples in stored order, at most max_examples (0 = all); see EvaluationBatches."""
     examples = self.evaluation.examples
     return EvaluationBatches(self.evaluation, batch_size, min(max_examples or examples, examples), rows)
 
   def describe(self) -> dict[str, Any]:
     """Counts for logs and the report, and the fingerprint."""
     splits = {"train": self.train, "evaluation": self.evaluation}
-    counts = {f"{name}_{what}": getattr(split, what) for name, split in splits.items() for what in ("groups", "puzzles", "examples")}
+    counts = {
+      f"{name}_{what}": getattr(split, what)
+      for name, split in splits.items()
+      for what in ("groups", "puzzles", "examples")
+    }
     return {
       "kind": self.kind,
       "vocab_size": self.vocab_size,

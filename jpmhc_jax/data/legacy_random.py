@@ -1,8 +1,9 @@
 """NumPy's legacy random stream, value for value, without its call overhead.
 
-RandomState's bounded integers, shuffles and permutations all reduce to one rule: take 32-bit words of MT19937, keep the low
-bits that the bound needs, and reject what exceeds it. The official ARC builder makes 16 million such calls; at a few
-microseconds each inside NumPy that is over a minute, as plain integers here it is seconds. NumPy froze this stream (NEP 19).
+RandomState's bounded integers, shuffles and permutations all reduce to one rule: take 32-bit words of MT19937, keep
+the low bits that the bound needs, and reject what exceeds it. The official ARC builder makes 16 million such calls;
+at a few microseconds each inside NumPy that is over a minute, as plain integers here it is seconds. NumPy froze this
+stream (NEP 19).
 """
 
 from collections.abc import Iterator, MutableSequence

@@ -1,9 +1,10 @@
 """Generated mazes with one shortest path; no two base mazes are the same up to the symmetries of the square.
 
-Corridors are carved by a random depth-first walk, then a fraction of the inner walls is opened so that routes compete; start
-and goal are drawn so that exactly one shortest path joins them, since scoring wants one answer.
-Tokens: '#' wall 1, ' ' floor 2, 'S' start 3, 'G' goal 4, 'o' path 5, PAD 0 unused; one identifier for all. The label is the
-same maze with the cells strictly between S and G on the path marked 'o'. The mazes do not depend on the run's seed.
+Corridors are carved by a random depth-first walk, then a fraction of the inner walls is opened so that routes
+compete; start and goal are drawn so that exactly one shortest path joins them, since scoring wants one answer.
+Tokens: '#' wall 1, ' ' floor 2, 'S' start 3, 'G' goal 4, 'o' path 5, PAD 0 unused; one identifier for all. The label
+is the same maze with the cells strictly between S and G on the path marked 'o'. The mazes do not depend on the run's
+seed.
 """
 
 import dataclasses
@@ -60,8 +61,8 @@ def generate(options: MazeData) -> tuple[UInt8[np.ndarray, "n side side"], UInt8
     barren += 1
     if barren > _PATIENCE:
       raise ConfigError(
-        f"data.maze.side={options.side}, min_path={options.min_path}: only {len(found)} of {wanted} different mazes with one "
-        "shortest path of that length were found; raise side, or lower min_path, loops or the number of mazes."
+        f"data.maze.side={options.side}, min_path={options.min_path}: only {len(found)} of {wanted} different mazes "
+        "with one shortest path of that length were found; raise side, or lower min_path, loops or their number."
       )
   return np.stack([maze for maze, _ in found.values()]), np.stack([label for _, label in found.values()])
 
@@ -78,8 +79,11 @@ def carve(side: int, loops: float, rng: random.Random) -> UInt8[np.ndarray, "sid
   maze[stack[0]] = FLOOR
   while stack:
     row, column = stack[-1]
-    steps = [(r, c) for r, c in ((row - 2, column), (row + 2, column), (row, column - 2), (row, column + 2))
-             if 0 < r < side and 0 < c < side and maze[r, c] == WALL]
+    steps = [
+      (r, c)
+      for r, c in ((row - 2, column), (row + 2, column), (row, column - 2), (row, column + 2))
+      if 0 < r < side and 0 < c < side and maze[r, c] == WALL
+    ]
     if not steps:
       stack.pop()
       continue
@@ -95,7 +99,7 @@ def carve(side: int, loops: float, rng: random.Random) -> UInt8[np.ndarray, "sid
 def shortest_paths(
   maze: UInt8[np.ndarray, "side side"], start: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "side side"], Int[np.ndarray, "side side"]]:
-  """Distance from start in steps (−1 where unreachable) and number of shortest paths, counted up to 2, of every cell."""
+  """Steps from start (−1 where unreachable) and number of shortest paths, counted up to 2, of every cell."""
   distance = np.full(maze.shape, -1)
   paths = np.zeros(maze.shape, int)
   distance[start], paths[start] = 0, 1
@@ -165,7 +169,9 @@ def _split(inputs: np.ndarray, labels: np.ndarray, copies: int) -> Split:
 
 def _check(options: MazeData) -> None:
   if options.side < 5 or options.side % 2 == 0:
-    raise ConfigError(f"data.maze.side={options.side}: expected an odd number of at least 5, e.g. {max(5, options.side + 1)}.")
+    raise ConfigError(
+      f"data.maze.side={options.side}: expected an odd number of at least 5, e.g. {max(5, options.side + 1)}."
+    )
   if not 0.0 <= options.loops <= 1.0:
     raise ConfigError(f"data.maze.loops={options.loops}: expected a fraction from 0 to 1.")
   for name, least in (("train_mazes", 1), ("test_mazes", 1), ("min_path", 2)):

@@ -1,8 +1,8 @@
 """Generated Sudoku: every puzzle has one solution, no two base puzzles are the same up to symmetry.
 
-A group is a training puzzle with its shuffles (digits, bands, rows, stacks, columns, transposition), made when a batch asks.
-Tokens: blank 1, digit d is d + 1, PAD 0 unused; one identifier for all. The puzzles do not depend on the run's seed, so runs
-of different seeds train on the same data; only the batches differ.
+A group is a training puzzle with its shuffles (digits, bands, rows, stacks, columns, transposition), made when a
+batch asks. Tokens: blank 1, digit d is d + 1, PAD 0 unused; one identifier for all. The puzzles do not depend on the
+run's seed, so runs of different seeds train on the same data; only the batches differ.
 """
 
 import dataclasses
@@ -61,8 +61,8 @@ def generate(options: SudokuData) -> tuple[UInt8[np.ndarray, "n cells"], UInt8[n
     if barren > 10:
       raise ConfigError(
         f"data.sudoku.train_puzzles={options.train_puzzles}, test_puzzles={options.test_puzzles}: only {len(classes)} "
-        f"puzzles of side {options.side} with {options.min_holes} to {options.max_holes} holes were found that differ under "
-        "every symmetry and have one solution; ask for fewer, or change min_holes and max_holes."
+        f"puzzles of side {options.side} with {options.min_holes} to {options.max_holes} holes were found that differ "
+        "under every symmetry and have one solution; ask for fewer, or change min_holes and max_holes."
       )
   kept = list(classes.values())[:wanted]
   return np.array([p for p, _ in kept], np.uint8), np.array([s for _, s in kept], np.uint8)
@@ -93,8 +93,10 @@ class SudokuEncoder:
     """Inputs and labels of the examples, one row each."""
     base, copy = np.divmod(examples, self.copies)
     cells, digits = shuffles(examples, copy > 0, self.side)
-    tokens = [np.take_along_axis(digits, np.take_along_axis(grids[base], cells, 1).astype(np.int64), 1) + 1
-              for grids in (self.puzzles, self.solutions)]
+    tokens = [
+      np.take_along_axis(digits, np.take_along_axis(grids[base], cells, 1).astype(np.int64), 1) + 1
+      for grids in (self.puzzles, self.solutions)
+    ]
     return tokens[0].astype(np.uint8), tokens[1].astype(np.uint8)
 
 
@@ -142,7 +144,8 @@ def _check(options: SudokuData) -> None:
   cells = options.side**2
   if not 0 < options.min_holes <= options.max_holes < cells:
     raise ConfigError(
-      f"data.sudoku.min_holes={options.min_holes}, max_holes={options.max_holes}: expected 0 < min_holes <= max_holes < {cells}."
+      f"data.sudoku.min_holes={options.min_holes}, max_holes={options.max_holes}: "
+      f"expected 0 < min_holes <= max_holes < {cells}."
     )
   for name, least in (("train_puzzles", 1), ("test_puzzles", 1), ("shuffles", 0)):
     if getattr(options, name) < least:

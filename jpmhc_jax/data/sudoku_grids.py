@@ -1,4 +1,4 @@
-"""Sudoku as mathematics: filling, unique solutions, symmetry classes. A grid is a flat tuple or list of digits, 0 = blank."""
+"""Sudoku as mathematics: filling, unique solutions, symmetry classes. A grid is a flat list of digits, 0 = blank."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -155,11 +155,11 @@ def count_solutions(grid: Sequence[int], side: int, limit: int = 2) -> int:
 def symmetry_class(
   puzzles: Int[np.ndarray, "n cells"], solutions: Int[np.ndarray, "n cells"], side: int, rounds: int = 4
 ) -> UInt64[np.ndarray, "n"]:
-  """A number that all puzzles equivalent to a puzzle share: under digits, bands, rows, stacks, columns and transposition.
+  """A number that equivalent puzzles share: under digits, bands, rows, stacks, columns and transposition.
 
-  Colour refinement on cells, rows, columns, bands, stacks, boxes and digits: each takes the hash of the multiset of hashes
-  around it. Equal for equivalent puzzles by construction; inequivalent ones may collide (rarely: refinement is not a
-  complete invariant), so keeping one puzzle a class errs on the side of too few, never of a leak.
+  Colour refinement on cells, rows, columns, bands, stacks, boxes and digits: each takes the hash of the multiset of
+  hashes around it. Equal for equivalent puzzles by construction; inequivalent ones may collide (rarely: refinement is
+  not a complete invariant), so keeping one puzzle a class errs on the side of too few, never of a leak.
   Transposition counts only where boxes are square.
   """
   u = units(side)
