@@ -98,7 +98,7 @@ def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Ma
     ]
     for i in order
   ]
-  header = ["setting", "seeds", f"last {name}", f"best {name}", "p against the first row"]
+  header = ["setting", "seeds", f"last {name}", f"best {name}", f"p against {groups[order[0]].label}"]
   table = markup.table(f"{name}: mean ± standard deviation over seeds", header, rows, class_="sortable")
   return join([table, tag("p", significance_note(spreads, p_values), class_="quiet")])
 

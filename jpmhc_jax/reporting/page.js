@@ -41,7 +41,8 @@
     };
     const move = step => {
       load();
-      at = Math.max(0, Math.min(data.xs.length - 1, at < 0 ? (step > 0 ? 0 : data.xs.length - 1) : at + step));
+      const from = at < 0 && step < 0 ? data.xs.length : at;
+      at = Math.max(0, Math.min(data.xs.length - 1, from + step));
       show(data.xs[at]);
     };
     const clear = () => { at = -1; cursor.replaceChildren(); tip.replaceChildren(); };

@@ -164,7 +164,7 @@ def example_card(example: Mapping[str, Any]) -> Markup:
     if (votes := prediction.get("votes")) is not None:
       details.append(f"{markup.format_number(votes)} vote{'' if votes == 1 else 's'}")
     if (q := prediction.get("q")) is not None:
-      details.append(f"q {q:.2f}")
+      details.append(f"q\N{NO-BREAK SPACE}{q:.2f}")
     label = "Answer" if len(predictions) == 1 else f"Answer {i}"
     right = prediction.get("grid") == truth
     figures.append(_grid_figure(kind, prediction.get("grid"), label, " · ".join(details), truth, question, right))

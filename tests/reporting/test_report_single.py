@@ -1,68 +1,14 @@
 """The page of one run: its numbers are the run's numbers, it stands alone, and broken input does not break it."""
 
-import html.parser
 import json
 import re
 import sys
 
+from page_parser import Page, read
 import pytest
 
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.reporting.report import write_report
-
-VOID = {"input", "meta", "br", "link"}
-
-
-class Page(html.parser.HTMLParser):
-  """Checks nesting while parsing; collects tables (caption -> rows of (text, data-value)), ids, links and headings."""
-
-  def __init__(self, source: str):
-    super().__init__()
-    self.stack, self.ids, self.links, self.headings, self.tables, self.elements = [], [], [], [], [], []
-    self.text = ""
-    self.feed(source)
-    assert not self.stack, f"left open: {self.stack}"
-
-  def handle_starttag(self, tag, attributes):
-    attributes = dict(attributes)
-    self.elements.append((tag, attributes))
-    if tag not in VOID:
-      self.stack.append(tag)
-    self.ids += [attributes["id"]] if "id" in attributes else []
-    self.links += [attributes["href"]] if "href" in attributes else []
-    if re.fullmatch("h[1-6]", tag):
-      self.headings.append(int(tag[1]))
-    if tag == "table":
-      self.tables.append({"caption": "", "rows": []})
-    if tag == "tr":
-      self.tables[-1]["rows"].append([])
-    if tag in ("td", "th"):
-      self.tables[-1]["rows"][-1].append(["", attributes.get("data-value"), attributes.get("scope")])
-
-  def handle_startendtag(self, tag, attributes):
-    raise AssertionError(f"self-closed <{tag}/>")
-
-  def handle_endtag(self, tag):
-    assert self.stack and self.stack.pop() == tag, f"</{tag}> closes nothing"
-
-  def handle_data(self, data):
-    if not {"script", "style"} & set(self.stack):
-      self.text += data
-    if "caption" in self.stack:
-      self.tables[-1]["caption"] += data
-    elif {"td", "th"} & set(self.stack):
-      self.tables[-1]["rows"][-1][-1][0] += data
-
-  def table(self, caption: str) -> list[list]:
-    (found,) = [t["rows"] for t in self.tables if t["caption"].startswith(caption)]
-    return found
-
-  def values(self, caption: str) -> dict[str, list[str | None]]:
-    return {row[0][0]: [cell[1] for cell in row[1:]] for row in self.table(caption)[1:]}
-
-
-def read(*workdirs, out):
-  return Page(write_report(workdirs, out).read_text(encoding="utf-8"))
 
 
 def test_tables_hold_the_numbers_of_the_run(make_run, tmp_path):
@@ -94,7 +40,7 @@ def test_every_answer_is_drawn_with_votes_and_verdict(make_run, tmp_path, arc_ex
   assert [c["data-solved"] for c in cards] == ["solved" if e["solved_at"] else "unsolved" for e in arc_examples]
   drawn = sum(tag == "svg" and "grid" in a.get("class", "").split() for tag, a in page.elements)
   assert drawn == sum(2 + len(e["predictions"]) for e in arc_examples)
-  assert page.text.count("300 votes · q 0.93") == sum(bool(e["predictions"]) for e in arc_examples)
+  assert page.text.count("300 votes · q\N{NO-BREAK SPACE}0.93") == sum(bool(e["predictions"]) for e in arc_examples)
   words = " ".join(str(cell) for cell in arc_examples[0]["truth"][0])
   assert words in page.text  # every drawing says its cells
 

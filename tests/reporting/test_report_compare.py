@@ -1,0 +1,94 @@
+"""Several runs on one page: grouping over seeds, spread, significance, curves on common steps."""
+
+import numpy as np
+from page_parser import Page, read
+import pytest
+from scipy import stats
+
+from jpmhc_jax.reporting.compare import significance_note
+from jpmhc_jax.reporting.report import write_report
+from jpmhc_jax.reporting.statistics import group_runs, spread, welch_p_values
+from jpmhc_jax.reporting.workdir import read_runs
+
+
+@pytest.fixture
+def runs(make_run, tmp_path):
+  """Two manifolds with three seeds each, a run that was cut short, and a folder without anything."""
+  folders = [
+    make_run(f"{manifold}-s{seed}", seed=seed, level=level + 0.02 * seed, connection__manifold=manifold)
+    for manifold, level in (("cayley", 0.4), ("sinkhorn", 0.2))
+    for seed in range(3)
+  ]
+  folders.append(make_run("cayley-cut", seed=3, steps=130, planned=400, connection__manifold="cayley"))
+  (tmp_path / "empty").mkdir()
+  return [*folders, tmp_path / "empty"]
+
+
+def test_mean_spread_and_significance_over_complete_runs(runs, tmp_path):
+  page = read(*runs, out=tmp_path / "report.html")
+  last = [[e.evaluations[-1].metrics["pass@2"] for e in read_runs(part)] for part in (runs[:3], runs[3:6])]
+  rows = {row[0][0]: row[1:] for row in page.table("pass@2: mean")[1:]}
+  assert list(rows) == ["cayley", "sinkhorn", "empty"]
+  for name, sample, seeds in (("cayley", last[0], "3 complete, 1 partial"), ("sinkhorn", last[1], "3")):
+    assert rows[name][0][0] == seeds
+    assert float(rows[name][1][1]) == pytest.approx(np.mean(sample), rel=1e-15)
+    assert f"± {100 * np.std(sample, ddof=1):.2g}" in rows[name][1][0]
+  expected = stats.ttest_ind(last[0], last[1], equal_var=False).pvalue
+  assert float(rows["sinkhorn"][3][1]) == pytest.approx(expected)
+  assert rows["empty"][0][0] == "1 partial" and rows["empty"][1][0] == "–"
+
+
+def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
+  page = read(*runs, out=tmp_path / "report.html")
+  rows = page.table("Runs")[1:]
+  assert [row[0][0] for row in rows] == [run.name for run in runs]
+  assert rows[6][1][0] == "partial: 130 of 400 steps" and rows[7][1][0] == "no steps recorded"
+  assert {f"run-{run.name}" for run in runs} <= set(page.ids)
+  assert {link[1:] for link in page.links} <= set(page.ids)
+  assert len(page.ids) == len(set(page.ids))
+  assert all(b - a <= 1 for a, b in zip(page.headings[:-1], page.headings[1:], strict=True))
+  assert page.values("Only what differs") == {"connection.manifold": ["cayley", "sinkhorn", None]}
+
+
+def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):
+  page = read(*runs[:6], out=tmp_path / "report.html")
+  series = [run.evaluation_series("pass@2").values for run in read_runs(runs[:3])]
+  by_step, by_time = (t["rows"] for t in page.tables if t["caption"] == "pass@2: sampled values")
+  assert [float(row[1][1]) for row in by_step[1:]] == pytest.approx(np.mean(series, axis=0))
+  assert by_step[0][1][0] == "cayley (n=3)"
+  clock = [run.series["time/step_ms"].values.sum() * 2e-3 for run in read_runs(runs[:3])]
+  last_cayley = max(float(row[0][1]) for row in by_time[1:] if row[1][1] is not None)
+  assert last_cayley == pytest.approx(np.mean(clock))
+
+
+def test_runs_without_any_difference_and_equal_folder_names(make_run, tmp_path):
+  a, b = make_run("one/same", seed=0, steps=100, planned=100), make_run("two/same", seed=1, steps=100, planned=100)
+  page = Page(write_report([a, b, a], tmp_path / "report.html").read_text(encoding="utf-8"))
+  assert [row[0][0] for row in page.table("Runs")[1:]] == ["one/same", "two/same"]
+  assert "differ in nothing but the seed" in page.text and "nothing to compare" in page.text
+  (group,) = group_runs(read_runs([a, b]))
+  assert len(group.runs) == 2 and not group.setting
+
+
+def test_spread_is_the_sample_standard_deviation_of_finite_values():
+  result = spread([1.0, 2.0, 4.0, float("nan")])
+  assert (result.count, result.mean, result.deviation) == (
+    3,
+    pytest.approx(7 / 3),
+    pytest.approx(np.std([1, 2, 4], ddof=1)),
+  )
+  assert spread([]).count == 0 and np.isnan(spread([3.0]).deviation)
+
+
+def test_p_values_are_welch_corrected_by_holm():
+  samples = [[1.0, 1.1, 0.9], [1.0, 1.2, 1.1], [3.0, 3.1, 2.9], [1.0]]
+  raw = [stats.ttest_ind(samples[i], samples[0], equal_var=False).pvalue for i in (1, 2)]
+  found = welch_p_values(samples, 0)
+  assert found[2] == pytest.approx(2 * raw[1]) and found[1] == pytest.approx(max(raw[0], 2 * raw[1]))
+  assert np.isnan(found[0]) and np.isnan(found[3])
+  assert welch_p_values([[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]], 0)[1:] == [1.0, 0.0]
+
+
+def test_too_few_seeds_are_said_to_prove_nothing():
+  one = spread([0.5])
+  assert "cannot be told from chance" in significance_note([one, one], [float("nan")] * 2)
