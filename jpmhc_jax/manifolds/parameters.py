@@ -17,7 +17,7 @@ Methods expect float32 or float64. Sources: Edelman, Arias & Smith 1998; Absil, 
 """
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ Matrix = Float[Array, "*batch n p"]
 Scalars = Float[Array, "*batch"]
 
 
+@runtime_checkable
 class Geometry(Protocol):
   """What the Riemannian transformations need; see the module's docstring."""
 

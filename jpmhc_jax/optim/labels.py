@@ -36,7 +36,7 @@ def label_tree(params: Any, roles: Any, manifolds: tuple[str, ...] | None = None
 
 def manifold_names(roles: Any) -> tuple[str, ...]:
   """The names after `manifold:` that occur in a tree of roles, sorted."""
-  leaves = jax.tree.leaves(roles)
+  leaves = [role for role in jax.tree.leaves(roles) if isinstance(role, str)]
   return tuple(sorted({r.removeprefix(MANIFOLD_PREFIX) for r in leaves if r.startswith(MANIFOLD_PREFIX)}))
 
 

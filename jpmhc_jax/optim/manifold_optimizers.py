@@ -1,0 +1,156 @@
+"""Ready-made optimisers for matrices on a manifold, and the orthogonal-update family that one compares them with."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jpmhc_jax.manifolds.parameters import Geometry, Grassmann, Stiefel
+from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul
+from jpmhc_jax.optim.riemannian import (
+  retract,
+  riemannian_gradient,
+  scale_by_riemannian_adam,
+  scale_by_riemannian_momentum,
+  stabilize_every,
+)
+from jpmhc_jax.optim.schedules import ScalarOrSchedule
+
+CANONICAL, EUCLIDEAN, SUBSPACES = Stiefel(metric="canonical"), Stiefel(), Grassmann()
+
+
+def cayley_sgd(
+  learning_rate: ScalarOrSchedule,
+  manifold: Geometry = CANONICAL,
+  momentum: Any = 0.9,
+  transport: str = "isometric",
+  method: str = "",
+  stabilize: Any = 100,
+) -> optax.GradientTransformation:
+  """Riemannian gradient descent with momentum: m <- momentum * carried(m) + grad f(p);  p <- R_p(-lr m).
+
+  `method` '' is the manifold's default retraction, the exact Cayley transform for Stiefel. Re-projects every
+  `stabilize` steps (0 = never). Source: Li et al. 2020 (arXiv 2002.01113), with the fixed-point solve made exact.
+  """
+  return optax.chain(
+    riemannian_gradient(manifold),
+    scale_by_riemannian_momentum(manifold, momentum, transport),
+    optax.scale_by_learning_rate(learning_rate),
+    retract(manifold, method),
+    stabilize_every(manifold, stabilize),
+  )
+
+
+def cayley_adam(
+  learning_rate: ScalarOrSchedule,
+  manifold: Geometry = CANONICAL,
+  b1: Any = 0.9,
+  b2: Any = 0.999,
+  eps: Any = 1e-8,
+  adaptive: str = "matrix",
+  transport: str = "isometric",
+  method: str = "",
+  stabilize: Any = 100,
+) -> optax.GradientTransformation:
+  """Riemannian Adam on any geometry; Cayley-Adam on Stiefel. See `scale_by_riemannian_adam` for the moments.
+
+  Example (the rotation nearest to a target):
+    >>> from jpmhc_jax.manifolds.parameters import Orthogonal
+    >>> optimizer = cayley_adam(0.05, Orthogonal())
+    >>> params = jnp.eye(2)
+    >>> updates, state = optimizer.update(-jnp.array([[0.0, -1.0], [1.0, 0.0]]), optimizer.init(params), params)
+    >>> bool(jnp.allclose(gram(params + updates, params + updates), jnp.eye(2), atol=1e-6))
+    True
+  """
+  return optax.chain(
+    riemannian_gradient(manifold),
+    scale_by_riemannian_adam(manifold, b1, b2, eps, adaptive, transport),
+    optax.scale_by_learning_rate(learning_rate),
+    retract(manifold, method),
+    stabilize_every(manifold, stabilize),
+  )
+
+
+def grassmann_adam(
+  learning_rate: ScalarOrSchedule = 0.01,
+  manifold: Grassmann = SUBSPACES,
+  b1: Any = 0.9,
+  b2: Any = 0.999,
+  eps: Any = 1e-8,
+  adaptive: str = "elementwise",
+  transport: str = "isometric",
+  method: str = "cayley_qr",
+  stabilize: Any = 100,
+) -> optax.GradientTransformation:
+  """Adam for subspaces as published for JPmHC: horizontal gradient, elementwise moments, two Cayley sweeps, then QR.
+
+  Source: arXiv 2602.18308 (learning rate 0.01, s = 2). adaptive="matrix" does not depend on the basis of the subspace.
+  """
+  return cayley_adam(learning_rate, manifold, b1, b2, eps, adaptive, transport, method, stabilize)
+
+
+def projected_muon(
+  learning_rate: ScalarOrSchedule,
+  manifold: Geometry = EUCLIDEAN,
+  beta: Any = 0.95,
+  sweeps: Any = 5,
+  every: Any = 1,
+) -> optax.GradientTransformation:
+  """Muon (optax.contrib) followed by the projection to the manifold every `every` steps: the comparison arm.
+
+  Muon's update has singular values near 1 whatever the gradient, so the learning rate must decay for convergence.
+  Source: Jordan et al. 2024.
+  """
+
+  def last_two_axes(updates: Any) -> Any:
+    numbers = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda leaf: numbers(leaf.ndim - 2, leaf.ndim - 1), updates)
+
+  return optax.chain(
+    optax.contrib.scale_by_muon(beta=beta, ns_steps=sweeps, weight_dimension_numbers=last_two_axes),
+    optax.scale_by_learning_rate(learning_rate),
+    stabilize_every(manifold, every),
+  )
+
+
+class LandingState(NamedTuple):
+  """Updates made so far (the schedule's argument)."""
+
+  count: jax.Array
+
+
+def landing(
+  learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any = 0.5
+) -> optax.GradientTransformation:
+  """Soft landing: no retraction; the iterate is pulled to X^T X = I while it descends.
+
+  p <- p - eta L,  L = psi X + attraction * X (X^T X - I),  psi = skew(G X^T), the two parts being orthogonal. eta is
+  the learning rate, cut to the largest step that provably keeps |X^T X - I|_F <= radius:
+  eta <= min(1 / (2 lambda), (lambda d (1 - d) + sqrt(lambda^2 d^2 (1 - d)^2 + a^2 (radius - d))) / a^2)
+  with d = |X^T X - I|_F, a = |psi X|_F, lambda = attraction. Start with d < 1, best on the manifold: between the radius
+  and 1 it only contracts, beyond 1 it stands still.
+  Source: Ablin & Peyre 2022; Ablin, Vary, Gao & Absil 2023 for n > p.
+  """
+  def step(point: jax.Array, gradient: jax.Array, rate: jax.Array) -> jax.Array:
+    product = gram(point, point)
+    excess = product - identity_like(product)
+    relative = 0.5 * (matmul(gradient, product) - matmul(point, gram(gradient, point)))
+    d, a2 = (jnp.sum(x * x, axis=(-2, -1), keepdims=True) for x in (excess, relative))
+    d = jnp.sqrt(d)
+    pull = attraction * d * (1 - d)
+    room = jnp.maximum(radius - d, 0.0)
+    safe = (pull + jnp.sqrt(pull**2 + a2 * room)) / jnp.maximum(a2, jnp.finfo(a2.dtype).tiny)
+    eta = jnp.minimum(rate, jnp.minimum(safe, 1 / (2 * attraction)))
+    return -eta * (relative + attraction * matmul(point, excess))
+
+  def init(params: Any) -> LandingState:
+    stabilize_every(EUCLIDEAN).init(params)  # the same demands on shape and precision
+    return LandingState(jnp.zeros([], jnp.int32))
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+    steps = jax.tree.map(lambda p, g: step(p, g, jnp.asarray(rate, p.dtype)), params, updates)
+    return steps, LandingState(optax.safe_increment(state.count))
+
+  return optax.GradientTransformation(init, update)

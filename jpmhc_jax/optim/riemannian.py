@@ -1,0 +1,218 @@
+"""Riemannian optimisation as optax transformations that chain, partition and schedule like any other.
+
+Each piece takes a geometry of `manifolds.parameters`. Put together,
+
+  optax.chain(
+    riemannian_gradient(manifold),            # Euclidean gradient -> tangent vector
+    scale_by_riemannian_adam(manifold),       # moments, carried along from point to point
+    optax.scale_by_learning_rate(schedule),   # descent
+    retract(manifold, method),                # tangent step -> update = new point - point
+    stabilize_every(manifold, 100),           # removes the rounding that accumulates
+  )
+
+The additive contract holds at every stage: optax.apply_updates adds the update and lands on the manifold. Leaves are
+`(*batch, n, p)` in float32 or float64; bfloat16 leaves the manifold within a hundred steps and is refused.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.manifolds.parameters import Geometry
+
+ADAPTIVE = ("matrix", "elementwise", "none")
+TRANSPORTS = ("isometric", "projection")
+
+
+class RiemannianMomentumState(NamedTuple):
+  """`momentum` is tangent at `point`, the parameters of the last update (empty for transport by projection)."""
+
+  momentum: Any
+  point: Any
+
+
+class RiemannianAdamState(NamedTuple):
+  """`mu` is tangent at `point`; `nu` holds one number a matrix or an entry, as `adaptive` says."""
+
+  count: jax.Array
+  mu: Any
+  nu: Any
+  point: Any
+
+
+class StabilizeState(NamedTuple):
+  """Updates made so far."""
+
+  count: jax.Array
+
+
+def riemannian_gradient(manifold: Geometry) -> optax.GradientTransformation:
+  """Turns Euclidean gradients into Riemannian ones: <grad f, v> = df(v) in the manifold's metric."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    _check(manifold, params)
+    return jax.tree.map(manifold.gradient, params, updates), state
+
+  return optax.GradientTransformation(_init_empty(manifold), update)
+
+
+def scale_by_riemannian_momentum(
+  manifold: Geometry, decay: Any = 0.9, transport: str = "isometric"
+) -> optax.GradientTransformation:
+  """m <- decay * carried(m) + g for Riemannian gradients g; the momentum is carried to each new point.
+
+  transport="isometric": by the manifold's own transport from the last point, which is stored. "projection": onto the
+  tangent space at the new point, which needs no stored point and shortens m a little.
+  """
+  check_choice("transport", transport, TRANSPORTS)
+
+  def init(params: Any) -> RiemannianMomentumState:
+    _check(manifold, params)
+    return RiemannianMomentumState(jax.tree.map(jnp.zeros_like, params), _remember(transport, params, copy=True))
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    _check(manifold, params)
+    carried = _carry(manifold, transport, state.point, params, state.momentum)
+    momentum = jax.tree.map(lambda m, g: decay * m + g, carried, updates)
+    return momentum, RiemannianMomentumState(momentum, _remember(transport, params))
+
+  return optax.GradientTransformation(init, update)
+
+
+def scale_by_riemannian_adam(
+  manifold: Geometry,
+  b1: Any = 0.9,
+  b2: Any = 0.999,
+  eps: Any = 1e-8,
+  adaptive: str = "matrix",
+  transport: str = "isometric",
+) -> optax.GradientTransformation:
+  """Adam on tangent vectors: direction = tangent(m_hat / (sqrt(v_hat) + eps)).
+
+  m <- b1 carried(m) + (1 - b1) g,  m_hat = m / (1 - b1^t), likewise v_hat, with
+  adaptive="matrix":       v <- b2 v + (1 - b2) <g, g>, one number a matrix: the direction stays tangent and no basis is
+                           preferred; its length is about 1, so the learning rate is the angle of a step.
+  adaptive="elementwise":  v <- b2 v + (1 - b2) g^2 as in plain Adam, projected back to the tangent space.
+  adaptive="none":         momentum with bias correction only.
+
+  Sources: Li et al. 2020 (arXiv 2002.01113; matrix), JPmHC (arXiv 2602.18308; elementwise), Becigneul & Ganea 2019.
+  """
+  check_choice("adaptive", adaptive, ADAPTIVE)
+  check_choice("transport", transport, TRANSPORTS)
+
+  def square(point: jax.Array, gradient: jax.Array) -> jax.Array:
+    if adaptive == "elementwise":
+      return jnp.square(gradient)
+    return manifold.inner(point, gradient, gradient)[..., None, None]
+
+  def second_moment(leaf: Any) -> jax.Array:
+    shape = leaf.shape if adaptive == "elementwise" else (*leaf.shape[:-2], 1, 1)
+    return jnp.zeros(shape, leaf.dtype)
+
+  def init(params: Any) -> RiemannianAdamState:
+    _check(manifold, params)
+    return RiemannianAdamState(
+      count=jnp.zeros([], jnp.int32),
+      mu=jax.tree.map(jnp.zeros_like, params),
+      nu=jax.tree.map(second_moment, params) if adaptive != "none" else optax.EmptyState(),
+      point=_remember(transport, params, copy=True),
+    )
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    _check(manifold, params)
+    count = optax.safe_increment(state.count)
+    carried = _carry(manifold, transport, state.point, params, state.mu)
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, carried, updates)
+    mu_hat = optax.tree.bias_correction(mu, b1, count)
+    nu = state.nu
+    if adaptive != "none":
+      nu = jax.tree.map(lambda v, p, g: b2 * v + (1 - b2) * square(p, g), state.nu, params, updates)
+      nu_hat = optax.tree.bias_correction(nu, b2, count)
+      mu_hat = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat)
+    direction = jax.tree.map(manifold.tangent, params, mu_hat)
+    return direction, RiemannianAdamState(count, mu, nu, _remember(transport, params))
+
+  return optax.GradientTransformation(init, update)
+
+
+def retract(manifold: Geometry, method: str = "") -> optax.GradientTransformation:
+  """Turns tangent steps into updates that stay on the manifold: update = R_p(step) - p.
+
+  `method` is one of the geometry's retractions ('' takes its default). The step is projected to the tangent space
+  first, so that anything (a clip, noise, Euclidean momentum) may stand before it in the chain.
+  """
+
+  def step(point: jax.Array, vector: jax.Array) -> jax.Array:
+    return manifold.retract(point, manifold.tangent(point, vector), method) - point
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    _check(manifold, params)
+    return jax.tree.map(step, params, updates), state
+
+  return optax.GradientTransformation(_init_empty(manifold), update)
+
+
+def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTransformation:
+  """Replaces every `every`-th update by the one that lands on the projection of p + update; 0 = never.
+
+  Rounding moves a Cayley trajectory off the manifold by about 1e-8 a step in float32; this puts it back. Works after
+  any transformation, Riemannian or not: with every=1 it turns a Euclidean optimiser into a projected one.
+  """
+
+  def init(params: Any) -> StabilizeState:
+    _check(manifold, params)
+    return StabilizeState(jnp.zeros([], jnp.int32))
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    _check(manifold, params)
+    count = optax.safe_increment(state.count)
+
+    def project(updates: Any) -> Any:
+      return jax.tree.map(lambda p, u: manifold.project(p + u) - p, params, updates)
+
+    due = (every > 0) & (count % jnp.maximum(every, 1) == 0)
+    return jax.lax.cond(due, project, lambda unchanged: unchanged, updates), StabilizeState(count)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _init_empty(manifold: Geometry) -> Callable[[Any], optax.EmptyState]:
+  def init(params: Any) -> optax.EmptyState:
+    _check(manifold, params)
+    return optax.EmptyState()
+
+  return init
+
+
+def _check(manifold: Geometry, params: Any) -> None:
+  """Every leaf can hold a point in a precision that stays on the manifold; decided from shapes, so free under jit."""
+  if params is None:
+    raise ValueError("Riemannian transformations need the parameters: call optimizer.update(gradients, state, params).")
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path) or "(the only leaf)"
+    if leaf.dtype not in (jnp.float32, jnp.float64):
+      raise ConfigError(
+        f"parameter {name} has dtype {leaf.dtype}: a manifold leaf must be a float32 master parameter (lower precision "
+        "drifts off the manifold); keep it float32 and cast it inside the model."
+      )
+    try:
+      manifold.check_shape(tuple(leaf.shape))
+    except ValueError as error:
+      raise ConfigError(f"parameter {name}: {error}") from error
+
+
+def _remember(transport: str, params: Any, copy: bool = False) -> Any:
+  # A copy at init: otherwise parameters and state share buffers, and a step that donates both fails.
+  if transport == "projection":
+    return optax.EmptyState()
+  return jax.tree.map(jnp.copy, params) if copy else params
+
+
+def _carry(manifold: Geometry, transport: str, point: Any, params: Any, vector: Any) -> Any:
+  if transport == "projection":
+    return jax.tree.map(manifold.tangent, params, vector)
+  return jax.tree.map(manifold.transport, point, params, vector)

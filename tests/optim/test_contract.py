@@ -1,0 +1,202 @@
+"""One contract for every transformation: what optax asks of its own, plus staying on the manifold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose, assert_array_equal
+import optax
+import pytest
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds.parameters import Birkhoff, Grassmann, Iso, Oblique, Orthogonal, Sphere, Stiefel
+from jpmhc_jax.optim.adam_atan2 import adam_atan2
+from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
+from jpmhc_jax.optim.riemannian import (
+  retract,
+  riemannian_gradient,
+  scale_by_riemannian_adam,
+  scale_by_riemannian_momentum,
+  stabilize_every,
+)
+
+# name -> (factory of learning_rate, its geometry or None)
+OPTIMIZERS = {
+  "adam_atan2": (adam_atan2, None),
+  "cayley_sgd": (cayley_sgd, Stiefel(metric="canonical")),
+  "cayley_sgd by projection": (functools.partial(cayley_sgd, transport="projection"), Stiefel()),
+  "cayley_adam": (cayley_adam, Stiefel(metric="canonical")),
+  "cayley_adam elementwise": (functools.partial(cayley_adam, adaptive="elementwise", method="polar"), Stiefel()),
+  "cayley_adam unscaled": (functools.partial(cayley_adam, adaptive="none", method="qr"), Stiefel()),
+  "orthogonal": (functools.partial(cayley_adam, manifold=Orthogonal()), Orthogonal()),
+  "iso": (functools.partial(cayley_adam, manifold=Iso()), Iso()),
+  "birkhoff": (functools.partial(cayley_adam, manifold=Birkhoff()), Birkhoff()),
+  "sphere": (functools.partial(cayley_adam, manifold=Sphere()), Sphere()),
+  "oblique": (functools.partial(cayley_adam, manifold=Oblique()), Oblique()),
+  "grassmann_adam": (grassmann_adam, Grassmann()),
+  "projected_muon": (projected_muon, Stiefel()),
+  "landing": (landing, None),  # approaches the manifold, never exactly on it
+}
+PIECES = {
+  "riemannian_gradient": riemannian_gradient(Stiefel()),
+  "momentum": scale_by_riemannian_momentum(Stiefel()),
+  "adam": scale_by_riemannian_adam(Stiefel()),
+  "retract": retract(Stiefel()),
+  "stabilize_every": stabilize_every(Stiefel(), 2),
+}
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def problem(name, batch=()):
+  """Parameters on the geometry, three gradients a leaf."""
+  geometry = OPTIMIZERS[name][1] or Stiefel()
+  shape = (4, 4) if isinstance(geometry, Orthogonal | Birkhoff) else (4, 2)
+  shapes = {"first": (*batch, *shape), "rest": [(*batch, *shape)]}
+  keys = {"first": jax.random.key(1), "rest": [jax.random.key(2)]}
+  params = jax.tree.map(lambda s, k: geometry.random(k, s), shapes, keys, is_leaf=lambda s: isinstance(s, tuple))
+  gradients = jax.tree.map(lambda p, k: jax.random.normal(jax.random.fold_in(k, 1), (3, *p.shape)), params, keys)
+  return params, gradients
+
+
+def run(optimizer, params, gradients):
+  """Parameters and state after the three steps. lax.scan refuses a state whose structure, shapes or dtypes change."""
+
+  def step(carry, gradient):
+    params, state = carry
+    updates, state = optimizer.update(gradient, state, params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(jnp.result_type, updates) == jax.tree.map(jnp.result_type, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[0]
+
+
+def assert_close(got, want, atol=2e-6):
+  jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=0, atol=atol), got, want)
+
+
+@every_optimizer
+def test_composition(name):
+  """Plain, chained, masked, partitioned, with injected hyperparameters, accumulated and vmapped: the same steps."""
+  factory, geometry = OPTIMIZERS[name]
+  params, gradients = problem(name)
+  first = {"first": True, "rest": [False]}
+
+  @jax.jit
+  def every_way(params, gradients):
+    twice = jax.tree.map(lambda g: jnp.repeat(g, 2, axis=0), gradients)
+    batched = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    schedule = optax.constant_schedule(0.05)
+    return {
+      "plain": run(factory(0.05), params, gradients)[0],
+      "chain": run(optax.chain(optax.clip_by_global_norm(1e9), factory(schedule)), params, gradients)[0],
+      "masked": run(optax.masked(factory(0.05), first), params, gradients)[0],
+      "partition": run(
+        optax.partition({"x": factory(0.05), "y": factory(0.05)}, {"first": "x", "rest": ["y"]}), params, gradients
+      )[0],
+      "inject": run(optax.inject_hyperparams(factory)(learning_rate=schedule), params, gradients)[0],
+      "accumulate": run(optax.MultiSteps(factory(0.05), 2).gradient_transformation(), params, twice)[0],
+      "vmap": jax.tree.map(lambda x: x[1], jax.vmap(lambda p: run(factory(0.05), p, gradients)[0])(batched)),
+      "still": run(factory(0.05), params, jax.tree.map(jnp.zeros_like, gradients))[0],
+    }
+
+  results = every_way(params, gradients)
+  plain = results.pop("plain")
+  assert max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (plain, params)), strict=True)) > 0.01
+  still, masked = results.pop("still"), results.pop("masked")
+  for way, got in results.items():
+    assert jax.tree.structure(got) == jax.tree.structure(plain), way
+    assert_close(got, plain)
+  assert_close(masked["first"], plain["first"])
+  assert_close(masked["rest"][0], params["rest"][0] + jnp.sum(gradients["rest"][0], axis=0), 1e-5)
+  kept = (1 - 0.05 * 0.1) ** 3 if name == "adam_atan2" else 1.0  # its weight decay
+  assert_close(still, jax.tree.map(lambda p: kept * p, params))
+  if geometry:
+    for leaf in jax.tree.leaves(plain):
+      assert geometry.distance(leaf) < 3e-6
+
+
+@pytest.mark.parametrize("name", ["cayley_adam", "grassmann_adam", "birkhoff", "landing"])
+def test_eager_equals_jit(name):
+  optimizer = OPTIMIZERS[name][0](0.05)
+  params, gradients = problem(name)
+  gradient = jax.tree.map(lambda g: g[0], gradients)
+  state = optimizer.init(params)
+  eager = optimizer.update(gradient, state, params)
+  assert_close(jax.jit(optimizer.update)(gradient, state, params), eager, 1e-5)
+  assert jax.tree.structure(eager[1]) == jax.tree.structure(state)
+
+
+@every_optimizer
+def test_one_device_and_eight_give_the_same_steps(name):
+  optimizer = OPTIMIZERS[name][0](0.05)
+  params, gradients = problem(name, batch=(8,))
+  step = jax.jit(lambda p, g: run(optimizer, p, g)[0])
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  split = NamedSharding(mesh, PartitionSpec("data"))
+  sharded = jax.device_put((params, gradients), (split, NamedSharding(mesh, PartitionSpec(None, "data"))))
+  got = step(*sharded)
+  assert all(leaf.sharding.is_equivalent_to(split, leaf.ndim) for leaf in jax.tree.leaves(got))
+  assert_close(got, step(params, gradients), 1e-6)
+
+
+@pytest.mark.parametrize("name", [*PIECES, *(n for n in OPTIMIZERS if OPTIMIZERS[n][1])])
+def test_demands_are_stated(name):
+  transform = PIECES[name] if name in PIECES else OPTIMIZERS[name][0](0.05)
+  with pytest.raises(ConfigError, match=r"\['mixer'\] has dtype bfloat16.*float32 master"):
+    transform.init({"mixer": jnp.zeros((4, 4), jnp.bfloat16)})
+  params = {"mixer": jnp.eye(4)}
+  if name != "projected_muon":  # Muon itself comes first there, and needs no parameters
+    with pytest.raises(ValueError, match="need the parameters"):
+      transform.update(params, transform.init(params))
+
+
+def test_a_wrong_shape_names_the_leaf():
+  with pytest.raises(ConfigError, match=r"\['mixer'\]: shape \(2, 4\): Stiefel needs .* n >= p"):
+    cayley_adam(0.1).init({"mixer": jnp.zeros((2, 4))})
+  with pytest.raises(ConfigError, match="matrix, elementwise, none"):
+    cayley_adam(0.1, adaptive="full")
+  with pytest.raises(ConfigError, match="isometric, projection"):
+    cayley_sgd(0.1, transport="parallel")
+
+
+def test_donated_steps_share_no_buffers():
+  optimizer = cayley_adam(0.05)
+  params = {"x": Stiefel().random(jax.random.key(0), (4, 2))}
+  state = optimizer.init(params)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state):
+    updates, state = optimizer.update(params, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for _ in range(3):
+    params, state = step(params, state)
+  assert Stiefel().distance(params["x"]) < 1e-6
+
+
+def test_stabilisation_happens_on_schedule_and_only_then():
+  optimizer = stabilize_every(Stiefel(), 3)
+  params = Stiefel().random(jax.random.key(0), (4, 2))
+  update = 0.1 * jnp.ones_like(params)
+  state, distances = optimizer.init(params), []
+  for _ in range(6):
+    got, state = optimizer.update(update, state, params)
+    distances.append(float(Stiefel().distance(params + got)))
+  assert [d < 1e-6 for d in distances] == [False, False, True, False, False, True]
+  never = stabilize_every(Stiefel(), 0)
+  assert_array_equal(never.update(update, never.init(params), params)[0], update)
+
+
+def test_momentum_keeps_its_length_when_carried_along():
+  manifold, params = Stiefel(), Stiefel().random(jax.random.key(0), (5, 2))
+  momentum = scale_by_riemannian_momentum(manifold, decay=1.0)
+  state = momentum.init(params)
+  push = manifold.tangent(params, jax.random.normal(jax.random.key(1), (5, 2)))
+  carried, state = momentum.update(push, state, params)
+  for _ in range(20):
+    params = manifold.retract(params, 0.1 * carried)
+    carried, state = momentum.update(jnp.zeros_like(params), state, params)
+  assert_allclose(jnp.linalg.norm(carried), jnp.linalg.norm(push), rtol=1e-5)
+  assert_allclose(manifold.tangent(params, carried), carried, rtol=0, atol=1e-5)
