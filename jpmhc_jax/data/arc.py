@@ -1,13 +1,13 @@
 """The ARC data sets, from config to batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.schema import ArcData, Data
 from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, make_split, number_copies
 from jpmhc_jax.data.arc_grids import VOCABULARY
-from jpmhc_jax.data.arc_tasks import LARGEST_SIDE, load_tasks
+from jpmhc_jax.data.arc_tasks import LARGEST_SIDE, load_tasks, Task
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import Dataset, digest
 from jpmhc_jax.data.legacy_random import LegacyRandom
@@ -16,7 +16,7 @@ from jpmhc_jax.data.legacy_random import LegacyRandom
 def build_arc(config: Data, *, batch_size: int, seed: int) -> Dataset:
   """Loads, checks, augments and places the tasks (full ARC-1 with 1,000 copies: about 20 s, 0.5 GB)."""
   _check(config.arc)
-  groups, names, train, evaluation = build_splits(config.arc)
+  groups, names, train, evaluation = build_splits(load_tasks(config.arc), config.arc)
   if not train.examples:
     raise ConfigError(f"data.arc.subsets={config.arc.subsets!r}: nothing to train on; include a subset with tasks.")
   scored = [group.task for group in groups if group.evaluation]
@@ -39,10 +39,10 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> Dataset:
   )
 
 
-def build_splits(config: ArcData) -> tuple[list[Group], list[str], Split, Split]:
+def build_splits(subsets: Mapping[str, Sequence[Task]], config: ArcData) -> tuple[list[Group], list[str], Split, Split]:
   """Groups, names by identifier, training and evaluation split; with the default fields exactly the official arrays."""
   rng = LegacyRandom(config.builder_seed)
-  groups = draw_groups(load_tasks(config), config, rng)
+  groups = draw_groups(subsets, config, rng)
   offsets = draw_offsets(groups, config.canvas, rng) if config.translate else None
   names, first = number_copies(groups)
   train = make_split(groups, first, lambda group: group.train, config.augmentations + 1, offsets, config.canvas)

@@ -1,0 +1,105 @@
+"""Bad task files are refused with file, task and pair named; good folders load."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jpmhc_jax.core.errors import DataError
+from jpmhc_jax.core.schema import ArcData
+from jpmhc_jax.data.arc_tasks import load_tasks
+
+GOOD = {"train": [{"input": [[0, 1], [2, 3]], "output": [[1]]}], "test": [{"input": [[5]], "output": [[6, 7]]}]}
+
+
+def _write(root, task, subset="training", name="aaaa0001"):
+  folder = root / subset
+  folder.mkdir(exist_ok=True)
+  (folder / f"{name}.json").write_text(task if isinstance(task, str) else json.dumps(task))
+
+
+def _load(root):
+  return load_tasks(ArcData(dataset="folder", folder=str(root)))
+
+
+def _with(grid, part="train", side="input"):
+  return GOOD | {part: [GOOD[part][0] | {side: grid}]}
+
+
+def test_a_folder_in_the_public_format_loads_in_order_of_ids(tmp_path):
+  for name in ("b", "a"):
+    _write(tmp_path, GOOD, name=name)
+  _write(tmp_path, {"test": GOOD["test"], "train": GOOD["train"]}, "evaluation", "c")
+  tasks = _load(tmp_path)
+  assert [[task.name for task in subset] for subset in tasks.values()] == [["a", "b"], ["c"]]
+  first = tasks["training"][0]
+  np.testing.assert_array_equal(first.demonstrations[0][0], [[0, 1], [2, 3]])
+  assert first.to_json() == GOOD
+  assert [len(pair[0]) for pair in first.joined(True)] == [2, 1]
+  assert [len(pair[0]) for pair in tasks["evaluation"][0].joined(True)] == [1, 2]  # in the order of the file's keys
+
+
+@pytest.mark.parametrize(
+  ("task", "message"),
+  [
+    (_with([[1, 2], [3]]), r"training.aaaa0001\.json: task 'aaaa0001', train pair 0, input: ragged"),
+    (_with([[1, 10]], "test", "output"), r"task 'aaaa0001', test pair 0, output: cell \(0, 1\) is 10"),
+    (_with([[1, -1]]), "cell .* is -1"),
+    (_with([[1, 2.5]]), "cell .* is 2.5"),
+    (_with([[True]]), "cell .* is True"),
+    (_with([["3"]]), "cell .* is '3'"),
+    (_with([[0] * 31]), "1x31 cells; ARC grids have at most 30x30"),
+    (_with([[0]] * 31), "31x1 cells"),
+    (_with([]), "non-empty"),
+    (_with([[]]), "non-empty"),
+    (_with(3), "non-empty list of non-empty rows"),
+    (GOOD | {"test": [{"input": [[1]]}]}, "test pair 0: the solution is missing"),
+    (GOOD | {"test": [{"output": [[1]]}]}, "test pair 0: expected an object"),
+    (GOOD | {"train": []}, "'train' must be a list with at least one pair"),
+    ({"train": GOOD["train"]}, "'test' must be a list"),
+    ([1], "expected an object with 'train' and 'test', found list"),
+    ("{", r"aaaa0001\.json: not readable as JSON"),
+  ],
+)
+def test_malformed_tasks_name_file_task_and_pair(tmp_path, task, message):
+  _write(tmp_path, task)
+  _write(tmp_path, GOOD, "evaluation", "bbbb0002")
+  with pytest.raises(DataError, match=message):
+    _load(tmp_path)
+
+
+def test_an_id_may_occur_once_and_without_the_separator(tmp_path):
+  _write(tmp_path, GOOD)
+  _write(tmp_path, GOOD, "evaluation")
+  with pytest.raises(DataError, match="evaluation.*'aaaa0001' is already taken by .*training"):
+    _load(tmp_path)
+  _write(tmp_path, GOOD, "training", "a|b")
+  with pytest.raises(DataError, match="must not contain"):
+    _load(tmp_path)
+
+
+def test_missing_parts_of_a_data_set_are_named(tmp_path):
+  _write(tmp_path, GOOD)
+  with pytest.raises(DataError, match=r"evaluation: no \*.json task found"):
+    _load(tmp_path)
+  with pytest.raises(DataError, match=r"ExtractObjects10\.json: no such file"):
+    load_tasks(ArcData(dataset="arc1concept", concept_folder=str(tmp_path)))
+
+
+def test_the_built_in_sets_have_the_published_sizes(shared):
+  corpus = str(shared / "data/ConceptARC/corpus")
+  one = load_tasks(ArcData(dataset="arc1concept", concept_folder=corpus))
+  two = load_tasks(ArcData(dataset="arc2"))
+
+  def sizes(tasks):
+    return len(tasks), sum(len(task.demonstrations) for task in tasks), sum(len(task.tests) for task in tasks)
+
+  assert {name: sizes(tasks) for name, tasks in one.items()} == {
+    "training": (400, 1302, 416),
+    "evaluation": (400, 1363, 419),
+    "concept": (160, 427, 480),
+  }
+  assert {name: sizes(tasks) for name, tasks in two.items()} == {
+    "training": (1000, 3232, 1076),
+    "evaluation": (120, 358, 172),
+  }
