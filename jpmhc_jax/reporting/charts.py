@@ -108,8 +108,8 @@ def running_mean(values: Float[np.ndarray, " points"], span: int) -> Float[np.nd
 def _thin(line: Line, points: int) -> Line:
   order = np.argsort(line.xs, kind="stable")
   chosen = order if len(order) <= points else order[_extremes(line.ys[order], points // 2)]
-  pick = {name: None if (v := getattr(line, name)) is None else v[chosen] for name in ("xs", "ys", "low", "high")}
-  return dataclasses.replace(line, **pick)
+  low, high = (None if band is None else band[chosen] for band in (line.low, line.high))
+  return dataclasses.replace(line, xs=line.xs[chosen], ys=line.ys[chosen], low=low, high=high)
 
 
 def _extremes(values: Float[np.ndarray, " points"], buckets: int) -> Int[np.ndarray, " kept"]:

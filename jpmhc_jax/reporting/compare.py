@@ -1,6 +1,7 @@
-"""Several runs side by side: table of runs, mean and spread over seeds, curves by step and time, configurations."""
+"""Several runs side by side: table of runs, mean and spread over seeds, curves, configurations."""
 
 from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from jpmhc_jax.reporting.statistics import differing_fields, Group, group_runs, 
 from jpmhc_jax.reporting.workdir import Run, Series
 
 Reader = Callable[[Run], Series | None]
+AXES = {"step": "By step", "seconds of training": "By training time", "FLOP": "By arithmetic"}
 LINES = 24  # groups drawn on one chart; the tables hold all of them
 
 
@@ -55,8 +57,7 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
   rows = []
   for run in runs:
     link = tag("a", run.name, href=f"#run-{run.anchor}", id=f"row-{run.anchor}")
-    seconds = curves.steps_to_seconds(run, [run.last_step])
-    elapsed = float(seconds[0]) if seconds is not None else None
+    elapsed = curves.training_seconds(run)
     rows.append(
       [
         Cell(link, run.name),
@@ -120,17 +121,17 @@ def significance_note(spreads: Sequence[Spread], p_values: Sequence[float]) -> s
 
 
 def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Markup:
-  """Headline metric, loss, accuracy and gradient norm for every group, by step and by time, with a band over seeds."""
-  wanted: list[tuple[str, Reader]] = [(metric[0], lambda run: run.evaluation_series(metric[0]))] if metric else []
+  """Headline metric, loss, accuracy and gradient norm for every group, by every axis, with a band over seeds."""
+  wanted: list[tuple[str, Reader]] = [(metric[0], functools.partial(_evaluated, metric[0]))] if metric else []
   for name in ("train/loss", "train/exact_accuracy", "train/accuracy", "train/gradient_norm"):
-    wanted.append((name, lambda run, name=name: run.series.get(name)))
+    wanted.append((name, functools.partial(_logged, name)))
   parts = []
-  for axis in ("step", "seconds"):
+  for axis in AXES:
     figures = [figure for name, reader in wanted if (figure := _group_chart(groups, name, reader, axis))]
     if axis == "step":
       figures += _pass_by_k(groups)
     if figures:
-      heading = tag("h3", f"By {'step' if axis == 'step' else 'training time'}")
+      heading = tag("h3", AXES[axis])
       parts += [heading, tag("div", *figures, class_="charts")]
   if not parts:
     return markup.note("No curve was recorded.")
@@ -170,29 +171,34 @@ def differences_table(runs: Sequence[Run]) -> Markup:
 def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) -> Markup | None:
   lines = [line for i, group in enumerate(groups[:LINES]) for line in _group_line(group, reader, axis, i)]
   percent = curves.is_share(name)
-  return chart(name, lines, "step" if axis == "step" else "seconds of training", percent) if lines else None
+  return chart(name, lines, axis, percent) if lines else None
 
 
 def _group_line(group: Group, reader: Reader, axis: str, i: int) -> list[Line]:
   """Mean over the runs of a group at the steps they share; runs without a common step are drawn one by one."""
   read = [(run, series) for run in group.judged() if (series := reader(run)) is not None]
-  if axis == "seconds":
-    read = [(run, series) for run, series in read if curves.steps_to_seconds(run, series.steps) is not None]
+  read = [(run, series) for run, series in read if curves.axis_values(run, axis, series.steps) is not None]
   if not read:
     return []
   steps = sorted(set.intersection(*(set(series.steps.tolist()) for _, series in read)))
   if not steps:
     return [line for run, _ in read for line in _group_line(Group(run.name, {}, [run]), reader, axis, i)]
   values = np.stack([_at(series, steps) for _, series in read])
-  xs = np.array(steps, np.float64)
-  if axis == "seconds":
-    xs = np.mean([curves.steps_to_seconds(run, steps) for run, _ in read], axis=0)
+  xs = np.mean([x for run, _ in read if (x := curves.axis_values(run, axis, steps)) is not None], axis=0)
   mean = values.mean(0)
   style: dict[str, Any] = {"colour": i, "dash": i // 8, "smooth": len(read) == 1}
   if len(read) == 1:
     return [Line(group.label, xs, mean, **style)]
   deviation = values.std(0, ddof=1)
   return [Line(f"{group.label} (n={len(read)})", xs, mean, low=mean - deviation, high=mean + deviation, **style)]
+
+
+def _evaluated(name: str, run: Run) -> Series | None:
+  return run.evaluation_series(name)
+
+
+def _logged(name: str, run: Run) -> Series | None:
+  return run.series.get(name)
 
 
 def _at(series: Series, steps: Sequence[float]) -> np.ndarray:

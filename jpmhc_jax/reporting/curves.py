@@ -128,18 +128,33 @@ def _entry(diagnostic: str) -> tuple[str, int | None]:
   return (match[1], int(match[2])) if match else (diagnostic, None)
 
 
-def steps_to_seconds(run: Run, steps: Sequence[int | float] | np.ndarray) -> np.ndarray | None:
-  """Training time at given steps: recorded seconds if there are any, else step times summed; None without either."""
+def axis_values(run: Run, axis: str, steps: Sequence[int | float] | np.ndarray) -> np.ndarray | None:
+  """Positions of steps on an axis; None when the run did not record what it takes.
+
+  axis: 'step'; 'seconds of training', from `time/elapsed_s` or by summing `time/step_ms`; 'FLOP', from `flops_per_step`
+  of the environment.
+  """
   steps = np.asarray(steps, np.float64)
-  for name in ("time/elapsed_s", "time/seconds"):
-    if name in run.series:
-      return np.interp(steps, run.series[name].steps, run.series[name].values)
+  if axis == "step":
+    return steps
+  if axis == "FLOP":
+    cost = run.environment.get("flops_per_step")
+    return steps * cost if isinstance(cost, int | float) else None
+  elapsed = run.series.get("time/elapsed_s")
+  if elapsed is not None:
+    return np.interp(steps, elapsed.steps, elapsed.values)
   clock = run.series.get("time/step_ms")
   if clock is None:
     return None
   # A line stands for all steps since the line before it.
-  elapsed = np.cumsum(np.diff(clock.steps, prepend=0.0) * np.nan_to_num(clock.values) / 1e3)
-  return np.interp(steps, np.concatenate([[0.0], clock.steps]), np.concatenate([[0.0], elapsed]))
+  seconds = np.cumsum(np.diff(clock.steps, prepend=0.0) * np.nan_to_num(clock.values) / 1e3)
+  return np.interp(steps, np.concatenate([[0.0], clock.steps]), np.concatenate([[0.0], seconds]))
+
+
+def training_seconds(run: Run) -> float | None:
+  """Training time of the whole run; None when it is not known."""
+  seconds = axis_values(run, "seconds of training", [run.last_step])
+  return float(seconds[0]) if seconds is not None and np.isfinite(seconds[0]) else None
 
 
 def duration(seconds: float) -> str:

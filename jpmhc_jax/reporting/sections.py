@@ -58,9 +58,9 @@ def summary(run: Run) -> Markup:
   clock = run.series.get("time/step_ms")
   if clock is not None and np.isfinite(clock.values).any():
     tiles["Step time"] = _figure(float(np.nanmedian(clock.values)), False, "ms, median")
-  seconds = curves.steps_to_seconds(run, [run.last_step])
-  if seconds is not None and np.isfinite(seconds[0]):
-    tiles["Training time"] = curves.duration(float(seconds[0]))
+  seconds = curves.training_seconds(run)
+  if seconds is not None:
+    tiles["Training time"] = curves.duration(seconds)
   return join([markup.definitions(tiles), problems(run)])
 
 
@@ -237,16 +237,14 @@ def environment(run: Run) -> Markup:
 def schema_fields() -> dict[str, dataclasses.Field]:
   """Dotted name -> field of every leaf of the configuration schema."""
 
-  def walk(cls: type, prefix: str) -> dict[str, dataclasses.Field]:
+  def walk(group: Any, prefix: str) -> dict[str, dataclasses.Field]:
     found: dict[str, dataclasses.Field] = {}
-    for item in dataclasses.fields(cls):
-      if item.default is dataclasses.MISSING:
-        found |= walk(item.default_factory, f"{prefix}{item.name}.")
-      else:
-        found[f"{prefix}{item.name}"] = item
+    for item in dataclasses.fields(group):
+      value, name = getattr(group, item.name), f"{prefix}{item.name}"
+      found |= walk(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: item}
     return found
 
-  return walk(schema.Config, "")
+  return walk(schema.Config(), "")
 
 
 def _plain(value: Any) -> Any:

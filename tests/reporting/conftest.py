@@ -75,6 +75,7 @@ def environment(name: str, seed: int) -> dict:
     "versions": {"jax": "0.10.2", "flax": "0.12.8", "python": "3.11.9"},
     "devices": ["cpu:0"],
     "seed": seed,
+    "flops_per_step": 2.5e9,
   }
 
 
