@@ -16,7 +16,7 @@ class Report:
     parser.add_argument("--out", type=pathlib.Path, default=None, help="file to write; default report.html in the first")
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.reporting import write_report
+    from jpmhc_jax.reporting.report import write_report
 
     print(f"report: {write_report(options.paths, options.out or options.paths[0] / 'report.html')}")
     return 0

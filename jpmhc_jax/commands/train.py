@@ -23,7 +23,7 @@ class Train:
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.commands.session import open_run
     from jpmhc_jax.core import config as configs
-    from jpmhc_jax.reporting import write_report
+    from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import loop
 
     config = configs.load(options.config, options.overrides)

@@ -133,7 +133,8 @@ class HyperConnection:
     read, write = self.routing.initial_logits(self.streams, favoured)
     parts = [read.ravel(), write.ravel()]
     if not self.stored:
-      parts.append(np.asarray(self.manifold.identity_logits(self.streams, self.identity_bias)).ravel())
+      with jax.ensure_compile_time_eval():  # a constant, also where the model is built under jit
+        parts.append(np.asarray(self.manifold.identity_logits(self.streams, self.identity_bias)).ravel())
     return np.concatenate(parts)
 
   def _logits(self, parameters: Parameters, streams: Array, sizes: list[int]) -> Array:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import runpy
 from typing import Any
 
 from absl import flags
@@ -32,42 +33,45 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
   Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant that
   the file does not offer.
   """
-  path = pathlib.Path(spec.split(":", 1)[0])
+  name, _, variant = spec.partition(":")
+  path = pathlib.Path(name)
   if not path.is_file():
     raise ConfigError(f"--config={spec}: no file {path}; expected something like configs/sudoku.py:tiny")
-  _check_overrides(overrides)
-  argv = ["jpmhc", f"--{_FLAG}={spec}", *overrides]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(_FLAG, flag_values=values, sys_argv=argv)
   try:
-    values(argv)
-    loaded = holder.value
-  except (flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(f"--config={spec}: {error}{_expected_types(overrides)}") from error
-  except (AttributeError, KeyError) as error:  # a locked ConfigDict met an unknown key inside the config file
-    unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
-    if unknown is None:
-      raise
-    raise ConfigError(f"{path}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}") from error
-  return validate(from_dict(loaded.to_dict()))
+    loaded = runpy.run_path(str(path))["get_config"](*([variant] if variant else []))
+  except (AttributeError, KeyError, TypeError) as error:
+    raise _config_file_error(path, error) from error
+  return _apply(loaded, overrides)
 
 
 def override(config: schema.Config, overrides: Sequence[str], only: str) -> schema.Config:
   """Applies `--config.<only>.…=value` overrides to a resolved config; other fields belong to the run and are refused."""
-  _check_overrides(overrides)
   for argument in overrides:
     if not argument.startswith(f"--{_FLAG}.{only}."):
       raise ConfigError(f"{argument}: only fields of {only!r} can be overridden for an existing run")
+  return _apply(ml_collections.ConfigDict(to_dict(config)).lock(), overrides)
+
+
+def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schema.Config:
+  _check_overrides(overrides)
   argv = ["jpmhc", *overrides]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_dict(
-    _FLAG, ml_collections.ConfigDict(to_dict(config)), flag_values=values, sys_argv=argv
-  )
+  parsed = flags.FlagValues()
+  config_flags.DEFINE_config_dict(_FLAG, values, flag_values=parsed, sys_argv=argv)
   try:
-    values(argv)
+    parsed(argv)
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(f"{error}{_expected_types(overrides)}") from error
-  return validate(from_dict(holder.value.to_dict()))
+  return validate(from_dict(parsed[_FLAG].value.to_dict()))
+
+
+def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
+  """What a locked ConfigDict says of an unknown key or a wrong type inside a config file, in our words."""
+  unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
+  if unknown:
+    return ConfigError(f"{path}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}")
+  if str(error) == "'get_config'":
+    return ConfigError(f"{path}: no function get_config(variant) in it; see configs/sudoku.py")
+  return ConfigError(f"{path}: {error}")
 
 
 def _known() -> list[str]:

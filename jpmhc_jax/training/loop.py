@@ -9,8 +9,10 @@ Everything random is a function of (seed, step) and the data position is the ste
 the run bit for bit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
+import itertools
 import math
 import pathlib
 import signal
@@ -27,7 +29,7 @@ from jpmhc_jax.training import environment, mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
 from jpmhc_jax.training.objective import summarise
 from jpmhc_jax.training.progress import ProgressBar
-from jpmhc_jax.training.state import prepare, Setup, TrainState
+from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step
 from jpmhc_jax.training.writers import Writers
 
@@ -101,9 +103,9 @@ def train(run: Run, arguments: list[str]) -> TrainState:
   state, start, clock = _start(run, checkpoints)
   writers = Writers(run.workdir, config, start)
   try:
-    with ProgressBar(config.steps, start) as bar, _Signals() as signals:
-      loop = _Loop(run, checkpoints, writers, bar, signals, clock)
-      return loop.run(state, start)
+    batches = loading.load(run.dataset, start, prefetch=config.data.prefetch)
+    with contextlib.closing(batches), ProgressBar(config.steps, start) as bar, _Signals() as signals:
+      return _Loop(run, batches, checkpoints, writers, bar, signals, clock).run(state, start)
   finally:
     checkpoints.close()
     writers.close()
@@ -145,14 +147,15 @@ class _Loop:
   def __init__(
     self,
     run: Run,
+    batches: Iterator[tuple[int, dict[str, np.ndarray]]],
     checkpoints: Checkpoints,
     writers: Writers,
     bar: ProgressBar,
     signals: _Signals,
     clock: dict[str, float],
   ):
-    self.parts, self.checkpoints, self.writers, self.bar, self.signals = run, checkpoints, writers, bar, signals
-    self.clock = clock
+    self.parts, self.batches, self.checkpoints, self.writers = run, batches, checkpoints, writers
+    self.bar, self.signals, self.clock = bar, signals, clock
     self.window: list[dict[str, float]] = []
     self.finished_at: list[float] = []
     self.evaluation: dict[str, float] = {}
@@ -162,8 +165,8 @@ class _Loop:
     step_function = make_train_step(run.setup)
     sharding = meshes.batch_sharding(run.setup.mesh)
     pending, began = None, time.monotonic()
-    for step, batch in loading.batches(run.dataset, start, config.steps, prefetch=config.data.prefetch):
-      on_device = loading_to_device(batch, sharding)
+    for step, batch in itertools.islice(self.batches, config.steps - start):
+      on_device = {name: jax.device_put(value, sharding) for name, value in batch.items()}
       with jax.transfer_guard("disallow"):
         state, metrics = step_function(state, on_device)
       if step == start:
@@ -238,13 +241,3 @@ class _Loop:
       self.checkpoints.wait()
     self.finished_at = []
     return state
-
-
-def loading_to_device(batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
-  """Puts the global batch on the devices, each taking its own rows."""
-  return {name: jax.device_put(value, sharding) for name, value in batch.items()}
-
-
-def build(config: schema.Config, dataset: Dataset) -> Setup:
-  """Mesh and setup of a config on all devices."""
-  return prepare(config, dataset, meshes.make_mesh(config.mesh))

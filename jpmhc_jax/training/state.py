@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 import optax
 
 from jpmhc_jax.core import schema, streams
@@ -89,15 +89,27 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
     step=whole,
     params=of_params,
     ema=None if shapes.ema is None else of_params,
-    optimizer=optax.tree.map_params(
-      optimizer, lambda _, sharding: sharding, shapes.optimizer, of_params, transform_non_params=lambda _: whole
-    ),
+    optimizer=_like_params(shapes.optimizer, shapes.params, of_params, whole),
     buffers=meshes.shardings(mesh, shapes.buffers, _metadata(buffers, "axes")),
     table=None if shapes.table is None else meshes.shardings(mesh, shapes.table, ("puzzles", None)),
     carry=jax.tree.map(lambda _: by_row, shapes.carry),
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
   return Setup(config, graph, optimizer, mesh, shardings, jax.jit(create, out_shardings=shardings), count)
+
+
+def _like_params(optimizer: Any, params: Any, of_params: Any, otherwise: NamedSharding) -> Any:
+  """Moments are laid out like their parameter: a leaf whose path ends in a parameter's path, with its shape."""
+  shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+  layouts = dict(jax.tree_util.tree_flatten_with_path(of_params)[0])
+
+  def one(path: tuple, leaf: Any) -> NamedSharding:
+    for start in range(len(path)):
+      if shapes.get(path[start:]) == leaf.shape:
+        return layouts[path[start:]]
+    return otherwise
+
+  return jax.tree_util.tree_map_with_path(one, optimizer)
 
 
 def _creator(
