@@ -64,7 +64,7 @@ def chart(title: str, lines: Sequence[Line], x_label: str, percent: bool = False
   drawing = tag(
     "svg",
     tag("title", _summary(title, lines, x_label, percent)),
-    _axes(x_scale, y_scale, x_label, percent),
+    _axes(x_scale, y_scale, x_label, percent, whole=bool((xs == np.round(xs)).all())),
     *(_curve(line, x_scale, y_scale) for line in lines),
     tag("g", class_="cursor"),
     viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -144,21 +144,21 @@ def _y_range(lines: Sequence[Line], finite: Float[np.ndarray, " points"], log: b
 def _ticks(scale: _Scale, whole: bool = False) -> list[float]:
   if not scale.log:
     ticks = nice_ticks(scale.low, scale.high)
-    few = whole and scale.high - scale.low >= 2  # steps and depths are counted: no tick at 1.5 connections
-    return [t for t in ticks if t == int(t)] if few else ticks
+    counted = [t for t in ticks if t == int(t)]  # steps and depths are counted: no tick at 1.5 connections
+    return counted if whole and counted else ticks
   powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
   step = max(1, len(powers) // 6)
   decades = [10.0**p for p in powers[::step] if scale.low <= 10.0**p <= scale.high]
   return decades if len(decades) >= 2 else [t for t in nice_ticks(scale.low, scale.high) if t > 0]
 
 
-def _axes(x_scale: _Scale, y_scale: _Scale, x_label: str, percent: bool) -> Markup:
+def _axes(x_scale: _Scale, y_scale: _Scale, x_label: str, percent: bool, whole: bool) -> Markup:
   parts = []
   for value in _ticks(y_scale):
     y = y_scale(value)
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="rule"))
     parts.append(tag("text", tick_label(100 * value if percent else value), x=LEFT - 6, y=y + 4, text_anchor="end"))
-  for value in _ticks(x_scale, whole=True):
+  for value in _ticks(x_scale, whole):
     parts.append(tag("text", tick_label(value), x=x_scale(value), y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
   middle = (LEFT + WIDTH - RIGHT) / 2
   scale_note = " · log scale" if y_scale.log else ""

@@ -123,8 +123,8 @@ def significance_note(spreads: Sequence[Spread], p_values: Sequence[float]) -> s
 def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Markup:
   """Headline metric, loss, accuracy and gradient norm for every group, by every axis, with a band over seeds."""
   wanted: list[tuple[str, Reader]] = [(metric[0], functools.partial(_evaluated, metric[0]))] if metric else []
-  for name in ("train/loss", "train/exact_accuracy", "train/accuracy", "train/gradient_norm"):
-    wanted.append((name, functools.partial(_logged, name)))
+  for name in ("loss", "exact_accuracy", "accuracy", "gradient_norm"):
+    wanted.append((f"train/{name}", functools.partial(_trained, name)))
   parts = []
   for axis in AXES:
     figures = [figure for name, reader in wanted if (figure := _group_chart(groups, name, reader, axis))]
@@ -197,8 +197,8 @@ def _evaluated(name: str, run: Run) -> Series | None:
   return run.evaluation_series(name)
 
 
-def _logged(name: str, run: Run) -> Series | None:
-  return run.series.get(name)
+def _trained(name: str, run: Run) -> Series | None:
+  return run.training_series(name)
 
 
 def _at(series: Series, steps: Sequence[float]) -> np.ndarray:
@@ -224,8 +224,12 @@ def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
 def _depth_line(group: Group, diagnostic: str, i: int) -> list[Line]:
   profiles = []
   for run in group.judged():
-    connections = curves.mixer_connections(run)
-    at = {connections.index(c): run.series[name].last() for c, d, name in curves.mixer_names(run) if d == diagnostic}
+    connections = curves.mixer_depths(run)
+    at = {
+      connections.index(c): run.series[name].last()
+      for c, d, name in curves.mixer_names(run)
+      if d == diagnostic and c in connections
+    }
     profiles.append([at.get(j, math.nan) for j in range(len(connections))])
   profiles = [p for p in profiles if p and len(p) == max(map(len, profiles))]
   if not profiles:

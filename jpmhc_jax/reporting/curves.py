@@ -11,26 +11,30 @@ from jpmhc_jax.reporting.markup import Markup, tag
 from jpmhc_jax.reporting.workdir import Run, Series
 
 PASS_NAME = re.compile(r"(?:(?P<kind>.+)/)?pass@(?P<k>\d+)")
+COMPOSITE = "composite"  # the product of all mixers, logged like a connection
 TOGETHER = (
-  ("Loss", ("loss", "lm_loss", "halt_loss", "q_halt_loss")),
+  ("Loss", ("loss", "lm_loss")),
+  ("Halting loss", ("halt_loss", "q_halt_loss")),
   ("Accuracy", ("accuracy", "exact_accuracy")),
 )
 
 
 def learning_charts(run: Run) -> Markup | None:
   """Loss and accuracy of training and evaluation, pass@k, then every other `train/` and `time/` scalar by itself."""
-  figures, drawn = [], set()
+  figures, drawn = [], {"train/count"}
   for title, names in TOGETHER:
     lines = []
     for i, name in enumerate(names):
       drawn |= {f"train/{name}"}
-      lines += _line(f"{name}, train", run.series.get(f"train/{name}"), i, smooth=True)
+      lines += _line(f"{name}, train", run.training_series(name), i, smooth=True)
       lines += _line(f"{name}, evaluation", run.evaluation_series(name), i, dash=1)
     figures += [chart(title, lines, "step", is_share(names[0]))] if lines else []
   figures += _pass_charts(run)
   for name in natural_order(run.series):
-    if name.startswith(("train/", "time/")) and name not in drawn:
-      line = _line(name, run.series[name], 0, smooth=True)
+    once = name.startswith("time/") and len(run.series[name].steps) == 1  # a duration, not a curve
+    if name.startswith(("train/", "time/")) and name not in drawn and not once:
+      known = run.training_series(name.removeprefix("train/")) if name.startswith("train/") else run.series[name]
+      line = _line(name, known, 0, smooth=True)
       figures.append(chart(readable(name), line, "step", is_share(name)))
   return tag("div", *figures, class_="charts") if figures else None
 
@@ -44,7 +48,9 @@ def mixer_charts(run: Run) -> Markup | None:
     label = connection if index is None else f"{connection} [{index}]"
     line = _line(label, run.series[name], connections.index(connection), dash=index or 0)
     by_diagnostic.setdefault(base, []).extend(line)
-  figures = [chart(readable(name), lines, "step") for name, lines in by_diagnostic.items()]
+  figures = [
+    chart(readable(name), sorted(lines, key=lambda line: line.colour), "step") for name, lines in by_diagnostic.items()
+  ]
   return tag("div", *figures, class_="charts") if figures else None
 
 
@@ -55,8 +61,17 @@ def mixer_names(run: Run) -> list[tuple[str, str, str]]:
 
 
 def mixer_connections(run: Run) -> list[str]:
-  """Connections with diagnostics, in reading order (block2 before block10)."""
-  return list(dict.fromkeys(connection for connection, _, _ in mixer_names(run)))
+  """Connections with diagnostics in order of depth (block2 before block10, tokens before features), composite last."""
+  found = dict.fromkeys(connection for connection, _, _ in mixer_names(run))
+  # Files hold the names in alphabetical order; inside a block the sub-layer that mixes positions comes first.
+  position = {name: name.replace("tokens", "0").replace("attention", "0") for name in found}
+  ranked = natural_order(position.values())
+  return sorted(found, key=lambda name: (name == COMPOSITE, ranked.index(position[name])))
+
+
+def mixer_depths(run: Run) -> list[str]:
+  """Connections in order of depth: all but the product over the network, which has no depth."""
+  return [connection for connection in mixer_connections(run) if connection != COMPOSITE]
 
 
 def pass_names(names: Iterable[str]) -> dict[str, list[int]]:

@@ -18,7 +18,7 @@ MAZE_NAMES = {"#": "wall", " ": "floor", "S": "start", "G": "goal", "o": "path"}
 def draw(kind: str, grid: Any, label: str, truth: Any = None, given: Any = None) -> Markup:
   """One grid of `kind` arc, sudoku or maze. Cells unlike `truth` are framed; the `given` digits of a Sudoku are bold.
 
-  grid: rows of cells. ARC: colours 0..9. Sudoku: digits, 0 = blank. Maze: characters of '# SGo', or tokens 1..5.
+  grid: rows of cells. ARC: colours 0..9. Sudoku: tokens, 1 = blank, digit + 1. Maze: tokens 1..5 or '# SGo'.
   An empty grid, and one that is not a grid at all, is drawn as a hatched box that says so.
   """
   if not _is_grid(grid):
@@ -30,7 +30,8 @@ def draw(kind: str, grid: Any, label: str, truth: Any = None, given: Any = None)
     body = _cells([[f"maze-{MAZE_NAMES.get(_maze_cell(cell), 'other')}" for cell in row] for row in grid])
   else:
     body = _cells([[f"c{cell}" if cell in range(10) else "other" for cell in row] for row in grid])
-  words = "; ".join(" ".join(str(_maze_cell(cell) if kind == "maze" else cell) for cell in row) for row in grid)
+  spell = {"maze": _maze_cell, "sudoku": _sudoku_cell}.get(kind, str)
+  words = "; ".join(" ".join(spell(cell) for cell in row) for row in grid)
   return tag(
     "svg",
     tag("title", f"{label}, {rows} by {cols}"),
@@ -53,6 +54,10 @@ def _is_grid(grid: Any) -> bool:
 
 def _maze_cell(cell: Any) -> str:
   return MAZE_CELLS[cell - 1] if isinstance(cell, int) and 1 <= cell <= len(MAZE_CELLS) else str(cell)
+
+
+def _sudoku_cell(cell: Any) -> str:
+  return str(cell - 1) if isinstance(cell, int) and cell > 1 else "."
 
 
 def _placeholder(label: str, why: str) -> Markup:
@@ -96,10 +101,10 @@ def _sudoku(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
   box_rows = math.isqrt(side)  # 4 -> 2x2, 6 -> 2x3, 9 -> 3x3
   box_cols = side // box_rows
   cells = [
-    tag("text", cell, x=x + 0.5, y=y + 0.5, class_="given" if _is_grid(given) and given[y][x] == cell else "filled")
+    tag("text", words, x=x + 0.5, y=y + 0.5, class_="given" if _is_grid(given) and given[y][x] == cell else "filled")
     for y, row in enumerate(grid)
     for x, cell in enumerate(row)
-    if cell not in (0, None)
+    if (words := _sudoku_cell(cell)) != "."
   ]
   thick = "".join(f"M0 {y}h{side}" for y in range(0, side + 1, box_rows))
   thick += "".join(f"M{x} 0v{side}" for x in range(0, side + 1, box_cols))

@@ -58,6 +58,9 @@ def summary(run: Run) -> Markup:
   clock = run.series.get("time/step_ms")
   if clock is not None and np.isfinite(clock.values).any():
     tiles["Step time"] = _figure(float(np.nanmedian(clock.values)), False, "ms, median")
+  compile_time = run.series.get("time/compile_s")
+  if compile_time is not None:
+    tiles["Compile time"] = curves.duration(float(np.nansum(compile_time.values)))
   seconds = curves.training_seconds(run)
   if seconds is not None:
     tiles["Training time"] = curves.duration(seconds)
@@ -153,26 +156,32 @@ def example_card(example: Mapping[str, Any]) -> Markup:
   at = example.get("solved_at")
   verdict = "solved" if at == 1 else f"solved by answer {at}" if at else "not solved"
   badge = tag("span", verdict, class_=f"badge {'good' if at else 'bad'}")
-  title = f"{example.get('task', '?')} · test {example.get('test', 0)}"
+  title = f"{example.get('task', '?')}" + (f" · test {example.get('test', 0)}" if kind == "arc" else "")
   figures = [
     _grid_figure(kind, question, "Input", given=question),
     _grid_figure(kind, truth, "Truth", given=question),
   ]
-  predictions = example.get("predictions") or []
+  listed = example.get("predictions")
+  predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
   for i, prediction in enumerate(predictions, start=1):
-    details = []
-    if (votes := prediction.get("votes")) is not None:
-      details.append(f"{markup.format_number(votes)} vote{'' if votes == 1 else 's'}")
-    if (q := prediction.get("q")) is not None:
-      details.append(f"q\N{NO-BREAK SPACE}{q:.2f}")
     label = "Answer" if len(predictions) == 1 else f"Answer {i}"
-    right = prediction.get("grid") == truth
-    figures.append(_grid_figure(kind, prediction.get("grid"), label, " · ".join(details), truth, question, right))
+    grid, details = prediction.get("grid"), _votes_and_q(prediction, kind)
+    figures.append(_grid_figure(kind, grid, label, details, truth, question, right=grid == truth))
   if not predictions:
     figures.append(markup.note("No answer was recorded."))
   heading = tag("p", tag("strong", title), " ", badge)
   look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
   return tag("article", heading, tag("div", *figures, class_="grids"), aria_label=f"{title}, {verdict}", **look)
+
+
+def _votes_and_q(prediction: Mapping[str, Any], kind: str) -> str:
+  votes, q = prediction.get("votes"), prediction.get("q")
+  words = []
+  if kind == "arc" and isinstance(votes, int | float):  # only ARC answers are voted on
+    words.append(f"{markup.format_number(votes)} vote{'' if votes == 1 else 's'}")
+  if isinstance(q, int | float):
+    words.append(f"q\N{NO-BREAK SPACE}{q:.2f}")
+  return " · ".join(words)
 
 
 def mixers(run: Run) -> Markup:
@@ -230,8 +239,21 @@ def environment(run: Run) -> Markup:
       tag("p", "Command of this run:"),
       tag("div", tag("pre", tag("code", words), tabindex="0"), copy, class_="command"),
     ]
-  rows = [[Cell(name), _value(value)] for name, value in run.environment.items() if name != "command"]
-  return join([*parts, markup.table("Environment", ["item", "value"], rows)])
+  rows = [
+    [Cell(name), _value(value)] for name, value in run.environment.items() if name not in ("command", "earlier_starts")
+  ]
+  return join([*parts, markup.table("Environment", ["item", "value"], rows), earlier_starts(run)])
+
+
+def earlier_starts(run: Run) -> Markup | None:
+  """When and how the run was started before it was resumed; None for a run in one piece."""
+  starts = run.environment.get("earlier_starts")
+  starts = [start for start in starts if isinstance(start, Mapping)] if isinstance(starts, list) else []
+  if not starts:
+    return None
+  names = ("started", "git_revision", "command")
+  rows = [[Cell(number_of), *(_value(start.get(name)) for name in names)] for number_of, start in enumerate(starts, 1)]
+  return markup.table("Earlier starts of this run", ["start", *names], rows)
 
 
 def schema_fields() -> dict[str, dataclasses.Field]:

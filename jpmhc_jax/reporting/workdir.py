@@ -14,6 +14,7 @@ from jpmhc_jax.reporting.markup import slug
 
 # The first of these that a run has recorded is its headline; the flag says whether larger is better.
 HEADLINES = (("pass@2", True), ("exact_accuracy", True), ("accuracy", True), ("perplexity", False), ("loss", False))
+HALTED_ONLY = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,14 @@ class Run:
     if isinstance(planned, int) and self.last_step < planned:
       return f"partial: {self.last_step} of {planned} steps"
     return "complete" if isinstance(planned, int) else f"{self.last_step} steps, length not known"
+
+  def training_series(self, name: str) -> Series | None:
+    """`train/<name>`; metrics over halted sequences are left out where none had halted, as they mean nothing there."""
+    series, count = self.series.get(f"train/{name}"), self.series.get("train/count")
+    if series is None or count is None or name not in HALTED_ONLY:
+      return series
+    empty = np.isin(series.steps, count.steps[count.values == 0])
+    return Series(series.steps[~empty], series.values[~empty]) if not empty.all() else None
 
   def evaluation_series(self, name: str) -> Series | None:
     """One metric over the evaluations; `evaluation/<name>` of metrics.jsonl fills in where no file was kept."""
@@ -196,5 +205,5 @@ def _is_number(value: Any) -> bool:
   return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _float(value: float | None) -> float:
+def _float(value: int | float | None) -> float:
   return math.nan if value is None else float(value)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import numpy as np
 from page_parser import Page, read
 import pytest
 
@@ -94,13 +95,16 @@ def test_values_that_are_not_finite_are_marked_and_leave_gaps(tmp_path):
     for i, loss in enumerate(losses)
   ]
   (folder / "metrics.jsonl").write_text("\n".join(lines))
-  record = {"step": 7, "metrics": {"loss": float("nan"), "exact_accuracy": 0.25}, "examples": ["not an example"]}
+  strange = [{"predictions": [{"grid": 5, "q": "high", "votes": None}, 7]}, {"predictions": 3, "input": [[1], []]}, {}]
+  metrics = {"loss": float("nan"), "exact_accuracy": 0.25}
+  record = {"step": 7, "metrics": metrics, "examples": ["not an example", *strange]}
   (folder / "evaluation" / "step_7.json").write_text(json.dumps(record))
   source = write_report([folder], tmp_path / "report.html").read_text(encoding="utf-8")
   page = Page(source)
   row = page.table("Every evaluation")[1]
   assert [cell[1] for cell in row] == ["7", "nan", "0.25"] and row[1][0] == "NaN"
-  assert "Nothing finite was recorded." in page.text
+  assert "Nothing finite was recorded." in page.text and "1 unreadable example(s) skipped" in page.text
+  assert sum(tag == "article" for tag, _ in page.elements) == len(strange)
   loss_path = next(a["d"] for tag, a in page.elements if tag == "path" and a.get("class") == "line")
   assert loss_path.count("M") == 3 and not re.search("nan|inf", loss_path)
 
@@ -134,11 +138,12 @@ def test_steps_repeated_after_a_resume_count_once(tmp_path):
 def test_other_puzzles_are_drawn(tmp_path, kind):
   folder = tmp_path / kind
   (folder / "evaluation").mkdir(parents=True)
+  sudoku = (
+    [[1, 0, 3, 0], [0, 4, 0, 2], [2, 0, 4, 0], [0, 3, 0, 1]],
+    [[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]],
+  )
   grids = {
-    "sudoku": (
-      [[1, 0, 3, 0], [0, 4, 0, 2], [2, 0, 4, 0], [0, 3, 0, 1]],
-      [[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]],
-    ),
+    "sudoku": [(np.array(digits) + 1).tolist() for digits in sudoku],  # tokens: 1 = blank, digit + 1
     "maze": (["#####", "#S G#", "#####"], ["#####", "#SoG#", "#####"]),
   }
   question, truth = grids[kind]
@@ -151,6 +156,8 @@ def test_other_puzzles_are_drawn(tmp_path, kind):
   (folder / "evaluation" / "step_5.json").write_text(json.dumps(record))
   page = read(folder, out=tmp_path / "report.html")
   assert "not solved" in page.text
+  if kind == "sudoku":
+    assert "1 . 3 .; . 4 . 2" in page.text and "1 2 3 4; 3 4 1 2" in page.text
   wrong = [a["d"] for tag, a in page.elements if tag == "path" and a.get("class") == "wrong"]
   assert wrong and wrong[0].count("M") == {"sudoku": 8, "maze": 1}[kind]
 
@@ -159,3 +166,34 @@ def test_no_run_at_all_is_an_error(tmp_path):
   with pytest.raises(UserError, match="no run folder found .*nowhere.*--workdir"):
     write_report([tmp_path / "nowhere"], tmp_path / "report.html")
   assert "matplotlib" not in sys.modules
+
+
+def test_accuracies_without_any_halted_sequence_are_left_out(tmp_path):
+  folder = tmp_path / "halting"
+  folder.mkdir()
+  lines = [(1, 0, 0.0), (2, 8, 0.5), (3, 0, 0.0), (4, 4, 0.75)]
+  records = [{"step": s, "train/count": c, "train/accuracy": a, "train/loss": 1.0} for s, c, a in lines]
+  (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+  page = read(folder, out=tmp_path / "report.html")
+  assert page.values("Accuracy: sampled values") == {"2": ["0.5"], "4": ["0.75"]}
+  assert list(page.values("Loss: sampled values")) == ["1", "2", "3", "4"]
+
+
+def test_a_resumed_run_lists_its_earlier_starts(make_run, tmp_path):
+  folder = make_run("cayley")
+  now = json.loads((folder / "environment.json").read_text())
+  earlier = now | {"started": "2026-01-02T03:04:05", "git_revision": "abc+changes"}
+  (folder / "environment.json").write_text(json.dumps(now | {"earlier_starts": [earlier]}))
+  page = read(folder, out=tmp_path / "report.html")
+  assert page.values("Earlier starts of this run")["1"][:2] == ["2026-01-02T03:04:05", "abc+changes"]
+
+
+def test_connections_stand_in_order_of_depth(tmp_path):
+  folder = tmp_path / "deep"
+  folder.mkdir()
+  names = ("block10.tokens", "block2.features", "block2.tokens", "composite", "block10.features")
+  (folder / "metrics.jsonl").write_text(json.dumps({"step": 1} | {f"mixer/{n}/gain": 1.0 for n in names}))
+  page = read(folder, out=tmp_path / "report.html")
+  expected = ["block2.tokens", "block2.features", "block10.tokens", "block10.features", "composite"]
+  assert list(page.values("Latest value of every diagnostic")) == expected
+  assert [cell[0] for cell in page.table("Gain: sampled values")[0]] == ["step", *expected]
