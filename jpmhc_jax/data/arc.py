@@ -28,7 +28,7 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> Dataset:
     train=train,
     evaluation=evaluation,
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
-    content=_content(groups, names, train, evaluation),
+    content=_content(config.arc, groups, names, train, evaluation),
     test_puzzles={task.name: task.to_json() for task in scored},
     notes={
       "tasks": len(groups),
@@ -63,12 +63,11 @@ def _check(config: ArcData) -> None:
     raise ConfigError(f"data.arc.min_side={config.min_side} exceeds data.arc.max_side={config.max_side}; swap them.")
 
 
-def _content(groups: Sequence[Group], names: Sequence[str], train: Split, evaluation: Split) -> str:
+def _content(config: ArcData, groups: Sequence[Group], names: Sequence[str], train: Split, evaluation: Split) -> str:
   tasks = json.dumps([group.task.to_json() for group in groups])
-  offsets = train.encode.offsets
   return digest(
     tasks,
     "\n".join(names),
     *(array for split in (train, evaluation) for array in (split.group_starts, split.puzzle_starts, split.identifiers)),
-    "untranslated" if offsets is None else offsets,
+    f"seed {config.builder_seed}, canvas {config.canvas}, translate {config.translate}",  # these fix every offset
   )

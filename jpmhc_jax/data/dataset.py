@@ -1,6 +1,6 @@
 """What a trainer and an evaluator see of a data set, whatever its kind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 from typing import Any
@@ -97,7 +97,7 @@ class Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationBatches(Sequence[Batch]):
+class EvaluationBatches:
   """Batches of the held-out examples, each with `valid` (b,) bool and `index` (b,) int64, the example number.
 
   The last batch is padded at its end: inputs PAD, labels −100, identifier 0, valid False, index −1.
@@ -114,6 +114,9 @@ class EvaluationBatches(Sequence[Batch]):
 
   def __len__(self) -> int:
     return -(-self.examples // self.batch_size)
+
+  def __iter__(self) -> Iterator[Batch]:
+    return (self[i] for i in range(len(self)))
 
   def __getitem__(self, i: int) -> Batch:
     if not -len(self) <= i < len(self):

@@ -121,7 +121,8 @@ def shortest_paths(
 
 def _solved(maze: np.ndarray, min_path: int, rng: random.Random) -> tuple[np.ndarray, np.ndarray] | None:
   """The maze with start and goal, and its solution; None if the drawn start has no goal far enough with one path."""
-  start = tuple(rng.choice(np.argwhere(maze == FLOOR).tolist()))
+  row, column = rng.choice(np.argwhere(maze == FLOOR).tolist())
+  start = (row, column)
   distance, paths = shortest_paths(maze, start)
   goals = np.argwhere((paths == 1) & (distance + 1 >= min_path)).tolist()
   if not goals:
