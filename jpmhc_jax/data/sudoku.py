@@ -23,7 +23,7 @@ _CHUNK = 64  # puzzles generated between two looks at their symmetry classes
 
 
 def build_sudoku(config: Data, *, batch_size: int, seed: int) -> Dataset:
-  """Generates the puzzles (4×4: a second; 9×9: about 10 ms each) and wraps them in batches."""
+  """Generates the puzzles (4×4: 0.1 ms each, 9×9: 2 ms each, more beyond 50 holes) and wraps them in batches."""
   options = config.sudoku
   _check(options)
   puzzles, solutions = generate(options)
