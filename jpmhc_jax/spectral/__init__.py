@@ -1,0 +1,1 @@
+"""Free probability of hyper-connections: predicted and measured Jacobian spectra, design rules."""

@@ -1,0 +1,73 @@
+"""The model that every prediction starts from: a stack of linear layers, mixer plus noise.
+
+    J = Y_L ... Y_1,    Y_l = A_l (x) I_p + sigma_l B_l^{1/2} X_l E_l^{1/2},    X_l i.i.d. N(0, 1/N),  N = n p.
+
+`A_l` is the n x n mixer, `E_l` (read side) and `B_l` (write side) are the n x n covariances of the noise over streams.
+Full noise has E = B = I. The hyper-connection block reads with a vector a and writes with a vector b, so that its noise is
+sigma (b a^T) (x) W with W p x p i.i.d. N(0, 1/p): E = a a^T, B = b b^T and sigma_l^2 n in place of sigma_l^2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+Real = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int
+
+
+class Layers(NamedTuple):
+  """A stack of L layers with n streams; layer 0 acts first. Build it with `full_noise` or `block_noise`."""
+
+  mixers: jax.Array  # (L, n, n)
+  variance: jax.Array  # (L,)  sigma_l^2 in the normalisation of X above
+  read: jax.Array  # (L, n, n)  E_l, symmetric positive semidefinite
+  write: jax.Array  # (L, n, n)  B_l, symmetric positive semidefinite
+
+  @property
+  def depth(self) -> int:
+    return self.mixers.shape[0]
+
+  @property
+  def streams(self) -> int:
+    return self.mixers.shape[-1]
+
+
+def _stack(mixers: Real, sigma: Real) -> tuple[jax.Array, jax.Array]:
+  if not jax.config.jax_enable_x64:
+    raise ValueError("spectral predictions need float64: wrap the call in `with jax.enable_x64(True):`")
+  mixers = jnp.asarray(mixers, jnp.float64)
+  if mixers.ndim != 3 or mixers.shape[1] != mixers.shape[2]:
+    raise ValueError(f"mixers: shape {mixers.shape}; expected (layers, streams, streams)")
+  sigma = jnp.asarray(sigma, jnp.float64)
+  if sigma.shape not in ((), mixers.shape[:1]):
+    raise ValueError(f"sigma: shape {sigma.shape}; expected one number or one a layer, ({mixers.shape[0]},)")
+  if not isinstance(sigma, jax.core.Tracer) and bool(jnp.any(sigma < 0)):
+    raise ValueError(f"sigma: smallest value {float(jnp.min(sigma))}; a standard deviation is >= 0")
+  return mixers, jnp.broadcast_to(sigma, mixers.shape[:1])
+
+
+def full_noise(mixers: Real, sigma: Real) -> Layers:
+  """Layers whose noise couples every stream with every stream: Y = A (x) I + sigma X.
+
+  mixers: (L, n, n); sigma: one standard deviation for all layers or (L,). Needs float64 (`jax.enable_x64`).
+  """
+  mixers, sigma = _stack(mixers, sigma)
+  eye = jnp.broadcast_to(jnp.eye(mixers.shape[1]), mixers.shape)
+  return Layers(mixers, sigma**2, eye, eye)
+
+
+def block_noise(mixers: Real, sigma: Real, reads: Real, writes: Real) -> Layers:
+  """Layers as the hyper-connection block builds them: Y = A (x) I + sigma (b a^T) (x) W, W p x p i.i.d. N(0, 1/p).
+
+  mixers: (L, n, n); sigma: number or (L,); reads a_l and writes b_l: (L, n). Needs float64 (`jax.enable_x64`).
+  """
+  mixers, sigma = _stack(mixers, sigma)
+  outer = []
+  for name, vectors in (("reads", reads), ("writes", writes)):
+    vectors = jnp.asarray(vectors, jnp.float64)
+    if vectors.shape != mixers.shape[:2]:
+      raise ValueError(f"{name}: shape {vectors.shape}; expected (layers, streams) = {mixers.shape[:2]}")
+    outer.append(vectors[:, :, None] * vectors[:, None, :])
+  return Layers(mixers, sigma**2 * mixers.shape[1], *outer)
