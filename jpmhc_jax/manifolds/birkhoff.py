@@ -15,7 +15,8 @@ from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.manifolds import linear, scaling
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 
-# Gauss–Seidel sweeps that JPmHC publishes for n streams: ln 0.01 / ln(1 − 1/n), kept in [10, 50]; its n = 8 entry is 37.
+# Gauss–Seidel sweeps that JPmHC publishes for n streams: ln 0.01 / ln(1 − 1/n), kept in [10, 50]; its n = 8 entry is
+# 37.
 _PUBLISHED_SWEEPS = {2: 7, 3: 12, 4: 16, 5: 21, 6: 26, 8: 37}
 _LARGEST_BOUNDED_CLIP = 20.0
 
@@ -55,12 +56,13 @@ class _Scaled(DoublyStochastic):
 class Sinkhorn(_Scaled):
   """Birkhoff polytope by Sinkhorn–Knopp sweeps.
 
-  project: logits (n, n, *tokens) -> P (n, n, *tokens): X = clip(logits/τ, ±clip), then `sweeps` times rows, columns (or the
-  other order) of exp(X) are normalised. The last sums normalised are one to rounding, the others to `distance`.
+  project: logits (n, n, *tokens) -> P (n, n, *tokens): X = clip(logits/τ, ±clip), then `sweeps` times rows, columns (or
+  the other order) of exp(X) are normalised. The last sums normalised are one to rounding, the others to `distance`.
   adjoint: "implicit" = gradient of the fixed point, by a direct solve at the P of the last sweep; "gauss_seidel" = the
-  published approximation of it; "unrolled" = exact gradient of the truncated sweeps. The clip has zero gradient outside.
-  Saved for the backward pass: P and one bit an entry (not for "unrolled").
-  Source: mHC (2512.24880), JPmHC (2602.18308): 20 sweeps, clip 10, rows first; mhc-lite, lucidrains: columns first, no clip.
+  published approximation of it; "unrolled" = exact gradient of the truncated sweeps. Outside the clip the gradient is 0.
+  Saved for the backward pass: P and the mask of the clip (not for "unrolled").
+  Source: mHC (2512.24880), JPmHC (2602.18308): 20 sweeps, clip 10, rows first; mhc-lite, lucidrains: columns first and
+  no clip.
   """
 
   sweeps: int = 20
@@ -100,6 +102,62 @@ class Sinkhorn(_Scaled):
       return scaling.with_adjoint(logits, forward, scaling.implicit_vjp)
     backward = functools.partial(scaling.gauss_seidel_vjp, sweeps=gauss_seidel_sweeps(n))
     return scaling.with_adjoint(logits, forward, backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class BirkhoffNewton(_Scaled):
+  """Birkhoff polytope by Newton steps on the dual: doubly stochastic to rounding, for any n and any logits.
+
+  project: logits (n, n, *tokens) -> P (n, n, *tokens), the scaling of exp(clip(logits, ±clip)) to row and column sums
+  one, which is the Kullback–Leibler projection. `sweeps` Sinkhorn sweeps start it; `steps` damped Newton steps finish
+  it (enough for every corner of the clip box in float32). The backward pass is the exact implicit gradient and saves P
+  and one bit an entry.
+  Source: mHC-proj (2606.07574), there for n = 4 with a line search.
+  """
+
+  sweeps: int = 20
+  steps: int = 16
+  clip: float = 10.0
+
+  def __post_init__(self) -> None:
+    _check_positive(sweeps=self.sweeps, steps=self.steps, clip=self.clip)
+    if self.clip > _LARGEST_BOUNDED_CLIP:
+      raise ConfigError(
+        f"connection.options: clip={self.clip}: expected at most {_LARGEST_BOUNDED_CLIP:g}, the range of float32 scaling."
+      )
+
+  @property
+  def traits(self) -> Traits:
+    return dataclasses.replace(super().traits, contains_identity=False)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    forward = functools.partial(scaling.newton, sweeps=self.sweeps, steps=self.steps)
+    return scaling.with_adjoint(jnp.clip(logits, -self.clip, self.clip), forward, scaling.implicit_vjp)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpsilonSinkhorn(_Scaled):
+  """Sinkhorn–Knopp with epsilon in every divisor, to load checkpoints of others; gradient of the sweeps as computed.
+
+  softmax_first=True: DeepSeek's order (TileKernels, Liger, MaxText, vLLM): row softmax + ε, columns, then sweeps − 1
+  times rows, columns. False: exp without a shift, then `sweeps` times rows, columns (edelta with ε = 1e-8); logits are
+  clipped at ±60 there so that float32 does not overflow.
+  """
+
+  sweeps: int = 20
+  epsilon: float = 1e-6
+  softmax_first: bool = True
+
+  def __post_init__(self) -> None:
+    _check_positive(sweeps=self.sweeps, epsilon=self.epsilon)
+
+  @property
+  def traits(self) -> Traits:
+    return dataclasses.replace(super().traits, exact=False, contains_identity=False)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    bounded = logits if self.softmax_first else jnp.clip(logits, -60.0, 60.0)
+    return scaling.sinkhorn_epsilon(bounded, self.sweeps, self.epsilon, self.softmax_first)
 
 
 def _check_positive(**values: float | int) -> None:

@@ -31,10 +31,12 @@ def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
 
 def _closed_form(skew: Array) -> Array:
   # so(4) splits into two commuting copies of so(3): S x = u x + x v with imaginary quaternions u, v. S has the
-  # eigenvalues ±i(|u| + |v|) and ±i(|u| − |v|), and Q = L(p) R(q) with p, q along u, v at half the sum and difference of
-  # the angles 2·arctan. Adding arctangents gives, without any root,
-  #   p = 1 − δ − 2u,  q = 1 + δ − 2v,  |p|² = |q|² = det(I + S),  δ = |u|² − |v|² = S₀₁S₂₃ − S₀₂S₁₃ + S₀₃S₁₂ (Pfaffian).
-  # Normalising p and q by their computed lengths keeps Q orthogonal to rounding at any size of S. n < 4 embeds in so(4).
+  # eigenvalues ±i(|u| + |v|) and ±i(|u| − |v|), and Q = L(p) R(q) with p, q along u, v at half the sum and difference
+  # of the angles 2·arctan. Adding arctangents gives, without any root,
+  #   p = 1 − δ − 2u,  q = 1 + δ − 2v,  |p|² = |q|² = det(I + S),  δ = |u|² − |v|² = S₀₁S₂₃ − S₀₂S₁₃ + S₀₃S₁₂
+  #   (Pfaffian).
+  # Normalising p and q by their computed lengths keeps Q orthogonal to rounding at any size of S. n < 4 embeds in
+  # so(4).
   n, zero = skew.shape[0], jnp.zeros_like(skew[0, 0])
   a, b, c, d, e, f = (
     skew[i, j] if j < n else zero for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))

@@ -25,7 +25,7 @@ class Traits:
   orthogonal: bool = False
   contractive: bool = False  # ‖H‖₂ <= 1
   contains_identity: bool = True
-  exact: bool = True  # project lands on the set to rounding, at any logits; otherwise to a residual that `distance` reports
+  exact: bool = True  # project lands on the set to rounding, at any logits; otherwise `distance` reports how far off
   per_token: bool = True
   determinant: str = "any"
   eigenvalues: str = "any"
@@ -60,14 +60,16 @@ class Manifold(abc.ABC):
     """The projection for logits that are float32 or float64 and have the right shape."""
 
   def project(self, logits: Float[Array, "..."], n: int) -> Float[Array, "{n} {n} ..."]:
-    """Maps logits (*logit_shape(n), *tokens) to H (n, n, *tokens). Computes in float32 (float64 stays), keeps the dtype.
+    """Maps logits (*logit_shape(n), *tokens) to H (n, n, *tokens). Computes in float32 (float64 stays), keeps the
+    dtype.
 
     Raises ValueError when the leading axes are not `logit_shape(n)`.
     """
     shape = self.logit_shape(n)
     if logits.shape[: len(shape)] != shape:
       raise ValueError(
-        f"{type(self).__name__}.project: logits have shape {logits.shape}; {n} streams need leading axes {shape}, tokens last."
+        f"{type(self).__name__}.project: logits have shape {logits.shape}; {n} streams need leading axes {shape}, "
+        "then the token axes."
       )
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return self._project(wide, n).astype(logits.dtype)

@@ -4,44 +4,65 @@ import dataclasses
 from typing import Any
 
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
-from jpmhc_jax.manifolds.birkhoff import Sinkhorn
+from jpmhc_jax.manifolds.birkhoff import BirkhoffNewton, EpsilonSinkhorn, Sinkhorn
 from jpmhc_jax.manifolds.cayley import Cayley, CayleyIterative
 from jpmhc_jax.manifolds.contract import Manifold
 from jpmhc_jax.manifolds.grassmann import Grassmann
+from jpmhc_jax.manifolds.householder import Householder
+from jpmhc_jax.manifolds.hybrid import Hybrid
 from jpmhc_jax.manifolds.iso import Iso
+from jpmhc_jax.manifolds.kronecker import Kronecker
+from jpmhc_jax.manifolds.orthostochastic import Orthostochastic, OrthostochasticNewtonSchulz
+from jpmhc_jax.manifolds.permutation import Circulant, PermutationMixture
 from jpmhc_jax.manifolds.polar import Polar
 from jpmhc_jax.manifolds.quaternion import Quaternion
+from jpmhc_jax.manifolds.sphere import SpectralSphere
+from jpmhc_jax.manifolds.transport import Transport
 from jpmhc_jax.manifolds.trivial import Identity, Unconstrained
 
 FAMILIES: dict[str, type[Manifold]] = {
   "identity": Identity,
   "unconstrained": Unconstrained,
-  "sinkhorn": Sinkhorn,
   "birkhoff": Sinkhorn,
+  "sinkhorn": Sinkhorn,
+  "birkhoff_newton": BirkhoffNewton,
+  "sinkhorn_epsilon": EpsilonSinkhorn,
+  "permutation": PermutationMixture,
+  "circulant": Circulant,
+  "kronecker": Kronecker,
+  "orthostochastic": Orthostochastic,
+  "orthostochastic_newton_schulz": OrthostochasticNewtonSchulz,
+  "transport": Transport,
   "cayley": Cayley,
   "cayley_iterative": CayleyIterative,
   "polar": Polar,
   "quaternion": Quaternion,
+  "householder": Householder,
   "iso": Iso,
+  "sphere": SpectralSphere,
   "grassmann": Grassmann,
+  "hybrid": Hybrid,
 }
 
 
 def make(name: str, **options: Any) -> Manifold:
-  """The manifold of that name. Raises ConfigError for an unknown name, an unknown option or an option of the wrong type."""
+  """The manifold of that name. Raises ConfigError for an unknown name, an unknown option or an option of the wrong
+  type."""
   check_choice("connection.manifold", name, FAMILIES)
   cls = FAMILIES[name]
   known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
   for key, value in options.items():
     if key not in known:
       valid = ", ".join(known) or "none"
-      raise ConfigError(f"connection.options: {key!r} is no option of {name!r}; its options: {valid}.{nearest(key, known)}")
+      hint = nearest(key, known)
+      raise ConfigError(f"connection.options: {key!r} is no option of {name!r}; its options: {valid}.{hint}")
     _check_type(name, key, value, known[key].type)
   return cls(**{key: float(value) if known[key].type is float else value for key, value in options.items()})
 
 
 def parse(name: str, options: str) -> Manifold:
-  """The manifold that `connection.manifold` and `connection.options` name, e.g. parse("sinkhorn", "sweeps=5,adjoint=unrolled")."""
+  """The manifold that `connection.manifold` and `connection.options` name, e.g. parse("sinkhorn",
+  "sweeps=5,adjoint=unrolled")."""
   check_choice("connection.manifold", name, FAMILIES)
   types = {field.name: field.type for field in dataclasses.fields(FAMILIES[name])}  # type: ignore[arg-type]
   values: dict[str, Any] = {}
@@ -75,4 +96,5 @@ def _check_type(name: str, key: str, value: Any, kind: Any) -> None:
 
 
 def _called(kind: Any) -> str:
-  return {int: "an integer", float: "a number", bool: "true or false", str: "a word"}.get(kind, "the name of a manifold")
+  names = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
+  return names.get(kind, "the name of a manifold")

@@ -1,9 +1,9 @@
 """Exact operation counts of a small pure function, read off its traced program.
 
 One add, subtract, multiply, divide, comparison of two floats (min, max), square root, exponential, logarithm or sigmoid
-counts 1; a reduction of k values counts k − 1; a contraction counts one multiply and one add a product; loops count their
-trips. Moving, selecting, casting, negating and integer arithmetic count 0. Compilers may share or fuse operations: the
-count is of the program as written.
+counts 1; a reduction of k values counts k − 1; a contraction counts one multiply and one add a product; loops count
+their trips. Moving, selecting, casting, negating and integer arithmetic count 0. Compilers may share or fuse
+operations: the count is of the program as written.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 _ELEMENTWISE = frozenset((
   "add", "sub", "mul", "div", "max", "min", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "logistic", "tanh",
-  "square", "integer_pow", "pow", "atan2", "sin", "cos", "add_any", "rem", "erf", "tan", "cbrt",
+  "square", "integer_pow", "pow", "atan2", "sin", "cos", "add_any", "rem", "erf", "tan", "cbrt", "cumsum",
 ))  # fmt: skip
-_REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp", "argmax", "argmin"))
+_REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"))
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> int:
@@ -51,7 +51,7 @@ def _count_equation(equation: Any) -> int:
   if inner:
     return sum(_count_jaxpr(getattr(value, "jaxpr", value)) for value in inner)
   out = equation.outvars[0].aval
-  if not jnp.issubdtype(equation.invars[0].aval.dtype, jnp.inexact):
+  if not equation.invars or not jnp.issubdtype(equation.invars[0].aval.dtype, jnp.inexact):
     return 0
   if name in _ELEMENTWISE:
     return math.prod(out.shape)

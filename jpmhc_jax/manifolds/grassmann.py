@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -26,7 +27,7 @@ class Grassmann(Manifold):
   def _rank(self, n: int) -> int:
     rank = self.rank or max(n // 2, 1)
     if not 1 <= rank <= n:
-      raise ConfigError(f"connection.options: rank={self.rank}: expected 1 to {n} for connection.streams={n}, or 0 for n // 2.")
+      raise ConfigError(f"connection.options: rank={self.rank}: expected 1 to connection.streams={n}, or 0 for n // 2.")
     return rank
 
   @property
@@ -44,7 +45,8 @@ class Grassmann(Manifold):
     return rank * (n - rank)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} p"]:
-    # No projector of rank p < n is near I. Blocks of streams averaged together keep the stream mean, as the identity does.
+    # No projector of rank p < n is near I. Blocks of streams averaged together keep the stream mean, as the identity
+    # does.
     rank = self._rank(n)
     return jnp.asarray(np.arange(n)[:, None] % rank == np.arange(rank)[None], jnp.float32)
 
@@ -61,18 +63,21 @@ class Grassmann(Manifold):
   def _project(self, logits: Array, n: int) -> Array:
     basis: list[Array] = []
     for k in range(self._rank(n)):
-      column = _direction(logits[:, k])
+      column = _scaled(logits[:, k])
       for _ in range(2):  # "twice is enough" (Kahan): the second pass removes what rounding left
         for other in basis:
           column = column - other * jnp.sum(other * column, axis=0, keepdims=True)
-        column = _direction(column)
-      basis.append(column)
+      basis.append(_unit(column))
     u = jnp.stack(basis, axis=1)
     return linear.matmul(u, linear.transpose(u))
 
 
-def _direction(column: Array) -> Array:
-  tiny = jnp.finfo(column.dtype).tiny
-  largest = jnp.maximum(jnp.max(jnp.abs(column), axis=0, keepdims=True), tiny)
-  column = column / largest
-  return column / jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True) + tiny)
+def _scaled(column: Array) -> Array:
+  # H does not depend on the length of a column, so the divisor carries no gradient; it keeps squares inside float32.
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(column), axis=0, keepdims=True))
+  return column / jnp.maximum(largest, jnp.finfo(column.dtype).tiny)
+
+
+def _unit(column: Array) -> Array:
+  # Columns have size one before orthogonalisation. The floor, far below it, drops a column that depends on the others.
+  return column / jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True) + jnp.finfo(column.dtype).eps ** 2)

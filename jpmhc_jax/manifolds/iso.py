@@ -1,7 +1,7 @@
 """Mean-preserving rotations of the streams: orthogonal, and the stream mean passes through untouched.
 
-{H : HᵀH = I, H1 = 1} is a copy of O(n−1) acting on stream differences. It is the control that separates "orthogonal" from
-"moves the mean": Cayley turns copied streams into differences that a mean read-out no longer sees, Iso does not.
+{H : HᵀH = I, H1 = 1} is a copy of O(n−1) acting on stream differences. It is the control that separates "orthogonal"
+from "moves the mean": Cayley turns copied streams into differences that a mean read-out no longer sees, Iso does not.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from jpmhc_jax.manifolds.polar import check_polar, polar
 class Iso(Manifold):
   """SO(n−1) or O(n−1) on stream differences.
 
-  project: logits (n, n, *tokens) -> H (n, n, *tokens). With Π = I − 11ᵀ/n and U any orthonormal basis of 1^⊥, H = 11ᵀ/n + U R Uᵀ:
-    method "cayley"  R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ); computed as H = Cayley(Π S Π), which needs no basis;
-    method "express" or "newton_schulz"  R = polar(Uᵀ logits U), as `Polar`; computed as the polar factor of Π logits Π + 11ᵀ/n.
+  project: logits (n, n, *tokens) -> H (n, n, *tokens) = 11ᵀ/n + U R Uᵀ, U any orthonormal basis of 1^⊥, Π = U Uᵀ:
+    method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ); computed as H = Cayley(Π S Π), without a basis;
+    method "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`; computed as polar(Π logits Π + c 11ᵀ/n).
   Zero logits (Cayley) or I (polar) give I. Source: IsoHC (M. Yang, 2026), by Newton–Schulz there.
   """
 

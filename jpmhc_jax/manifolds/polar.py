@@ -2,19 +2,19 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
+import numpy as np
 
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 
-# Odd quintics a·x + b·x³ + c·x⁵ that, composed, map [1e-3, 1] to 1 fastest (Polar Express, Amsel et al. 2025, 2505.16932). The
-# published values carry a safety factor 1.01 on x in all but the last step.
+# Odd quintics a·x + b·x³ + c·x⁵ that, composed, map [1e-3, 1] to 1 fastest (Polar Express, Amsel et al. 2025,
+# 2505.16932). The published values carry a safety factor 1.01 on x in all but the last step.
 _EXPRESS = (
   (8.28721201814563, -23.595886519098837, 17.300387312530933),
   (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -27,6 +27,8 @@ _EXPRESS = (
 )
 _CUBIC = (1.5, -0.5, 0.0)
 
+Coefficients = tuple[float, float, float]
+
 
 def polar(matrix: Float[Array, "n n *tokens"], method: str, steps: int, adjoint: str) -> Float[Array, "n n *tokens"]:
   """R of A = R P (R orthogonal, P symmetric positive), by odd polynomials of A; see `Polar` for the arguments."""
@@ -34,23 +36,32 @@ def polar(matrix: Float[Array, "n n *tokens"], method: str, steps: int, adjoint:
   return forward(matrix) if adjoint == "unrolled" else _polar_implicit(matrix, forward)
 
 
-def _iterate(matrix: Array, method: str, steps: int) -> Array:
-  schedule = (_EXPRESS + (_CUBIC,) if method == "express" else ()) or (_CUBIC,) * steps
-  tiny = jnp.finfo(matrix.dtype).tiny
-  x = matrix / jnp.maximum(jnp.max(jnp.abs(matrix), axis=(0, 1), keepdims=True), tiny)
-  # σ_max <= ‖(XᵀX)²‖_F^(1/4) <= n^(1/8) σ_max: the source's γ = 1.2 σ_max without knowing σ_max (n^(1/8) = 1.19 at n = 4).
-  gram = linear.matmul(linear.transpose(x), x)
-  fourth = linear.matmul(gram, gram)
-  gamma = jnp.sqrt(jnp.sqrt(jnp.sqrt(jnp.sum(fourth * fourth, axis=(0, 1), keepdims=True) + tiny)))
-  x = x / gamma
+def odd_iteration(
+  matrix: Float[Array, "n n *tokens"], schedule: tuple[Coefficients, ...]
+) -> Float[Array, "n n *tokens"]:
+  """X ← aX + bX(XᵀX) + cX(XᵀX)², once for each (a, b, c): applies odd polynomials to the singular values."""
+  quintic = any(c for _, _, c in schedule)
 
   def step(x: Array, coefficients: Array) -> tuple[Array, None]:
     a, b, c = coefficients
     gram = linear.matmul(linear.transpose(x), x)
-    inner = b * gram + (c * linear.matmul(gram, gram) if method == "express" else 0.0)
+    inner = b * gram + c * linear.matmul(gram, gram) if quintic else b * gram
     return a * x + linear.matmul(x, inner), None
 
-  return jax.lax.scan(step, x, jnp.asarray(schedule, matrix.dtype))[0]
+  return jax.lax.scan(step, matrix, jnp.asarray(schedule, matrix.dtype))[0]
+
+
+def _iterate(matrix: Array, method: str, steps: int) -> Array:
+  tiny = jnp.finfo(matrix.dtype).tiny
+  x = matrix / jnp.maximum(jnp.max(jnp.abs(matrix), axis=(0, 1), keepdims=True), tiny)
+  # σ_max <= ‖(XᵀX)²‖_F^(1/4) <= n^(1/8) σ_max: the source's γ = 1.2 σ_max without knowing σ_max (n^(1/8) = 1.19 at n =
+  # 4).
+  gram = linear.matmul(linear.transpose(x), x)
+  fourth = linear.matmul(gram, gram)
+  gamma = jnp.sqrt(jnp.sqrt(jnp.sqrt(jnp.sum(fourth * fourth, axis=(0, 1), keepdims=True) + tiny)))
+  if method == "express":
+    return odd_iteration(odd_iteration(x / gamma, _EXPRESS), (_CUBIC,))
+  return odd_iteration(x / gamma, (_CUBIC,) * steps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -59,7 +70,7 @@ def _polar_implicit(matrix, forward):  # type: ignore[no-untyped-def]
 
 
 def _polar_forward(matrix, forward):  # type: ignore[no-untyped-def]
-  factor = forward(matrix)
+  factor = _polar_implicit(matrix, forward)  # the rule itself, so that a second derivative uses it again
   return factor, (matrix, factor)
 
 
@@ -80,30 +91,30 @@ _polar_implicit.defvjp(_polar_forward, _polar_backward)
 def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """The skew Y with PY + YP = K for symmetric positive P and skew K."""
   n = p.shape[0]
-  pairs = list(itertools.combinations(range(n), 2))
-  if not pairs:
+  if n == 1:
     return jnp.zeros_like(p)
-  zero = jnp.zeros_like(p[0, 0])
+  upper = np.triu_indices(n, 1)
+  (i, j), (k, m) = (index[:, None] for index in upper), (index[None, :] for index in upper)
 
-  def coefficient(i: int, j: int, k: int, m: int) -> Array:
-    # d(PY + YP)_ij / dY_km over the pair k < m, Y_mk = −Y_km.
-    terms = ((j == m, p[i, k]), (i == k, p[m, j]), (j == k, -p[i, m]), (i == m, -p[k, j]))
-    return sum((term for hit, term in terms if hit), zero)
+  def where(mask: np.ndarray, entries: Array) -> Array:
+    return linear.over_tokens(mask, entries) * entries
 
-  system = jnp.stack([jnp.stack([coefficient(*row, *column) for column in pairs]) for row in pairs])
-  half = linear.solve(system, jnp.stack([right[i, j] for i, j in pairs])[:, None])[:, 0]
-  index = {pair: k for k, pair in enumerate(pairs)}
-  entry = [[half[index[i, j]] if i < j else -half[index[j, i]] if j < i else zero for j in range(n)] for i in range(n)]
-  return jnp.stack([jnp.stack(row) for row in entry])
+  # d(PY + YP)_ij / dY_km over the pairs i < j, k < m with Y_mk = −Y_km.
+  system = where(j == m, p[i, k]) + where(i == k, p[m, j]) - where(j == k, p[i, m]) - where(i == m, p[k, j])
+  half = linear.solve(system, right[upper][:, None])[:, 0]
+  position, sign = np.zeros((n, n), int), np.zeros((n, n))
+  position[upper] = position.T[upper] = np.arange(len(upper[0]))
+  sign[upper], sign.T[upper] = 1, -1
+  return linear.over_tokens(sign, right) * half[position]
 
 
 @dataclasses.dataclass(frozen=True)
 class Polar(Manifold):
   """O(n) by the polar factor of the logits, both determinants reached.
 
-  project: logits A (n, n, *tokens) -> R (n, n, *tokens), A = R P. method "express": eight quintic steps and a cubic one, on the
-  set to rounding while σ_min/σ_max of the logits is above 1e-3; "newton_schulz": X₀ = A/γ, `steps` times X ← 1.5X − 0.5XXᵀX,
-  as IsoHC, on the set only for well-conditioned logits. `distance` reports how far.
+  project: logits A (n, n, *tokens) -> R (n, n, *tokens), A = R P. method "express": eight quintic steps and a cubic
+  one, on the set to rounding while σ_min/σ_max of the logits is above 1e-3; "newton_schulz": X₀ = A/γ, `steps` times X
+  ← 1.5X − 0.5XXᵀX, as IsoHC, on the set only for well-conditioned logits. `distance` reports how far.
   adjoint: "implicit" (Sylvester equation, saves A and R) or "unrolled". Singular logits have no polar factor: the
   value stays finite and off the set.
   """

@@ -1,7 +1,7 @@
 """Rotations of four streams by two unit quaternions.
 
-Every rotation of R⁴ is x ↦ p x q with unit quaternions p, q: as matrices H = L(p) R(q), left and right multiplication, which
-commute. Normalising p and q makes H orthogonal to rounding, whatever the logits.
+Every rotation of R⁴ is x ↦ p x q with unit quaternions p, q: as matrices H = L(p) R(q), left and right multiplication,
+which commute. Normalising p and q makes H orthogonal to rounding, whatever the logits.
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ def squared_norm(q: Components) -> Array:
 class Quaternion(Manifold):
   """SO(4) by quaternion pairs: every rotation is reached, −I and half-turns included, and zero logits give I exactly.
 
-  project: logits (8, *tokens) -> H (4, 4, *tokens), p = (1 + l₀, l₁, l₂, l₃), q = conj(1 + l₄, l₅, l₆, l₇), H = L(p)R(q)/(|p||q|).
-  Two of the eight logits are redundant (the lengths of p and q); the map is undefined only where p or q is zero.
-  Only for n = 4. Source: oHC, 2609.02672.
+  project: logits (8, *tokens) -> H (4, 4, *tokens), p = (1 + l₀, l₁, l₂, l₃), q = conj(1 + l₄, l₅, l₆, l₇), H =
+  L(p)R(q)/(|p||q|). Two of the eight logits are redundant (the lengths of p and q); the map is undefined only where p
+  or q is zero. Only for n = 4. Source: oHC, 2609.02672.
   """
 
   @property
@@ -86,8 +86,9 @@ class Quaternion(Manifold):
 
 
 def _scaled(q: Components) -> Components:
-  # Dividing by the largest component keeps squares of squares inside float32 for logits of any size. H does not depend on the
-  # length of q, so the divisor carries no gradient. A zero quaternion has no direction; the floor keeps it finite.
+  # Dividing by the largest component keeps squares of squares inside float32 for logits of any size. H does not depend
+  # on the length of q, so the divisor carries no gradient. A zero quaternion has no direction; the floor keeps it
+  # finite.
   largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, map(jnp.abs, q)))
   inverse = 1 / jnp.maximum(largest, np.finfo(np.float32).eps)
   return [inverse * component for component in q]

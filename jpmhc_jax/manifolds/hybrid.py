@@ -1,0 +1,73 @@
+"""A convex blend of two families: how much of each is fixed, learned or scheduled."""
+
+import dataclasses
+import math
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds.birkhoff import Sinkhorn
+from jpmhc_jax.manifolds.contract import Manifold, Traits
+from jpmhc_jax.manifolds.iso import Iso
+
+_LEARNED = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Hybrid(Manifold):
+  """H = (1 − λ) H_first + λ H_second, λ in [0, 1]; Iso and Birkhoff unless named otherwise.
+
+  project: logits (K, *tokens) = [first's logits, second's logits, gate] flattened -> H (n, n, *tokens). weight >= 0
+  fixes λ and drops the gate; weight = −1 learns it, λ = σ(gate): per layer from a static generator, per token from a
+  dynamic one. `blend` takes λ as an argument, for schedules. Convexity keeps what both families share: row and column
+  sums, sign, ‖H‖₂ <= 1.
+  """
+
+  first: Manifold = Iso()
+  second: Manifold = Sinkhorn()
+  weight: float = _LEARNED
+
+  def __post_init__(self) -> None:
+    if self.weight != _LEARNED and not 0 <= self.weight <= 1:
+      raise ConfigError(f"connection.options: weight={self.weight}: expected a fraction, 0 to 1, or −1 to learn it.")
+
+  @property
+  def traits(self) -> Traits:
+    a, b = self.first.traits, self.second.traits
+    shared = ("row_sums_one", "column_sums_one", "nonnegative", "contractive", "contains_identity", "exact")
+    return Traits(
+      f"blend of {a.set} and {b.set}", **{name: getattr(a, name) and getattr(b, name) for name in shared},
+      eigenvalues="closed unit disc" if a.contractive and b.contractive else "any",
+      norm="kept at most" if a.contractive and b.contractive else "free",
+    )  # fmt: skip
+
+  def _sizes(self, n: int) -> tuple[int, int]:
+    return math.prod(self.first.logit_shape(n)), math.prod(self.second.logit_shape(n))
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (sum(self._sizes(n)) + (self.weight == _LEARNED),)
+
+  def dimension(self, n: int) -> int:
+    return self.first.dimension(n) + self.second.dimension(n) + (self.weight == _LEARNED)
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    parts = [manifold.identity_logits(n, strength).reshape(-1) for manifold in (self.first, self.second)]
+    return jnp.concatenate([*parts, jnp.zeros((1,))] if self.weight == _LEARNED else parts)
+
+  def blend(
+    self, logits: Float[Array, "k *tokens"], n: int, weight: Float[Array, "..."] | float
+  ) -> Float[Array, "{n} {n} *tokens"]:
+    """H for a given λ, a scalar or one a token; any gate logit is ignored."""
+    first, second = self._sizes(n)
+    a, b = (
+      manifold.project(part.reshape(*manifold.logit_shape(n), *logits.shape[1:]), n)
+      for manifold, part in ((self.first, logits[:first]), (self.second, logits[first : first + second]))
+    )
+    weight = jnp.broadcast_to(weight, logits.shape[1:])
+    return a + weight * (b - a) if weight.ndim == 0 else a + weight[None, None] * (b - a)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    return self.blend(logits, n, jax.nn.sigmoid(logits[-1]) if self.weight == _LEARNED else self.weight)

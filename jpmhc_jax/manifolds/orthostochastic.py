@@ -1,0 +1,80 @@
+"""Doubly stochastic mixers made of squared entries of orthogonal matrices."""
+
+import dataclasses
+
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds.birkhoff import DoublyStochastic
+from jpmhc_jax.manifolds.cayley import cayley
+from jpmhc_jax.manifolds.contract import Traits
+from jpmhc_jax.manifolds.polar import odd_iteration
+
+_NEWTON_SCHULZ = (3.0, -3.2, 1.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Orthostochastic(DoublyStochastic):
+  """B_ij = (1/s) Σ_{k,l<s} Q²_{(i k),(j l)} for Q in SO(ns): doubly stochastic for every s, all of Birkhoff as s grows.
+
+  project: logits (ns, ns, *tokens) -> B (n, n, *tokens); Q = (I − X)⁻¹(I + X), X = logits − logitsᵀ; row (i k) of Q is
+  i·s + k. Zero logits give I exactly, where the gradient of B vanishes (entries are squared): start with small random
+  logits. s = 1 are the orthostochastic matrices; s = 2 is recommended. Source: go-mHC (2604.02309), with the sign of
+  its toy code.
+  """
+
+  copies: int = 2  # s
+
+  def __post_init__(self) -> None:
+    if self.copies < 1:
+      raise ConfigError(f"connection.options: copies={self.copies}: expected a positive integer.")
+
+  @property
+  def traits(self) -> Traits:
+    return dataclasses.replace(super().traits, set=f"generalised orthostochastic, s = {self.copies}")
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n * self.copies, n * self.copies)
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "k k"]:
+    return jnp.zeros(self.logit_shape(n))
+
+  def _project(self, logits: Array, n: int) -> Array:
+    q = cayley(-linear.skew(logits))
+    blocks = (q * q).reshape(n, self.copies, n, self.copies, *logits.shape[2:])
+    return jnp.sum(blocks, axis=(1, 3)) / self.copies
+
+
+@dataclasses.dataclass(frozen=True)
+class OrthostochasticNewtonSchulz(DoublyStochastic):
+  """H = Y∘Y with Y near the polar factor of the logits, by `steps` quintic Newton–Schulz steps; kept for fidelity.
+
+  project: logits (n, n, *tokens); Y₀ = X/(‖X‖_F + 1e-7), Y ← 3Y − 3.2 YYᵀY + 1.2 (YYᵀ)²Y. Doubly stochastic only as far
+  as Y is orthogonal. Its published start, 8I − 8·11ᵀ, gives exactly 11ᵀ/n at n = 4: every stream the same. Source:
+  tokenbender.
+  """
+
+  steps: int = 5
+
+  def __post_init__(self) -> None:
+    if self.steps < 1:
+      raise ConfigError(f"connection.options: steps={self.steps}: expected a positive integer.")
+
+  @property
+  def traits(self) -> Traits:
+    return dataclasses.replace(super().traits, set="near orthostochastic", exact=False)
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n, n)
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    return jnp.eye(n)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    tiny = jnp.finfo(logits.dtype).tiny
+    norm = jnp.sqrt(jnp.sum(logits * logits, axis=(0, 1), keepdims=True) + tiny)
+    y = odd_iteration(logits / (norm + 1e-7), (_NEWTON_SCHULZ,) * self.steps)
+    return y * y

@@ -1,0 +1,70 @@
+"""Mean-preserving mixers of spectral norm one: rotate, shrink, rotate the stream differences."""
+
+import dataclasses
+import itertools
+
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds.cayley import cayley
+from jpmhc_jax.manifolds.contract import Manifold, Traits
+
+
+def helmert(n: int) -> np.ndarray:
+  """The Helmert basis (n, n−1) of 1^⊥: column k is (1, …, 1, −k, 0, …, 0)/√(k(k+1)) with k ones, k = 1 … n−1."""
+  basis = np.zeros((n, n - 1))
+  for k in range(1, n):
+    basis[:k, k - 1] = 1 / np.sqrt(k * (k + 1))
+    basis[k, k - 1] = -k / np.sqrt(k * (k + 1))
+  return basis
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralSphere(Manifold):
+  """{H : H1 = 1, Hᵀ1 = 1, ‖H‖₂ = 1}: signs allowed, the mean kept, differences never lengthened.
+
+  project: logits ((n−1)², *tokens) = [z_U, z_V, z_S] -> H = 11ᵀ/n + B U diag(tanh z_S) Vᵀ Bᵀ, B the Helmert basis, U
+  and V Cayley rotations of the skew matrices with upper triangle γ tanh z (row-major), so rotations stay below 2·arctan
+  of γ times the triangle. Identity in the limit z_S -> ∞. Source: s²HC (2603.20896), through a declared port.
+  """
+
+  gamma: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.gamma <= 0:
+      raise ConfigError(f"connection.options: gamma={self.gamma}: expected a positive bound on the rotations.")
+
+  @property
+  def traits(self) -> Traits:
+    return Traits(
+      "mean-preserving, ‖H‖₂ = 1", row_sums_one=True, column_sums_one=True, contractive=True, contains_identity=False,
+      determinant="(−1, 1)", eigenvalues="1 and the open unit disc", norm="mean kept, differences shrink",
+    )  # fmt: skip
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return ((n - 1) ** 2,)
+
+  def dimension(self, n: int) -> int:
+    return (n - 1) ** 2
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    return jnp.zeros(self.logit_shape(n)).at[(n - 1) * (n - 2) :].set(strength)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    angles, size = (n - 1) * (n - 2) // 2, n - 1
+    left, right = (self._rotation(logits[k * angles : (k + 1) * angles], size) for k in (0, 1))
+    scaled = left * jnp.tanh(logits[2 * angles :])[None]
+    basis = linear.over_tokens(helmert(n), scaled)
+    inner = linear.matmul(scaled, linear.transpose(right))
+    return linear.matmul(linear.matmul(basis, inner), linear.transpose(basis)) + 1 / n
+
+  def _rotation(self, logits: Array, size: int) -> Array:
+    bounded = self.gamma * jnp.tanh(logits)
+    skew = jnp.zeros((size, size, *logits.shape[1:]), logits.dtype)
+    for k, (i, j) in enumerate(itertools.combinations(range(size), 2)):
+      skew = skew.at[i, j].set(bounded[k]).at[j, i].set(-bounded[k])
+    return cayley(skew)
