@@ -3,8 +3,8 @@
   python -m experiments.benchmarks.riemannian [--out=riemannian.json] [--repeats=5]
 
 For each problem and solver: gradient steps until the gap to the optimum is below 1e-5 of the first gap, cost
-evaluations spent on them, the factor by which a step shrinks the gap on the way from 1e-2 to 1e-5, the wall time of that
-many steps (median; ours without compilation, which is given apart), and the gap at the end. Ours takes fixed steps in
+evaluations spent on them, the factor by which a step shrinks the gap on the way from 1e-2 to 1e-5, the wall time of
+those steps (median; ours without compilation, which is given apart), and the gap at the end. Ours takes fixed steps in
 float32 with one gradient each; pymanopt searches along a line in float64. pymanopt is no dependency of the package:
 `pip install pymanopt`; without it only our rows are printed.
 

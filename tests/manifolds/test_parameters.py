@@ -1,5 +1,7 @@
 """Geometries of parameters: tangents, retractions and their order, transport, distance. Geodesics are the yardstick."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ CASES = [
   (Sphere(), (3, 2)), (Oblique(), (4, 3)),
 ]  # fmt: skip
 IDS = [f"{type(g).__name__}-{g.retraction}-{'x'.join(map(str, s))}" for g, s in CASES]
-every_geometry = pytest.mark.parametrize("geometry, shape", CASES, ids=IDS)
+every_geometry = pytest.mark.parametrize("index", range(len(CASES)), ids=IDS)
 
 
 def draw(geometry, shape, batch=(3,), dtype=jnp.float32):
@@ -28,43 +30,76 @@ def draw(geometry, shape, batch=(3,), dtype=jnp.float32):
   return point, 0.3 * tangent / jnp.max(jnp.abs(tangent)), ambient
 
 
-@every_geometry
-def test_random_points_and_projections_lie_on_the_manifold(geometry, shape):
-  point = geometry.random(jax.random.key(0), (2, 3, *shape))
-  assert geometry.distance(point).shape == (2, 3)
-  assert jnp.max(geometry.distance(point)) < 2e-6
-  perturbed = point + 1e-2 * jax.random.normal(jax.random.key(1), point.shape)
-  assert jnp.min(geometry.distance(perturbed)) > 1e-4
-  projected = geometry.project(perturbed)
-  assert jnp.max(geometry.distance(projected)) < 2e-6
-  assert_allclose(geometry.project(point), point, rtol=0, atol=3e-6)
+@functools.lru_cache
+def survey(index):
+  """Everything the contract speaks of, computed once for a geometry in one float64 program."""
+  geometry, shape = CASES[index]
 
-
-@every_geometry
-def test_tangent_is_an_orthogonal_projection_and_gradient_represents_the_differential(geometry, shape):
-  with jax.enable_x64(True):
-    point, _, ambient = draw(geometry, shape, dtype=jnp.float64)
+  @jax.jit
+  def compute():
+    point, tangent, ambient = draw(geometry, shape, dtype=jnp.float64)
     other = jax.random.normal(jax.random.key(2), ambient.shape, jnp.float64)
+    perturbed = point + 1e-2 * other
     z, w = geometry.tangent(point, ambient), geometry.tangent(point, other)
-    assert_allclose(geometry.tangent(point, z), z, rtol=0, atol=1e-11)
-    # <grad f, w> = df(w): the definition of a gradient, in the geometry's own metric.
-    slope = jnp.sum(ambient * w, axis=(-2, -1))
-    assert_allclose(geometry.inner(point, geometry.gradient(point, ambient), w), slope, rtol=0, atol=1e-10)
-    # the removed part is orthogonal to every tangent vector
-    assert_allclose(geometry.inner(point, ambient - z, w), 0.0, atol=1e-10)
+    new_point = geometry.retract(point, tangent)
+    moved = geometry.transport(point, new_point, z)
+    steps = {
+      method: jnp.stack([geometry.retract(point, t * tangent, method) for t in (0.0, 1e-5, -1e-5, 1.0)])
+      for method in geometry.RETRACTIONS
+    }
+    return {
+      "tangent": tangent, "z": z, "z twice": geometry.tangent(point, z), "point": point,
+      "distances": jnp.stack([geometry.distance(x) for x in (point, perturbed, geometry.project(perturbed))]),
+      "projected": geometry.project(point),
+      "slope": jnp.sum(ambient * w, axis=(-2, -1)),
+      "gradient slope": geometry.inner(point, geometry.gradient(point, ambient), w),
+      "removed": geometry.inner(point, ambient - z, w),
+      "steps": steps, "step distances": {m: geometry.distance(x[-1]) for m, x in steps.items()},
+      "moved": moved, "moved twice": geometry.tangent(new_point, moved), "stayed": geometry.transport(point, point, z),
+      "lengths": jnp.stack([geometry.inner(point, z, z), geometry.inner(new_point, moved, moved)]),
+    }  # fmt: skip
+
+  with jax.enable_x64(True):
+    return jax.tree.map(np.asarray, compute())
 
 
 @every_geometry
-def test_every_retraction_stays_on_the_manifold_and_has_the_right_derivative(geometry, shape):
-  with jax.enable_x64(True):
-    point, tangent, _ = draw(geometry, shape, dtype=jnp.float64)
-    for method in geometry.RETRACTIONS:
-      step = jax.jit(lambda t, method=method: geometry.retract(point, t * tangent, method))
-      assert_allclose(step(0.0), point, rtol=0, atol=1e-13)
-      derivative = (step(1e-5) - step(-1e-5)) / 2e-5
-      assert_allclose(derivative, tangent, rtol=0, atol=1e-7)
-      if method != "cayley_iterative":  # truncated: see below
-        assert jnp.max(geometry.distance(step(1.0))) < 1e-12
+def test_random_points_and_projections_lie_on_the_manifold(index):
+  geometry, shape = CASES[index]
+  points = geometry.random(jax.random.key(0), (2, 3, *shape))
+  assert geometry.distance(points).shape == (2, 3)
+  assert jnp.max(geometry.distance(points)) < 2e-6
+  on, off, projected = survey(index)["distances"]
+  assert np.max(on) < 1e-12 and np.min(off) > 1e-4 and np.max(projected) < 1e-12
+  assert_allclose(survey(index)["projected"], survey(index)["point"], rtol=0, atol=1e-12)
+
+
+@every_geometry
+def test_tangent_is_an_orthogonal_projection_and_gradient_represents_the_differential(index):
+  got = survey(index)
+  assert_allclose(got["z twice"], got["z"], rtol=0, atol=1e-11)
+  # <grad f, w> = df(w): the definition of a gradient, in the geometry's own metric.
+  assert_allclose(got["gradient slope"], got["slope"], rtol=0, atol=1e-10)
+  assert_allclose(got["removed"], 0.0, atol=1e-10)  # what is projected away is orthogonal to the tangent space
+
+
+@every_geometry
+def test_every_retraction_stays_on_the_manifold_and_has_the_right_derivative(index):
+  got = survey(index)
+  for method, (still, ahead, behind, _) in got["steps"].items():
+    assert_allclose(still, got["point"], rtol=0, atol=1e-12)
+    assert_allclose((ahead - behind) / 2e-5, got["tangent"], rtol=0, atol=1e-7)
+    if method != "cayley_iterative":  # truncated: see below
+      assert np.max(got["step distances"][method]) < 1e-12
+
+
+@every_geometry
+def test_transport_lands_in_the_tangent_space_and_keeps_lengths_where_it_is_isometric(index):
+  got = survey(index)
+  assert_allclose(got["moved twice"], got["moved"], rtol=0, atol=1e-10)
+  assert_allclose(got["stayed"], got["z"], rtol=0, atol=1e-10)
+  if not isinstance(CASES[index][0], Birkhoff):
+    assert_allclose(*got["lengths"], rtol=1e-10)
 
 
 def test_truncated_cayley_leaves_the_manifold_by_the_stated_order():
@@ -127,9 +162,10 @@ def test_slope_of_the_error_against_the_geodesic(geometry, shape, method, geodes
   """|R(tZ) - Exp(tZ)| ~ t^order: 3 for a second-order retraction, 2 for a first-order one."""
   with jax.enable_x64(True):
     point, tangent, _ = draw(geometry, shape, (), jnp.float64)
+    retract = jax.jit(lambda t: geometry.retract(point, t * tangent, method))
     errors = []
     for t in (0.08, 0.04, 0.02):
-      got = np.asarray(geometry.retract(point, t * tangent, method))
+      got = np.asarray(retract(t))
       errors.append(np.linalg.norm(view(got) - view(geodesic(np.asarray(point), t * np.asarray(tangent)))))
     slopes = np.log2(np.array(errors[:-1]) / errors[1:])
     assert abs(slopes[-1] - order) < 0.15, slopes
@@ -150,21 +186,6 @@ def test_cayley_is_its_formula(n, p):
     w = half - half.T
     assert_allclose(w @ x, z, rtol=0, atol=1e-13)
     assert_allclose(cayley(x, z), np.linalg.solve(np.eye(n) - w / 2, (np.eye(n) + w / 2) @ x), rtol=0, atol=1e-13)
-
-
-@every_geometry
-def test_transport_lands_in_the_tangent_space_and_keeps_lengths_where_it_is_isometric(geometry, shape):
-  with jax.enable_x64(True):
-    point, tangent, ambient = draw(geometry, shape, dtype=jnp.float64)
-    new_point = geometry.retract(point, tangent)
-    vector = geometry.tangent(point, ambient)
-    moved = geometry.transport(point, new_point, vector)
-    assert_allclose(geometry.tangent(new_point, moved), moved, rtol=0, atol=1e-10)
-    assert_allclose(geometry.transport(point, point, vector), vector, rtol=0, atol=1e-10)
-    if not isinstance(geometry, Birkhoff):
-      tolerance = 1e-3 if geometry.retraction == "cayley_iterative" else 1e-10
-      before, after = geometry.inner(point, vector, vector), geometry.inner(new_point, moved, moved)
-      assert_allclose(after, before, rtol=tolerance)
 
 
 @pytest.mark.parametrize("n, p", [(8, 3), (4, 3), (6, 1)])
