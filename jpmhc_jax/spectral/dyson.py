@@ -43,8 +43,8 @@ def _solved_jvp(options, primals, tangents):
 
 
 def _chunk(layers: Layers, points: int, options: Options) -> int:
-  """Keeps each (L, n, n, chunk) complex array of a Newton step, of which there are a dozen, below 80 MB."""
-  limit = options.chunk or 5_000_000 // (layers.depth * layers.streams**2)
+  """Few points, so that a slow one holds up few others (half the time of 400 at once on 2 cores), and bounded memory."""
+  limit = options.chunk or min(32, 5_000_000 // (layers.depth * layers.streams**2))
   return int(np.clip(limit, 1, points))
 
 

@@ -1,0 +1,122 @@
+"""From the resolvent to densities and the numbers that a design rule reads off them.
+
+Two inversions of G. On a line above the axis, ρ(x) ≈ −Im G(x + iη)/π smooths with a Lorentzian of width η. On a ray,
+z = x e^{iθ}, −Im(z G(z))/π is the density of log λ smoothed with width θ: the same relative resolution at every size, which
+is what deep products need. Its kernel has mass 1 − θ/π. The error of both is linear in the width; Richardson's
+2 ρ(width) − ρ(2 width) removes that order, and with it the heavy tails that would spoil second moments.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+import numpy as np
+from scipy.interpolate import AAA
+
+from jpmhc_jax.spectral import dyson
+from jpmhc_jax.spectral.layers import Layers
+
+
+class Spectrum(NamedTuple):
+  """Density of the eigenvalues of JᵀJ (squared singular values) on a grid of increasing x > 0."""
+
+  x: jax.Array  # (points,)
+  density: jax.Array  # (points,) with respect to x, or to log x when logarithmic
+  weights: jax.Array  # (points,) quadrature mass of each point; the sum falls short of 1 by what lies off the grid
+  residual: jax.Array  # (points,) defect of the Dyson equation, the worse of the two widths
+
+
+class Statistics(NamedTuple):
+  """What the spectrum says about trainability. Every field is a differentiable scalar."""
+
+  mass: jax.Array  # on the grid; 1 − mass sits below it (dead directions)
+  mean_log: jax.Array  # mean log singular value
+  spread_log: jax.Array  # standard deviation of the log singular values
+  condition: jax.Array  # ratio of the 99 % to the 1 % quantile of the singular values
+  stalled: jax.Array  # fraction of singular values under the threshold
+
+
+def _widths(x: Float[Array, " points"]) -> Float[Array, " points"]:
+  """Trapezoid weights of a grid."""
+  gaps = jnp.diff(x)
+  return 0.5 * (jnp.pad(gaps, (0, 1)) + jnp.pad(gaps, (1, 0)))
+
+
+def log_spectrum(layers: Layers, x: Float[Array, " points"], angle: float = 0.02) -> Spectrum:
+  """Density of log λ at the given x > 0, smoothed over less than `angle` (relative), by Richardson's extrapolation."""
+  rays = [dyson.resolvent(layers, x * jnp.exp(1j * width)) for width in (angle, 2 * angle)]
+  near, far = (
+    -(x * jnp.exp(1j * width) * r.g).imag / (jnp.pi - width) for r, width in zip(rays, (angle, 2 * angle), strict=True)
+  )
+  density = 2 * near - far
+  return Spectrum(x, density, density * _widths(jnp.log(x)), jnp.maximum(rays[0].residual, rays[1].residual))
+
+
+def line_spectrum(layers: Layers, x: Float[Array, " points"], eta: float = 0.02, richardson: bool = True) -> Spectrum:
+  """Density of λ at the given x, smoothed with a Lorentzian of width η (second order in η with Richardson)."""
+  near = dyson.resolvent(layers, x + 1j * eta)
+  density, residual = stieltjes_inversion(near.g), near.residual
+  if richardson:
+    far = dyson.resolvent(layers, x + 2j * eta)
+    density, residual = 2 * density - stieltjes_inversion(far.g), jnp.maximum(residual, far.residual)
+  return Spectrum(x, density, density * _widths(x), residual)
+
+
+def stieltjes_inversion(g: Complex[Array, " points"]) -> Float[Array, " points"]:
+  """ρ = −Im G/π, smoothed with a Lorentzian whose width is the height of the line."""
+  return -g.imag / jnp.pi
+
+
+def aaa_density(z: Complex[np.ndarray, " points"], g: Complex[np.ndarray, " points"], x: Float[np.ndarray, " m"]) -> np.ndarray:
+  """Density on the real axis by rational (AAA) continuation of G from the points z; G(z̄) = conj G(z) is imposed by data.
+
+  Needs accurate G (residual ≤ 1e-8) and heights comparable to the feature sizes; poles near the axis show up as spikes.
+  Source: Nakatsukasa, Sète, Trefethen 2018, in scipy.
+  """
+  rational = AAA(np.asarray(z), np.asarray(g), rtol=1e-9)
+  return np.maximum(-rational(np.asarray(x, complex)).imag / np.pi, 0.0)
+
+
+def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[float, float]:
+  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up as dead."""
+  scale = jnp.linalg.norm(layers.mixers, 2, axis=(1, 2))
+  noise = jnp.sqrt(layers.variance * jnp.linalg.norm(layers.read, 2, axis=(1, 2)) * jnp.linalg.norm(layers.write, 2, axis=(1, 2)))
+  top = 2 * float(jnp.sum(jnp.log(scale + 2 * noise + 1e-12)))  # |J| ≤ Π (|A| + 2σ)
+  bottom = min(np.log(floor), top - 1.0)
+  x = np.exp(np.linspace(bottom, top + 0.5, 96))
+  angle = 0.15
+  g = np.asarray(dyson.resolvent(layers, jnp.asarray(x * np.exp(1j * angle))).g)
+  # Lorentzian tails of width 0.15 would pass for mass far outside; Richardson is no use for a sign test, so square them.
+  density = np.maximum(-(x * np.exp(1j * angle) * g).imag / np.pi, 0.0) ** 2
+  mass = np.cumsum(density) / np.sum(density)
+  low, high = np.searchsorted(mass, tail), np.searchsorted(mass, 1 - tail)
+  margin = 3 + int(0.05 * (high - low))
+  return float(x[max(low - margin, 0)]), float(x[min(high + margin, len(x) - 1)])
+
+
+def spectrum(layers: Layers, points: int = 200, angle: float = 0.02) -> Spectrum:
+  """Density of log λ over its own support, found first on a coarse ray."""
+  low, high = support(layers)
+  return log_spectrum(layers, jnp.exp(jnp.linspace(jnp.log(low), jnp.log(high), points)), angle)
+
+
+def quantile(spectrum: Spectrum, level: float) -> Float[Array, ""]:
+  """log λ below which a fraction `level` of the mass on the grid lies."""
+  cumulative = jnp.cumsum(spectrum.weights) - 0.5 * spectrum.weights
+  cumulative = jax.lax.cummax(cumulative / jnp.sum(spectrum.weights))  # Richardson may dip below zero beside an edge
+  return jnp.interp(level, cumulative, jnp.log(spectrum.x))
+
+
+def statistics(spectrum: Spectrum, threshold: float = 0.1) -> Statistics:
+  """Summary of a logarithmic spectrum; `threshold` is the singular value under which a direction counts as stalled."""
+  mass = jnp.sum(spectrum.weights)
+  weights = spectrum.weights / mass
+  log_singular = 0.5 * jnp.log(spectrum.x)
+  mean = jnp.sum(weights * log_singular)
+  spread = jnp.sqrt(jnp.maximum(jnp.sum(weights * (log_singular - mean[None]) ** 2), 1e-30))
+  cumulative = jnp.cumsum(weights) - 0.5 * weights
+  stalled = jnp.clip(jnp.interp(jnp.log(threshold), log_singular, cumulative, left=0.0, right=1.0), 0.0, 1.0)
+  dead = jnp.maximum(1 - mass, 0.0)
+  condition = jnp.exp(0.5 * (quantile(spectrum, 0.99) - quantile(spectrum, 0.01)))
+  return Statistics(mass, mean, spread, condition, dead + (1 - dead) * stalled)
