@@ -1,0 +1,63 @@
+"""`jpmhc spectrum`: the design rules as a table, JSON with densities for drawing."""
+
+import argparse
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options."""
+  parser.add_argument("--mixer", default="identity,sinkhorn,cayley,iso", help="mixer families, comma-separated")
+  parser.add_argument("--n", type=int, default=4, help="streams")
+  parser.add_argument("--depth", default="12,48", help="layers, comma-separated")
+  parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
+  parser.add_argument("--sigma-w", type=float, default=None, help="weight scale; default: total noise 0.05 at the greatest depth")
+  parser.add_argument("--draw", default="random", help="random = a random member, init = as a run starts")
+  parser.add_argument("--noise", default="full", help="full = noise couples all streams, block = through read and write vectors")
+  parser.add_argument("--threshold", type=float, default=0.1, help="singular value under which a direction counts as stalled")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the mixer draw")
+  parser.add_argument("--json", default="", help="file to write the numbers and densities to")
+
+
+def run(options: argparse.Namespace) -> int:
+  """Prints one row a mixer and depth, then the recommendation."""
+  from jpmhc_jax.core.errors import UserError
+  from jpmhc_jax.spectral import rules
+
+  try:
+    depths = [int(part) for part in options.depth.split(",")]
+  except ValueError:
+    raise UserError(f"--depth={options.depth!r}: expected whole numbers separated by commas, e.g. 12,48") from None
+  names = [part.strip() for part in options.mixer.split(",") if part.strip()]
+  report = rules.what_if(
+    names,
+    options.n,
+    depths,
+    options.activation,
+    options.sigma_w,
+    draw=options.draw,
+    noise=options.noise,
+    threshold=options.threshold,
+    seed=options.seed,
+  )
+  print(table(report))
+  if options.json:
+    report.save(pathlib.Path(options.json))
+    print(f"written: {options.json}")
+  return 0
+
+
+def table(report) -> str:
+  """The report (`rules.Report`) as fixed-width text."""
+  head = (
+    f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
+    f"{'grad/layer':>12}{'residual':>10}"
+  )
+  lines = [f"predicted Jacobian spectrum: {report.activation}, {report.noise} noise, mixers drawn as '{report.draw}'", head]
+  for r in report.predictions:
+    lines.append(
+      f"{r.mixer:<16}{r.depth:>6}{r.sigma_w:>9.3f}{r.total_noise:>8.3f}{r.condition:>11.3g}{r.stalled:>9.1%}{r.mean_log:>10.3f}"
+      f"{r.spread_log:>8.3f}{r.gradient_gain:>12.4f}{r.residual:>10.0e}"
+    )
+  lines.append(f"recommended: {report.recommendation}: {report.reason}.")
+  lines.append(f"sigma_w = {report.sigma_w_advice:.3f} keeps the total noise at 0.05 over isometric mixers at the greatest depth.")
+  return "\n".join(lines)
