@@ -43,9 +43,9 @@ def survey(index):
     z, w = geometry.tangent(point, ambient), geometry.tangent(point, other)
     new_point = geometry.retract(point, tangent)
     moved = geometry.transport(point, new_point, z)
+    sizes = jnp.array([0.0, 1e-5, -1e-5, 1.0])[:, None, None, None]
     steps = {
-      method: jnp.stack([geometry.retract(point, t * tangent, method) for t in (0.0, 1e-5, -1e-5, 1.0)])
-      for method in geometry.RETRACTIONS
+      method: geometry.retract(jnp.stack([point] * 4), sizes * tangent[None], method) for method in geometry.RETRACTIONS
     }
     return {
       "tangent": tangent, "z": z, "z twice": geometry.tangent(point, z), "point": point,
