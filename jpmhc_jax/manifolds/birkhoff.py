@@ -59,7 +59,7 @@ class Sinkhorn(_Scaled):
   project: logits (n, n, *tokens) -> P (n, n, *tokens): X = clip(logits/τ, ±clip), then `sweeps` times rows, columns (or
   the other order) of exp(X) are normalised. The last sums normalised are one to rounding, the others to `distance`.
   adjoint: "implicit" = gradient of the fixed point, by a direct solve at the P of the last sweep; "gauss_seidel" = the
-  published approximation of it; "unrolled" = exact gradient of the truncated sweeps. Outside the clip the gradient is 0.
+  published approximation of it; "unrolled" = exact gradient of the truncated sweeps. The clip has no gradient outside.
   Saved for the backward pass: P and the mask of the clip (not for "unrolled").
   Source: mHC (2512.24880), JPmHC (2602.18308): 20 sweeps, clip 10, rows first; mhc-lite, lucidrains: columns first and
   no clip.
@@ -123,7 +123,7 @@ class BirkhoffNewton(_Scaled):
     _check_positive(sweeps=self.sweeps, steps=self.steps, clip=self.clip)
     if self.clip > _LARGEST_BOUNDED_CLIP:
       raise ConfigError(
-        f"connection.options: clip={self.clip}: expected at most {_LARGEST_BOUNDED_CLIP:g}, the range of float32 scaling."
+        f"connection.options: clip={self.clip}: expected at most {_LARGEST_BOUNDED_CLIP:g}, the float32 range."
       )
 
   @property

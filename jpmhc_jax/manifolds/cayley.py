@@ -19,7 +19,7 @@ from jpmhc_jax.manifolds.contract import Manifold, Traits
 def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """Q = (I + S)⁻¹(I − S) for skew S (n, n, *tokens); closed form for n <= 4, elimination beyond. Saves only Q."""
   n = skew.shape[0]
-  if n == 1:
+  if n <= 1:
     return jnp.ones_like(skew)
   if n <= 4:
     return _closed_form(skew)

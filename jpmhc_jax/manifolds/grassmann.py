@@ -18,6 +18,7 @@ class Grassmann(Manifold):
   """H = U Uᵀ, U (n, p) orthonormal: the projector on the column space of the logits.
 
   project: logits (n, p, *tokens) -> H (n, n, *tokens); U by Gram–Schmidt, done twice (QR and polar give the same H).
+  Logits with dependent columns give a projector of lower rank; otherwise H is on the set to rounding.
   Not an isometry: it keeps p directions and deletes n − p, and the identity is a member only for p = n, so stacked
   blocks keep little of their input. Source: JPmHC (2602.18308), which uses it with p = n/2.
   """
@@ -33,7 +34,7 @@ class Grassmann(Manifold):
   @property
   def traits(self) -> Traits:
     return Traits(
-      "Gr(n, p) as projectors", contractive=True, contains_identity=False, determinant="0",
+      "Gr(n, p) as projectors", contractive=True, contains_identity=False, exact=False, determinant="0",
       eigenvalues="1 (p times), 0 (n − p times)", norm="kept on p directions, deleted on n − p",
     )  # fmt: skip
 

@@ -51,7 +51,9 @@ class Hybrid(Manifold):
     return (sum(self._sizes(n)) + (self.weight == _LEARNED),)
 
   def dimension(self, n: int) -> int:
-    return self.first.dimension(n) + self.second.dimension(n) + (self.weight == _LEARNED)
+    shared = self.traits
+    ambient = (n - 1) ** 2 if shared.row_sums_one and shared.column_sums_one else n * n
+    return min(self.first.dimension(n) + self.second.dimension(n) + (self.weight == _LEARNED), ambient)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
     parts = [manifold.identity_logits(n, strength).reshape(-1) for manifold in (self.first, self.second)]

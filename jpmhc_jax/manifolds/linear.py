@@ -31,8 +31,8 @@ def transpose(matrix: Float[Array, "n m *tokens"]) -> Float[Array, "m n *tokens"
   return jnp.swapaxes(matrix, 0, 1)
 
 
-def matmul(a: Float[Array, "n k *tokens"], b: Float[Array, "k m *tokens"]) -> Float[Array, "n m *tokens"]:
-  """The product a b, as a sum of k outer products."""
+def matmul(a: Float[Array, "n k *#tokens"], b: Float[Array, "k m *#tokens"]) -> Float[Array, "n m *#tokens"]:
+  """The product a b, as a sum of k outer products; token axes broadcast."""
   return functools.reduce(operator.add, (a[:, k : k + 1] * b[k : k + 1] for k in range(a.shape[1])))
 
 

@@ -73,6 +73,9 @@ class OrthostochasticNewtonSchulz(DoublyStochastic):
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
     return jnp.eye(n)
 
+  def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
+    return linear.haar(key, n) ** 2
+
   def _project(self, logits: Array, n: int) -> Array:
     tiny = jnp.finfo(logits.dtype).tiny
     norm = jnp.sqrt(jnp.sum(logits * logits, axis=(0, 1), keepdims=True) + tiny)

@@ -163,7 +163,7 @@ def _gaps(matrices: np.ndarray, sets: np.ndarray) -> np.ndarray:
 
 def _checked_size(n: int) -> int:
   if n > _LARGEST_FULL_BASIS:
-    raise ValueError(f"spectral gap: n = {n} has {math.factorial(n)} permutations; expected n <= {_LARGEST_FULL_BASIS}.")
+    raise ValueError(f"spectral gap: n={n} has {math.factorial(n)} permutations; expected n <= {_LARGEST_FULL_BASIS}.")
   return n
 
 

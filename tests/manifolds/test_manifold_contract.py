@@ -1,0 +1,138 @@
+"""What every family owes its users, swept over all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpmhc_jax.manifolds import FAMILIES, make
+
+TOKENS = 64
+NAMES = [name for name in FAMILIES if name != "birkhoff"]  # the same class as "sinkhorn"
+EXACT_IDENTITY = {
+  "identity", "unconstrained", "cayley", "cayley_iterative", "polar", "quaternion", "householder", "iso",
+  "orthostochastic",
+}  # fmt: skip
+
+
+def logits_of(manifold, n, scale, seed=0):
+  return scale * jax.random.normal(jax.random.key(seed), (*manifold.logit_shape(n), TOKENS))
+
+
+def cotangent_of(n, seed=1):
+  return jax.random.normal(jax.random.key(seed), (n, n, TOKENS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_projections_land_on_the_set_at_any_logits(name, compiled):
+  manifold = make(name)
+  box = jax.random.uniform(jax.random.key(2), (*manifold.logit_shape(4), TOKENS), minval=-10, maxval=10)
+  corners = 10 * jnp.sign(box)
+  for logits in (logits_of(manifold, 4, 0.1), logits_of(manifold, 4, 1.0), box, corners):
+    matrix, _ = compiled(manifold, 4)(logits, cotangent_of(4))
+    assert matrix.shape == (4, 4, TOKENS) and matrix.dtype == jnp.float32
+    worst = float(jnp.max(manifold.distance(matrix)))
+    if manifold.traits.exact:
+      assert worst <= 1e-6
+    assert np.isfinite(worst)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not make(name).traits.exact])
+def test_iterative_families_are_near_their_set_at_gentle_logits(name, compiled):
+  manifold = make(name)
+  near = manifold.identity_logits(4, 2.0)[..., None] + logits_of(manifold, 4, 0.1)
+  matrix, _ = compiled(manifold, 4)(near, cotangent_of(4))
+  bound = {"orthostochastic_newton_schulz": 3e-2}.get(name, 1e-4)
+  assert float(jnp.max(manifold.distance(matrix))) <= bound
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_identity_is_reached_as_promised(name):
+  manifold = make(name)
+  error = manifold.identity_error(4, 4.0)
+  if name in EXACT_IDENTITY:
+    assert error == (0.0 if name != "orthostochastic" else error) and error < 1e-6
+  elif name == "grassmann":
+    assert error == 0.5
+  elif name == "orthostochastic_newton_schulz":
+    assert error < 1e-2
+  else:
+    # Soft families approach it as the bias grows.
+    assert 0 < manifold.identity_error(4, 9.0) < error < 0.3
+  assert manifold.traits.contains_identity or name not in EXACT_IDENTITY
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_members_are_members(name):
+  manifold = make(name)
+  draws = [manifold.random(jax.random.key(seed), 4) for seed in range(3)]
+  bound = 1e-6 if manifold.traits.exact else 5e-2
+  assert all(float(manifold.distance(draw)) <= bound for draw in draws)
+  if manifold.dimension(4):
+    assert float(jnp.max(jnp.abs(draws[0] - draws[1]))) > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_and_gradients_stay_finite_at_huge_logits(name, compiled):
+  manifold = make(name)
+  base = jax.random.normal(jax.random.key(3), (*manifold.logit_shape(4), TOKENS))
+  for logits in (1e4 * jnp.sign(base), 1e4 * base, jnp.zeros_like(base)):
+    for array in compiled(manifold, 4)(logits, cotangent_of(4)):
+      assert bool(jnp.all(jnp.isfinite(array)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_goes_in_and_comes_out(name, compiled):
+  manifold = make(name)
+  wide = logits_of(manifold, 4, 1.0).astype(jnp.bfloat16)
+  matrix, gradient = compiled(manifold, 4)(wide, cotangent_of(4).astype(jnp.bfloat16))
+  assert matrix.dtype == gradient.dtype == jnp.bfloat16
+  reference, _ = compiled(manifold, 4)(wide.astype(jnp.float32), cotangent_of(4))
+  # Computed in float32 and rounded once.
+  np.testing.assert_array_equal(matrix.astype(jnp.float32), reference.astype(jnp.bfloat16).astype(jnp.float32))
+  assert bool(jnp.all(jnp.isfinite(gradient)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "identity"])
+def test_no_family_is_frozen_near_its_identity(name, compiled):
+  manifold = make(name)
+  logits = manifold.identity_logits(4, 4.0)[..., None] + logits_of(manifold, 4, 0.02)
+  _, gradient = compiled(manifold, 4)(logits, cotangent_of(4))
+  assert float(jnp.min(jnp.max(jnp.abs(gradient), axis=tuple(range(gradient.ndim - 1))))) > 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_matrix_without_tokens_is_one_token(name):
+  manifold = make(name)
+  logits = logits_of(manifold, 4, 1.0)[..., :2]
+  project = jax.jit(lambda x: manifold.project(x, 4))
+  several = project(logits)
+  np.testing.assert_allclose(project(logits[..., 0]), several[..., 0], atol=1e-6)
+  grid = project(logits.reshape(*manifold.logit_shape(4), 2, 1))
+  np.testing.assert_allclose(grid[..., 0], several, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", (2, 3, 5, 8))
+def test_other_sizes(name, n):
+  if name == "quaternion" or (name == "kronecker" and n in (3, 5)) or (name == "permutation" and n == 8):
+    pytest.skip("the family does not exist for this n: see the error tests")
+  manifold = make(name)
+  logits = logits_of(manifold, n, 1.0)[..., :8]
+  matrix = jax.jit(lambda x: manifold.project(x, n))(logits)
+  assert matrix.shape == (n, n, 8)
+  if manifold.traits.exact:
+    assert float(jnp.max(manifold.distance(matrix))) <= 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_stream_is_the_plain_residual_network(name):
+  if name in ("quaternion", "kronecker"):
+    pytest.skip("the family does not exist for n = 1: see the error tests")
+  manifold = make(name)
+  np.testing.assert_allclose(manifold.project(manifold.identity_logits(1, 4.0), 1), [[1.0]], atol=1e-6)
+
+
+def test_wrong_leading_axes_are_named():
+  with pytest.raises(ValueError, match=r"Cayley.project: logits have shape \(64, 4, 4\); 4 streams need leading axes"):
+    make("cayley").project(jnp.zeros((64, 4, 4)), 4)

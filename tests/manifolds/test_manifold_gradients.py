@@ -1,0 +1,143 @@
+"""Derivatives in float64: implicit = unrolled to convergence = finite differences, always against random cotangents."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpmhc_jax.manifolds import (
+  BirkhoffNewton,
+  Cayley,
+  FAMILIES,
+  Householder,
+  Hybrid,
+  Iso,
+  make,
+  Polar,
+  Sinkhorn,
+)  # fmt: skip
+from jpmhc_jax.manifolds.birkhoff import gauss_seidel_sweeps
+
+SMOOTH = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
+SMOOTH["sinkhorn"] = Sinkhorn(sweeps=200)  # converged, so that the implicit gradient is the gradient of the map
+SMOOTH["hybrid"] = Hybrid(second=Sinkhorn(sweeps=200))
+SMOOTH["householder"] = Householder(gate="soft")  # the hard gate passes a surrogate gradient on purpose
+SMOOTH["iso_polar"] = Iso(method="express")
+SMOOTH["polar_unrolled"] = Polar(method="newton_schulz", steps=12, adjoint="unrolled")
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def biased(n, bias, seed=0, tokens=8):
+  return bias * jnp.eye(n)[:, :, None] + 0.5 * normal(seed, n, n, tokens)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_jacobians_match_differences_and_have_the_rank_of_the_set(name, compiled):
+  manifold, n = SMOOTH[name], 4
+  with jax.enable_x64(True):
+    start = np.asarray(manifold.identity_logits(n, 1.0)).reshape(manifold.logit_shape(n))
+    logits = jnp.asarray(start + 0.4 * np.asarray(normal(3, *manifold.logit_shape(n))))
+    # Sixteen tokens with the same logits and the sixteen unit cotangents: one call gives the whole Jacobian.
+    copies = jnp.broadcast_to(logits[..., None], (*logits.shape, n * n))
+    units = jnp.eye(n * n).reshape(n, n, n * n)
+    _, rows = compiled(manifold, n)(copies, units)
+    jacobian = np.asarray(rows).reshape(-1, n * n).T
+    direction = normal(4, *logits.shape, n * n)
+    step = 1e-5
+    ahead, behind = (compiled(manifold, n)(copies + sign * step * direction, units)[0] for sign in (1, -1))
+    difference = np.asarray((ahead - behind) / (2 * step)).reshape(n * n, n * n)
+    predicted = jacobian @ np.asarray(direction).reshape(-1, n * n)
+  np.testing.assert_allclose(difference, predicted, atol=2e-8 * max(1, np.abs(predicted).max()))
+  sizes = np.linalg.svd(jacobian, compute_uv=False)
+  rank = int(np.sum(sizes > 1e-7 * sizes[0]))
+  if name == "orthostochastic_newton_schulz":
+    assert rank >= manifold.dimension(n)  # its image is thicker than the set, because it is only near it
+  else:
+    assert rank == manifold.dimension(n)
+
+
+@pytest.mark.parametrize("n", (2, 4))
+@pytest.mark.parametrize("bias", (0.0, 2.0, 4.0, 6.0))
+def test_implicit_gradient_is_the_gradient_of_the_fixed_point(n, bias, compiled):
+  with jax.enable_x64(True):
+    logits, cotangent = biased(n, bias), normal(1, n, n, 8)
+    newton, implicit = compiled(BirkhoffNewton(), n)(logits, cotangent)
+    converged, unrolled = compiled(Sinkhorn(sweeps=4000, adjoint="unrolled"), n)(logits, cotangent)
+    size = jnp.max(jnp.abs(unrolled))
+    np.testing.assert_allclose(newton, converged, atol=1e-9)
+    assert float(jnp.max(jnp.abs(implicit - unrolled)) / size) < 1e-6
+
+
+def test_gauss_seidel_fails_near_the_identity_and_the_direct_solve_does_not(compiled):
+  with jax.enable_x64(True):
+    errors = {}
+    for bias in (0.0, 2.0, 4.0, 6.0, 8.0):
+      logits, cotangent = biased(4, bias, tokens=64), normal(1, 4, 4, 64)
+      _, exact = compiled(BirkhoffNewton(clip=15.0), 4)(logits, cotangent)
+      for adjoint in ("implicit", "gauss_seidel"):
+        # Enough sweeps that only the backward differs.
+        _, found = compiled(Sinkhorn(sweeps=20000, clip=15.0, adjoint=adjoint), 4)(logits, cotangent)
+        errors[adjoint, bias] = float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+  assert all(errors["implicit", bias] < 1e-6 for bias in (0.0, 2.0, 4.0, 6.0))
+  assert errors["gauss_seidel", 0.0] < 1e-6 and errors["gauss_seidel", 2.0] < 1e-2
+  assert errors["gauss_seidel", 4.0] > 0.03 and errors["gauss_seidel", 6.0] > 0.4 and errors["gauss_seidel", 8.0] > 0.7
+
+
+def test_gradient_of_twenty_sweeps_is_another_function_near_the_identity(compiled):
+  with jax.enable_x64(True):
+    logits, cotangent = biased(4, 6.0, tokens=64), normal(1, 4, 4, 64)
+    _, fixed_point = compiled(BirkhoffNewton(clip=15.0), 4)(logits, cotangent)
+    _, implicit = compiled(Sinkhorn(clip=15.0), 4)(logits, cotangent)
+    _, truncated = compiled(Sinkhorn(clip=15.0, adjoint="unrolled"), 4)(logits, cotangent)
+    size = jnp.linalg.norm(fixed_point)
+    assert float(jnp.linalg.norm(truncated - fixed_point) / size) > 0.3
+    # With the true sums of the P of sweep 20 the direct solve is the nearer of the two.
+    assert float(jnp.linalg.norm(implicit - fixed_point)) < 0.5 * float(jnp.linalg.norm(truncated - fixed_point))
+
+
+@pytest.mark.parametrize("bias", (0.0, 4.0, 8.0))
+def test_float32_keeps_the_implicit_gradient_accurate(bias, compiled):
+  # The subtraction-free solve: the naive one loses 1e-7 / (1 − P_ii), 1e-3 at bias 8.
+  logits, cotangent = biased(4, bias), normal(1, 4, 4, 8)
+  _, single = compiled(BirkhoffNewton(clip=15.0), 4)(logits.astype(jnp.float32), cotangent.astype(jnp.float32))
+  with jax.enable_x64(True):
+    wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (logits, cotangent)]
+    _, double = compiled(BirkhoffNewton(clip=15.0), 4)(*wide)
+  np.testing.assert_allclose(single, np.asarray(double, np.float32), atol=1e-4 * float(np.abs(double).max()))
+
+
+@pytest.mark.parametrize("adjoint", ("implicit", "gauss_seidel", "unrolled"))
+def test_clipped_logits_get_no_gradient(adjoint, compiled):
+  logits = biased(4, 0.0).astype(jnp.float32).at[1, 2].set(11.0).at[3, 0].set(-40.0)
+  _, gradient = compiled(Sinkhorn(adjoint=adjoint), 4)(logits, normal(1, 4, 4, 8).astype(jnp.float32))
+  assert not np.any(gradient[1, 2]) and not np.any(gradient[3, 0])
+  assert float(jnp.min(jnp.max(jnp.abs(gradient), axis=(0, 1)))) > 1e-3
+
+
+def test_all_ones_cotangents_test_nothing(compiled):
+  # 1ᵀP1 is constant: a wrong backward pass (here: none at all) would pass such a test.
+  ones = jnp.ones((4, 4, 8), jnp.float32)
+  _, gradient = compiled(BirkhoffNewton(), 4)(biased(4, 0.0).astype(jnp.float32), ones)
+  assert float(jnp.max(jnp.abs(gradient))) < 1e-6
+
+
+@pytest.mark.parametrize("manifold", (Cayley(alpha=1.0), BirkhoffNewton(), Polar()))
+def test_second_derivatives(manifold):
+  with jax.enable_x64(True):
+    logits, cotangent, v = biased(4, 2.0)[..., 0], normal(1, 4, 4), normal(2, 4, 4)
+
+    @jax.jit
+    def slope(x):
+      return jax.grad(lambda y: jnp.sum(cotangent * manifold.project(y, 4)))(x)
+
+    exact = jax.jit(jax.grad(lambda x: jnp.sum(slope(x) * v)))(logits)
+    step = 1e-5
+    numeric = jnp.sum((slope(logits + step * v) - slope(logits - step * v)) / (2 * step) * v)
+    np.testing.assert_allclose(jnp.sum(exact * v), numeric, rtol=1e-6, atol=1e-9)
+
+
+def test_published_number_of_backward_sweeps():
+  assert [gauss_seidel_sweeps(n) for n in (2, 3, 4, 5, 6, 8, 100)] == [10, 12, 16, 21, 26, 37, 50]
