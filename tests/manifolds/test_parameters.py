@@ -14,9 +14,8 @@ from jpmhc_jax.manifolds.parameters import Birkhoff, GEOMETRIES, Grassmann, Iso,
 from jpmhc_jax.manifolds.retractions import carry_along, cayley, qr
 
 CASES = [
-  (Stiefel(), (5, 2)), (Stiefel(), (5, 3)), (Stiefel(metric="canonical"), (7, 2)), (Orthogonal(), (4, 4)),
-  (Grassmann(retraction="cayley_qr"), (4, 2)), (Grassmann(), (6, 3)), (Iso(), (4, 4)), (Birkhoff(), (4, 4)),
-  (Sphere(), (3, 2)), (Oblique(), (4, 3)),
+  (Stiefel(), (5, 3)), (Stiefel(metric="canonical"), (7, 2)), (Orthogonal(), (4, 4)), (Iso(), (4, 4)),
+  (Grassmann(retraction="cayley_qr"), (5, 2)), (Birkhoff(), (4, 4)), (Sphere(), (3, 2)), (Oblique(), (4, 3)),
 ]  # fmt: skip
 IDS = [f"{type(g).__name__}-{g.retraction}-{'x'.join(map(str, s))}" for g, s in CASES]
 every_geometry = pytest.mark.parametrize("index", range(len(CASES)), ids=IDS)
@@ -44,9 +43,7 @@ def survey(index):
     new_point = geometry.retract(point, tangent)
     moved = geometry.transport(point, new_point, z)
     sizes = jnp.array([0.0, 1e-5, -1e-5, 1.0])[:, None, None, None]
-    steps = {
-      method: geometry.retract(jnp.stack([point] * 4), sizes * tangent[None], method) for method in geometry.RETRACTIONS
-    }
+    steps = geometry.retract(jnp.stack([point] * 4), sizes * tangent[None])
     return {
       "tangent": tangent, "z": z, "z twice": geometry.tangent(point, z), "point": point,
       "distances": jnp.stack([geometry.distance(x) for x in (point, perturbed, geometry.project(perturbed))]),
@@ -54,7 +51,7 @@ def survey(index):
       "slope": jnp.sum(ambient * w, axis=(-2, -1)),
       "gradient slope": geometry.inner(point, geometry.gradient(point, ambient), w),
       "removed": geometry.inner(point, ambient - z, w),
-      "steps": steps, "step distances": {m: geometry.distance(x[-1]) for m, x in steps.items()},
+      "steps": steps, "step distances": geometry.distance(steps[-1]),
       "moved": moved, "moved twice": geometry.tangent(new_point, moved), "stayed": geometry.transport(point, point, z),
       "lengths": jnp.stack([geometry.inner(point, z, z), geometry.inner(new_point, moved, moved)]),
     }  # fmt: skip
@@ -84,13 +81,12 @@ def test_tangent_is_an_orthogonal_projection_and_gradient_represents_the_differe
 
 
 @every_geometry
-def test_every_retraction_stays_on_the_manifold_and_has_the_right_derivative(index):
+def test_the_default_retraction_stays_on_the_manifold_and_has_the_right_derivative(index):
   got = survey(index)
-  for method, (still, ahead, behind, _) in got["steps"].items():
-    assert_allclose(still, got["point"], rtol=0, atol=1e-12)
-    assert_allclose((ahead - behind) / 2e-5, got["tangent"], rtol=0, atol=1e-7)
-    if method != "cayley_iterative":  # truncated: see below
-      assert np.max(got["step distances"][method]) < 1e-12
+  still, ahead, behind, _ = got["steps"]
+  assert_allclose(still, got["point"], rtol=0, atol=1e-12)
+  assert_allclose((ahead - behind) / 2e-5, got["tangent"], rtol=0, atol=1e-7)
+  assert np.max(got["step distances"]) < 1e-12
 
 
 @every_geometry
@@ -147,12 +143,12 @@ SLOPES = [
   (Stiefel(), (6, 2), "qr", euclidean_geodesic, same, 2),
   (Stiefel(), (6, 3), "cayley", euclidean_geodesic, same, 2),
   (Orthogonal(), (4, 4), "cayley", euclidean_geodesic, same, 3),
-  (Orthogonal(), (4, 4), "polar", euclidean_geodesic, same, 3),
   (Iso(), (5, 5), "cayley", euclidean_geodesic, same, 3),
   (Grassmann(), (6, 2), "cayley", euclidean_geodesic, span, 3),
   (Grassmann(), (6, 2), "qr", euclidean_geodesic, span, 3),
   (Grassmann(), (6, 2), "polar", euclidean_geodesic, span, 3),
   (Grassmann(), (6, 2), "cayley_qr", euclidean_geodesic, span, 3),
+  (Iso(), (5, 5), "polar", euclidean_geodesic, same, 3),
   (Sphere(), (4, 2), "normalise", sphere_geodesic, same, 3),
 ]
 
@@ -167,6 +163,8 @@ def test_slope_of_the_error_against_the_geodesic(geometry, shape, method, geodes
     for t in (0.08, 0.04, 0.02):
       got = np.asarray(retract(t))
       errors.append(np.linalg.norm(view(got) - view(geodesic(np.asarray(point), t * np.asarray(tangent)))))
+    if method != "cayley_iterative":  # which is truncated: see above
+      assert geometry.distance(retract(1.0)) < 1e-12
     slopes = np.log2(np.array(errors[:-1]) / errors[1:])
     assert abs(slopes[-1] - order) < 0.15, slopes
 
