@@ -55,6 +55,8 @@ def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = O
   z: complex (points,), upper half-plane. Cost O(L n³) a point and iteration, 15-40 iterations. Differentiable in mixers,
   noise and z (forward and reverse) through the implicit function theorem. Residuals are returned, not judged: see `checked`.
   """
+  if z.dtype != jnp.complex128:
+    raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")
   points = z.shape[0]
   chunk = _chunk(layers, points, options)
   padded = jnp.concatenate([z, jnp.broadcast_to(z[-1:], (-points % chunk,))]).reshape(-1, chunk)

@@ -39,45 +39,67 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array) -> Float[A
   return jax.lax.map(one, jax.random.split(key, samples))
 
 
+class Curve(NamedTuple):
+  """A density on a grid and its distribution function, from G on a line or ray; smoothed alike for a law and for samples."""
+
+  x: np.ndarray  # λ on a line, log λ on a ray
+  density: np.ndarray
+  cumulative: np.ndarray
+
+
+def empirical_resolvent(values: np.ndarray, z: np.ndarray) -> np.ndarray:
+  """(1/N) tr (z − JᵀJ)⁻¹, averaged over all the draws: the resolvent that the law is compared with, at the same z."""
+  values = np.ravel(values)
+  return np.array([np.mean(1 / (at - values)) for at in np.asarray(z)])
+
+
+def line_curve(z: np.ndarray, g: np.ndarray) -> Curve:
+  """Density and distribution of λ from G at z = x + iη. Left of the grid lies −(η/π) Re G(x₀) of the smoothed mass."""
+  z, g = np.asarray(z), np.asarray(g)
+  density = -g.imag / np.pi
+  return Curve(z.real, density, _integrated(z.real, density) - z.imag[0] / np.pi * g.real[0])
+
+
+def ray_curve(z: np.ndarray, g: np.ndarray) -> Curve:
+  """Density and distribution of log λ from G at z = x exp(iθ); whatever lies below the grid is not counted."""
+  z, g = np.asarray(z), np.asarray(g)
+  density = -(z * g).imag / (np.pi - np.angle(z[0]))
+  return Curve(np.log(np.abs(z)), density, _integrated(np.log(np.abs(z)), density))
+
+
+def _integrated(x: np.ndarray, density: np.ndarray) -> np.ndarray:
+  return np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(x))])
+
+
 class Distances(NamedTuple):
-  """Between a predicted law and samples; `error` holds the same distances between two halves of the samples."""
+  """Between two curves on one grid."""
 
   w1: float  # ∫ |F − F̂| dx
   ks: float  # max |F − F̂|
-  l1: float  # ∫ |ρ − ρ̂| dx, ρ̂ a kernel density estimate (or a histogram) on the same grid
+  l1: float  # ∫ |ρ − ρ̂| dx
   l2: float  # (∫ (ρ − ρ̂)² dx)^{1/2}
   linf: float  # max |ρ − ρ̂|
 
 
-def empirical(values: np.ndarray, x: np.ndarray) -> np.ndarray:
-  """Empirical distribution function of all values at the grid points."""
-  return np.searchsorted(np.sort(np.ravel(values)), x, side="right") / np.size(values)
+def distances(law: Curve, other: Curve) -> Distances:
+  """All five distances. Raises ValueError when the grids differ."""
+  if law.x.shape != other.x.shape or not np.allclose(law.x, other.x):
+    raise ValueError(f"curves: grids of {len(law.x)} and {len(other.x)} points differ; evaluate both at the same z")
+  gap, off = np.abs(law.cumulative - other.cumulative), np.abs(law.density - other.density)
+  w1, l1, l2 = (float(np.trapezoid(part, law.x)) for part in (gap, off, off**2))
+  return Distances(w1, float(gap.max()), l1, l2**0.5, float(off.max()))
 
 
-def kernel_density(values: np.ndarray, x: np.ndarray, width: float) -> np.ndarray:
-  """Lorentzian kernel density estimate: what the Stieltjes inversion at height `width` does to the exact law."""
-  values = np.ravel(values)
-  return np.array([np.mean(width / ((at - values) ** 2 + width**2)) for at in x]) / np.pi
+def sampling_error(values: np.ndarray, z: np.ndarray, curve: Callable[[np.ndarray, np.ndarray], Curve]) -> Distances:
+  """The distance from the truth that chance alone is expected to leave: half of that between two halves of the draws.
 
-
-def distances(x: np.ndarray, density: np.ndarray, cumulative: np.ndarray, values: np.ndarray, width: float) -> Distances:
-  """Distances on the grid x between a law (density smoothed with a Lorentzian of `width`, and distribution) and samples."""
-  x, density, cumulative = (np.asarray(a, float) for a in (x, density, cumulative))
-  gap = np.abs(cumulative - empirical(values, x))
-  off = np.abs(density - kernel_density(values, x, width))
-  return Distances(
-    float(np.trapezoid(gap, x)), float(gap.max()), float(np.trapezoid(off, x)), float(np.sqrt(np.trapezoid(off**2, x))), float(off.max())
-  )
-
-
-def sampling_error(values: np.ndarray, x: np.ndarray, width: float) -> Distances:
-  """Distances between two independent halves of the draws, divided by √2·√2: the expected error of the whole set."""
+  values: (draws, N). Two halves differ by √2 · √2 times the error of the whole set. Raises ValueError for a single draw.
+  """
   half = len(values) // 2
   if half < 1:
     raise ValueError(f"values: {len(values)} draw; an error estimate needs at least 2 (rows are draws)")
-  first, second = np.asarray(values[:half]), np.asarray(values[half:])
-  split = distances(x, kernel_density(second, x, width), empirical(second, x), first, width)
-  return Distances(*(0.5 * value for value in split))
+  first, second = (curve(z, empirical_resolvent(part, z)) for part in (values[:half], values[half:]))
+  return Distances(*(0.5 * value for value in distances(first, second)))
 
 
 def mean_and_error(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
