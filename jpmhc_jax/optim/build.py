@@ -1,6 +1,7 @@
 """The run's optimiser: one optax transformation a group of parameters, from the config and the roles."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import optax
@@ -15,7 +16,7 @@ from jpmhc_jax.optim.schedules import config_schedule
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "adam_atan2": adam_atan2,
-  "adam_atan2_lucidrains": lambda *args, **kwargs: adam_atan2(*args, **kwargs, form="lucidrains"),
+  "adam_atan2_lucidrains": functools.partial(adam_atan2, form="lucidrains"),
   "adamw": optax.adamw,
 }
 

@@ -119,7 +119,7 @@ def projected_muon(
 class LandingState(NamedTuple):
   """Updates made so far (the schedule's argument)."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # optax's name, which shadows tuple.count
 
 
 def landing(

@@ -38,7 +38,7 @@ class RiemannianMomentumState(NamedTuple):
 class RiemannianAdamState(NamedTuple):
   """`mu` is tangent at `point`; `nu` holds one number a matrix or an entry, as `adaptive` says."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # optax's name, which shadows tuple.count
   mu: Any
   nu: Any
   point: Any
@@ -47,7 +47,7 @@ class RiemannianAdamState(NamedTuple):
 class StabilizeState(NamedTuple):
   """Updates made so far."""
 
-  count: jax.Array
+  count: jax.Array  # type: ignore[assignment]  # optax's name, which shadows tuple.count
 
 
 def riemannian_gradient(manifold: Geometry) -> optax.GradientTransformation:
