@@ -107,7 +107,7 @@ class Model:
   mlp_multiple: int = field(256, "SwiGLU inner width is rounded up to a multiple of this")
   token_mixer: str = field("attention", "how positions exchange information", ("attention", "mlp"))
   positions: str = field("rope", "positional encoding", ("rope", "learned", "none"))
-  rope_theta: float = field(10000.0, "RoPE base")
+  rope_theta: float = field(10000.0, "base of the RoPE frequencies")
   norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm")
   loss: str = field("stablemax", "token loss", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")

@@ -5,6 +5,7 @@ the NEXT step by the incoming batch row; the others keep their data and ignore t
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,17 @@ Batch = dict[str, Int[Array, "b ..."]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carry:
-  """State of every row: latents, supervision steps taken, whether it halted, and the example it works on."""
+  """State of every row. A pytree, so any leaf may also be a shape, a sharding or a tracer.
 
-  z_h: Float[Array, "b l ..."]
-  z_l: Float[Array, "b l ..."]
-  steps: Int[Array, "b"]
-  halted: Bool[Array, "b"]
-  data: Batch
+  z_h, z_l: latents (b, l, d) or (b, l, n, d); steps: supervision steps taken (b,) int32; halted: (b,) bool;
+  data: the example that the row works on, arrays (b, ...) int32.
+  """
+
+  z_h: Any
+  z_l: Any
+  steps: Any
+  halted: Any
+  data: Any
 
 
 def initial_carry(latents: tuple[Array, Array], batch: Batch) -> Carry:

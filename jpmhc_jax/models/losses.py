@@ -8,10 +8,13 @@ IGNORED = -100
 
 
 def stablemax_terms(logits: Float[Array, "..."]) -> Float[Array, "..."]:
-  """s(x) = x + 1 for x ≥ 0, 1/(1 − x) below. Each branch sees clamped inputs: at x = 1 the other one would give 0·∞."""
-  positive = jnp.maximum(logits, 0.0) + 1.0
-  negative = 1.0 / (1.0 - jnp.minimum(logits, 0.0))
-  return jnp.where(logits >= 0, positive, negative)
+  """s(x) = x + 1 for x ≥ 0, 1/(1 − x) below.
+
+  Each branch sees only its own inputs: at x = 1 the untaken one would give a gradient of 0·∞. A maximum would halve the
+  gradient at x = 0.
+  """
+  above = logits >= 0
+  return jnp.where(above, jnp.where(above, logits, 0.0) + 1.0, 1.0 / (1.0 - jnp.where(above, 0.0, logits)))
 
 
 def _rest_and_label(terms: Array, labels: Array) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from jpmhc_jax.connections import Connection, expand, reduce
 from jpmhc_jax.core import schema
@@ -47,16 +48,23 @@ class Output(NamedTuple):
 def supervision_step(
   network: Network, z_h: Array, z_l: Array, x: Array, recursion: schema.Recursion
 ) -> tuple[Array, Array]:
-  """T cycles of n reasoning updates and one answer update; only the last cycle is differentiated."""
+  """T cycles of n reasoning updates and one answer update; only the last cycle is differentiated.
 
-  def cycle(z_h: Array, z_l: Array) -> tuple[Array, Array]:
-    injection = z_h + x
-    z_l, _ = jax.lax.scan(lambda z, _: (network(z, injection), None), z_l, None, length=recursion.inner)
-    return network(z_h, z_l), z_l
+  f sees the sum of its arguments, z_L + (z_H + x) or z_L + z_H: one scan body serves both updates, and the compiled
+  program holds the network once per direction, whatever T and n are.
+  """
 
+  def call(latents: tuple[Array, Array], answers: Array) -> tuple[tuple[Array, Array], None]:
+    z_h, z_l = latents
+    new = network(z_l, z_h + jnp.where(answers, jnp.zeros_like(x), x))
+    return (jnp.where(answers, new, z_h), jnp.where(answers, z_l, new)), None
+
+  cycle = np.arange(recursion.inner + 1) == recursion.inner
+  latents = (z_h, z_l)
   if recursion.outer > 1:
-    (z_h, z_l), _ = jax.lax.scan(lambda z, _: (cycle(*z), None), (z_h, z_l), None, length=recursion.outer - 1)
-  return cycle(jax.lax.stop_gradient(z_h), jax.lax.stop_gradient(z_l))
+    latents, _ = jax.lax.scan(call, latents, jnp.asarray(np.tile(cycle, recursion.outer - 1)))
+  latents, _ = jax.lax.scan(call, jax.lax.stop_gradient(latents), jnp.asarray(cycle))
+  return latents
 
 
 class Block(nnx.Module):

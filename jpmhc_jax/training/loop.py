@@ -17,7 +17,7 @@ import math
 import pathlib
 import signal
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ from jpmhc_jax.training.step import make_train_step
 from jpmhc_jax.training.writers import Writers
 
 
+@runtime_checkable
 class Evaluate(Protocol):
   """Evaluates a state, writes evaluation/step_N.json and returns its scalar metrics."""
 
@@ -91,7 +92,8 @@ def train(run: Run, arguments: list[str]) -> TrainState:
   Raises NonFiniteLossError when the loss is no number, Interrupted after SIGTERM or SIGINT (both leave a checkpoint to
   resume from), CheckpointError when a checkpoint does not fit.
   """
-  config, setup = run.config, run.setup
+  config = run.config
+  claim_workdir(config, run.workdir)
   environment.save(environment.describe_environment(config, arguments), run.workdir / "environment.json")
   metric = config.checkpoint.best_metric or run.evaluate.main_metric
   checkpoints = Checkpoints(

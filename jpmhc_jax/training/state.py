@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 from jax.sharding import Mesh, NamedSharding
 import optax
 
@@ -20,17 +20,24 @@ from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.training import mesh as meshes
 
 
+TABLE_ROWS_MULTIPLE = 256
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """step counts finished steps; ema is None when off; table is None without a puzzle embedding."""
+  """A pytree whose leaves may also be shapes or shardings.
 
-  step: Int[Array, ""]
+  step: finished steps, () int32; params, ema: float32 masters and their average (None when off); optimizer: optax state;
+  buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: see `Carry`.
+  """
+
+  step: Any
   params: Any
   ema: Any
   optimizer: Any
   buffers: Any
-  table: Float[Array, "puzzles w"] | None
+  table: Any
   carry: Carry
 
   @property
@@ -81,7 +88,7 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
   graph, params, buffers = nnx.split(jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...)
   axes, roles = _metadata(params, "axes"), _metadata(params, "role")
   optimizer = make_optimizer(config.optimizer, roles, config.steps)
-  create = _creator(config, dataset, optimizer, mesh)
+  create = _creator(config, dataset, optimizer)
   shapes = jax.eval_shape(create)
   of_params = meshes.shardings(mesh, shapes.params, axes)
   whole, by_row = meshes.replicated(mesh), meshes.batch_sharding(mesh)
@@ -113,10 +120,11 @@ def _like_params(optimizer: Any, params: Any, of_params: Any, otherwise: NamedSh
 
 
 def _creator(
-  config: schema.Config, dataset: Dataset, optimizer: optax.GradientTransformation, mesh: Mesh
+  config: schema.Config, dataset: Dataset, optimizer: optax.GradientTransformation
 ) -> Callable[[], TrainState]:
   key = streams.key_for(config.seed, "parameters")
-  identifiers = -(-dataset.num_identifiers // mesh.shape["fsdp"]) * mesh.shape["fsdp"]
+  # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
+  identifiers = -(-dataset.num_identifiers // TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
   length = dataset.sequence_length + config.model.puzzle.slots
   rows = jax.ShapeDtypeStruct((config.batch_size, dataset.sequence_length), jnp.int32)
   ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)

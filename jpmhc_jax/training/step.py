@@ -33,9 +33,9 @@ def make_train_step(setup: Setup) -> StepFunction:
   puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    carry = _refresh(setup, state, batch)
+    carry = refresh_carry(setup, state, batch)
     rows = None if state.table is None else state.table[carry.data["puzzle_identifiers"]]
-    (grads, row_grads), carry, metrics = _accumulate(setup, state, carry, rows)
+    (grads, row_grads), carry, metrics = accumulate(setup, state, carry, rows)
     updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     table = state.table
@@ -55,13 +55,14 @@ def make_train_step(setup: Setup) -> StepFunction:
   )
 
 
-def _refresh(setup: Setup, state: TrainState, batch: Batch) -> Carry:
+def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Carry:
+  """The carry of the next step: halted rows start on the batch's examples from the initial latents."""
   model = nnx.merge(setup.graph, nnx.State(state.params), nnx.State(state.buffers))
   latents = model.initial_latents(*state.carry.z_h.shape[:2])
   return refresh(state.carry, latents, batch)
 
 
-def _accumulate(
+def accumulate(
   setup: Setup, state: TrainState, carry: Carry, rows: Array | None
 ) -> tuple[tuple[Any, Array | None], Carry, Metrics]:
   """Gradients of the mean loss over the global batch; micro-batch k takes every accumulation-th row of the carry.

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 import json
 import math
 import pathlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jpmhc_jax.core import config as configs, schema
 from jpmhc_jax.core.errors import ConfigError
 
 
+@runtime_checkable
 class Writer(Protocol):
   """Takes a step's scalars; `close` makes sure that they are on disk."""
 
@@ -40,7 +41,8 @@ class JsonLines:
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
   """Lines that end in a newline; a last line cut off by a kill is dropped."""
-  return [line for line in path.open() if line.endswith("\n")] if path.is_file() else []
+  lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+  return [line for line in lines if line.endswith("\n")]
 
 
 class TensorBoard:

@@ -1,0 +1,120 @@
+"""Configs: loading, overrides, errors that name the nearest field, round trips, validation."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core.errors import ConfigError
+
+GOOD = """
+from jpmhc_jax.core.config import default
+def get_config(variant="a"):
+  config = default()
+  config.steps = {"a": 3, "b": 4}[variant]
+  return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+  path = tmp_path / "config.py"
+  path.write_text(GOOD)
+  return path
+
+
+def test_variant_and_overrides_reach_the_config(config_file):
+  config = configs.load(
+    f"{config_file}:b",
+    ["--config.optimizer.learning_rate=3e-4", "--config.optimizer.step_boundaries=(0.5,0.9)", "--config.mesh.data=2"],
+  )
+  assert (config.steps, config.optimizer.learning_rate, config.mesh.data) == (4, 3e-4, 2)
+  assert config.optimizer.step_boundaries == (0.5, 0.9)
+  assert configs.load(str(config_file)).steps == 3
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.optimizer.learning_rat=1", r"no field 'optimizer.learning_rat'. Did you mean 'optimizer.learning_rate'"),
+    ("--config.learning_rate=1", "Did you mean 'optimizer.learning_rate'"),
+    ("--config.steps=many", "expected steps: int"),
+    ("--config.steps=1.5", "expected steps: int"),
+    ("--config.connection.read_write=softmx", "expected one of softmax, sigmoid, softmax_read. Did you mean 'softmax'"),
+    ("--config.steps=0", "steps=0: expected at least 1"),
+    ("--config.model.heads=7", "model.width=512: expected a multiple of model.heads=7"),
+    ("--config.batch_size=5", None),
+    ("--config.optimizer.step_factors=(0.1,)", "expected as many entries as optimizer.step_boundaries"),
+    ("--config.model.puzzle.width=9000", "expected 0 to slots"),
+    ("--config.steps", "expected --config.steps=VALUE"),
+    ("--steps=3", "unknown argument"),
+  ],
+)
+def test_bad_overrides_are_refused_with_field_and_remedy(config_file, override, message):
+  if message is None:
+    assert configs.load(str(config_file), [override]).batch_size == 5
+    return
+  with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    configs.load(str(config_file), [override])
+
+
+@pytest.mark.parametrize(
+  ("body", "message"),
+  [
+    ("config.stepss = 3", "unknown field 'stepss'. Did you mean 'steps'"),
+    ("config.steps = 'three'", "steps"),
+    ("config.model.recursion.iner = 3", "unknown field 'iner'. Did you mean 'model.recursion.inner'"),
+  ],
+)
+def test_a_config_file_with_a_mistake_is_refused(tmp_path, body, message):
+  path = tmp_path / "config.py"
+  path.write_text(
+    f"from jpmhc_jax.core.config import default\ndef get_config():\n  config = default()\n  {body}\n  return config\n"
+  )
+  with pytest.raises(ConfigError, match=message):
+    configs.load(str(path))
+
+
+def test_missing_file_and_missing_function_are_refused(tmp_path):
+  with pytest.raises(ConfigError, match="no file"):
+    configs.load(str(tmp_path / "none.py"))
+  (tmp_path / "empty.py").write_text("x = 1\n")
+  with pytest.raises(ConfigError, match="no function get_config"):
+    configs.load(str(tmp_path / "empty.py"))
+
+
+def test_save_and_restore_give_the_same_config(tmp_path):
+  config = dataclasses.replace(schema.Config(), steps=7, optimizer=schema.Optimizer(step_boundaries=(0.5,), step_factors=(0.1,)))
+  configs.save(config, tmp_path / "config.json")
+  assert configs.restore(tmp_path / "config.json") == config
+  assert configs.differences(config, schema.Config())[0] == ("steps", 7, 1000)
+  assert configs.differences(config, config) == []
+
+
+def test_a_config_written_by_hand_is_checked(tmp_path):
+  values = configs.to_dict(schema.Config())
+  values["model"]["widht"] = 3
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  with pytest.raises(ConfigError, match=r"unknown field 'model.widht'. Did you mean 'width'"):
+    configs.restore(tmp_path / "config.json")
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ConfigError, match="not valid JSON"):
+    configs.restore(tmp_path / "config.json")
+  with pytest.raises(ConfigError, match="is .* a workdir"):
+    configs.restore(tmp_path / "nothing.json")
+
+
+def test_only_the_named_group_of_an_existing_run_can_be_overridden():
+  config = configs.override(schema.Config(), ["--config.evaluation.wrong_puzzle=True"], only="evaluation")
+  assert config.evaluation.wrong_puzzle
+  with pytest.raises(ConfigError, match="only fields of 'evaluation'"):
+    configs.override(schema.Config(), ["--config.steps=3"], only="evaluation")
+
+
+def test_every_field_is_documented_and_every_choice_contains_its_default():
+  names = [name for name, _, _, _ in configs.documentation()]
+  assert names == [name for name, _ in configs.leaves(schema.Config())]
+  for name, default, meaning, choices in configs.documentation():
+    assert len(meaning) > 10, name
+    assert not choices or default in choices, name

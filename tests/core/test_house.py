@@ -1,0 +1,78 @@
+"""The house's import rules, read from the source: who may import whom, and which library lives in which room."""
+
+import ast
+import functools
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "jpmhc_jax"
+
+# A room may import the rooms listed for it (and itself). Nothing imports upward or sideways.
+MAY_IMPORT = {
+  "core": set(),
+  "manifolds": {"core"},
+  "data": {"core"},
+  "spectral": {"core", "manifolds"},
+  "optim": {"core", "manifolds"},
+  "connections": {"core", "manifolds"},
+  "models": {"core", "manifolds", "connections"},
+  "training": {"core", "manifolds", "spectral", "optim", "connections", "models", "data"},
+}
+UPPER = {"core", "manifolds", "spectral", "optim", "connections", "models", "data", "training"}
+MAY_IMPORT |= {room: UPPER for room in ("evaluation", "transport", "sweeps", "reporting")}
+ROOMS = set(MAY_IMPORT)
+
+LIBRARIES = {
+  "flax": {"connections", "models", "transport", "training", "evaluation"},
+  "optax": {"optim", "training"},
+  "orbax": {"training/checkpoint.py"},
+  "ml_collections": {"core/config.py"},
+  "tensorboardX": {"training/writers.py"},
+  "wandb": {"training/writers.py"},
+  "matplotlib": {"reporting"},
+}
+
+
+@functools.cache
+def _imports(path):
+  return tuple(_imported(path))
+
+
+def _imported(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      if node.module == "jpmhc_jax":
+        yield from (f"jpmhc_jax.{alias.name}" for alias in node.names)
+      else:
+        yield node.module or ""
+
+
+def _sources():
+  return sorted(p for p in PACKAGE.rglob("*.py") if len(p.relative_to(PACKAGE).parts) > 1)
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_room_imports_upward_or_sideways(path):
+  room = path.relative_to(PACKAGE).parts[0]
+  if room == "commands":  # stands beside main, above every room
+    return
+  assert room in ROOMS, f"{room} is no room of the house; add it to MAY_IMPORT with what it may import"
+  for name in _imports(path):
+    parts = name.split(".")
+    if parts[0] == "jpmhc_jax":
+      assert len(parts) > 1 and (parts[1] == room or parts[1] in MAY_IMPORT[room]), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_imported_only_where_it_lives(library):
+  for path in _sources():
+    inside = path.relative_to(PACKAGE).as_posix()
+    if any(name.split(".")[0] == library for name in _imports(path)):
+      assert inside in LIBRARIES[library] or inside.split("/")[0] in LIBRARIES[library], f"{inside} imports {library}"
+
+
+def test_the_command_line_stays_short():
+  assert len((PACKAGE / "main.py").read_text().splitlines()) < 80

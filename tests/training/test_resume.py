@@ -1,0 +1,141 @@
+"""A killed run, restarted, repeats the next losses and every leaf bit for bit."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jpmhc_jax.core.errors import CheckpointError, ConfigError
+from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.training import loop
+from jpmhc_jax.training.checkpoint import Checkpoints
+
+
+class FakeEvaluation:
+  """Stands in for the evaluator, which has tests of its own: the loop only needs a number."""
+
+  main_metric, higher_is_better = "exact_accuracy", True
+
+  def __call__(self, state, step):
+    return {"exact_accuracy": 1.0 if step == 4 else step / 100}
+
+
+def _run(config, workdir):
+  return loop.Run(tiny.setup(config), tiny.dataset(config), workdir, FakeEvaluation(), None)
+
+
+def _losses(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def _config(**changes):
+  return tiny.config(checkpoint=schema.Checkpoint(every=3, keep=1), evaluation=schema.Evaluation(every=2), **changes)
+
+
+class _StopAfter(Exception):
+  pass
+
+
+def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
+  config = _config()
+  whole = loop.train(_run(config, tmp_path / "whole"), ["train"])
+
+  broken = tmp_path / "broken"
+  make = loop.make_train_step
+
+  def dies(setup):
+    step, calls = make(setup), []
+
+    def wrapped(state, batch):
+      calls.append(1)
+      if len(calls) == 6:
+        raise _StopAfter
+      return step(state, batch)
+
+    return wrapped
+
+  monkeypatch.setattr(loop, "make_train_step", dies)
+  with pytest.raises(_StopAfter):
+    loop.train(_run(config, broken), ["train"])
+  monkeypatch.undo()
+  assert Checkpoints(broken / "checkpoints").steps() == [3]
+  resumed = loop.train(_run(config, broken), ["train"])
+
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  assert _losses(broken) == _losses(tmp_path / "whole")
+  assert sorted(_losses(broken)) == list(range(1, 9))
+  assert len(json.loads((broken / "environment.json").read_text())["earlier_starts"]) == 1
+
+
+def test_latest_and_best_checkpoints_are_kept(tmp_path):
+  config = tiny.config(checkpoint=schema.Checkpoint(every=2, keep=1), evaluation=schema.Evaluation(every=2))
+  loop.train(_run(config, tmp_path), ["train"])
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
+
+
+def test_a_checkpoint_restores_onto_another_mesh(tmp_path):
+  config = _config()
+  loop.train(_run(config, tmp_path), ["train"])
+  wide = _config(mesh=schema.Mesh(data=4, fsdp=2))
+  dataset = tiny.dataset(wide)
+  one = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(config), list(dataset.identifiers))
+  many = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(wide), list(dataset.identifiers))
+  jax.tree.map(np.testing.assert_array_equal, one.state, many.state)
+  kernel = many.state.params["block0"]["features"]["down"]
+  assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
+
+
+def test_a_checkpoint_of_other_identifiers_or_a_missing_one_is_refused(tmp_path):
+  config = _config()
+  run = _run(config, tmp_path)
+  with pytest.raises(CheckpointError, match="there is none"):
+    Checkpoints(tmp_path / "checkpoints").restore(run.setup, list(run.dataset.identifiers))
+  loop.train(run, ["train"])
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
+    checkpoints.restore(run.setup, list(run.dataset.identifiers), 5)
+  with pytest.raises(CheckpointError, match="written for 1 puzzle identifiers that differ"):
+    checkpoints.restore(run.setup, ["<blank>", "another"])
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path):
+  loop.claim_workdir(_config(), tmp_path)
+  loop.claim_workdir(_config(), tmp_path)
+  with pytest.raises(ConfigError, match=r"seed: 0 there, 3 now\n  model.*|seed: 0 there, 3 now"):
+    loop.claim_workdir(_config(seed=3), tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+  config = _config(optimizer=schema.Optimizer(learning_rate=1e18, warmup_steps=1, name="adamw", ema=0.0))
+  with pytest.raises(loop.NonFiniteLossError, match="optimizer.learning_rate"):
+    loop.train(_run(config, tmp_path), ["train"])
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_finishes(tmp_path):
+  config = _config(steps=2000, logging=schema.Logging(every=1, tensorboard=False))
+  workdir = tmp_path / "run"
+  source = tmp_path / "config.py"
+  source.write_text(
+    "import ml_collections\nfrom jpmhc_jax.core import config\n"
+    f"def get_config():\n  return ml_collections.ConfigDict({configs.to_dict(config)!r})\n"
+  )
+  command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={source}", f"--workdir={workdir}"]
+  environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  process = subprocess.Popen(command, env=environment)
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and (not (workdir / "metrics.jsonl").is_file() or len(_losses(workdir)) < 5):
+    time.sleep(0.5)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=120) == 75
+  saved = Checkpoints(workdir / "checkpoints").steps()
+  assert saved and saved[-1] >= 5
