@@ -64,6 +64,7 @@ def propagate(
 ) -> Propagation:
   """Residual mean field v ← residual · v + E φ(√q Z)² with q = σ_w² v + σ_b² (q = σ_w² + σ_b² behind a norm layer).
 
+  The branch ends in an output projection of variance 1/fan-in, so that its mean is zero and its variance adds.
   residual: what the mixer keeps of the variance (1 for an isometry, tr AᵀA/n otherwise, 0 for a plain network).
   With `norm` the branch divides by √v, and so does its Jacobian: σ_l² = σ_w² E φ'(√q Z)² / v.
   """

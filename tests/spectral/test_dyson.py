@@ -1,6 +1,7 @@
 """The Dyson solver against closed forms, Monte Carlo, finite differences and its own symmetries."""
 
-from hypothesis import given, HealthCheck, settings, strategies as st
+from hypothesis import given, HealthCheck, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,7 +5,7 @@ so the result is exact only when every A_lᵀA_l is a multiple of the identity, 
 Throughout ψ = z G(z) − 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
