@@ -2,9 +2,9 @@
 
   python -m experiments.benchmarks.projections [--tokens 4096] [--streams 4] [--rounds 40] [--out runs/projections.json]
 
-Expect (2 idle CPU cores, 4,096 tokens, n = 4): Cayley forward near 0.1 ms, Sinkhorn-20 forward near 1.3 ms and forward+backward
-below 7 ms; the trailing-layout references, (tokens, n, n) with a log-domain unrolled Sinkhorn and the batched iteration of
-Cayley, 10 to 50 times slower. On a loaded machine only the ratios mean something.
+Expect (2 CPU cores, 4,096 tokens, n = 4): Cayley near 0.1 ms forward, Sinkhorn-20 near 0.4 ms forward and 1 ms with
+its backward; the trailing-layout references, (tokens, n, n) with a log-domain unrolled Sinkhorn and the batched iteration of
+Cayley, 30 to 100 times slower. On a loaded machine only the ratios mean something.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def candidates(streams: int, tokens: int) -> dict[str, tuple[Callable[[Array], A
   return found | {"trailing sinkhorn": (sinkhorn_trailing, trailing), "trailing cayley": (cayley_trailing, trailing)}
 
 
-def compiled_pair(project: Callable[[Array], Array], shape: tuple[int, ...]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def compiled_pair(
+  project: Callable[[Array], Array], shape: tuple[int, ...]
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
   """Forward, and forward with the pullback of a random cotangent, ready to be timed."""
   logits = jax.random.normal(jax.random.key(0), shape)
   cotangent = jax.random.normal(jax.random.key(1), jax.eval_shape(project, logits).shape)

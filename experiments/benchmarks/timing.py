@@ -1,4 +1,4 @@
-"""Wall-clock comparisons that survive a busy machine: every candidate runs once a round, medians and ratios over rounds."""
+"""Wall-clock comparisons that survive a busy machine: each candidate runs once a round; medians and ratios of rounds."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

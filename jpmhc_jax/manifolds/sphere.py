@@ -55,6 +55,8 @@ class SpectralSphere(Manifold):
     return jnp.zeros(self.logit_shape(n)).at[(n - 1) * (n - 2) :].set(strength)
 
   def _project(self, logits: Array, n: int) -> Array:
+    if n == 1:
+      return jnp.ones((1, 1, *logits.shape[1:]), logits.dtype)
     angles, size = (n - 1) * (n - 2) // 2, n - 1
     left, right = (self._rotation(logits[k * angles : (k + 1) * angles], size) for k in (0, 1))
     scaled = left * jnp.tanh(logits[2 * angles :])[None]

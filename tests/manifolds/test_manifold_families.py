@@ -1,0 +1,138 @@
+"""Names, options, errors, generating sets and operation counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import (
+  best_generators,
+  Cayley,
+  FAMILIES,
+  flops,
+  Hybrid,
+  Iso,
+  make,
+  parse,
+  PermutationMixture,
+  Sinkhorn,
+  spectral_gap,
+)  # fmt: skip
+from jpmhc_jax.manifolds.permutation import generators
+
+
+def test_options_are_read_by_the_type_of_their_field():
+  assert parse("cayley", "") == Cayley()
+  assert parse("sinkhorn", "sweeps=5, adjoint=unrolled,clip=0") == Sinkhorn(sweeps=5, adjoint="unrolled", clip=0.0)
+  assert parse("unconstrained", "tanh=true").tanh is True
+  assert parse("hybrid", "first=cayley,weight=0.25") == Hybrid(first=Cayley(), weight=0.25)
+  assert make("cayley", alpha=1) == Cayley(alpha=1.0)
+  assert FAMILIES["birkhoff"] is FAMILIES["sinkhorn"]
+
+
+def test_manifolds_are_static_arguments():
+  assert len({make(name) for name in FAMILIES}) == len(FAMILIES) - 1  # "birkhoff" and "sinkhorn" are one
+  assert make("iso") == Iso() and hash(make("iso")) == hash(Iso())
+
+
+@pytest.mark.parametrize(
+  "name, options, message",
+  (
+    ("caley", "", r"connection.manifold='caley'.*Did you mean 'cayley'"),
+    ("cayley", "alpa=1", r"'alpa' is no option of 'cayley'; its options: alpha. Did you mean 'alpha'"),
+    ("sinkhorn", "sweeps=2.5", r"sweeps='2.5': 'sinkhorn' expects an integer"),
+    ("sinkhorn", "sweeps", r"'sweeps' is not of the form name=value"),
+    ("sinkhorn", "sweeps=1,sweeps=2", r"'sweeps' is given twice"),
+    ("sinkhorn", "adjoint=exact", r"adjoint='exact': expected one of implicit, gauss_seidel, unrolled"),
+    ("sinkhorn", "sweeps=0", r"sweeps=0: expected a positive number"),
+    ("sinkhorn", "clip=-1", r"clip=-1.0"),
+    ("birkhoff_newton", "clip=50", r"clip=50.0: expected at most 20"),
+    ("unconstrained", "tanh=yes", r"tanh='yes': 'unconstrained' expects true or false"),
+    ("hybrid", "first=sinkhron", r"Did you mean 'sinkhorn'"),
+    ("hybrid", "weight=2", r"weight=2.0"),
+    ("circulant", "leak=0", r"leak=0.0"),
+    ("transport", "delta=1", r"delta=1.0"),
+    ("identity", "alpha=1", r"its options: none"),
+    ("polar", "steps=0", r"steps=0"),
+    ("polar", "method=svd", r"method='svd'"),
+    ("orthostochastic", "copies=0", r"copies=0"),
+    ("sphere", "gamma=0", r"gamma=0"),
+  ),
+)
+def test_bad_options_are_explained(name, options, message):
+  with pytest.raises(ConfigError, match=message):
+    parse(name, options)
+
+
+@pytest.mark.parametrize(
+  "name, options, n, message",
+  (
+    ("kronecker", "", 3, r"connection.streams=3: 'kronecker' needs a power of two \(2, 4, 8, …\); use 2 or 4"),
+    ("kronecker", "", 1, r"connection.streams=1"),
+    ("quaternion", "", 3, r"exactly 4 streams"),
+    ("permutation", "", 6, r"720 logits with basis=full; use basis=generators"),
+    ("permutation", "basis=jpmhc", 3, r"4 streams with basis=jpmhc"),
+    ("permutation", "permutations=012/021", 4, r"permutations of the digits 0 to 3"),
+    ("permutation", "permutations=1023/0123", 4, r"the identity first"),
+    ("grassmann", "rank=5", 4, r"rank=5"),
+  ),
+)
+def test_sizes_that_do_not_exist_are_explained(name, options, n, message):
+  with pytest.raises(ConfigError, match=message):
+    parse(name, options).logit_shape(n)
+
+
+def test_spectral_gaps():
+  everything = PermutationMixture().terms(3)
+  assert abs(spectral_gap(everything) - 1) < 1e-12  # one step of the full basis is uniform
+  assert spectral_gap(((0, 1, 2), (1, 2, 0), (2, 0, 1))) < 1e-12  # shifts alone never leave the rotations
+  assert spectral_gap(generators(4)) > 0.1
+  chosen, gap = best_generators(3, 3)
+  assert gap >= spectral_gap(generators(3)[:3]) and abs(spectral_gap(chosen) - gap) < 1e-9
+  with pytest.raises(ValueError, match="expected 1 to 1,000,000 sets"):
+    best_generators(5, 4)
+
+
+@pytest.mark.slow
+def test_exhaustive_search_over_four_streams():
+  chosen, gap = best_generators(4, 4)
+  assert len(chosen) == 4 and gap > 0.2 and abs(spectral_gap(chosen) - gap) < 1e-9
+
+
+def test_named_permutations_are_used():
+  manifold = PermutationMixture(permutations="0123/1032")
+  matrix = manifold.project(jnp.zeros((2,)), 4)
+  np.testing.assert_allclose(matrix[0], [0.5, 0.5, 0, 0])
+  assert manifold.dimension(4) == 1
+  assert len(set(generators(5))) == 7
+
+
+@pytest.mark.parametrize("n", (2, 4))
+def test_blending_is_convex_and_schedulable(n):
+  manifold = Hybrid()
+  logits = jax.random.normal(jax.random.key(0), (*manifold.logit_shape(n), 3))
+  first, second = (manifold.blend(logits, n, weight) for weight in (0.0, 1.0))
+  np.testing.assert_allclose(manifold.blend(logits, n, 0.25), 0.75 * first + 0.25 * second, atol=1e-6)
+  np.testing.assert_allclose(first, Iso().project(logits[: n * n].reshape(n, n, 3), n), atol=1e-6)
+  per_token = manifold.blend(logits, n, jnp.asarray([0.0, 0.5, 1.0]))
+  np.testing.assert_allclose(per_token[..., 2], second[..., 2], atol=1e-6)
+
+
+def test_published_operation_counts():
+  assert make("sinkhorn").published_flops(4) == (320, 256)
+  assert make("cayley").published_flops(4) == (128, 128)
+  assert make("grassmann").published_flops(4) == (8, 64)
+  assert make("iso").published_flops(4) is None
+
+
+def test_operations_are_counted_as_defined():
+  square = jnp.ones((3, 3))
+  assert flops.count(lambda x: x @ x, square) == 54
+  assert flops.count(lambda x: jnp.sum(jnp.exp(x) / 2), square) == 9 + 9 + 8
+  assert flops.count(lambda x: jax.lax.scan(lambda c, _: (c * c, None), x, length=5)[0], square) == 45
+  assert make("unconstrained").flops(4) == (0, 0)
+  forward, backward = make("cayley").flops(4)
+  assert 150 < forward < 300 and 200 < backward < 350
+  assert make("sinkhorn").flops(4)[0] > make("sinkhorn", sweeps=10).flops(4)[0] > forward
+  assert make("sinkhorn").flops(4)[1] == make("sinkhorn", sweeps=10).flops(4)[1]  # implicit: flat in the sweeps

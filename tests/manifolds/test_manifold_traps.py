@@ -1,0 +1,156 @@
+"""Known mistakes of published implementations: each test fails on the wrong one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpmhc_jax import manifolds
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def diagonal_value(manifold, logits):
+  return float(manifold.project(logits, 4)[0, 0])
+
+
+def test_truncated_cayley_is_no_isometry_at_unit_logits_and_the_closed_form_is():
+  # Published: below 1e-3 at two steps. True means over normal logits, alpha = 0.1:
+  for size, published in ((0.1, 3.5e-7), (1.0, 3.3e-3), (2.0, 4.5e-2)):
+    logits = size * normal(0, 4, 4, 2048)
+    truncated = manifolds.CayleyIterative()
+    error = float(jnp.mean(truncated.distance(truncated.project(logits, 4))))
+    assert np.isclose(error, published, rtol=0.25, atol=2e-7)
+    exact = manifolds.Cayley()
+    assert float(jnp.max(exact.distance(exact.project(logits, 4)))) < 1e-6
+  worst = float(jnp.max(truncated.distance(truncated.project(normal(0, 4, 4, 2048), 4))))
+  assert worst > 2e-2
+
+
+def test_closed_form_is_the_limit_of_the_iteration_with_its_sign_and_scale():
+  for n in (2, 3, 4, 5):
+    logits = 0.5 * normal(1, n, n, 16)
+    limit = manifolds.CayleyIterative(steps=40).project(logits, n)
+    np.testing.assert_allclose(manifolds.Cayley().project(logits, n), limit, atol=5e-7)
+
+
+def test_orientation_of_the_rotation_is_not_transposed():
+  # out[i] = Σ_j H[i, j] x[j]; logit (0, 1) positive turns stream 1 into stream 0: H = I + αW + O(W²).
+  logits = jnp.zeros((4, 4)).at[0, 1].set(0.2)
+  matrix = manifolds.Cayley().project(logits, 4)
+  half = 0.5 * 0.1 * 0.2
+  cosine, sine = (1 - half**2) / (1 + half**2), 2 * half / (1 + half**2)
+  np.testing.assert_allclose(matrix[:2, :2], [[cosine, sine], [-sine, cosine]], atol=1e-7)
+
+
+def test_orientation_of_permutations_and_shifts():
+  x = np.arange(4.0)
+  weights = jnp.full((6,), -1e4).at[3].set(1e4)
+  mixture = manifolds.PermutationMixture(basis="jpmhc")
+  np.testing.assert_array_equal(mixture.project(weights, 4) @ x, x[list(mixture.terms(4)[3])])
+  shift = manifolds.Circulant(leak=1.0).project(jnp.asarray([-1e4, 1e4, -1e4, -1e4]), 4)
+  np.testing.assert_array_equal(shift @ x, np.roll(x, -1))
+
+
+def test_rows_first_and_columns_first_are_transposes_of_each_other():
+  logits = normal(2, 4, 4, 4) * 3
+  rows, columns = manifolds.Sinkhorn(sweeps=2), manifolds.Sinkhorn(sweeps=2, order="columns_first")
+  swapped = jnp.swapaxes(columns.project(jnp.swapaxes(logits, 0, 1), 4), 0, 1)
+  np.testing.assert_allclose(rows.project(logits, 4), swapped, atol=1e-6)
+  assert float(jnp.max(jnp.abs(rows.project(logits, 4) - columns.project(logits, 4)))) > 1e-2
+
+
+def test_underflowing_temperature_freezes_the_mixer_and_the_default_start_does_not():
+  def slope(manifold, logits):
+    return jax.grad(lambda x: jnp.sum(manifold.project(x, 4) * normal(3, 4, 4)))(logits)
+
+  frozen = manifolds.Sinkhorn(sweeps=10, temperature=0.05, clip=0.0, adjoint="unrolled")
+  published_start = 8 * jnp.eye(4) - 8
+  assert float(jnp.max(jnp.abs(slope(frozen, published_start)))) == 0.0
+  ours = manifolds.Sinkhorn()
+  assert float(jnp.max(jnp.abs(slope(ours, ours.identity_logits(4, 4.0))))) > 1e-3
+
+
+def test_orthostochastic_start_of_the_published_code_is_the_mean_matrix():
+  published = manifolds.OrthostochasticNewtonSchulz().project(8 * jnp.eye(4) - 8, 4)
+  np.testing.assert_allclose(published, np.full((4, 4), 0.25), atol=3e-3)
+  exact = manifolds.Polar().project(8 * jnp.eye(4) - 8, 4) ** 2
+  np.testing.assert_allclose(exact, np.full((4, 4), 0.25), atol=1e-6)
+  for n in (2, 3, 8):
+    entries = manifolds.Polar().project(8 * jnp.eye(n) - 8, n) ** 2
+    np.testing.assert_allclose(jnp.diagonal(entries), np.full(n, (1 - 2 / n) ** 2), atol=1e-6)
+
+
+def test_transport_at_zero_logits_is_singular_and_its_identity_start_is_not():
+  zero = manifolds.Transport().project(jnp.zeros((3, 3)), 4)
+  expected = [[0.5, 0.25, 0.125, 0.125], [0.25, 0.375, 0.1875, 0.1875], *[[0.125, 0.1875, 0.34375, 0.34375]] * 2]
+  np.testing.assert_allclose(zero, expected, atol=1e-6)
+  assert np.linalg.svd(zero, compute_uv=False)[-1] < 1e-6
+  start = manifolds.Transport().project(manifolds.Transport().identity_logits(4, 4.0), 4)
+  assert np.linalg.svd(start, compute_uv=False)[-1] > 0.8
+
+
+def test_no_family_starts_at_the_mean_matrix():
+  for name in manifolds.FAMILIES:
+    manifold = manifolds.make(name)
+    start = manifold.project(manifold.identity_logits(4, 4.0), 4)
+    assert float(jnp.max(jnp.abs(start - 0.25))) > 0.2, name
+
+
+@pytest.mark.parametrize("bias, diagonal", ((1, 0.475367), (2, 0.711235), (4, 0.947915), (6, 0.992619), (8, 0.998995)))
+def test_sinkhorn_of_a_multiple_of_the_identity(bias, diagonal):
+  for manifold in (manifolds.Sinkhorn(sweeps=1), manifolds.Sinkhorn(), manifolds.BirkhoffNewton()):
+    assert abs(diagonal_value(manifold, bias * jnp.eye(4)) - diagonal) < 1e-6
+
+
+def test_published_starting_values():
+  permutation = manifolds.PermutationMixture()
+  assert abs(diagonal_value(permutation, permutation.identity_logits(4, 8.0)) - 0.9940079) < 1e-6
+  assert abs(diagonal_value(manifolds.Kronecker(), manifolds.Kronecker().identity_logits(4, 8.0)) - 0.99932941) < 1e-6
+  sphere = manifolds.SpectralSphere()
+  assert abs(diagonal_value(sphere, sphere.identity_logits(4, 4.0)) - 0.999497) < 1e-6
+
+
+def test_a_published_doubly_stochastic_matrix_is_a_fixed_point():
+  # mHC-proj's example, printed to four digits; rescaling rows and columns must not change its projection.
+  matrix = np.array(
+    [[0.4750, 0.1686, 0.0225, 0.3339], [0.0721, 0.2143, 0.4805, 0.2332], [0.4112, 0.1480, 0.0948, 0.3460],
+     [0.0418, 0.4692, 0.4022, 0.0869]]
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  logits = np.log(matrix) + rng.standard_normal((4, 1)) + rng.standard_normal((1, 4))
+  found = manifolds.BirkhoffNewton().project(jnp.asarray(logits, jnp.float32), 4)
+  np.testing.assert_allclose(found, matrix, atol=1e-4)
+
+
+def test_twenty_sweeps_miss_the_polytope_at_large_logits_and_newton_does_not():
+  logits = 10 * normal(4, 4, 4, 1000)
+  sweeps = manifolds.Sinkhorn(clip=0.0)
+  assert 0.02 < float(jnp.mean(sweeps.distance(sweeps.project(logits, 4)))) < 0.2
+  newton = manifolds.BirkhoffNewton()
+  assert float(jnp.max(newton.distance(newton.project(logits, 4)))) < 1e-6
+
+
+def test_quaternions_reach_the_rotations_that_cayley_cannot():
+  quaternion = manifolds.Quaternion()
+  minus = quaternion.project(jnp.asarray([-2.0, 0, 0, 0, 0, 0, 0, 0]), 4)
+  np.testing.assert_array_equal(minus, -np.eye(4))
+  half_turn = quaternion.project(jnp.asarray([-1.0, 1, 0, 0, -1.0, 1, 0, 0]), 4)
+  np.testing.assert_allclose(half_turn, np.diag([1.0, 1, -1, -1]), atol=1e-7)
+  rotated = manifolds.Cayley().project(1e3 * normal(5, 4, 4, 256), 4)
+  identity = np.eye(4)[..., None]
+  gaps = np.linalg.svd(np.moveaxis(np.asarray(rotated) + identity, -1, 0), compute_uv=False)[:, -1]
+  assert gaps.min() > 0
+
+
+def test_reflections_are_reached_by_the_gate_and_by_the_polar_factor_only():
+  householder = manifolds.Householder()
+  closed = householder.identity_logits(4, -4.0)
+  assert np.linalg.det(householder.project(closed, 4)) < -0.99
+  assert np.linalg.det(householder.project(householder.identity_logits(4, 4.0), 4)) > 0.99
+  gradient = jax.grad(lambda x: jnp.sum(householder.project(x, 4) * normal(6, 4, 4)))(closed)
+  assert abs(float(gradient[-1])) > 1e-3  # the rounded gate still learns
+  signs = np.linalg.det(np.moveaxis(np.asarray(manifolds.Polar().project(normal(7, 4, 4, 64), 4)), -1, 0))
+  assert signs.min() < -0.99 and signs.max() > 0.99
