@@ -1,4 +1,4 @@
-"""Wall-clock comparisons that survive a busy machine: each candidate runs once a round; medians and ratios of rounds."""
+"""Wall-clock comparisons that survive a busy machine: each candidate runs once a round; medians and ratios."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
