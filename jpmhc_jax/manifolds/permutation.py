@@ -145,7 +145,8 @@ def best_generators(n: int, size: int) -> tuple[tuple[Permutation, ...], float]:
   candidates = math.comb(len(members), size)
   if not 1 <= size <= len(members) or candidates > 1_000_000:
     raise ValueError(f"best_generators: {candidates} sets of {size} permutations of {n}; expected 1 to 1,000,000 sets.")
-  best, best_gap = (), -1.0
+  best: tuple[Permutation, ...] = ()
+  best_gap = -1.0
   remaining = itertools.combinations(range(len(members)), size)
   while chunk := list(itertools.islice(remaining, 2048)):
     gaps = _gaps(matrices, np.asarray(chunk))

@@ -44,8 +44,10 @@ CASES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
   ("hybrid", "", (4,)),
 )
 
+ALL = frozenset(case[0] for case in CASES)
 
-def vectors(families: frozenset[str] = frozenset(family for family, _, _ in CASES)) -> dict[str, np.ndarray]:
+
+def vectors(families: frozenset[str] = ALL) -> dict[str, np.ndarray]:
   """The content of `reference.npz` for the given families (all of them by default), computed anew."""
   found: dict[str, np.ndarray] = {}
   with jax.enable_x64(True):
@@ -77,5 +79,5 @@ def load() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-  np.savez_compressed(PATH, **vectors())
+  np.savez_compressed(PATH, allow_pickle=False, **vectors())
   print(f"wrote {PATH}: {PATH.stat().st_size} bytes")

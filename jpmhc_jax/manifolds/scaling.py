@@ -23,7 +23,7 @@ def sinkhorn_bounded(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[
   kernel = jnp.exp(logits - jnp.max(logits, axis=(0, 1), keepdims=True))
 
   def sweep(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-    _, columns = carry
+    columns = carry[1]
     rows = 1 / linear.matvec(kernel, columns)
     return (rows, 1 / linear.vecmat(rows, kernel)), None
 
@@ -36,7 +36,7 @@ def sinkhorn_log(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[Arra
   """The same sweeps in the log domain, for logits of any size."""
 
   def sweep(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-    _, columns = carry
+    columns = carry[1]
     rows = -jax.nn.logsumexp(logits + columns[None], axis=1)
     return (rows, -jax.nn.logsumexp(logits + rows[:, None], axis=0)), None
 
