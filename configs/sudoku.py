@@ -1,12 +1,46 @@
-"""x"""
+"""Generated Sudoku with unique solutions; train and test are disjoint up to every symmetry of the grid.
+
+  jpmhc train --config=configs/sudoku.py:tiny --workdir=runs/sudoku
+
+Variants: tiny (4×4: the proof in a minute that everything works), 6x6, 9x9 (the published Sudoku recipe on generated puzzles).
+All use four streams with Cayley mixers; another family: --config.connection.manifold=sinkhorn, none:
+--config.connection.streams=1.
+Expect of tiny: more than 95 % exact test accuracy after 1,000 steps (100 % measured, also for sinkhorn and without
+streams); about 2 minutes on 2 CPU cores (measured 2026-11-21, AMD EPYC, 2 cores, shared).
+6x6 and 9x9 have not been run to the end here; published for TRM-MLP on Sudoku-Extreme: 87.4, not comparable.
+"""
+
 from jpmhc_jax.core.config import default
+from jpmhc_jax.core.errors import check_choice
+
+
 def get_config(variant="tiny"):
-  c=default()
-  c.data.kind="sudoku"; c.steps=1500; c.batch_size=64; c.model.width=64; c.model.heads=4; c.model.puzzle.width=0; c.model.puzzle.slots=1; c.model.mlp_multiple=32
-  c.data.sudoku.train_puzzles=1000; c.data.sudoku.test_puzzles=100
-  c.optimizer.learning_rate=1e-3; c.optimizer.warmup_steps=100; c.optimizer.weight_decay=0.1; c.optimizer.ema=0.99
-  c.evaluation.every=250; c.model.recursion.max_steps=8
-  c.logging.every=50
-  c.connection.manifold=variant if variant!="tiny" else "cayley"
-  if variant=="plain": c.connection.streams=1; c.connection.manifold="cayley"
-  return c
+  check_choice("variant", variant, ("tiny", "6x6", "9x9"))
+  config = default()
+  config.data.kind = "sudoku"
+  config.model.token_mixer, config.model.positions = "mlp", "none"
+  config.model.puzzle.width, config.model.puzzle.slots = 0, 1
+  if variant == "9x9":
+    config.steps, config.batch_size = 65_100, 768
+    config.data.sudoku.side = 9
+    config.data.sudoku.min_holes, config.data.sudoku.max_holes = 45, 54
+    config.data.sudoku.train_puzzles, config.data.sudoku.test_puzzles = 1000, 1000
+    config.data.epochs_per_interval = 5000
+    config.model.recursion.inner = 6
+    config.model.puzzle.width, config.model.puzzle.slots = 512, 16
+    config.optimizer.weight_decay = 1.0
+    config.optimizer.puzzle.learning_rate, config.optimizer.puzzle.weight_decay = 1e-4, 1.0
+    config.evaluation.every = 6_510
+    return config
+  config.steps, config.batch_size = 1000, 64
+  config.data.sudoku.train_puzzles, config.data.sudoku.test_puzzles = 1000, 100
+  config.model.width, config.model.heads, config.model.mlp_multiple = 64, 4, 32
+  config.model.recursion.outer, config.model.recursion.inner, config.model.recursion.max_steps = 2, 2, 8
+  config.optimizer.learning_rate, config.optimizer.warmup_steps, config.optimizer.ema = 2e-3, 100, 0.99
+  config.evaluation.every, config.checkpoint.every, config.logging.every = 250, 500, 10
+  if variant == "6x6":
+    config.steps = 4000
+    config.data.sudoku.side = 6
+    config.data.sudoku.min_holes, config.data.sudoku.max_holes = 14, 22
+    config.model.width, config.model.mlp_multiple = 128, 64
+  return config

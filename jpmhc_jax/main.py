@@ -5,11 +5,11 @@ the same command to resume · 1 anything else, with a traceback.
 """
 
 import argparse
-import pathlib
 import sys
 
 from jpmhc_jax import commands
 from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.launch import restart_with_fast_allocation
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,13 +24,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command and returns its exit code."""
+  """Runs one command and returns its exit code. Without `arguments`, those of the process."""
+  from_shell = arguments is None
   arguments = sys.argv[1:] if arguments is None else arguments
   options, rest = parser().parse_known_args(arguments)
   command = options.command
   if rest and not command.takes_overrides:
     print(f"jpmhc {command.name}: unknown argument {rest[0]!r}; see jpmhc {command.name} --help", file=sys.stderr)
     return 2
+  if from_shell and command.computes:
+    restart_with_fast_allocation()
   options.overrides, options.arguments = rest, arguments
   try:
     return command.run(options)

@@ -9,6 +9,7 @@ class Describe:
   name: str = "describe"
   help: str = "List every config field with meaning, default and value."
   takes_overrides: bool = True
+  computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=None, help="config file and variant whose values are shown")
@@ -18,7 +19,8 @@ class Describe:
     from rich.table import Table
     from rich.text import Text
 
-    from jpmhc_jax.core import config as configs, schema
+    from jpmhc_jax.core import config as configs
+    from jpmhc_jax.core import schema
 
     config = configs.load(options.config, options.overrides) if options.config else schema.Config()
     values = dict(configs.leaves(config))

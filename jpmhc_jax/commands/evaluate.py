@@ -10,6 +10,7 @@ class Evaluate:
   name: str = "evaluate"
   help: str = "Evaluate a checkpoint of a workdir (the latest by default) and write evaluation/step_N.json."
   takes_overrides: bool = True
+  computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of a run of `jpmhc train`")

@@ -10,10 +10,13 @@ class Report:
   name: str = "report"
   help: str = "Write one self-contained HTML page about one or several workdirs."
   takes_overrides: bool = False
+  computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folders of runs")
-    parser.add_argument("--out", type=pathlib.Path, default=None, help="file to write; default report.html in the first")
+    parser.add_argument(
+      "--out", type=pathlib.Path, default=None, help="file to write; default report.html in the first"
+    )
 
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.reporting.report import write_report

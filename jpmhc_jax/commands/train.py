@@ -14,10 +14,13 @@ class Train:
   name: str = "train"
   help: str = "Train the model of a config, or resume it; evaluates, saves and writes report.html in the workdir."
   takes_overrides: bool = True
+  computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="config file and variant, such as configs/arc_tiny.py:cayley")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run; an existing run resumes")
+    parser.add_argument(
+      "--workdir", required=True, type=pathlib.Path, help="folder of the run; an existing run resumes"
+    )
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
   def run(self, options: argparse.Namespace) -> int:

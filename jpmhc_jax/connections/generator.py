@@ -44,7 +44,7 @@ def project(
   per_column = (slice(None),) + (None,) * (x.ndim - 2)
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
   shift = jnp.einsum("nd,ndk->k", parameters["norm_shift"].astype(x.dtype), kernel)[per_column]
-  return (_products(x, scaled_kernel) - mean[..., 0, 0] * total) * scale[None] + shift
+  return (_products(x, scaled_kernel) - mean[..., 0, 0][None] * total) * scale[None] + shift
 
 
 def _products(x: Array, kernel: Array) -> Array:

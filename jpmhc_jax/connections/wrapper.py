@@ -1,7 +1,7 @@
 """A hyper-connection as a Flax NNX module: wrap any sub-layer F: (…, d) -> (…, d).
 
-    connection = Connection(schema.Connection(manifold="cayley"), width=64, layer_index=0, rngs=nnx.Rngs(0))
-    streams = connection(streams, my_module)
+connection = Connection(schema.Connection(manifold="cayley"), width=64, layer_index=0, rngs=nnx.Rngs(0))
+streams = connection(streams, my_module)
 """
 
 from flax import nnx

@@ -1,1 +1,1 @@
-"""Config schema and locking, named random streams, errors."""
+"""Config schema, variants and locking, named random streams, errors."""

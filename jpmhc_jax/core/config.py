@@ -162,7 +162,9 @@ def restore(path: pathlib.Path) -> schema.Config:
   except FileNotFoundError as error:
     raise ConfigError(f"{path}: no such file; is {path.parent} a workdir of `jpmhc train`?") from error
   except json.JSONDecodeError as error:
-    raise ConfigError(f"{path}: not valid JSON ({error}); restore it from a backup or train in a new workdir") from error
+    raise ConfigError(
+      f"{path}: not valid JSON ({error}); restore it from a backup or train in a new workdir"
+    ) from error
 
 
 def _require(good: bool, field: str, value: Any, expected: str) -> None:
@@ -181,10 +183,15 @@ def validate(config: schema.Config) -> schema.Config:
   _require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
   head = model.width // max(model.heads, 1)
   _require(
-    model.positions != "rope" or head % 2 == 0, "model.heads", model.heads, "an even width per head (rope rotates pairs)"
+    model.positions != "rope" or head % 2 == 0,
+    "model.heads",
+    model.heads,
+    "an even width per head (rope rotates pairs)",
   )
   for name in ("outer", "inner", "max_steps"):
-    _require(getattr(model.recursion, name) >= 1, f"model.recursion.{name}", getattr(model.recursion, name), "at least 1")
+    _require(
+      getattr(model.recursion, name) >= 1, f"model.recursion.{name}", getattr(model.recursion, name), "at least 1"
+    )
   _require(0 <= model.recursion.exploration <= 1, "model.recursion.exploration", model.recursion.exploration, "0 to 1")
   puzzle = model.puzzle
   _require(
@@ -207,5 +214,7 @@ def validate(config: schema.Config) -> schema.Config:
   )
   for name in ("data", "fsdp", "tensor"):
     size = getattr(c.mesh, name)
-    _require(size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)")
+    _require(
+      size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)"
+    )
   return config

@@ -27,8 +27,12 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-  compute: str = field("float32", "dtype of activations and matmul inputs; parameters are always float32", ("float32", "bfloat16"))
-  matmul: str = field("default", "XLA matmul precision; 'highest' is full float32 on accelerators", ("default", "high", "highest"))
+  compute: str = field(
+    "float32", "dtype of activations and matmul inputs; parameters are always float32", ("float32", "bfloat16")
+  )
+  matmul: str = field(
+    "default", "XLA matmul precision; 'highest' is full float32 on accelerators", ("default", "high", "highest")
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +42,13 @@ class ArcData:
     "arc1 = the 800 public ARC-AGI-1 tasks, arc2 = the 1,120 public ARC-AGI-2 tasks, *concept = with ConceptARC added, folder = your own",
     ("arc1", "arc2", "arc1concept", "arc2concept", "folder"),
   )
-  folder: str = field("", "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format")
+  folder: str = field(
+    "", "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format"
+  )
   concept_folder: str = field("", "for *concept: ConceptARC's corpus folder")
-  canvas: int = field(30, "side of the square token canvas; tasks with a larger grid are refused unless max_side filters them")
+  canvas: int = field(
+    30, "side of the square token canvas; tasks with a larger grid are refused unless max_side filters them"
+  )
   min_side: int = field(1, "keep tasks in which the longest side of every grid is at least this")
   max_side: int = field(30, "keep tasks in which the longest side of every grid is at most this")
   max_tasks: int = field(0, "keep at most this many tasks of each subset (in builder order); 0 keeps all")
@@ -77,7 +85,9 @@ class MazeData:
 class Data:
   kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze"))
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop")
-  epochs_per_interval: int = field(100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped")
+  epochs_per_interval: int = field(
+    100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
+  )
   arc: ArcData = group(ArcData, "ARC-AGI tasks")
   sudoku: SudokuData = group(SudokuData, "generated Sudoku")
   maze: MazeData = group(MazeData, "generated mazes")
@@ -87,13 +97,17 @@ class Data:
 class Recursion:
   outer: int = field(3, "T: cycles a supervision step; only the last one is differentiated")
   inner: int = field(4, "n: z_L updates in a cycle")
-  max_steps: int = field(16, "supervision steps after which a sequence always halts (and the number used in evaluation)")
+  max_steps: int = field(
+    16, "supervision steps after which a sequence always halts (and the number used in evaluation)"
+  )
   exploration: float = field(0.1, "probability that a sequence is told to take at least a random number of steps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Puzzle:
-  width: int = field(512, "numbers learned for each puzzle identifier; zero-padded into the slots. 0 = no puzzle embedding")
+  width: int = field(
+    512, "numbers learned for each puzzle identifier; zero-padded into the slots. 0 = no puzzle embedding"
+  )
   slots: int = field(16, "sequence positions in front of the grid that hold the puzzle embedding")
 
 
@@ -103,7 +117,9 @@ class Model:
   width: int = field(512, "d: features of one stream")
   heads: int = field(8, "attention heads")
   layers: int = field(2, "blocks in the one recursive network")
-  expansion: float = field(4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`")
+  expansion: float = field(
+    4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`"
+  )
   mlp_multiple: int = field(256, "SwiGLU inner width is rounded up to a multiple of this")
   token_mixer: str = field("attention", "how positions exchange information", ("attention", "mlp"))
   positions: str = field("rope", "positional encoding", ("rope", "learned", "none"))
@@ -133,9 +149,12 @@ class Connection:
   )
   gate_init: float = field(0.01, "initial value of the gates of generator=gated")
   bias: bool = field(True, "learn the bias of the logits; without it they keep their initial value")
-  norm: str = field("rmsnorm", "norm of the flattened streams in front of the projection", ("rmsnorm", "layernorm", "none"))
+  norm: str = field(
+    "rmsnorm", "norm of the flattened streams in front of the projection", ("rmsnorm", "layernorm", "none")
+  )
   parameterisation: str = field(
-    "logits", "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, trained by Riemannian steps",
+    "logits",
+    "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, trained by Riemannian steps",
     ("logits", "manifold"),
   )
   init: str = field(
@@ -144,10 +163,16 @@ class Connection:
     ("random", "zero", "round_robin"),
   )
   init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")
-  identity_bias: float = field(4.0, "logit that pulls soft families (Birkhoff, permutation mixtures) towards the identity at the start")
+  identity_bias: float = field(
+    4.0, "logit that pulls soft families (Birkhoff, permutation mixtures) towards the identity at the start"
+  )
   expand: str = field("copy", "how one vector becomes n streams", ("copy",))
   reduce: str = field("mean", "how n streams become one vector", ("mean", "sum"))
-  scope: str = field("carry", "carry = streams live in the recursion's state; call = expand and reduce inside each network call", ("carry", "call"))
+  scope: str = field(
+    "carry",
+    "carry = streams live in the recursion's state; call = expand and reduce inside each network call",
+    ("carry", "call"),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +201,9 @@ class Optimizer:
   schedule: str = field("constant", "learning rate after warm-up", ("constant", "cosine", "step"))
   warmup_steps: int = field(2000, "linear warm-up; step 1 uses learning_rate / warmup_steps")
   min_ratio: float = field(1.0, "final learning rate of the cosine schedule as a fraction of the peak")
-  step_boundaries: tuple[float, ...] = field((0.8, 0.9), "fractions of the run at which schedule=step changes the factor")
+  step_boundaries: tuple[float, ...] = field(
+    (0.8, 0.9), "fractions of the run at which schedule=step changes the factor"
+  )
   step_factors: tuple[float, ...] = field((0.316, 0.1), "factors on the peak learning rate after each boundary")
   ema: float = field(0.999, "decay of the parameter average that is evaluated; 0 = evaluate the raw parameters")
   mixer: MixerOptimizer = group(MixerOptimizer, "the connections' parameters")
@@ -187,7 +214,9 @@ class Optimizer:
 class Checkpoint:
   every: int = field(1000, "steps between checkpoints; 0 saves only at the end")
   keep: int = field(2, "latest checkpoints kept, beside the best one")
-  best_metric: str = field("", "evaluation metric whose best checkpoint is kept; empty chooses the data kind's main metric")
+  best_metric: str = field(
+    "", "evaluation metric whose best checkpoint is kept; empty chooses the data kind's main metric"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,11 @@ class Evaluator:
         sums[name] += float(result[name][valid].astype(np.float64).sum())
       if votes is not None:
         votes.add(
-          batch["puzzle_identifiers"], batch["inputs"], result["predictions"], result["q_halt"].astype(np.float32), valid
+          batch["puzzle_identifiers"],
+          batch["inputs"],
+          result["predictions"],
+          result["q_halt"].astype(np.float32),
+          valid,
         )
       elif len(examples) < EXAMPLES:
         examples += _grids(batch, result, self.dataset)

@@ -23,7 +23,7 @@ import numpy as np
 
 from jpmhc_jax.connections import Connection, expand, reduce
 from jpmhc_jax.core import schema
-from jpmhc_jax.models.layers import Attention, rms_norm, swiglu_width, SwiGLU, TokenMLP, truncated_normal, weight
+from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
 
 Latent = Float[Array, "b l ..."]
 Network = Callable[[Array, Array], Array]
@@ -191,4 +191,3 @@ class TRM(nnx.Module):
       logits,
       q.astype(jnp.promote_types(self.dtype, jnp.float32)),
     )
-

@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError
 from jpmhc_jax.training.state import Setup, TrainState
 
@@ -120,4 +121,3 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 def _from_dict(shapes: TrainState, leaves: Mapping[str, Any]) -> TrainState:
   paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
   return jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
-

@@ -47,7 +47,9 @@ def git_revision() -> str:
   folder = pathlib.Path(__file__).resolve().parent
 
   def git(*arguments: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+      ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
   try:
     return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -60,4 +62,3 @@ def _version(name: str) -> str:
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
     return "not installed"
-

@@ -22,10 +22,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data import Dataset, loading
-from jpmhc_jax.training import environment, mesh as meshes
+from jpmhc_jax.training import environment
+from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
 from jpmhc_jax.training.objective import summarise
 from jpmhc_jax.training.progress import ProgressBar

@@ -39,9 +39,7 @@ def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) 
       f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor}: the product must equal the "
       f"{len(devices)} devices; set mesh.data=-1 and choose fsdp*tensor as a divisor of {len(devices)}"
     )
-  return jax.make_mesh(
-    (data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-  )
+  return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
@@ -75,7 +73,9 @@ def shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
     for size, name in zip(leaf.shape, names, strict=True):
       where = jax.tree_util.keystr(path)
       if name not in RULES:
-        raise ConfigError(f"parameter {where}: logical axis {name!r} has no sharding rule; add it to training.mesh.RULES")
+        raise ConfigError(
+          f"parameter {where}: logical axis {name!r} has no sharding rule; add it to training.mesh.RULES"
+        )
       axis = RULES[name]
       if axis and size % mesh.shape[axis]:
         raise ConfigError(

@@ -20,9 +20,7 @@ PER_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 PER_ROW = ("lm_loss", "q_halt_loss")
 
 
-def forward(
-  graph: nnx.GraphDef, params: Any, buffers: Any, rows: Float[Array, "b w"] | None, carry: Carry
-) -> Output:
+def forward(graph: nnx.GraphDef, params: Any, buffers: Any, rows: Float[Array, "b w"] | None, carry: Carry) -> Output:
   """One supervision step of the model on the carry's own data."""
   model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
   return model(carry.z_h, carry.z_l, carry.data["inputs"], rows)

@@ -7,8 +7,8 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
 import optax
 
 from jpmhc_jax.core import schema, streams
@@ -18,7 +18,6 @@ from jpmhc_jax.models.trm import TRM
 from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.training import mesh as meshes
-
 
 TABLE_ROWS_MULTIPLE = 256
 

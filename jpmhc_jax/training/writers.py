@@ -6,7 +6,8 @@ import math
 import pathlib
 from typing import Any, Protocol, runtime_checkable
 
-from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 
 

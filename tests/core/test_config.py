@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from jpmhc_jax.core import config as configs, schema
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 
 GOOD = """
@@ -85,7 +86,9 @@ def test_missing_file_and_missing_function_are_refused(tmp_path):
 
 
 def test_save_and_restore_give_the_same_config(tmp_path):
-  config = dataclasses.replace(schema.Config(), steps=7, optimizer=schema.Optimizer(step_boundaries=(0.5,), step_factors=(0.1,)))
+  config = dataclasses.replace(
+    schema.Config(), steps=7, optimizer=schema.Optimizer(step_boundaries=(0.5,), step_factors=(0.1,))
+  )
   configs.save(config, tmp_path / "config.json")
   assert configs.restore(tmp_path / "config.json") == config
   assert configs.differences(config, schema.Config())[0] == ("steps", 7, 1000)

@@ -27,7 +27,7 @@ LIBRARIES = {
   "flax": {"connections", "models", "transport", "training", "evaluation"},
   "optax": {"optim", "training"},
   "orbax": {"training/checkpoint.py"},
-  "ml_collections": {"core/config.py"},
+  "ml_collections": {"core/config.py", "core/variants.py"},
   "tensorboardX": {"training/writers.py"},
   "wandb": {"training/writers.py"},
   "matplotlib": {"reporting"},

@@ -18,9 +18,7 @@ RECURSION = schema.Recursion(max_steps=16, exploration=0.0)
 
 def test_stablemax_of_the_worked_example():
   logits = jnp.tile(jnp.array([[2.0, 0.0, -1.0]]), (3, 1))
-  np.testing.assert_allclose(
-    stablemax_cross_entropy(logits, jnp.arange(3)), [0.405465, 1.504077, 2.197225], rtol=1e-6
-  )
+  np.testing.assert_allclose(stablemax_cross_entropy(logits, jnp.arange(3)), [0.405465, 1.504077, 2.197225], rtol=1e-6)
 
 
 def test_losses_match_the_official_vectors(shared):
@@ -33,7 +31,9 @@ def test_losses_match_the_official_vectors(shared):
   )
   gradient = jax.grad(lambda x: jnp.sum(stablemax_cross_entropy(x, labels)))(logits)
   np.testing.assert_allclose(gradient, arrays["loss_vectors/stablemax_grad"], rtol=2e-5, atol=1e-7)
-  np.testing.assert_allclose(softmax_cross_entropy(logits, labels), arrays["loss_vectors/softmax_nll"], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    softmax_cross_entropy(logits, labels), arrays["loss_vectors/softmax_nll"], rtol=1e-5, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tiny
 
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
-from jpmhc_jax.core import config as configs, schema
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.checkpoint import Checkpoints
 

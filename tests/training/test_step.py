@@ -10,7 +10,8 @@ import tiny
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.training import mesh as meshes, step as steps
+from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training import step as steps
 from jpmhc_jax.training.step import make_train_step
 
 STEPS = 3

@@ -1,0 +1,23 @@
+"""How the process is started: an allocator setting that only takes effect at its start.
+
+XLA on the CPU takes fresh memory for the temporaries of every step. With glibc's defaults that memory goes back to the
+system after each step and is faulted in again page by page: 49,000 faults and 85 ms of system time a step for a small
+TRM, of 190 ms in all. Keeping it in the process, in huge pages, makes the step 1.7–3 times faster (73 instead of 192 ms
+for plain TRM, 112–150 instead of 330–470 ms with four streams; 2 cores, width 96, batch 64).
+"""
+
+import os
+import sys
+
+TUNABLES = ":".join(
+  f"glibc.malloc.{name}={value}"
+  for name, value in (("hugetlb", 1), ("mmap_max", 0), ("trim_threshold", 4_000_000_000), ("arena_max", 1))
+)
+
+
+def restart_with_fast_allocation() -> None:
+  """Replaces this process by itself with GLIBC_TUNABLES set, once; does nothing off Linux or when it is set already."""
+  if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+    return
+  sys.stdout.flush()
+  os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": TUNABLES})

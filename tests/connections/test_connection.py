@@ -1,0 +1,184 @@
+"""The block: plain residual at the start, symmetry that breaks, independence of the form, three generators, clear errors."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpmhc_jax.connections import Connection, expand, HyperConnection, reduce
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import FAMILIES, make
+
+N, D = 4, 8
+TOKENS = (2, 3)
+FORMS = ("softmax", "sigmoid", "softmax_read")
+
+
+def _config(**fields):
+  return schema.Connection(**({"manifold": "cayley", "streams": N} | fields))
+
+
+def _sublayer(u):
+  return 3.0 * jnp.tanh(u)
+
+
+def _equal_streams(seed=1):
+  return expand(jax.random.normal(jax.random.key(seed), (*TOKENS, D)), N)
+
+
+def _families():
+  def exists(name):
+    try:
+      make(name).logit_shape(N)
+    except ConfigError:
+      return False
+    return True
+
+  return [name for name in FAMILIES if exists(name)]
+
+
+@pytest.mark.parametrize("family", _families())
+def test_at_the_start_equal_streams_give_the_plain_residual_network(family):
+  """x' = x + F(x): exactly up to rounding where the start is the identity or keeps the mean."""
+  manifold = make(family)
+  # Rows that do not sum to one, and iterations that end before they do, say how far off they start.
+  exact = manifold.traits.row_sums_one and manifold.traits.exact
+  slack = 0.0 if exact else manifold.identity_error(N, schema.Connection().identity_bias)
+  x = _equal_streams()
+  rule = HyperConnection.from_config(_config(manifold=family, init="zero"), D, 0)
+  out = jax.jit(lambda p: rule(p, x, _sublayer))(rule.init(jax.random.key(0)))
+  scale = float(jnp.max(jnp.abs(x)))
+  np.testing.assert_allclose(out, x + _sublayer(x), atol=5e-6 + N * scale * slack)
+
+
+@pytest.mark.parametrize(
+  ("form", "init"), [("softmax", "random"), ("sigmoid", "round_robin"), ("softmax_read", "round_robin")]
+)
+def test_the_default_start_stays_near_the_plain_network_and_reads_are_weights(form, init):
+  x = _equal_streams()
+  rule = HyperConnection.from_config(_config(read_write=form, init=init), D, layer_index=2)
+  parameters = rule.init(jax.random.key(0))
+  out, (read, _, _) = jax.jit(lambda p: (rule(p, x, _sublayer), rule.coefficients(p, x)))(parameters)
+  np.testing.assert_allclose(out, x + _sublayer(x), atol=0.2)
+  if init == "round_robin":
+    assert bool(jnp.all(jnp.argmax(read, axis=0) == 2))
+    np.testing.assert_allclose(jnp.sum(read, axis=0), 1.0, atol=1e-5)
+
+
+def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
+  """Zero projection, equal biases, symmetric ends: gradients are equivariant and the streams stay copies for ever."""
+
+  def energy_after_training(init, form):
+    rules = [HyperConnection.from_config(_config(init=init, read_write=form, bias=False), D, k) for k in range(2)]
+    parameters = [rule.init(jax.random.key(k)) for k, rule in enumerate(rules)]
+    x, target = jax.random.normal(jax.random.key(5), (16, D)), jax.random.normal(jax.random.key(6), (16, D))
+
+    def streams(parameters):
+      h = expand(x, N)
+      for rule, p in zip(rules, parameters, strict=True):
+        h = rule(p, h, _sublayer)
+      return h
+
+    loss = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(reduce(streams(p)) - target))))
+    for _ in range(30):
+      parameters = jax.tree.map(lambda p, g: p - 0.3 * g, parameters, loss(parameters))
+    h = jax.jit(streams)(parameters)
+    return float(jnp.max(jnp.abs(h - jnp.mean(h, axis=-2, keepdims=True))))
+
+  assert energy_after_training("zero", "softmax") < 1e-5
+  assert energy_after_training("random", "softmax") > 1e-3
+
+
+def test_gradients_reach_the_projection_at_the_default_start():
+  """The zero start of the softmax form gives its projection a gradient of exactly zero; the default does not."""
+
+  def gradient(init):
+    rule = HyperConnection.from_config(_config(init=init, read_write="softmax", bias=False), D, 0)
+    x = jax.random.normal(jax.random.key(2), (*TOKENS, D))
+    weights = jax.random.normal(jax.random.key(3), (*TOKENS, D))
+    loss = jax.jit(jax.grad(lambda p: jnp.sum(reduce(rule(p, expand(x, N), _sublayer)) * weights)))
+    return jnp.max(jnp.abs(loss(rule.init(jax.random.key(0)))["projection"]))
+
+  assert float(gradient("zero")) < 1e-6
+  assert float(gradient("random")) > 1e-4
+
+
+@pytest.mark.parametrize("generator", ["static", "dynamic", "gated"])
+def test_generators(generator):
+  rule = HyperConnection.from_config(_config(generator=generator, init_scale=1.0), D, 0)
+  parameters = rule.init(jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
+  coefficients = jax.jit(rule.coefficients)(parameters, x)
+  free = () if generator == "static" else TOKENS
+  assert coefficients.mix.shape == (N, N, *free) and coefficients.read.shape == (N, *free)
+  spread = 0.0 if generator == "static" else float(jnp.max(jnp.std(coefficients.read.reshape(N, -1), axis=1)))
+  expected = {"static": (0, 0), "dynamic": (0.05, 1), "gated": (1e-5, 0.02)}[generator]
+  assert expected[0] <= spread <= expected[1]
+  assert rule(parameters, x, _sublayer).shape == x.shape
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm", "none"])
+def test_the_folded_norm_is_the_norm(norm):
+  rule = HyperConnection.from_config(_config(norm=norm, init_scale=1.0, bias=False, manifold="unconstrained"), D, 0)
+  parameters = dict(rule.init(jax.random.key(0)))
+  if norm == "layernorm":
+    parameters["norm_scale"] = 1 + 0.3 * jax.random.normal(jax.random.key(1), (N, D))
+    parameters["norm_shift"] = 0.3 * jax.random.normal(jax.random.key(2), (N, D))
+  x = 2 + 3 * jax.random.normal(jax.random.key(3), (7, N, D))
+  flat = x.reshape(7, -1)
+  if norm == "rmsnorm":
+    flat = flat / jnp.sqrt(jnp.mean(flat**2, axis=1, keepdims=True) + 1e-6)
+  elif norm == "layernorm":
+    centred = flat - jnp.mean(flat, axis=1, keepdims=True)
+    flat = centred / jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 1e-6)
+    flat = flat * parameters["norm_scale"].reshape(1, -1) + parameters["norm_shift"].reshape(1, -1)
+  logits = flat @ parameters["projection"].reshape(N * D, -1)
+  mix = jax.jit(rule.coefficients)(parameters, x).mix
+  np.testing.assert_allclose(
+    jnp.moveaxis(mix, -1, 0).reshape(7, -1), logits[:, 2 * N :] + jnp.eye(N).reshape(1, -1), rtol=2e-4, atol=2e-4
+  )
+
+
+@pytest.mark.parametrize(
+  ("fields", "published"),
+  [
+    (dict(manifold="cayley", read_write="softmax", norm="layernorm", bias=False), 102_400),
+    (dict(manifold="sinkhorn"), 24 * 2048 + 24),
+  ],
+)
+def test_parameter_counts_at_the_published_size(fields, published):
+  """Sinkhorn is published with 49,188 = 24·2048 + 36: 12 more than its 24 biases, which the paper does not explain."""
+  rule = HyperConnection.from_config(_config(**fields), 512, 0)
+  shapes = jax.eval_shape(rule.init, jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
+
+
+@pytest.mark.parametrize("family", ["cayley", "iso", "sinkhorn", "grassmann"])
+def test_a_stored_mixer_is_one_matrix_on_its_set_with_a_role(family):
+  module = Connection(_config(manifold=family, parameterisation="manifold"), width=D, layer_index=0, rngs=nnx.Rngs(0))
+  assert module.mixer.get_metadata("role").startswith("manifold:")
+  x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
+  mix = module.coefficients(x).mix
+  assert mix.shape == (N, N)
+  assert float(jnp.max(module.rule.manifold.distance(mix))) < 1e-5
+
+
+def test_a_family_without_a_stored_form_is_refused():
+  with pytest.raises(ConfigError, match="parameterisation='manifold'.*'identity'.*use parameterisation='logits'"):
+    HyperConnection.from_config(_config(manifold="identity", parameterisation="manifold"), D, 0)
+  with pytest.raises(ValueError, match=r"expected \(..., n=4, d=8\)"):
+    rule = HyperConnection.from_config(_config(), D, 0)
+    rule(rule.init(jax.random.key(0)), jnp.zeros((2, 3, D)), _sublayer)
+
+
+def test_the_module_and_the_pure_form_agree():
+  config = _config(init_scale=1.0)
+  module = Connection(config, width=D, layer_index=1, rngs=nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
+  state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+  np.testing.assert_array_equal(module(x, _sublayer), HyperConnection.from_config(config, D, 1)(state, x, _sublayer))
+  assert dataclasses.is_dataclass(module.rule)
