@@ -1,7 +1,9 @@
-"""Theory over Monte Carlo for 22 stacks of layers: the published 3 x 4 panel, deeper stacks, unequal layers, block noise.
+"""Theory over Monte Carlo for 22 stacks of layers: the published 3 x 4 panel, deeper stacks, unequal layers, block
+noise.
 
-  python experiments/fig1_spectra/run.py [--draws-scale 1.0] [--out experiments/fig1_spectra/out]
-  Expect: every W1 distance within tolerance of expected.json; about two minutes on 2 CPU cores. Writes fig1.png and fig1.json.
+python experiments/fig1_spectra/run.py [--draws-scale 1.0] [--out experiments/fig1_spectra/out]
+Expect: every W1 distance within tolerance of expected.json; about five minutes on 2 busy CPU cores. Writes fig1.png and
+fig1.json.
 """
 
 import argparse
@@ -79,7 +81,8 @@ def layers(panel: Panel) -> Layers:
 
 
 def compare(panel: Panel, draws: int) -> dict:
-  """Law and samples of one panel, through the same inversion: a line for λ, a ray for log λ where sizes differ by decades."""
+  """Law and samples of one panel, through the same inversion: a line for λ, a ray for log λ where sizes differ by
+  decades."""
   start, stack = time.monotonic(), layers(panel)
   values = np.asarray(monte_carlo.eigenvalues(stack, WIDTH, draws, jax.random.key(panel.depth)))
   sampled = time.monotonic()
@@ -117,13 +120,16 @@ def draw(results: list[dict], path: pathlib.Path) -> None:
     axis.plot(result["x"], result["theory"], color="C3", linewidth=1.2, label="matrix Dyson equation")
     axis.set_title(result["panel"], fontsize=9)
     axis.set_xlabel(result["axis"], fontsize=8)
-    axis.text(0.97, 0.93, f"W1 = {result['distances']['w1']:.4f}", transform=axis.transAxes, ha="right", va="top", fontsize=8)
+    axis.text(
+      0.97, 0.93, f"W1 = {result['distances']['w1']:.4f}", transform=axis.transAxes, ha="right", va="top", fontsize=8
+    )
   axes.flat[0].legend(fontsize=7, loc="upper left")
   figure.savefig(path, dpi=110)
 
 
 def judge(results: list[dict], expected: dict) -> list[str]:
-  """Complaints: a W1 further from its expected value than the tolerance, which is `factor` sampling errors plus `floor`."""
+  """Complaints: a W1 further from its expected value than the tolerance, which is `factor` sampling errors plus
+  `floor`."""
   complaints = []
   for result in results:
     wanted = expected["w1"].get(result["panel"])

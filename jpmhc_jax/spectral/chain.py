@@ -86,7 +86,9 @@ def updated(layers: Layers, messages: Messages) -> tuple[Unknowns, Complex[Array
   return unknowns, jnp.einsum("iit->t", q[0]) / layers.streams
 
 
-def dyson_map(layers: Layers, z: Complex[Array, " points"], unknowns: Unknowns) -> tuple[Unknowns, Complex[Array, " points"]]:
+def dyson_map(
+  layers: Layers, z: Complex[Array, " points"], unknowns: Unknowns
+) -> tuple[Unknowns, Complex[Array, " points"]]:
   """One application of the self-consistency map, and G(z) at the given unknowns."""
   return updated(layers, messages(layers, z, unknowns))
 
@@ -149,7 +151,9 @@ def derivative(layers: Layers, linear: Linearised, tangent: Unknowns) -> Unknown
   _, (left, left_next) = jax.lax.scan(step, zero, (linear.left_gain, from_left))
   _, (right_next, right) = jax.lax.scan(step, zero, (linear.right_gain, from_right), reverse=True)
   contract = lambda weight, message: jnp.sum(weight * message, axis=(1, 2))  # noqa: E731
-  return jnp.stack([
-    contract(linear.alpha_left, left_next) + contract(linear.alpha_right, right_next),
-    contract(linear.beta_left, left) + contract(linear.beta_right, right),
-  ])
+  return jnp.stack(
+    [
+      contract(linear.alpha_left, left_next) + contract(linear.alpha_right, right_next),
+      contract(linear.beta_left, left) + contract(linear.beta_right, right),
+    ]
+  )

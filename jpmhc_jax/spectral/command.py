@@ -10,10 +10,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--n", type=int, default=4, help="streams")
   parser.add_argument("--depth", default="12,48", help="layers, comma-separated")
   parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
-  parser.add_argument("--sigma-w", type=float, default=None, help="weight scale; default: total noise 0.05 at the greatest depth")
+  parser.add_argument(
+    "--sigma-w", type=float, default=None, help="weight scale; default: total noise 0.05 at the greatest depth"
+  )
   parser.add_argument("--draw", default="random", help="random = a random member, init = as a run starts")
-  parser.add_argument("--noise", default="full", help="full = noise couples all streams, block = through read and write vectors")
-  parser.add_argument("--threshold", type=float, default=0.1, help="singular value under which a direction counts as stalled")
+  parser.add_argument(
+    "--noise", default="full", help="full = noise couples all streams, block = through read and write vectors"
+  )
+  parser.add_argument(
+    "--threshold", type=float, default=0.1, help="singular value under which a direction counts as stalled"
+  )
   parser.add_argument("--seed", type=int, default=0, help="seed of the mixer draw")
   parser.add_argument("--json", default="", help="file to write the numbers and densities to")
 
@@ -52,12 +58,17 @@ def table(report) -> str:
     f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
     f"{'grad/layer':>12}{'residual':>10}"
   )
-  lines = [f"predicted Jacobian spectrum: {report.activation}, {report.noise} noise, mixers drawn as '{report.draw}'", head]
+  lines = [
+    f"predicted Jacobian spectrum: {report.activation}, {report.noise} noise, mixers drawn as '{report.draw}'",
+    head,
+  ]
   for r in report.predictions:
     lines.append(
       f"{r.mixer:<16}{r.depth:>6}{r.sigma_w:>9.3f}{r.total_noise:>8.3f}{r.condition:>11.3g}{r.stalled:>9.1%}{r.mean_log:>10.3f}"
       f"{r.spread_log:>8.3f}{r.gradient_gain:>12.4f}{r.residual:>10.0e}"
     )
   lines.append(f"recommended: {report.recommendation}: {report.reason}.")
-  lines.append(f"sigma_w = {report.sigma_w_advice:.3f} keeps the total noise at 0.05 over isometric mixers at the greatest depth.")
+  lines.append(
+    f"sigma_w = {report.sigma_w_advice:.3f} keeps the total noise at 0.05 over isometric mixers at the greatest depth."
+  )
   return "\n".join(lines)

@@ -1,7 +1,8 @@
 """From the resolvent to densities and the numbers that a design rule reads off them.
 
 Two inversions of G. On a line above the axis, ρ(x) ≈ −Im G(x + iη)/π smooths with a Lorentzian of width η. On a ray,
-z = x e^{iθ}, −Im(z G(z))/π is the density of log λ smoothed with width θ: the same relative resolution at every size, which
+z = x e^{iθ}, −Im(z G(z))/π is the density of log λ smoothed with width θ: the same relative resolution at every size,
+which
 is what deep products need. Its kernel has mass 1 − θ/π. The error of both is linear in the width; Richardson's
 2 ρ(width) − ρ(2 width) removes that order, and with it the heavy tails that would spoil second moments.
 """
@@ -68,8 +69,11 @@ def stieltjes_inversion(g: Complex[Array, " points"]) -> Float[Array, " points"]
   return -g.imag / jnp.pi
 
 
-def aaa_density(z: Complex[np.ndarray, " points"], g: Complex[np.ndarray, " points"], x: Float[np.ndarray, " m"]) -> np.ndarray:
-  """Density on the real axis by rational (AAA) continuation of G from the points z; G(z̄) = conj G(z) is imposed by data.
+def aaa_density(
+  z: Complex[np.ndarray, " points"], g: Complex[np.ndarray, " points"], x: Float[np.ndarray, " m"]
+) -> np.ndarray:
+  """Density on the real axis by rational (AAA) continuation of G from the points z; G(z̄) = conj G(z) is imposed by
+  data.
 
   Needs accurate G (residual ≤ 1e-8) and heights comparable to the feature sizes; poles near the axis show up as spikes.
   Source: Nakatsukasa, Sète, Trefethen 2018, in scipy.
@@ -79,15 +83,19 @@ def aaa_density(z: Complex[np.ndarray, " points"], g: Complex[np.ndarray, " poin
 
 
 def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[float, float]:
-  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up as dead."""
+  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up as
+  dead."""
   scale = jnp.linalg.norm(layers.mixers, 2, axis=(1, 2))
-  noise = jnp.sqrt(layers.variance * jnp.linalg.norm(layers.read, 2, axis=(1, 2)) * jnp.linalg.norm(layers.write, 2, axis=(1, 2)))
+  noise = jnp.sqrt(
+    layers.variance * jnp.linalg.norm(layers.read, 2, axis=(1, 2)) * jnp.linalg.norm(layers.write, 2, axis=(1, 2))
+  )
   top = 2 * float(jnp.sum(jnp.log(scale + 2 * noise + 1e-12)))  # |J| ≤ Π (|A| + 2σ)
   bottom = min(np.log(floor), top - 1.0)
   x = np.exp(np.linspace(bottom, top + 0.5, 96))
   angle = 0.15
   g = np.asarray(dyson.resolvent(layers, jnp.asarray(x * np.exp(1j * angle))).g)
-  # Lorentzian tails of width 0.15 would pass for mass far outside; Richardson is no use for a sign test, so square them.
+  # Lorentzian tails of width 0.15 would pass for mass far outside; Richardson is no use for a sign test, so square
+  # them.
   density = np.maximum(-(x * np.exp(1j * angle) * g).imag / np.pi, 0.0) ** 2
   mass = np.cumsum(density) / np.sum(density)
   low, high = np.searchsorted(mass, tail), np.searchsorted(mass, 1 - tail)

@@ -43,7 +43,8 @@ def _solved_jvp(options, primals, tangents):
 
 
 def _chunk(layers: Layers, points: int, options: Options) -> int:
-  """Few points, so that a slow one holds up few others (half the time of 400 at once on 2 cores), and bounded memory."""
+  """Few points, so that a slow one holds up few others (half the time of 400 at once on 2 cores), and bounded
+  memory."""
   limit = options.chunk or min(32, 5_000_000 // (layers.depth * layers.streams**2))
   return int(np.clip(limit, 1, points))
 
@@ -52,8 +53,10 @@ def _chunk(layers: Layers, points: int, options: Options) -> int:
 def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = Options()) -> Resolvent:  # noqa: B008
   """G(z) of JᵀJ for Im z > 0: exact as N → ∞ for any layers, equal or not, commuting or not.
 
-  z: complex (points,), upper half-plane. Cost O(L n³) a point and iteration, 15-40 iterations. Differentiable in mixers,
-  noise and z (forward and reverse) through the implicit function theorem. Residuals are returned, not judged: see `checked`.
+  z: complex (points,), upper half-plane. Cost O(L n³) a point and iteration, 15-40 iterations. Differentiable in
+  mixers,
+  noise and z (forward and reverse) through the implicit function theorem. Residuals are returned, not judged: see
+  `checked`.
   """
   if z.dtype != jnp.complex128:
     raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")
@@ -68,16 +71,20 @@ def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = O
   return jax.tree.map(lambda a: a.reshape(-1)[:points], jax.lax.map(solve, padded))
 
 
-def checked(layers: Layers, z: Complex[np.ndarray, " points"] | Complex[Array, " points"], limit: float = 1e-7) -> Resolvent:
+def checked(
+  layers: Layers, z: Complex[np.ndarray, " points"] | Complex[Array, " points"], limit: float = 1e-7
+) -> Resolvent:
   """`resolvent`, raising ValueError unless Im z > 0 everywhere and every residual is at most `limit`."""
   z = jnp.asarray(z, jnp.complex128)
   if bool(jnp.any(z.imag <= 0)):
-    raise ValueError(f"z: smallest imaginary part {float(jnp.min(z.imag)):.3g}; the resolvent is wanted above the real axis")
+    raise ValueError(
+      f"z: smallest imaginary part {float(jnp.min(z.imag)):.3g}; the resolvent is wanted above the real axis"
+    )
   result = resolvent(layers, z)
   worst = int(jnp.argmax(result.residual))
   if not float(result.residual[worst]) <= limit:
     raise ValueError(
-      f"Dyson equation: residual {float(result.residual[worst]):.1e} at z = {complex(z[worst]):.4g}, above {limit:.0e}; "
-      "move z further from the real axis"
+      f"Dyson equation: residual {float(result.residual[worst]):.1e} at z = {complex(z[worst]):.4g}, "
+      f"above {limit:.0e}; move z further from the real axis"
     )
   return result

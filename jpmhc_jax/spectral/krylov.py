@@ -9,7 +9,9 @@ from jaxtyping import Array, Complex
 Vector = Complex[Array, "unknowns points"]
 
 
-def _orthogonalised(basis: Complex[Array, "k unknowns points"], vector: Vector) -> tuple[Vector, Complex[Array, "k points"]]:
+def _orthogonalised(
+  basis: Complex[Array, "k unknowns points"], vector: Vector
+) -> tuple[Vector, Complex[Array, "k points"]]:
   """Classical Gram-Schmidt, twice (once loses orthogonality as the square of the condition number)."""
   total = 0.0
   for _ in range(2):

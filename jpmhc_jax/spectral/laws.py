@@ -1,4 +1,5 @@
-"""Reference laws of squared singular values: density, moments, sampler. Every one is checked against Monte Carlo in the tests."""
+"""Reference laws of squared singular values: density, moments, sampler. Every one is checked against Monte Carlo in
+the tests."""
 
 import dataclasses
 from math import comb
@@ -29,7 +30,8 @@ def _squared_singular_values(matrix: Float[Array, "n m"]) -> Float[Array, " k"]:
 
 @dataclasses.dataclass(frozen=True)
 class MarchenkoPastur:
-  """XᵀX for X of shape (N/ratio) x N, entries N(0, ratio/N): support (1 ± √ratio)², ratio ≤ 1. Marchenko, Pastur 1967."""
+  """XᵀX for X of shape (N/ratio) x N, entries N(0, ratio/N): support (1 ± √ratio)², ratio ≤ 1. Marchenko, Pastur
+  1967."""
 
   ratio: float = 1.0
 
@@ -58,7 +60,8 @@ class MarchenkoPastur:
 class GinibreProduct:
   """Product of `depth` independent N x N Gaussian matrices of variance 1/N: the Fuss-Catalan law.
 
-  Parametric density: x = sin^{L+1}((L+1)t) / (sin t · sin^L(L t)), ρ = sin² t · sin^{L−1}(L t) / (π sin^L((L+1)t)), 0 < t < π/(L+1).
+  Parametric density: x = sin^{L+1}((L+1)t) / (sin t · sin^L(L t)), ρ = sin² t · sin^{L−1}(L t) / (π sin^L((L+1)t)), 0
+  < t < π/(L+1).
   Source: Biane 1998; Haagerup, Möller 2013. depth = 1 is the Ginibre matrix itself (Marchenko-Pastur with ratio 1).
   """
 
@@ -87,7 +90,8 @@ class GinibreProduct:
 
 @dataclasses.dataclass(frozen=True)
 class HaarOrthogonal:
-  """A Haar-distributed rotation: every squared singular value is 1 (an atom; `density` is that of the eigenvalue angle, 1/2π)."""
+  """A Haar-distributed rotation: every squared singular value is 1 (an atom; `density` is that of the eigenvalue
+  angle, 1/2π)."""
 
   def density(self, x: np.ndarray) -> np.ndarray:
     return np.full(np.shape(x), 1 / (2 * np.pi))
@@ -117,7 +121,8 @@ class IdentitySkip:
       return -np.asarray(dyson.checked(layers, np.asarray(x) + 1j * self.eta).g).imag / np.pi
 
   def moment(self, order: int) -> float:
-    """Orders 1 and 2: (1 + σ²)^L and its second analogue from the S-transform of one factor; others are not needed in closed form.
+    """Orders 1 and 2: (1 + σ²)^L and its second analogue from the S-transform of one factor; others are not needed in
+    closed form.
 
     For one factor m₁ = 1 + s, m₂ = 1 + 4s + 2s² (s = σ²); free multiplicative powers add m₂/m₁² − 1 over the factors.
     """

@@ -3,7 +3,8 @@
     J = Y_L ... Y_1,    Y_l = A_l (x) I_p + sigma_l B_l^{1/2} X_l E_l^{1/2},    X_l i.i.d. N(0, 1/N),  N = n p.
 
 `A_l` is the n x n mixer, `E_l` (read side) and `B_l` (write side) are the n x n covariances of the noise over streams.
-Full noise has E = B = I. The hyper-connection block reads with a vector a and writes with a vector b, so that its noise is
+Full noise has E = B = I. The hyper-connection block reads with a vector a and writes with a vector b, so that its
+noise is
 sigma (b a^T) (x) W with W p x p i.i.d. N(0, 1/p): E = a a^T, B = b b^T and sigma_l^2 n in place of sigma_l^2.
 """
 

@@ -1,4 +1,5 @@
-"""Spectra of an actual function's Jacobian: exact when it is small, matrix-free from Jacobian-vector products when not."""
+"""Spectra of an actual function's Jacobian: exact when it is small, matrix-free from Jacobian-vector products when
+not."""
 
 from collections.abc import Callable
 import functools
@@ -71,7 +72,8 @@ def golub_kahan(forward: Product, backward: Product, start: Float[Array, " input
 
 
 def extreme_singular_values(jacobian: Operator, key: Array, steps: int = 32) -> np.ndarray:
-  """Ritz singular values, descending; the first few are converged after about 30 steps, the last are upper bounds of the least."""
+  """Ritz singular values, descending; the first few are converged after about 30 steps, the last are upper bounds of
+  the least."""
   steps = min(steps, jacobian.inputs)
   start = jax.random.normal(key, (jacobian.inputs,))
   diagonal, above = (np.asarray(a, np.float64) for a in golub_kahan(jacobian.forward, jacobian.backward, start, steps))
@@ -99,14 +101,17 @@ class Quadrature(NamedTuple):
 def lanczos_quadrature(jacobian: Operator, key: Array, steps: int = 32, probes: int = 8) -> Quadrature:
   """Spectral measure of JᵀJ from Golub-Kahan runs on Gaussian probes (Ubaru, Chen, Saad 2017).
 
-  B bidiagonal with BᵀB the Lanczos matrix: nodes are its squared singular values, weights the squared first entries of the
+  B bidiagonal with BᵀB the Lanczos matrix: nodes are its squared singular values, weights the squared first entries of
+  the
   right singular vectors. Working with B keeps small singular values that BᵀB would round away.
   """
   steps = min(steps, jacobian.inputs)
   nodes, weights = [], []
   for each in jax.random.split(key, probes):
     start = jax.random.normal(each, (jacobian.inputs,))
-    diagonal, above = (np.asarray(a, np.float64) for a in golub_kahan(jacobian.forward, jacobian.backward, start, steps))
+    diagonal, above = (
+      np.asarray(a, np.float64) for a in golub_kahan(jacobian.forward, jacobian.backward, start, steps)
+    )
     _, values, right = np.linalg.svd(np.diag(diagonal) + np.diag(above[:-1], 1))
     nodes.append(values**2)
     weights.append(right[:, 0] ** 2)

@@ -40,7 +40,8 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array) -> Float[A
 
 
 class Curve(NamedTuple):
-  """A density on a grid and its distribution function, from G on a line or ray; smoothed alike for a law and for samples."""
+  """A density on a grid and its distribution function, from G on a line or ray; smoothed alike for a law and for
+  samples."""
 
   x: np.ndarray  # λ on a line, log λ on a ray
   density: np.ndarray
@@ -93,7 +94,8 @@ def distances(law: Curve, other: Curve) -> Distances:
 def sampling_error(values: np.ndarray, z: np.ndarray, curve: Callable[[np.ndarray, np.ndarray], Curve]) -> Distances:
   """The distance from the truth that chance alone is expected to leave: half of that between two halves of the draws.
 
-  values: (draws, N). Two halves differ by √2 · √2 times the error of the whole set. Raises ValueError for a single draw.
+  values: (draws, N). Two halves differ by √2 · √2 times the error of the whole set. Raises ValueError for a single
+  draw.
   """
   half = len(values) // 2
   if half < 1:

@@ -2,7 +2,8 @@
 
 Damped iteration always converges but needs thousands of steps next to a spectral edge; Newton on the 2L scalars needs
 five, with the linear systems solved matrix-free. A dozen damped steps bring Newton within reach. A grid point where
-Newton fails is lifted far above the real axis, z + i h, where damped steps converge fast, and comes down by continuation
+Newton fails is lifted far above the real axis, z + i h, where damped steps converge fast, and comes down by
+continuation
 in h, in steps that shorten at every failure.
 """
 
@@ -66,7 +67,8 @@ def matvec(layers: Layers, linear: chain.Linearised, scale: chain.Unknowns):
 
 
 def start(layers: Layers, z: Complex[Array, " points"]) -> tuple[chain.Unknowns, Float[Array, ""]]:
-  """Leading order at z moved up to where it dominates (both corners of R are second moments there), and E tr JᵀJ / N."""
+  """Leading order at z moved up to where it dominates (both corners of R are second moments there), and E tr JᵀJ /
+  N."""
 
   def moment(state, layer):
     mixer, inner, outer, variance = layer
@@ -113,7 +115,9 @@ def _replanned(state: State, residual: Float[Array, " points"], z: Array, lift: 
   )
 
 
-def _newton_step(layers: Layers, messages: chain.Messages, unknowns: chain.Unknowns, defect: Array, options: Options) -> Array:
+def _newton_step(
+  layers: Layers, messages: chain.Messages, unknowns: chain.Unknowns, defect: Array, options: Options
+) -> Array:
   linear = chain.linearised(layers, messages)
   step = krylov.gmres(matvec(layers, linear, relative_scale(unknowns)), defect, options.krylov)
   largest = jnp.max(jnp.abs(step), axis=0)

@@ -1,6 +1,7 @@
 """Signal propagation at infinite width: variances, layer noise, and the weight scale that keeps gradients alive.
 
-A pre-activation of variance q leaves the non-linearity with E[φ(√q Z)²] and passes gradients with E[φ'(√q Z)²]. With weights of
+A pre-activation of variance q leaves the non-linearity with E[φ(√q Z)²] and passes gradients with E[φ'(√q Z)²]. With
+weights of
 variance σ_w²/fan-in the layer's Jacobian noise is σ_l² = σ_w² E[φ'(√q Z)²].
 Source: Poole et al. 2016, Schoenholz et al. 2017; Gauss-Hermite quadrature of the Gaussian averages.
 """
@@ -60,7 +61,13 @@ class Propagation(NamedTuple):
 
 
 def propagate(
-  activation: str, sigma_w: float, depth: int, sigma_b: float = 0.0, variance: float = 1.0, residual: float = 1.0, norm: bool = True
+  activation: str,
+  sigma_w: float,
+  depth: int,
+  sigma_b: float = 0.0,
+  variance: float = 1.0,
+  residual: float = 1.0,
+  norm: bool = True,
 ) -> Propagation:
   """Residual mean field v ← residual · v + E φ(√q Z)² with q = σ_w² v + σ_b² (q = σ_w² + σ_b² behind a norm layer).
 
@@ -98,7 +105,8 @@ def fixed_point(activation: str, sigma_w: float, sigma_b: float = 0.0, iteration
 
 
 def critical_sigma_w(activation: str, variance: float = 1.0) -> float:
-  """σ_w on the edge of chaos for a pre-activation variance q: σ_w² E φ'(√q Z)² = 1 (√2 for ReLU, 1 for tanh at q → 0)."""
+  """σ_w on the edge of chaos for a pre-activation variance q: σ_w² E φ'(√q Z)² = 1 (√2 for ReLU, 1 for tanh at q →
+  0)."""
   return float(1.0 / jnp.sqrt(slope_moment(activation, variance)))
 
 

@@ -1,4 +1,5 @@
-"""Design rules: what a mixer, a depth, an activation and a weight scale do to the Jacobian, before anything is trained."""
+"""Design rules: what a mixer, a depth, an activation and a weight scale do to the Jacobian, before anything is
+trained."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -60,8 +61,11 @@ class Report:
     path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
-def mixer_stack(name: str, streams: int, depth: int, draw: str, seed: int = 0, options: str = "", strength: float = 4.0) -> np.ndarray:
-  """(depth, n, n) mixers of a family: `init` = identity logits plus noise of standard deviation 0.02, `random` = its own law."""
+def mixer_stack(
+  name: str, streams: int, depth: int, draw: str, seed: int = 0, options: str = "", strength: float = 4.0
+) -> np.ndarray:
+  """(depth, n, n) mixers of a family: `init` = identity logits plus noise of standard deviation 0.02, `random` = its
+  own law."""
   check_choice("draw", draw, DRAWS)
   manifold = manifolds.parse(name, options)
   keys = jax.random.split(jax.random.key(seed), depth)
@@ -129,11 +133,14 @@ def what_if(
 ) -> Report:
   """Predicts every mixer at every depth and recommends one.
 
-  mixers: family names (drawn per `draw`), or name -> (depth, n, n) arrays, e.g. from a checkpoint (their depth counts, `depths` does not).
+  mixers: family names (drawn per `draw`), or name -> (depth, n, n) arrays, e.g. from a checkpoint (their depth counts,
+  `depths` does not).
   sigma_w: weight scale; None takes the one that keeps Σ σ_l² = 0.05 over isometric mixers at the greatest depth.
   """
   if streams < 2 or not mixers or min(depths, default=0) < 1:
-    raise UserError(f"streams={streams}, depths={list(depths)}, mixers={list(mixers)}: expected n >= 2, depths >= 1 and a mixer")
+    raise UserError(
+      f"streams={streams}, depths={list(depths)}, mixers={list(mixers)}: expected n >= 2, depths >= 1 and a mixer"
+    )
   with jax.enable_x64(True):
     advice = propagation.isometric_sigma_w(activation, max(depths))
     scale = advice if sigma_w is None else sigma_w

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 def hutch_plus_plus(matvec: Callable[[Array], Array], size: int, key: Array, products: int) -> Float[Array, ""]:
   """tr A from `products` matrix-vector products: exact on the top third of the range, Hutchinson on the rest.
 
-  matvec: (size, k) -> (size, k). Variance falls as 1/products² for a decaying spectrum against 1/products for Hutchinson's
+  matvec: (size, k) -> (size, k). Variance falls as 1/products² for a decaying spectrum against 1/products for
+  Hutchinson's
   estimator. Raises ValueError for products < 3. Source: Meyer, Musco, Musco, Woodruff 2021.
   """
   if products < 3:

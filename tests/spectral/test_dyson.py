@@ -106,7 +106,9 @@ def test_permuting_streams_changes_nothing():
   rng = np.random.default_rng(4)
   mixers, order = _doubly_stochastic(rng, 5, 3), rng.permutation(3)
   permuted = mixers[:, order][:, :, order]
-  assert_allclose(dyson.checked(full_noise(mixers, 0.3), LINE).g, dyson.checked(full_noise(permuted, 0.3), LINE).g, rtol=1e-8)
+  assert_allclose(
+    dyson.checked(full_noise(mixers, 0.3), LINE).g, dyson.checked(full_noise(permuted, 0.3), LINE).g, rtol=1e-8
+  )
 
 
 def test_linearised_chain_is_the_derivative_of_the_map():

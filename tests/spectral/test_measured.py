@@ -47,7 +47,9 @@ def test_lanczos_quadrature_integrates_within_its_error():
   assert_allclose(np.trapezoid(quadrature.log_density(grid), grid), 1.0, atol=1e-2)
 
 
-@pytest.mark.parametrize("law", [laws.MarchenkoPastur(0.5), laws.MarchenkoPastur(1.0), laws.GinibreProduct(1), laws.GinibreProduct(3)])
+@pytest.mark.parametrize(
+  "law", [laws.MarchenkoPastur(0.5), laws.MarchenkoPastur(1.0), laws.GinibreProduct(1), laws.GinibreProduct(3)]
+)
 def test_laws_have_their_moments_and_samples(law):
   low, high = law.edges()
   angle = np.linspace(0, np.pi / 2, 20_001)[1:-1]

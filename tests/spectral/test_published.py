@@ -32,13 +32,16 @@ def test_one_layer_is_exact_by_every_method(method):
   assert_allclose(select.resolvent(mixers, 0.5, Z, method), _default(mixers, 0.5), rtol=1e-8)
 
 
-@pytest.mark.parametrize(("method", "equal", "depth"), [
-  ("z1_mapping", True, 2),
-  ("z1_mapping", True, 10),
-  ("s_transform", False, 10),
-  ("subordination", False, 2),
-  ("twisted", False, 2),
-])
+@pytest.mark.parametrize(
+  ("method", "equal", "depth"),
+  [
+    ("z1_mapping", True, 2),
+    ("z1_mapping", True, 10),
+    ("s_transform", False, 10),
+    ("subordination", False, 2),
+    ("twisted", False, 2),
+  ],
+)
 def test_isometric_mixers_are_free_so_every_method_is_exact(method, equal, depth):
   mixers = _mixers("haar", depth, equal)
   assert_allclose(select.resolvent(mixers, 0.3, Z, method), _default(mixers, 0.3), rtol=1e-7)

@@ -1,1 +1,2 @@
-"""The published pipeline, by name, to be compared with `spectral.dyson`: exact where its assumptions hold, and only there."""
+"""The published pipeline, by name, to be compared with `spectral.dyson`: exact where its assumptions hold, and only
+there."""

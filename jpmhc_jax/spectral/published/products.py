@@ -1,6 +1,8 @@
-"""Free products of layers as published: z₁-mapping (equal layers), S-transform (unequal layers), subordination (two laws).
+"""Free products of layers as published: z₁-mapping (equal layers), S-transform (unequal layers), subordination (two
+laws).
 
-All three take the scalar law of every layer and treat the layers as free of one another. The noises are; the mixers A_l ⊗ I are not,
+All three take the scalar law of every layer and treat the layers as free of one another. The noises are; the mixers
+A_l ⊗ I are not,
 so the result is exact only when every A_lᵀA_l is a multiple of the identity, and can be off by 90 % otherwise.
 Throughout ψ = z G(z) − 1.
 """
@@ -45,7 +47,9 @@ def _logarithmic(s: np.ndarray, sigmas: np.ndarray, powers: np.ndarray, z: np.nd
       u, q = 1 - variance * g, 1 + psi
       den = q * (u**2)[:, None] - s * g[:, None]
       f = np.mean(u[:, None] / den, axis=1) - 1
-      f_g = np.mean(-variance[:, None] / den + u[:, None] * (2 * variance[:, None] * q * u[:, None] + s) / den**2, axis=1)
+      f_g = np.mean(
+        -variance[:, None] / den + u[:, None] * (2 * variance[:, None] * q * u[:, None] + s) / den**2, axis=1
+      )
       f_psi = np.mean(-((u**3)[:, None]) / den**2, axis=1)
       defect = np.sum(powers[:, None] * np.log(q / g), axis=0) + (powers.sum() - 1) * np.log(psi / q) - np.log(at)
       defect = defect.real + 1j * (np.mod(defect.imag + np.pi, 2 * np.pi) - np.pi)  # logarithms know no full turns
@@ -58,14 +62,19 @@ def _logarithmic(s: np.ndarray, sigmas: np.ndarray, powers: np.ndarray, z: np.nd
       if np.max(size) < 1e-11:
         break
   if not np.max(size) < 1e-8:
-    raise UserError(f"S-transform: last Newton step {np.max(size):.1e}; move z further from the real axis or use spectral.dyson")
+    raise UserError(
+      f"S-transform: last Newton step {np.max(size):.1e}; move z further from the real axis or use spectral.dyson"
+    )
   return (1 + psi) / z
 
 
-def subordination(first: Transform, second: Transform, z: np.ndarray, memory: int = 4, iterations: int = 3000) -> np.ndarray:
+def subordination(
+  first: Transform, second: Transform, z: np.ndarray, memory: int = 4, iterations: int = 3000
+) -> np.ndarray:
   """Free product of two laws by subordination, its fixed point sped up by Anderson's method.
 
-  With w = 1/z, η = ψ/(1+ψ), h(w) = η(w)/w: ω = w h₂(w h₁(ω)), and the product's ψ at w is ψ₁ at ω. Raises UserError when it stalls.
+  With w = 1/z, η = ψ/(1+ψ), h(w) = η(w)/w: ω = w h₂(w h₁(ω)), and the product's ψ at w is ψ₁ at ω. Raises UserError
+  when it stalls.
   Source: Belinschi, Bercovici 2007; Belinschi, Speicher 2013.
   """
   w = 1 / np.asarray(z, complex)
@@ -96,4 +105,6 @@ def anderson(step: Transform, start: np.ndarray, memory: int, iterations: int, t
       gamma = -weights * residuals[-1][:, None]
       trial = image + sum(gamma[:, k] * (images[k] - image) for k in range(gamma.shape[1]))
       x = np.where(np.isfinite(trial) & (trial.imag < 0), trial, image)
-  raise UserError(f"subordination: relative change {change:.1e} after {iterations} steps; move z further from the real axis")
+  raise UserError(
+    f"subordination: relative change {change:.1e} after {iterations} steps; move z further from the real axis"
+  )

@@ -1,6 +1,7 @@
 """The scalar Dyson equation of one layer, as published: G = mean_i u / (z u² − s_i), u = 1 − σ² G.
 
-s_i are the eigenvalues of AᵀA, the noise is full. Exact for one layer (it is Pastur's equation for A ⊗ I + σX, since only
+s_i are the eigenvalues of AᵀA, the noise is full. Exact for one layer (it is Pastur's equation for A ⊗ I + σX, since
+only
 the singular values of A matter there). Newton with Armijo damping, continued from large to small Im z.
 """
 
@@ -54,4 +55,3 @@ def from_eigenvalues(s: np.ndarray, sigma: float, z: np.ndarray) -> np.ndarray:
   if not worst < 1e-9:
     raise UserError(f"scalar Dyson: defect {worst:.1e}; move z further from the real axis or use spectral.dyson")
   return g
-

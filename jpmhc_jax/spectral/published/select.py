@@ -30,9 +30,18 @@ def resolvent(mixers: np.ndarray, sigmas: np.ndarray | float, z: np.ndarray, met
   equal = bool(np.all(mixers == mixers[0]) and np.all(sigmas == sigmas[0]))
   if method == "auto":
     method = choose(streams, depth, equal)
-  limits = {"scalar": depth == 1, "operator": depth == 1, "z1_mapping": equal, "s_transform": True, "subordination": depth == 2, "twisted": True}
+  limits = {
+    "scalar": depth == 1,
+    "operator": depth == 1,
+    "z1_mapping": equal,
+    "s_transform": True,
+    "subordination": depth == 2,
+    "twisted": True,
+  }
   if not limits[method]:
-    raise UserError(f"method={method!r}: not for {depth} {'equal' if equal else 'unequal'} layers; 's_transform' takes any stack")
+    raise UserError(
+      f"method={method!r}: not for {depth} {'equal' if equal else 'unequal'} layers; 's_transform' takes any stack"
+    )
   if method == "scalar":
     return scalar.resolvent(mixers[0], float(sigmas[0]), z)
   if method == "operator":

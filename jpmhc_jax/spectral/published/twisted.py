@@ -5,7 +5,8 @@ P = YᵀY with Y = A ⊗ I + σX the S-transform is explicit up to two scalars. 
 
     T(B) = σ² h + AᵀA / u,   u = 1 − σ² g,   R = B T⁻¹,   g = tr R/n,   h = 1/u + tr(A R Aᵀ)/(n u²)
 
-(from R⁻¹ = b⁻¹ − σ²h − AᵀA/u, the matrix Dyson equation, and b⁻¹ = R⁻¹(1 + B)). Dykema 2006: T_{PQ}(B) = T_P(T_Q B T_Q⁻¹) T_Q(B)
+(from R⁻¹ = b⁻¹ − σ²h − AᵀA/u, the matrix Dyson equation, and b⁻¹ = R⁻¹(1 + B)). Dykema 2006: T_{PQ}(B) = T_P(T_Q B
+T_Q⁻¹) T_Q(B)
 in this order of factors; the resolvent at z solves z B = T(B)(1 + B), and G = tr(1 + B)/(n z).
 
 For two layers JᵀJ has the trace moments of (Y_2ᵀY_2)(Y_1Y_1ᵀ): the fold is exact. For more layers the fold multiplies
@@ -44,7 +45,9 @@ def _defect(unknowns: jax.Array, grams: jax.Array, variances: jax.Array, z: jax.
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _newton(unknowns: jax.Array, grams: jax.Array, variances: jax.Array, z: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+def _newton(
+  unknowns: jax.Array, grams: jax.Array, variances: jax.Array, z: jax.Array, steps: int
+) -> tuple[jax.Array, jax.Array]:
   """Damped Newton at every point; returns the size of the last step relative to the unknowns too."""
 
   def one(x, at):
@@ -75,6 +78,8 @@ def resolvent(mixers: np.ndarray, sigmas: np.ndarray | float, z: np.ndarray) -> 
       at = jnp.asarray(z + 1j * height * (total + np.abs(z)))
       unknowns, last = _newton(unknowns, jnp.asarray(grams), jnp.asarray(variances), at, 8)
     if not float(jnp.max(last)) < 1e-8:
-      raise UserError(f"twisted S-transform: last Newton step {float(jnp.max(last)):.1e}; move z further from the real axis")
+      raise UserError(
+        f"twisted S-transform: last Newton step {float(jnp.max(last)):.1e}; move z further from the real axis"
+      )
     b = np.asarray(unknowns)[:, : n * n].reshape(-1, n, n)
   return (1 + np.einsum("tii->t", b) / n) / z
