@@ -3,7 +3,8 @@
   jpmhc train --config=configs/arc2.py:cayley --workdir=runs/arc2_cayley
 
 Variants as in configs/arc1.py. Published: TRM 7.8 pass@2. With ConceptARC: --config.data.arc.dataset=arc2concept
---config.data.arc.concept_folder=<ConceptARC/corpus>. Do not train on both ARC-1 and ARC-2 and score both: they share tasks.
+--config.data.arc.concept_folder=<ConceptARC/corpus>. Do not train on both ARC-1 and ARC-2
+and score both: they share tasks.
 None of this has been re-run here. Cost: as arc1 per step, 1.4 times the steps.
 """
 

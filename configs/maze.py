@@ -2,8 +2,8 @@
 
   jpmhc train --config=configs/maze.py:tiny --workdir=runs/maze
 
-Variants: tiny (7×7, minutes on a CPU), hard (30×30-class mazes, 29×29 with long paths: the published Maze-Hard recipe on generated mazes;
-published 85.3 exact for TRM on its own data, not comparable). All use Cayley mixers; another family is
+Variants: tiny (7×7, minutes on a CPU), hard (29×29 with long paths: the published Maze-Hard recipe on generated
+mazes; published 85.3 exact for TRM on its own data, not comparable). All use Cayley mixers; another family is
 --config.connection.manifold=sinkhorn, no streams --config.connection.streams=1.
 """
 

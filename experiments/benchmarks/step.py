@@ -144,8 +144,9 @@ def main() -> None:
   for row in table:
     pieces = "  ".join(f"{part} {value:.2f}" for part, value in row["parts_ms"].items())
     print(
-      f"{row['network']:18s} {row['step_ms']:8.1f} ms  ×{row['ratio_to_plain']:.2f}  compile {row['compile_s']:5.1f} s  "
-      f"dispatch {row['dispatch_ms']:.2f} ms  temporary {row['temporary_MiB']:6.1f} MiB   | block parts, ms: {pieces}"
+      f"{row['network']:18s} {row['step_ms']:8.1f} ms  ×{row['ratio_to_plain']:.2f}  "
+      f"compile {row['compile_s']:5.1f} s  dispatch {row['dispatch_ms']:.2f} ms  "
+      f"temporary {row['temporary_MiB']:6.1f} MiB  | block parts, ms: {pieces}"
     )
   if options.out:
     options.out.write_text(json.dumps({"environment": timing.environment(), "rows": table}, indent=2) + "\n")

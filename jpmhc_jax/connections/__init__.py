@@ -7,5 +7,6 @@ from jpmhc_jax.connections.stored import GEOMETRIES
 from jpmhc_jax.connections.wrapper import Connection
 
 __all__ = [
-  "Coefficients", "Connection", "GEOMETRIES", "HyperConnection", "Routing", "expand", "mix_and_write", "read", "reduce", "write",
+  "Coefficients", "Connection", "GEOMETRIES", "HyperConnection", "Routing",
+  "expand", "mix_and_write", "read", "reduce", "write",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ SAMPLE = 256  # tokens whose matrices are decomposed
 
 
 def stream_diagnostics(streams: Float[Array, "*tokens n d"]) -> dict[str, Float[Array, ""]]:
-  """difference_energy E⊥/‖x‖² in [0, 1], cosine (mean pairwise), effective_rank in [1, n] of the streams' Gram matrix."""
+  """difference_energy E⊥/‖x‖² in [0, 1], cosine (mean pairwise), effective_rank in [1, n] of the Gram matrix."""
   n, d = streams.shape[-2:]
   x = streams.reshape(-1, n, d).astype(jnp.float32)
   gram = jnp.einsum("tid,tjd->tij", x, x)

@@ -5,8 +5,8 @@
 | sigmoid      | a = σ(p)                                  | b = 2σ(q)                           | n + n   |
 | softmax_read | a = softmax(p/τ)                          | b = 2σ(q)                           | n + n   |
 
-The n×n matrices of the softmax form (JPmHC) only ever act through these two vectors, since the sub-layer's output is the
-same for every stream; the n×d product P x is never built. Sources: JPmHC (2602.18308), mHC (2512.24880).
+The n×n matrices of the softmax form (JPmHC) only ever act through these two vectors, since the sub-layer's output is
+the same for every stream; the n×d product P x is never built. Sources: JPmHC (2602.18308), mHC (2512.24880).
 """
 
 import dataclasses

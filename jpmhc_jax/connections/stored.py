@@ -63,7 +63,7 @@ def stored_mixer(manifold: manifolds.Manifold, family: str) -> StoredMixer:
   name = _name(manifold)
   if name is None:
     raise ConfigError(
-      f"connection.parameterisation='manifold': the mixers of connection.manifold={family!r} are no manifold of their own "
-      "to step on; use parameterisation='logits', or cayley, polar, iso, sinkhorn or grassmann"
+      f"connection.parameterisation='manifold': the mixers of connection.manifold={family!r} are no manifold of their "
+      "own to step on; use parameterisation='logits', or cayley, polar, iso, sinkhorn or grassmann"
     )
   return StoredMixer(name, manifold)

@@ -30,8 +30,8 @@ def default() -> ml_collections.ConfigDict:
 def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
   """Reads `path/to/file.py:variant`, applies `--config.a.b=value` overrides, and returns the checked config.
 
-  Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant that
-  the file does not offer.
+  Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant
+  that the file does not offer.
   """
   name, _, variant = spec.partition(":")
   path = pathlib.Path(name)
@@ -45,7 +45,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
 
 
 def override(config: schema.Config, overrides: Sequence[str], only: str) -> schema.Config:
-  """Applies `--config.<only>.…=value` overrides to a resolved config; other fields belong to the run and are refused."""
+  """Applies `--config.<only>.…=value` overrides to a resolved config; other fields belong to the run: refused."""
   for argument in overrides:
     if not argument.startswith(f"--{_FLAG}.{only}."):
       raise ConfigError(f"{argument}: only fields of {only!r} can be overridden for an existing run")
@@ -56,12 +56,12 @@ def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schem
   _check_overrides(overrides)
   argv = ["jpmhc", *overrides]
   parsed = flags.FlagValues()
-  config_flags.DEFINE_config_dict(_FLAG, values, flag_values=parsed, sys_argv=argv)
+  holder = config_flags.DEFINE_config_dict(_FLAG, values, flag_values=parsed, sys_argv=argv)
   try:
     parsed(argv)
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(f"{error}{_expected_types(overrides)}") from error
-  return validate(from_dict(parsed[_FLAG].value.to_dict()))
+  return validate(from_dict(holder.value.to_dict()))
 
 
 def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
@@ -121,7 +121,7 @@ def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
     expected = type(default_value).__name__
     raise ConfigError(f"{name}={value!r}: expected {expected}, got {type(value).__name__}")
   if field.metadata["choices"]:
-    check_choice(name, value, field.metadata["choices"])
+    check_choice(name, str(value), field.metadata["choices"])
   return value
 
 

@@ -1,7 +1,7 @@
 """Every field of a run's configuration: name, type, default, meaning. Data only; nothing here computes.
 
-A config file fills these in (`configs/*.py`), `core.config` locks and checks them, `jpmhc describe` prints them. The rest
-of the package receives the frozen dataclasses, so that a misspelt field is an error at import time of its reader.
+A config file fills these in (`configs/*.py`), `core.config` locks and checks them, `jpmhc describe` prints them. The
+rest of the package receives the frozen dataclasses, so that a misspelt field is an error at import time of its reader.
 """
 
 import dataclasses
@@ -39,7 +39,8 @@ class Precision:
 class ArcData:
   dataset: str = field(
     "arc1",
-    "arc1 = the 800 public ARC-AGI-1 tasks, arc2 = the 1,120 public ARC-AGI-2 tasks, *concept = with ConceptARC added, folder = your own",
+    "arc1 = the 800 public ARC-AGI-1 tasks, arc2 = the 1,120 public ARC-AGI-2 tasks, *concept = with ConceptARC added, "
+    "folder = your own",
     ("arc1", "arc2", "arc1concept", "arc2concept", "folder"),
   )
   folder: str = field(
@@ -138,13 +139,15 @@ class Connection:
   streams: int = field(4, "n: residual streams; 1 = the plain residual network")
   read_write: str = field(
     "sigmoid",
-    "softmax = n x n stochastic matrices (JPmHC), sigmoid = vectors sigma and 2 sigma (mHC), softmax_read = softmax vector and 2 sigma",
+    "softmax = n x n stochastic matrices (JPmHC), sigmoid = vectors sigma and 2 sigma (mHC), "
+    "softmax_read = softmax vector and 2 sigma",
     ("softmax", "sigmoid", "softmax_read"),
   )
   temperature: float = field(1.0, "tau of the softmax read and write")
   generator: str = field(
     "dynamic",
-    "where the logits come from: static = learned bias, dynamic = bias + projection of the token, gated = bias + gate * projection",
+    "where the logits come from: static = learned bias, dynamic = bias + projection of the token, "
+    "gated = bias + gate * projection",
     ("static", "dynamic", "gated"),
   )
   gate_init: float = field(0.01, "initial value of the gates of generator=gated")
@@ -154,12 +157,14 @@ class Connection:
   )
   parameterisation: str = field(
     "logits",
-    "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, trained by Riemannian steps",
+    "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, "
+    "trained by Riemannian steps",
     ("logits", "manifold"),
   )
   init: str = field(
     "random",
-    "how stream symmetry is broken: random = small random projection, zero = not at all, round_robin = read bias by layer index",
+    "how stream symmetry is broken: random = small random projection, zero = not at all, "
+    "round_robin = read bias by layer index",
     ("random", "zero", "round_robin"),
   )
   init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")

@@ -1,6 +1,6 @@
 """Batches ahead of the step: grain reads `dataset.batch(step)` in threads, in order, from any step on."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import dataclasses
 import itertools
 
@@ -8,6 +8,8 @@ import grain
 
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.dataset import Batch, Dataset
+
+Stream = Generator[tuple[int, Batch], None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class _Steps:
     return step, self.dataset.batch(step, self.rows)
 
 
-def load(dataset: Dataset, start: int = 0, rows: slice = slice(None), prefetch: int = 2) -> Iterator[tuple[int, Batch]]:
+def load(dataset: Dataset, start: int = 0, rows: slice = slice(None), prefetch: int = 2) -> Stream:
   """Yields (step, batch) for step = start, start + 1, … without end; `rows` is this host's share of the global batch.
 
   prefetch: batches built ahead in as many threads (at most 4); 0 builds each when asked, without threads. The
@@ -40,7 +42,7 @@ def load(dataset: Dataset, start: int = 0, rows: slice = slice(None), prefetch: 
   return _prefetched(steps, prefetch)
 
 
-def _prefetched(steps: _Steps, prefetch: int) -> Iterator[tuple[int, Batch]]:
+def _prefetched(steps: _Steps, prefetch: int) -> Stream:
   options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
   iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(options))
   try:

@@ -1,4 +1,4 @@
-"""Evaluates a state on the held-out examples: accuracies, ARC votes, examples to look at; writes evaluation/step_N.json."""
+"""Evaluates a state on the held-out examples: accuracies, ARC votes, examples; writes evaluation/step_N.json."""
 
 from collections.abc import Iterator
 import gzip
@@ -21,7 +21,7 @@ EXAMPLES = 60  # shown in the report
 
 
 class Evaluator:
-  """Callable on (state, step). The votes of each evaluation are kept in the workdir, so that pooling survives restarts."""
+  """Callable on (state, step). The votes of each evaluation stay in the workdir, so that pooling survives restarts."""
 
   def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path):
     self.setup, self.dataset, self.folder = setup, dataset, workdir / "evaluation"
@@ -52,7 +52,8 @@ class Evaluator:
   def _pass(
     self, state: TrainState, votes: ArcVotes | None, permutation: np.ndarray | None = None
   ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    sums, count, examples = dict.fromkeys(MEANS, 0.0), 0, []
+    sums, count = dict.fromkeys(MEANS, 0.0), 0
+    examples: list[dict[str, Any]] = []
     for batch, result in self._results(state, permutation):
       valid = batch["valid"]
       count += int(valid.sum())

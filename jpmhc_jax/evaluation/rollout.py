@@ -1,4 +1,4 @@
-"""The evaluation rollout: every example takes all supervision steps with the averaged parameters; the last one answers."""
+"""The evaluation rollout: every example takes all supervision steps with averaged parameters; the last one answers."""
 
 from collections.abc import Callable
 import functools
@@ -36,11 +36,11 @@ def make_rollout(setup: Setup) -> Rollout:
     step = functools.partial(forward, graph, params, buffers, rows)
 
     def one(latents: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-      output = step(Carry(*latents, steps, steps > 0, batch))
+      output = step(Carry(latents[0], latents[1], steps, steps > 0, batch))
       return (output.z_h, output.z_l), None
 
     latents, _ = jax.lax.scan(one, start, None, length=config.model.recursion.max_steps - 1)
-    output = step(Carry(*latents, steps, steps > 0, batch))
+    output = step(Carry(latents[0], latents[1], steps, steps > 0, batch))
     per_row = losses(output, batch["labels"], config.model.loss)
     per_row["loss"] = per_row["lm_loss"] + HALT_WEIGHT * per_row["q_halt_loss"]
     return per_row | {"predictions": jnp.argmax(output.logits, axis=-1).astype(jnp.int32), "q_halt": output.q[:, 0]}

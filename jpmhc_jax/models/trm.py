@@ -27,6 +27,7 @@ from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, T
 
 Latent = Float[Array, "b l ..."]
 Network = Callable[[Array, Array], Array]
+Connect = Callable[[Array, Callable[[Array], Array]], Array]
 Visitor = Callable[[str, Any, Array], None]  # (name, connection, the streams that enter it)
 
 _HALT_BIAS = -5.0  # q_head starts at σ(−5): nothing halts early until the model has learned to say so
@@ -71,12 +72,15 @@ class Block(nnx.Module):
   """Two sub-layers in post-norm form: h ← RMS(connect(h, mix tokens)); h ← RMS(connect(h, SwiGLU))."""
 
   def __init__(self, model: schema.Model, connection: schema.Connection, length: int, layer: int, rngs: nnx.Rngs):
+    self.tokens: Attention | TokenMLP
     if model.token_mixer == "mlp":
       self.tokens = TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
     else:
       theta = model.rope_theta if model.positions == "rope" else None
       self.tokens = Attention(model.width, model.heads, rope_theta=theta, rngs=rngs)
     self.features = SwiGLU(model.width, swiglu_width(model.width, model.expansion, model.mlp_multiple), rngs=rngs)
+    self.connect_tokens: Connect
+    self.connect_features: Connect
     if connection.streams > 1:
       self.connect_tokens = Connection(connection, width=model.width, layer_index=2 * layer, rngs=rngs)
       self.connect_features = Connection(connection, width=model.width, layer_index=2 * layer + 1, rngs=rngs)
@@ -102,7 +106,7 @@ def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
 
 
 class TRM(nnx.Module):
-  """The model without its puzzle table: the rows of the table come in as an argument, so that nothing is dense in it."""
+  """The model without its puzzle table: rows of the table come in as an argument, so that nothing is dense in it."""
 
   def __init__(
     self,
@@ -160,7 +164,7 @@ class TRM(nnx.Module):
   def network(self, h: Latent, injection: Latent, visit: Visitor | None = None) -> Latent:
     """f(h, v): add v, then the blocks. One network serves both latents.
 
-    `visit` sees every connection ("block0.tokens", …) with its streams; it is for diagnostics, outside the training step.
+    `visit` sees every connection ("block0.tokens", …) with its streams; it is for diagnostics, not for training.
     """
     h = h + injection
     inside_call = self.connection.streams > 1 and self.connection.scope == "call"

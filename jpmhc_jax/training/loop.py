@@ -9,7 +9,7 @@ Everything random is a function of (seed, step) and the data position is the ste
 the run bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 import contextlib
 import dataclasses
 import itertools
@@ -151,7 +151,7 @@ class _Loop:
   def __init__(
     self,
     run: Run,
-    batches: Iterator[tuple[int, dict[str, np.ndarray]]],
+    batches: Generator[tuple[int, dict[str, np.ndarray]], None, None],
     checkpoints: Checkpoints,
     writers: Writers,
     bar: ProgressBar,
@@ -201,8 +201,9 @@ class _Loop:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["lm_loss"] + values["gradient_norm"]):
       raise NonFiniteLossError(
-        f"step {step}: loss {values['lm_loss']}, gradient norm {values['gradient_norm']}. The last checkpoint is intact. "
-        "Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, or choose a norm-preserving connection.manifold"
+        f"step {step}: loss {values['lm_loss']}, gradient norm {values['gradient_norm']}. The last checkpoint is "
+        "intact. Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, or choose a norm-preserving "
+        "connection.manifold"
       )
     self.window.append(values)
     self.finished_at.append(time.monotonic())

@@ -27,8 +27,9 @@ TABLE_ROWS_MULTIPLE = 256
 class TrainState:
   """A pytree whose leaves may also be shapes or shardings.
 
-  step: finished steps, () int32; params, ema: float32 masters and their average (None when off); optimizer: optax state;
-  buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: see `Carry`.
+  step: finished steps, () int32; params, ema: float32 masters and their average (None when off); optimizer: optax
+  state; buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: see
+  `Carry`.
   """
 
   step: Any
@@ -84,7 +85,9 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
   """Shapes, optimiser and shardings of a run; `setup.create()` then makes the state on the devices."""
   meshes.check_batch(config.batch_size, config.accumulation, mesh)
   key = streams.key_for(config.seed, "parameters")
-  graph, params, buffers = nnx.split(jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...)
+  graph, params, buffers = nnx.split(  # type: ignore[misc]
+    jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...
+  )
   axes, roles = _metadata(params, "axes"), _metadata(params, "role")
   optimizer = make_optimizer(config.optimizer, roles, config.steps)
   create = _creator(config, dataset, optimizer)
@@ -133,7 +136,7 @@ def _creator(
     latents = model.initial_latents(config.batch_size, length)
     batch = {"inputs": rows, "labels": rows, "puzzle_identifiers": ids}
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
-    _, params, buffers = nnx.split(model, nnx.Param, ...)
+    _, params, buffers = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     return TrainState(
       step=jnp.zeros((), jnp.int32),

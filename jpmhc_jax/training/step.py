@@ -39,7 +39,7 @@ def make_train_step(setup: Setup) -> StepFunction:
     updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     table = state.table
-    if table is not None:
+    if row_grads is not None:
       decay = config.optimizer.puzzle.weight_decay
       ids = carry.data["puzzle_identifiers"]
       table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
@@ -86,7 +86,7 @@ def accumulate(
     total, (carry, row_grads, metrics) = one(zeros, (carry, rows, jnp.zeros((), jnp.int32)))
   else:
     dealt = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), (carry, rows))
-    total, (*dealt, metrics) = jax.lax.scan(one, zeros, (*dealt, jnp.arange(pieces)))
-    carry, row_grads = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tuple(dealt))
+    total, (*after, metrics) = jax.lax.scan(one, zeros, (dealt[0], dealt[1], jnp.arange(pieces)))
+    carry, row_grads = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tuple(after))
     metrics = jax.tree.map(jnp.sum, metrics)
   return jax.tree.map(lambda g: g / config.batch_size, (total, row_grads)), carry, metrics

@@ -1,4 +1,4 @@
-"""The fused operators against the plain formulas: values, gradients in float64, static and per-token coefficients, dtypes."""
+"""The fused operators against the plain formulas: values, gradients in float64, static coefficients, dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ TOKENS, N, D = (2, 3), 4, 5
 
 
 def _plain_read(x, a):
-  return jnp.sum(jnp.moveaxis(jnp.broadcast_to(a.reshape(N, *_free(a, 1)), (N, *TOKENS)), 0, -1)[..., None] * x, axis=-2)
+  return jnp.sum(
+    jnp.moveaxis(jnp.broadcast_to(a.reshape(N, *_free(a, 1)), (N, *TOKENS)), 0, -1)[..., None] * x, axis=-2
+  )
 
 
 def _plain_mix(x, h, b, y):

@@ -1,4 +1,4 @@
-"""The block: plain residual at the start, symmetry that breaks, independence of the form, three generators, clear errors."""
+"""The block: plain residual at the start, symmetry that breaks, every form and generator, clear errors."""
 
 import dataclasses
 
