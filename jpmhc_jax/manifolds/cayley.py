@@ -38,9 +38,7 @@ def _closed_form(skew: Array) -> Array:
   # Normalising p and q by their computed lengths keeps Q orthogonal to rounding at any size of S. n < 4 embeds in
   # so(4).
   n, zero = skew.shape[0], jnp.zeros_like(skew[0, 0])
-  a, b, c, d, e, f = (
-    skew[i, j] if j < n else zero for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-  )
+  a, b, c, d, e, f = (skew[i, j] if j < n else zero for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)))
   pfaffian = a * f - b * e + c * d
   p = [1 - pfaffian, a + f, b - e, c + d]
   q = [1 + pfaffian, a - f, b + e, c - d]

@@ -59,9 +59,7 @@ def rotate(
   return jnp.linalg.solve(eye - half, x + matmul(half, x))
 
 
-def _generator(
-  point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]
-) -> Float[Array, "*batch n p"]:
+def _generator(point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
   """P Z with P = I - X X^T / 2, so that W = (P Z) X^T - X (P Z)^T is skew and W X = Z for tangent Z."""
   return step - 0.5 * matmul(point, gram(point, step))
 

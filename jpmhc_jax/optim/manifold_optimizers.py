@@ -122,9 +122,7 @@ class LandingState(NamedTuple):
   count: jax.Array  # type: ignore[assignment]  # optax's name, which shadows tuple.count
 
 
-def landing(
-  learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any = 0.5
-) -> optax.GradientTransformation:
+def landing(learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any = 0.5) -> optax.GradientTransformation:
   """Soft landing: no retraction; the iterate is pulled to X^T X = I while it descends.
 
   p <- p - eta L,  L = psi X + attraction * X (X^T X - I),  psi = skew(G X^T), the two parts being orthogonal. eta is
@@ -134,6 +132,7 @@ def landing(
   and 1 it only contracts, beyond 1 it stands still.
   Source: Ablin & Peyre 2022; Ablin, Vary, Gao & Absil 2023 for n > p.
   """
+
   def step(point: jax.Array, gradient: jax.Array, rate: jax.Array) -> jax.Array:
     product = gram(point, point)
     excess = product - identity_like(product)
