@@ -1,37 +1,96 @@
 """jpmhc describe: every config field with its meaning, default and value; or the table of mixer families."""
 
 import argparse
+from collections.abc import Iterator
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Describe:
   name: str = "describe"
-  help: str = "List every config field with meaning, default and value."
+  help: str = "List every config field with meaning, default and value; --mixers compares the mixer families."
   takes_overrides: bool = True
   computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=None, help="config file and variant whose values are shown")
+    parser.add_argument("--mixers", action="store_true", help="print one comparison table of all mixer families")
 
   def run(self, options: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from jpmhc_jax.core import config as configs
     from jpmhc_jax.core import schema
 
     config = configs.load(options.config, options.overrides) if options.config else schema.Config()
-    values = dict(configs.leaves(config))
-    table = Table(title=f"{options.config or 'the defaults'} (values that differ from the default are bold)")
-    for heading in ("field", "value", "default", "meaning"):
-      table.add_column(heading, overflow="fold")
-    for name, default, meaning, choices in configs.documentation():
-      changed = values[name] != default
-      allowed = f" [{' | '.join(choices)}]" if choices else ""
-      style = "bold" if changed else ""
-      table.add_row(Text(name), Text(repr(values[name]), style), Text(repr(default)), Text(meaning + allowed))
     console = Console()
-    Console(width=max(console.width, 140)).print(table)
+    table = mixer_table(config.connection.streams, config.model.width) if options.mixers else field_table(config)
+    table.title = f"{options.config or 'the defaults'}: {table.title}"
+    Console(width=max(console.width, 160 if options.mixers else 140)).print(table)
     return 0
+
+
+def field_table(config: Any) -> Any:
+  """One row a field; values that differ from the default are bold."""
+  from rich.table import Table
+  from rich.text import Text
+
+  from jpmhc_jax.core import config as configs
+
+  values = dict(configs.leaves(config))
+  table = Table(title="values that differ from the default are bold")
+  for heading in ("field", "value", "default", "meaning"):
+    table.add_column(heading, overflow="fold")
+  for name, default, meaning, choices in configs.documentation():
+    allowed = f" [{' | '.join(choices)}]" if choices else ""
+    style = "bold" if values[name] != default else ""
+    table.add_row(Text(name), Text(repr(values[name]), style), Text(repr(default)), Text(meaning + allowed))
+  return table
+
+
+def mixer_table(n: int, d: int) -> Any:
+  """One row a family: the set, its dimension, what it does to norms and eigenvalues, its start, its cost."""
+  from rich.table import Table
+
+  table = Table(title=f"mixers of n = {n} streams of width d = {d}; dynamic generator with sigmoid read and write")
+  for heading in ("name", "set", "dim", "norm", "eigenvalues", "det", "|start − I|", "parameters", "FLOPs/token"):
+    table.add_column(heading, overflow="fold")
+  for row in mixer_rows(n, d):
+    table.add_row(*row)
+  return table
+
+
+def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
+  """Cells of the table; families that do not exist for n streams say so."""
+  import jax
+
+  from jpmhc_jax.connections import HyperConnection
+  from jpmhc_jax.core import schema
+  from jpmhc_jax.core.errors import ConfigError
+  from jpmhc_jax.manifolds import FAMILIES, make
+
+  strength = schema.Connection().identity_bias
+  for name in FAMILIES:
+    manifold = make(name)
+    try:
+      dimension = manifold.dimension(n)
+      rule = HyperConnection.from_config(schema.Connection(manifold=name, streams=n), d, 0)
+    except ConfigError as error:
+      yield (name, manifold.traits.set, f"not for n = {n}", str(error), "", "", "", "", "")
+      continue
+    shapes = jax.eval_shape(rule.init, jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    forward, backward = manifold.flops(n)
+    traits = manifold.traits
+    yield (
+      name,
+      traits.set,
+      str(dimension),
+      traits.norm,
+      traits.eigenvalues,
+      traits.determinant,
+      f"{manifold.identity_error(n, strength):.2g}",
+      f"{parameters:,}",
+      f"{forward:,} + {backward:,}",
+    )

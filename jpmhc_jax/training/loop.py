@@ -160,6 +160,7 @@ class _Loop:
   ):
     self.parts, self.batches, self.checkpoints, self.writers = run, batches, checkpoints, writers
     self.bar, self.signals, self.clock = bar, signals, clock
+    self.began = time.monotonic()
     self.window: list[dict[str, float]] = []
     self.finished_at: list[float] = []
     self.evaluation: dict[str, float] = {}
@@ -168,14 +169,14 @@ class _Loop:
     run, config = self.parts, self.parts.config
     step_function = make_train_step(run.setup)
     sharding = meshes.batch_sharding(run.setup.mesh)
-    pending, began = None, time.monotonic()
+    pending = None
     for step, batch in itertools.islice(self.batches, config.steps - start):
       on_device = {name: jax.device_put(value, sharding) for name, value in batch.items()}
       with jax.transfer_guard("disallow"):
         state, metrics = step_function(state, on_device)
       if step == start:
         jax.block_until_ready(state.step)
-        self.writers.write(step + 1, {"time/compile_s": time.monotonic() - began})
+        self.writers.write(step + 1, {"time/compile_s": time.monotonic() - self.began})
       self._read_back(pending)
       pending = (step + 1, metrics)
       self.bar.advance(step)
@@ -183,13 +184,17 @@ class _Loop:
       if self._due(done, config.evaluation.every) or self._due(done, config.checkpoint.every) or self.signals.received:
         self._read_back(pending)
         pending = None
-        state = self._evaluate_and_save(state, done, began)
+        self._evaluate_and_save(state, done)
       elif self._due(done, config.logging.diagnostics_every) and run.diagnose:
         self.writers.write(done, run.diagnose(state))
       if self.signals.received:
         raise Interrupted(f"{self.signals.received.name} at step {done}: saved; run the same command to resume")
     self._read_back(pending)
     return state
+
+  def _elapsed(self) -> float:
+    """Seconds of this run, all its starts together."""
+    return self.clock["seconds"] + time.monotonic() - self.began
 
   def _due(self, step: int, every: int) -> bool:
     return step == self.parts.config.steps or (every > 0 and step % every == 0)
@@ -214,6 +219,7 @@ class _Loop:
     config = self.parts.config
     sums = {name: sum(v[name] for v in self.window) for name in self.window[0]}
     scalars = {f"train/{k}": v for k, v in summarise(sums, config.batch_size * len(self.window)).items()}
+    scalars["time/elapsed_s"] = self._elapsed()
     scalars["train/gradient_norm"] = self.window[-1]["gradient_norm"]
     scalars["train/learning_rate"] = self.parts.setup.learning_rate(step - 1)
     if len(self.finished_at) > 1:
@@ -223,7 +229,7 @@ class _Loop:
     self.bar.show(step, scalars)
     self.window, self.finished_at = [], self.finished_at[-1:]
 
-  def _evaluate_and_save(self, state: TrainState, step: int, began: float) -> TrainState:
+  def _evaluate_and_save(self, state: TrainState, step: int) -> None:
     run, config = self.parts, self.parts.config
     if self._due(step, config.evaluation.every):
       self.evaluation = run.evaluate(state, step)
@@ -233,16 +239,14 @@ class _Loop:
       if run.diagnose:
         self.writers.write(step, run.diagnose(state))
     if self._due(step, config.checkpoint.every) or self.signals.received:
-      clock = {"seconds": self.clock["seconds"] + time.monotonic() - began}
       self.checkpoints.save(
         step,
         state,
         config=config,
         identifiers=list(run.dataset.identifiers),
-        clock=clock,
+        clock={"seconds": self._elapsed()},
         metrics=self.evaluation,
       )
       # The next step donates the state's buffers: what is being written must be on the host before.
       self.checkpoints.wait()
     self.finished_at = []
-    return state

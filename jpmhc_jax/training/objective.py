@@ -73,8 +73,7 @@ def objective(
 
 
 def summarise(sums: dict[str, float], rows: int) -> dict[str, float]:
-  """Means from summed metrics: per halted row, or per row for the losses."""
-  count = max(sums["count"], 1.0)
-  means = {name: sums[name] / count for name in PER_HALTED}
+  """Means from summed metrics: per halted row (absent where none halted), or per row for the losses."""
+  means = {name: sums[name] / sums["count"] for name in PER_HALTED if sums["count"]}
   means |= {name: sums[name] / max(rows, 1) for name in PER_ROW}
   return means | {"loss": means["lm_loss"] + HALT_WEIGHT * means["q_halt_loss"], "count": sums["count"]}

@@ -34,7 +34,7 @@ class ProgressBar:
 
   def __init__(self, steps: int, start: int, console: Console | None = None):
     self._console = console or Console()
-    self._steps, self._last_line, self._began, self._start = steps, 0.0, time.monotonic(), start
+    self._steps, self._last_line = steps, 0.0
     self._bar: Progress | None = None
     if self._console.is_terminal:
       columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn()]
@@ -63,7 +63,7 @@ class ProgressBar:
     now = time.monotonic()
     if step >= self._steps or now - self._last_line > LINE_EVERY_S:
       self._last_line = now
-      remaining = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
+      remaining = 1e-3 * scalars.get("time/step_ms", 0.0) * (self._steps - step)
       self.say(f"step {step}/{self._steps}  {summary(scalars)}  {remaining:.0f} s left")
 
   def say(self, text: str) -> None:
