@@ -1,0 +1,207 @@
+"""The command line on one tiny run: files, exit codes, messages, resuming, evaluating, reporting."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny
+
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+from jpmhc_jax.main import main
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+  """A config file of a 4-step run on all test devices."""
+  config = tiny.config(
+    steps=4,
+    mesh=schema.Mesh(data=-1),
+    checkpoint=schema.Checkpoint(every=2),
+    evaluation=schema.Evaluation(every=2),
+    logging=schema.Logging(every=1, tensorboard=False, diagnostics_every=2),
+  )
+  path = tmp_path_factory.mktemp("configs") / "tiny_config.py"
+  path.write_text(
+    "import ml_collections\n\n\ndef get_config(variant='plain'):\n"
+    f"  config = ml_collections.ConfigDict({configs.to_dict(config)!r}).lock()\n"
+    "  if variant == 'misspelt':\n    config.optimizer.learning_rat = 1e-3\n"
+    "  return config\n"
+  )
+  return path
+
+
+@pytest.fixture(scope="module")
+def workdir(config_file, tmp_path_factory):
+  """Where `jpmhc train` ran once to its end; tests only read it or append to it."""
+  folder = tmp_path_factory.mktemp("runs") / "tiny"
+  with pytest.MonkeyPatch.context() as patch:
+    printed = []
+    patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+    assert main(["train", f"--config={config_file}", f"--workdir={folder}"]) == 0
+  assert f"report: {folder / 'report.html'}" in printed
+  return folder
+
+
+def _lines(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _losses(workdir):
+  return [(line["step"], line["train/loss"]) for line in _lines(workdir) if "train/loss" in line]
+
+
+def _json(path):
+  return json.loads(path.read_text())
+
+
+def test_train_writes_the_whole_workdir(workdir, config_file):
+  assert configs.restore(workdir / "config.json") == configs.load(str(config_file))
+  environment = _json(workdir / "environment.json")
+  assert environment["command"] == ["jpmhc", "train", f"--config={config_file}", f"--workdir={workdir}"]
+  revision = environment["git_revision"].removesuffix("+changes")
+  assert revision == "unknown" or (len(revision) == 40 and int(revision, 16) > 0)
+  assert environment["packages"]["jax"] == jax.__version__
+  assert [device["platform"] for device in environment["devices"]] == [d.platform for d in jax.devices()]
+  assert environment["seed"] == 0
+  assert [step for step, _ in _losses(workdir)] == [1, 2, 3, 4]
+  assert all(0 < loss < 20 for _, loss in _losses(workdir))
+  assert sorted(p.name for p in (workdir / "evaluation").glob("step_*.json")) == ["step_2.json", "step_4.json"]
+  assert (workdir / "checkpoints").is_dir()
+  page = (workdir / "report.html").read_text()
+  assert page.startswith("<!") and "</html>" in page
+
+
+def test_metrics_hold_the_scalars_of_training_evaluation_and_mixers(workdir):
+  lines = _lines(workdir)
+  last = {name: value for line in lines if line["step"] == 4 for name, value in line.items()}
+  evaluated = _json(workdir / "evaluation" / "step_4.json")["metrics"]
+  assert {f"evaluation/{name}": value for name, value in evaluated.items()}.items() <= last.items()
+  assert last["train/learning_rate"] == pytest.approx(1e-2)
+  for where in ("block0.tokens", "block0.features", "composite"):
+    assert last[f"mixer/{where}/largest_singular_value"] == pytest.approx(1.0, abs=1e-5)
+  assert all(value is not None for line in lines for value in line.values())
+
+
+def test_training_again_on_a_finished_workdir_does_nothing_but_the_report(workdir, config_file, capsys):
+  losses = _losses(workdir)
+  (workdir / "report.html").unlink()
+  assert main(["train", f"--config={config_file}", f"--workdir={workdir}"]) == 0
+  assert f"report: {workdir / 'report.html'}" in capsys.readouterr().out
+  assert (workdir / "report.html").is_file()
+  assert _losses(workdir) == losses
+  assert len(_json(workdir / "environment.json")["earlier_starts"]) >= 1
+
+
+def test_another_config_on_the_same_workdir_is_refused_and_the_field_named(workdir, config_file, capsys):
+  before = (workdir / "config.json").read_text()
+  arguments = ["train", f"--config={config_file}", f"--workdir={workdir}", "--config.optimizer.beta2=0.5"]
+  assert main(arguments) == 2
+  error = capsys.readouterr().err
+  assert "optimizer.beta2: 0.95 there, 0.5 now" in error and "--workdir" in error
+  assert "Traceback" not in error
+  assert (workdir / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [
+    (["--config.optimizer.learning_rat=1e-3"], "optimizer.learning_rate"),
+    (["--config.modle.width=16"], "model.width"),
+    (["--config.steps=many"], "steps: int"),
+    (["--config.connection.manifold=caley"], "cayley"),
+    (["--config.model.heads=3"], "model.heads=3"),
+    (["--config.steps"], "--config.steps=VALUE"),
+    (["--surprise=1"], "unknown argument"),
+  ],
+)
+def test_a_bad_field_or_value_exits_with_2_and_says_what_would_do(arguments, expected, config_file, tmp_path, capsys):
+  assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("jpmhc train: ") and expected in error and "Traceback" not in error
+
+
+def test_a_misspelt_field_inside_a_config_file_is_found(config_file, tmp_path, capsys):
+  assert main(["train", f"--config={config_file}:misspelt", f"--workdir={tmp_path / 'run'}"]) == 2
+  error = capsys.readouterr().err
+  assert "learning_rat" in error and "learning_rate" in error
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config_file_exits_with_2(tmp_path, capsys):
+  assert main(["train", f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+  assert f"no file {tmp_path / 'none.py'}" in capsys.readouterr().err
+
+
+def test_evaluate_repeats_the_metrics_of_the_last_evaluation(workdir, capsys):
+  path = workdir / "evaluation" / "step_4.json"
+  before = _json(path)
+  path.unlink()
+  assert main(["evaluate", f"--workdir={workdir}"]) == 0
+  assert _json(path) == before
+  out = capsys.readouterr().out
+  assert f"written: {path}" in out
+  assert f"{'exact_accuracy':28s} {before['metrics']['exact_accuracy']:.6g}" in out
+
+
+def test_evaluate_takes_an_earlier_step_and_overrides_of_its_own_fields_only(workdir, capsys):
+  path = workdir / "evaluation" / "step_2.json"
+  before = _json(path)
+  arguments = ["evaluate", f"--workdir={workdir}", "--step=2"]
+  assert main([*arguments, "--config.evaluation.max_examples=5"]) == 0
+  assert _json(path)["metrics"]["examples"] == 5 != before["metrics"]["examples"]
+  path.write_text(json.dumps(before))
+  assert main([*arguments, "--config.optimizer.beta1=0.5"]) == 2
+  assert "only fields of 'evaluation'" in capsys.readouterr().err
+
+
+def test_evaluate_of_a_step_or_a_folder_that_is_not_there_exits_with_2(workdir, tmp_path, capsys):
+  assert main(["evaluate", f"--workdir={workdir}", "--step=999"]) == 2
+  assert "no checkpoint of step 999" in capsys.readouterr().err
+  assert main(["evaluate", f"--workdir={tmp_path}"]) == 2
+  assert "is " in capsys.readouterr().err
+
+
+def test_describe_lists_every_field_with_its_value(config_file, capsys):
+  assert main(["describe"]) == 0
+  out = capsys.readouterr().out
+  for name, _ in configs.leaves(schema.Config()):
+    assert name in out
+  assert main(["describe", f"--config={config_file}", "--config.seed=987654"]) == 0
+  assert "987654" in capsys.readouterr().out
+
+
+def test_report_goes_where_it_is_told_and_refuses_what_is_no_workdir(workdir, tmp_path, capsys):
+  assert main(["report", str(workdir), f"--out={tmp_path / 'page.html'}"]) == 0
+  assert capsys.readouterr().out == f"report: {tmp_path / 'page.html'}\n"
+  assert (tmp_path / "page.html").stat().st_size > 1000
+  assert main(["report", str(tmp_path / "nothing")]) == 2
+  assert str(tmp_path / "nothing") in capsys.readouterr().err
+
+
+def test_commands_without_overrides_refuse_them(workdir, capsys):
+  assert main(["report", str(workdir), "--config.steps=3"]) == 2
+  assert "unknown argument '--config.steps=3'" in capsys.readouterr().err
+
+
+def test_an_unknown_command_prints_the_known_ones(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    main(["trian"])
+  assert exit_.value.code == 2
+  error = capsys.readouterr().err
+  assert "trian" in error and "train" in error
+
+
+def test_help_answers_without_importing_jax():
+  code = (
+    "import sys\nfrom jpmhc_jax.main import main\n"
+    "try:\n  main(['--help'])\nexcept SystemExit as end:\n  code = end.code\n"
+    "heavy = {'jax', 'flax', 'optax', 'orbax', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+    "print('exit', code, sorted(heavy))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert "exit 0 []" in done.stdout
+  for verb in ("train", "evaluate", "report", "describe", "spectrum"):
+    assert verb in done.stdout

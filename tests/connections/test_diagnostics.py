@@ -1,0 +1,167 @@
+"""Mixer and stream diagnostics against direct numpy on examples whose answer is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jpmhc_jax.connections import Coefficients, expand
+from jpmhc_jax.connections.diagnostics import (
+  composite_diagnostics,
+  matrices_of,
+  mixer_diagnostics,
+  SAMPLE,
+  stream_diagnostics,
+)
+from jpmhc_jax.manifolds import Cayley, Identity, Sinkhorn
+
+N, TOKENS = 4, (2, 3)
+ROUTES = jnp.full((N, *TOKENS), 1 / N)
+
+
+def _values(diagnostics):
+  return {name: float(value) for name, value in diagnostics.items()}
+
+
+def _coefficients(matrix):
+  """The same mixer for every token, with equal read and write weights."""
+  return Coefficients(ROUTES, jnp.asarray(_tiled(matrix), jnp.float32), 2 * ROUTES)
+
+
+def _tiled(matrix):
+  return np.broadcast_to(np.asarray(matrix, np.float32)[:, :, None, None], (N, N, *TOKENS))
+
+
+def _rotation(*degrees):
+  """Block-diagonal rotation of the planes (0, 1) and (2, 3)."""
+  matrix = np.zeros((N, N))
+  for k, angle in enumerate(np.radians(degrees)):
+    matrix[2 * k : 2 * k + 2, 2 * k : 2 * k + 2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+  return matrix
+
+
+def test_copies_of_one_stream_have_no_difference_energy():
+  x = expand(jax.random.normal(jax.random.key(0), (*TOKENS, 8)), N)
+  values = _values(stream_diagnostics(x))
+  np.testing.assert_allclose(
+    [values["difference_energy"], values["cosine"], values["effective_rank"]], [0, 1, 1], atol=1e-4
+  )
+
+
+def test_orthonormal_streams_have_full_rank_and_streams_that_sum_to_zero_only_differ():
+  x = jnp.broadcast_to(jnp.eye(N, 8), (*TOKENS, N, 8))
+  values = _values(stream_diagnostics(x))
+  # Of n orthonormal streams the mean takes 1/n of the energy.
+  expected = [1 - 1 / N, 0, N]
+  np.testing.assert_allclose(
+    [values["difference_energy"], values["cosine"], values["effective_rank"]], expected, atol=1e-5
+  )
+  signs = jnp.array([1.0, -1.0, 1.0, -1.0])[:, None]
+  opposed = _values(stream_diagnostics(jnp.broadcast_to(signs * jnp.ones((1, 8)), (*TOKENS, N, 8))))
+  np.testing.assert_allclose(
+    [opposed["difference_energy"], opposed["cosine"], opposed["effective_rank"]], [1, -1 / 3, 1], atol=1e-4
+  )
+
+
+def test_stream_diagnostics_equal_their_definitions_on_random_streams():
+  x = np.random.default_rng(0).normal(size=(*TOKENS, N, 8)) + 0.7
+  values = _values(stream_diagnostics(jnp.asarray(x, jnp.float32)))
+  energy, cosine, rank = [], [], []
+  for token in x.reshape(-1, N, 8):
+    centred = token - token.mean(axis=0)
+    energy.append((centred**2).sum() / (token**2).sum())
+    unit = token / np.linalg.norm(token, axis=1, keepdims=True)
+    cosine.append((unit @ unit.T)[~np.eye(N, dtype=bool)].mean())
+    weights = np.linalg.svd(token, compute_uv=False) ** 2
+    weights /= weights.sum()
+    rank.append(np.exp(-(weights * np.log(weights)).sum()))
+  expected = {"difference_energy": np.mean(energy), "cosine": np.mean(cosine), "effective_rank": np.mean(rank)}
+  assert values == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_single_stream_has_finite_diagnostics():
+  values = _values(stream_diagnostics(jnp.ones((*TOKENS, 1, 8))))
+  np.testing.assert_allclose(
+    [values["difference_energy"], values["cosine"], values["effective_rank"]], [0, 0, 1], atol=1e-5
+  )
+
+
+def test_a_rotation_has_unit_singular_values_and_its_own_angle():
+  values = _values(mixer_diagnostics(Cayley(), _coefficients(_rotation(30.0, 75.0))))
+  assert values["max_angle_deg"] == pytest.approx(75.0, abs=1e-3)
+  assert values["smallest_singular_value"] == pytest.approx(1.0, abs=1e-5)
+  assert values["largest_singular_value"] == pytest.approx(1.0, abs=1e-5)
+  assert values["distance_to_set"] < 1e-6
+  # ‖R(θ) − I‖² = 4 − 4 cos θ in each plane
+  expected = np.sqrt(sum(4 - 4 * np.cos(np.radians(angle)) for angle in (30, 75)))
+  assert values["distance_to_identity"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_distance_to_the_set_is_the_worst_token_and_the_angle_the_mean():
+  matrices = np.array(_tiled(_rotation(20.0, 20.0)))
+  matrices[:, :, 1, 2] = 1.5 * _rotation(20.0, 20.0)
+  matrices[:, :, 0, 0] = _rotation(80.0, 0.0)
+  values = _values(mixer_diagnostics(Cayley(), Coefficients(ROUTES, jnp.asarray(matrices), ROUTES)))
+  assert values["distance_to_set"] == pytest.approx(1.5**2 - 1, rel=1e-5)
+  assert values["largest_singular_value"] == pytest.approx(1.5, rel=1e-5)
+  assert values["smallest_singular_value"] == pytest.approx(1.0, rel=1e-5)
+  # 1.5 cos 20° is above 1: a scaled matrix counts as angle 0, and the mean is over six tokens.
+  assert values["max_angle_deg"] == pytest.approx((4 * 20 + 80 + 0) / 6, abs=1e-2)
+
+
+def test_routing_dominance_tells_a_uniform_route_from_a_single_stream():
+  first = jnp.zeros((N, *TOKENS)).at[0].set(1.0)
+  values = _values(mixer_diagnostics(Identity(), Coefficients(first, None, -2 * ROUTES)))
+  assert values == {"read_dominance": pytest.approx(1.0), "write_dominance": pytest.approx(1 / N)}
+
+
+def test_averaging_is_measured_as_rank_one_by_its_singular_values():
+  values = _values(mixer_diagnostics(Sinkhorn(), _coefficients(np.full((N, N), 1 / N))))
+  assert values["distance_to_set"] < 1e-6
+  assert values["largest_singular_value"] == pytest.approx(1.0, rel=1e-6)
+  assert values["smallest_singular_value"] == pytest.approx(0.0, abs=1e-6)
+  assert values["distance_to_identity"] == pytest.approx(np.sqrt(N - 1), rel=1e-6)
+
+
+def test_composite_of_doubly_stochastic_mixers_has_gain_one_and_shrinking_singular_values():
+  rng = np.random.default_rng(1)
+  permutations = [np.eye(N)[rng.permutation(N)] for _ in range(12)]
+  mixtures = [np.average(permutations[k : k + 4], axis=0, weights=rng.dirichlet(np.ones(4))) for k in (0, 4, 8)]
+  values = _values(composite_diagnostics([jnp.asarray(_tiled(m), jnp.float32) for m in mixtures]))
+  singular = np.linalg.svd(mixtures[2] @ mixtures[1] @ mixtures[0], compute_uv=False)
+  assert values == {
+    "forward_gain": pytest.approx(1.0, rel=1e-5),
+    "backward_gain": pytest.approx(1.0, rel=1e-5),
+    "largest_singular_value": pytest.approx(singular[0], rel=1e-5),
+    "smallest_singular_value": pytest.approx(singular[-1], abs=1e-5),
+  }
+
+
+def test_composite_multiplies_later_mixers_from_the_left_and_skips_identities():
+  shear, scale = np.eye(N), np.diag([2.0, 1.0, 1.0, 1.0])
+  shear[0, 1] = 3.0
+  expected = scale @ shear  # rows (2, 6): forward gain 8; columns: max(2, 6 + 1) = 7. The other order gives 5 and 4.
+  values = _values(composite_diagnostics([jnp.asarray(_tiled(shear)), None, jnp.asarray(_tiled(scale))]))
+  assert values["forward_gain"] == pytest.approx(np.abs(expected).sum(axis=1).max())
+  assert values["backward_gain"] == pytest.approx(np.abs(expected).sum(axis=0).max())
+  assert (values["forward_gain"], values["backward_gain"]) == (pytest.approx(8.0), pytest.approx(7.0))
+  assert composite_diagnostics([None, None]) == {}
+
+
+def test_a_permutation_composes_to_gain_one_and_a_rotation_does_not():
+  permutation = np.eye(N)[[1, 2, 3, 0]]
+  permuted = _values(composite_diagnostics([jnp.asarray(_tiled(permutation), jnp.float32)] * 3))
+  np.testing.assert_allclose(list(permuted.values()), 1.0, rtol=1e-6)
+  rotated = _values(composite_diagnostics([jnp.asarray(_tiled(_rotation(45.0, 0.0)), jnp.float32)]))
+  assert rotated["forward_gain"] == pytest.approx(np.sqrt(2), rel=1e-5)
+  assert rotated["largest_singular_value"] == pytest.approx(1.0, rel=1e-5)
+
+
+def test_matrices_keep_rows_and_columns_and_at_most_the_sample_is_decomposed():
+  mix = jnp.arange(2 * 2 * 3, dtype=jnp.float32).reshape(2, 2, 3)
+  np.testing.assert_array_equal(matrices_of(mix)[1], [[1, 4], [7, 10]])
+  # 2 x SAMPLE tokens: every second one is looked at, so a spike on an odd token is not seen and one on an even is.
+  quiet = jnp.broadcast_to(jnp.eye(2)[:, :, None], (2, 2, 2 * SAMPLE))
+  unseen, seen = quiet.at[0, 0, 3].set(9.0), quiet.at[0, 0, 4].set(9.0)
+  assert float(composite_diagnostics([unseen])["largest_singular_value"]) == pytest.approx(1.0)
+  assert float(composite_diagnostics([seen])["largest_singular_value"]) == pytest.approx(9.0)
