@@ -98,7 +98,7 @@ def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[f
   # them.
   density = np.maximum(-(x * np.exp(1j * angle) * g).imag / np.pi, 0.0) ** 2
   mass = np.cumsum(density) / np.sum(density)
-  low, high = np.searchsorted(mass, tail), np.searchsorted(mass, 1 - tail)
+  low, high = int(np.searchsorted(mass, tail)), int(np.searchsorted(mass, 1 - tail))
   margin = 3 + int(0.05 * (high - low))
   return float(x[max(low - margin, 0)]), float(x[min(high + margin, len(x) - 1)])
 

@@ -13,7 +13,7 @@ def _orthogonalised(
   basis: Complex[Array, "k unknowns points"], vector: Vector
 ) -> tuple[Vector, Complex[Array, "k points"]]:
   """Classical Gram-Schmidt, twice (once loses orthogonality as the square of the condition number)."""
-  total = 0.0
+  total = jnp.zeros((basis.shape[0], basis.shape[2]), basis.dtype)
   for _ in range(2):
     weights = jnp.sum(jnp.conj(basis) * vector[None, :, :], axis=1)
     vector = vector - jnp.sum(weights[:, None, :] * basis, axis=0)

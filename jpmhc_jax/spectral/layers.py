@@ -36,7 +36,7 @@ class Layers(NamedTuple):
 
 
 def _stack(mixers: Real, sigma: Real) -> tuple[jax.Array, jax.Array]:
-  if not jax.config.jax_enable_x64:
+  if not jax.config.read("jax_enable_x64"):
     raise ValueError("spectral predictions need float64: wrap the call in `with jax.enable_x64(True):`")
   mixers = jnp.asarray(mixers, jnp.float64)
   if mixers.ndim != 3 or mixers.shape[1] != mixers.shape[2]:

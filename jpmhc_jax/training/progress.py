@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 LINE_EVERY_S = 10.0
@@ -13,7 +13,7 @@ LINE_EVERY_S = 10.0
 
 class _Scalars(ProgressColumn):
   def render(self, task: Task) -> Text:
-    return Text(task.fields["scalars"], style="cyan")
+    return Text(task.fields["scalars"], style="cyan", no_wrap=True)
 
 
 def summary(scalars: Mapping[str, float]) -> str:
@@ -37,7 +37,7 @@ class ProgressBar:
     self._steps, self._last_line = steps, 0.0
     self._bar: Progress | None = None
     if self._console.is_terminal:
-      columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn()]
+      columns = (BarColumn(bar_width=20), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn())
       self._bar = Progress(*columns, console=self._console, refresh_per_second=4)
       self._task = self._bar.add_task("training", total=steps, completed=start, scalars="compiling…")
 

@@ -37,7 +37,8 @@ def _logarithmic(s: np.ndarray, sigmas: np.ndarray, powers: np.ndarray, z: np.nd
   variance, s = sigmas[:, None] ** 2, s[:, :, None]
   mean = np.mean(s[:, :, 0], axis=1) + variance[:, 0]
   total = float(np.exp(np.sum(powers * np.log(mean))))
-  psi = g = None
+  psi: np.ndarray | None = None
+  g = np.zeros((1, 1), complex)
   for height in [*np.geomspace(300.0, 1e-7, 140), 0.0]:
     at = z + 1j * height * (total + np.abs(z))
     if psi is None:
@@ -65,6 +66,7 @@ def _logarithmic(s: np.ndarray, sigmas: np.ndarray, powers: np.ndarray, z: np.nd
     raise UserError(
       f"S-transform: last Newton step {np.max(size):.1e}; move z further from the real axis or use spectral.dyson"
     )
+  assert psi is not None  # the ladder of heights is never empty
   return (1 + psi) / z
 
 
@@ -90,7 +92,9 @@ def subordination(
 def anderson(step: Transform, start: np.ndarray, memory: int, iterations: int, tolerance: float = 1e-10) -> np.ndarray:
   """Anderson acceleration of x ← step(x), each entry on its own, in the lower half-plane; an entry that would leave it
   takes the plain step."""
-  x, images, residuals, change = start, [], [], np.inf
+  images: list[np.ndarray] = []
+  residuals: list[np.ndarray] = []
+  x, change = start, np.inf
   for _ in range(iterations):
     image = step(x)
     change = float(np.max(np.abs(image - x) / np.abs(x)))
