@@ -1,6 +1,6 @@
 """The Dyson solver against closed forms, Monte Carlo, finite differences and its own symmetries."""
 
-from hypothesis import given, HealthCheck, settings
+from hypothesis import given, HealthCheck, Phase, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,14 @@ def test_theory_is_monte_carlo_within_sampling_error(kind, noise, layers):
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+  max_examples=8,
+  deadline=None,
+  derandomize=True,
+  phases=[Phase.generate],
+  database=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
   family=st.sampled_from([f for f in sorted(manifolds.FAMILIES) if f not in ("quaternion", "kronecker", "hybrid")]),
   n=st.sampled_from([2, 4, 8]),
@@ -70,7 +77,7 @@ def test_theory_is_monte_carlo_for_every_family(family, n, layers, equal, seed):
   if equal:
     keys = jnp.broadcast_to(keys[:1], keys.shape)
   mixers = np.stack([np.asarray(manifolds.make(family).random(key, n), np.float64) for key in keys])
-  norm = np.sqrt(np.mean(np.sum(mixers**2, axis=(1, 2)) / n))
+  norm = np.max(np.linalg.norm(mixers, 2, axis=(1, 2)))  # products of 30 unnormalised draws span 24 decades
   stack = full_noise(mixers / norm, np.sqrt(0.3 / layers))
   predicted = np.asarray(dyson.checked(stack, LINE).g)
   values = np.asarray(monte_carlo.eigenvalues(stack, 96 // n, 16, jax.random.key(seed)))
