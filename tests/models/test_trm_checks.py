@@ -24,7 +24,7 @@ def _model(**changes):
 @pytest.mark.parametrize("mixer", ["attention", "mlp"])
 @pytest.mark.parametrize("streams", [1, N])
 def test_block_outputs_have_rms_one_over_the_features_without_any_learned_scale(mixer, streams):
-  connection = schema.Connection(manifold="sinkhorn", streams=streams)
+  connection = schema.Connection(manifold="circulant", streams=streams)
   block = Block(_model(token_mixer=mixer), connection, LENGTH, 0, nnx.Rngs(0))
   shape = (BATCH, LENGTH, *((N,) if streams == N else ()), WIDTH)
   h = 5.0 * jax.random.normal(jax.random.key(1), shape) + 3.0
