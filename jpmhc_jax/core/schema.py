@@ -126,7 +126,7 @@ class Model:
   positions: str = field("rope", "positional encoding", ("rope", "learned", "none"))
   rope_theta: float = field(10000.0, "base of the RoPE frequencies")
   norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm")
-  loss: str = field("stablemax", "token loss", ("stablemax", "softmax"))
+  loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
   rematerialise: str = field("none", "what the backward pass recomputes instead of storing", ("none", "block", "call"))
