@@ -56,6 +56,7 @@ class HyperConnection:
   gate_init: float = 0.01
   bias: bool = True
   norm: str = "rmsnorm"
+  norm_epsilon: float = 1e-6
   stored: StoredMixer | None = None
   initialisation: str = "random"
   init_scale: float = 0.02
@@ -75,6 +76,7 @@ class HyperConnection:
       gate_init=config.gate_init,
       bias=config.bias,
       norm=config.norm,
+      norm_epsilon=config.norm_epsilon,
       stored=stored_mixer(manifold, config.manifold) if config.parameterisation == "manifold" else None,
       initialisation=config.init,
       init_scale=config.init_scale,
@@ -141,7 +143,7 @@ class HyperConnection:
     bias = parameters["bias"] if "bias" in parameters else jnp.asarray(self._initial_logits(), jnp.float32)
     if self.generator == "static":
       return bias
-    products = generator.project(streams, parameters, self.norm)
+    products = generator.project(streams, parameters, self.norm, self.norm_epsilon)
     per_logit = (slice(None),) + (None,) * (products.ndim - 1)
     if self.generator == "gated":
       products = products * jnp.repeat(parameters["gate"], np.array(sizes), total_repeat_length=sum(sizes))[per_logit]

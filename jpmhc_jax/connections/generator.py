@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-EPSILON = 1e-6
-
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
   """Scale γ and shift β of a layer norm. The weight of an RMS norm would only repeat a factor of W: there is none."""
@@ -26,7 +24,7 @@ def project(
   streams: Float[Array, "*tokens n d"],
   parameters: Mapping[str, Float[Array, "..."]],
   norm: str,
-  epsilon: float = EPSILON,
+  epsilon: float,
 ) -> Float[Array, "k *tokens"]:
   """Norm(vec x) W, tokens last.
 

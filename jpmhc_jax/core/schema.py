@@ -155,6 +155,7 @@ class Connection:
   norm: str = field(
     "rmsnorm", "norm of the flattened streams in front of the projection", ("rmsnorm", "layernorm", "none")
   )
+  norm_epsilon: float = field(1e-6, "epsilon of that norm; 1e-5 in the JPmHC code")
   parameterisation: str = field(
     "logits",
     "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, "

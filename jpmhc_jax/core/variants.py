@@ -26,3 +26,4 @@ def set_connection(config: ml_collections.ConfigDict, variant: str, *, published
   connection.parameterisation = "manifold" if variant == "grassmann" else "logits"
   if published and variant in ("cayley", "grassmann"):
     connection.read_write, connection.norm, connection.bias = "softmax", "layernorm", variant == "grassmann"
+    connection.norm_epsilon = 1e-5

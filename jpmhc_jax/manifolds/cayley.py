@@ -60,8 +60,21 @@ def _cayley_backward(q: Array, cotangent: Array) -> tuple[Array]:
 cayley.defvjp(_cayley_forward, _cayley_backward)
 
 
+class _FromSkewPart(Manifold):
+  """A family whose logits are an n x n matrix of which only the skew part acts; zero logits are the identity."""
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n, n)
+
+  def dimension(self, n: int) -> int:
+    return n * (n - 1) // 2
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    return jnp.zeros((n, n))
+
+
 @dataclasses.dataclass(frozen=True)
-class Cayley(Manifold):
+class Cayley(_FromSkewPart):
   """SO(n) by the exact Cayley transform.
 
   project: logits (n, n, *tokens) -> Q (n, n, *tokens),  Q = (I + S)⁻¹(I − S),  S = −α/2 · (logits − logitsᵀ).
@@ -78,15 +91,6 @@ class Cayley(Manifold):
       eigenvalues="unit circle except −1", norm="kept",
     )  # fmt: skip
 
-  def logit_shape(self, n: int) -> tuple[int, ...]:
-    return (n, n)
-
-  def dimension(self, n: int) -> int:
-    return n * (n - 1) // 2
-
-  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
-    return jnp.zeros((n, n))
-
   def published_flops(self, n: int) -> tuple[int, int]:
     return 2 * n**3, 2 * n**3
 
@@ -95,7 +99,7 @@ class Cayley(Manifold):
 
 
 @dataclasses.dataclass(frozen=True)
-class CayleyIterative(Manifold):
+class CayleyIterative(_FromSkewPart):
   """The published truncated iteration, kept for fidelity: near SO(n) for small logits only.
 
   project: W = logits − logitsᵀ, Y₀ = I + αW, then `steps` times Y ← I + (α/2) W (I + Y).
@@ -112,15 +116,6 @@ class CayleyIterative(Manifold):
       "near SO(n)", orthogonal=True, exact=False, determinant="near +1", eigenvalues="near the unit circle",
       norm="kept for small logits, grows for large ones",
     )  # fmt: skip
-
-  def logit_shape(self, n: int) -> tuple[int, ...]:
-    return (n, n)
-
-  def dimension(self, n: int) -> int:
-    return n * (n - 1) // 2
-
-  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
-    return jnp.zeros((n, n))
 
   def published_flops(self, n: int) -> tuple[int, int]:
     return self.steps * n**3, self.steps * n**3

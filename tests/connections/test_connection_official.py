@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import manifolds
-from jpmhc_jax.connections import generator, HyperConnection, Routing
+from jpmhc_jax.connections import HyperConnection, Routing
 
 TOKENS, D = 6, 8
 Parameters = Mapping[str, Array]
@@ -35,6 +35,13 @@ class Published:
   transposed: bool
   norm: str = "rmsnorm"
   generator: str = "gated"
+
+  def connection(self, n: int, layer_index: int) -> HyperConnection:
+    """Our block with these options."""
+    return HyperConnection(
+      self.manifold, n, D, layer_index=layer_index, routing=self.routing, generator=self.generator, norm=self.norm,
+      norm_epsilon=self.epsilon,
+    )  # fmt: skip
 
 
 def _jpmhc(p: Parameters, n: int) -> dict[str, Array]:
@@ -149,14 +156,11 @@ def _close_to_largest(actual, expected, name):
   ("family", "n"),
   [pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.slow, id=f"{case[0]}-{case[1]}") for case in CASES],
 )
-def test_a_published_block_is_ours_with_options(family, n, blocks, monkeypatch):
+def test_a_published_block_is_ours_with_options(family, n, blocks):
   rule, block = FAMILIES[family], blocks[f"{family}/n{n}"]
-  monkeypatch.setattr(generator, "project", functools.partial(generator.project, epsilon=rule.epsilon))
   upstream = {name.removeprefix("params/"): value for name, value in block.items() if name.startswith("params/")}
   with jax.enable_x64(True):
-    ours = HyperConnection(
-      rule.manifold, n, D, layer_index=0, routing=rule.routing, generator=rule.generator, norm=rule.norm
-    )
+    ours = rule.connection(n, layer_index=0)
     x = jnp.asarray(block["x"].reshape(TOKENS, n, D))
     upstream = {name: jnp.asarray(value) for name, value in upstream.items()}
 
@@ -186,18 +190,14 @@ def test_a_published_block_is_ours_with_options(family, n, blocks, monkeypatch):
     _close_to_largest(gradient, block[f"grad/params/{name}"], name)
 
 
-def test_the_published_initialisation_of_jpmhc_passes_through_the_same_block(blocks, monkeypatch):
+def test_the_published_initialisation_of_jpmhc_passes_through_the_same_block(blocks):
   """Rows `n4_init`: parameters exactly as upstream constructs them, forward only."""
   for family in ("jpmhc_layernorm", "jpmhc_rmsnorm"):
     rule, block = FAMILIES[family], blocks[f"{family}/n4_init"]
-    monkeypatch.setattr(generator, "project", functools.partial(generator.project, epsilon=rule.epsilon))
     with jax.enable_x64(True):
-      ours = HyperConnection(
-        rule.manifold, 4, D, layer_index=1, routing=rule.routing, generator=rule.generator, norm=rule.norm
-      )
+      ours = rule.connection(4, layer_index=1)
       upstream = {name[7:]: jnp.asarray(value) for name, value in block.items() if name.startswith("params/")}
       kernel = jnp.asarray(block["W_F"])
       run = jax.jit(lambda p, x, kernel, ours=ours, rule=rule: ours(rule.convert(p, 4), x, lambda u: u @ kernel))
       out = run(upstream, jnp.asarray(block["x"]), kernel)
     np.testing.assert_allclose(out, block["out"], rtol=1e-12, atol=1e-12)
-    monkeypatch.undo()
