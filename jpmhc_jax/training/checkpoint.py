@@ -33,15 +33,15 @@ class Checkpoints:
     keeping: list[policies.PreservationPolicy] = [policies.LatestN(max(keep, 1))]
     if best_metric:
       keeping.append(
-        policies.BestN(
-          get_metric_fn=lambda metrics: metrics.get(best_metric, float("nan")), reverse=not higher_is_better, n=1
-        )
+        policies.BestN(get_metric_fn=lambda metrics: metrics[best_metric], reverse=not higher_is_better, n=1)
       )
     self._manager = ocp.CheckpointManager(
       folder.absolute(),
       options=ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(keeping)),
     )
     self.folder = folder
+    # A checkpoint without an evaluation ranks last.
+    self._unranked = {best_metric: float("-inf" if higher_is_better else "inf")} if best_metric else {}
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
@@ -67,7 +67,7 @@ class Checkpoints:
         identifiers=ocp.args.StandardSave({"names": names}),
         bundle=ocp.args.JsonSave(bundle),
       ),
-      metrics=dict(metrics),
+      metrics=self._unranked | dict(metrics),
     )
 
   def restore(self, setup: Setup, identifiers: list[str], step: int | None = None) -> Restored:

@@ -231,6 +231,7 @@ class _Loop:
 
   def _evaluate_and_save(self, state: TrainState, step: int) -> None:
     run, config = self.parts, self.parts.config
+    self.evaluation = {}  # a checkpoint is ranked by an evaluation of its own step only
     if self._due(step, config.evaluation.every):
       self.evaluation = run.evaluate(state, step)
       self.writers.write(step, {f"evaluation/{name}": value for name, value in self.evaluation.items()})

@@ -83,6 +83,13 @@ def test_latest_and_best_checkpoints_are_kept(tmp_path):
   assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
 
 
+def test_a_checkpoint_is_not_ranked_by_an_earlier_evaluation(tmp_path):
+  """Steps 5 and 8 are saved; 4, the best, is evaluated and not saved: its number must not pass to 5."""
+  config = tiny.config(checkpoint=schema.Checkpoint(every=5, keep=1), evaluation=schema.Evaluation(every=2))
+  loop.train(_run(config, tmp_path), ["train"])
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [8]
+
+
 def test_a_checkpoint_restores_onto_another_mesh(tmp_path):
   config = _config()
   loop.train(_run(config, tmp_path), ["train"])
