@@ -218,7 +218,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  every: int = field(1000, "steps between checkpoints; 0 saves only at the end")
+  every: int = field(1000, "steps between checkpoints; 0 saves only after evaluations and at the end")
   keep: int = field(2, "latest checkpoints kept, beside the best one")
   best_metric: str = field(
     "", "evaluation metric whose best checkpoint is kept; empty chooses the data kind's main metric"

@@ -4,7 +4,7 @@ Order of one turn, step k counting finished steps:
   1. fetch batch(k) (prefetched) and dispatch the step; the device works while the host goes on
   2. read back the metrics of the step before (never of the one in flight)
   3. every `logging.every` steps: write scalars; every `logging.diagnostics_every`: mixer diagnostics
-  4. evaluate, when due          5. save, when due (after the evaluation, so that its metrics rank the checkpoint)
+  4. evaluate, when due          5. save, when due and after every evaluation, whose metrics rank the checkpoint
 Everything random is a function of (seed, step) and the data position is the step, so a restart at a checkpoint repeats
 the run bit for bit.
 """
@@ -239,7 +239,7 @@ class _Loop:
       self.bar.say(f"step {step}: evaluation {name} {self.evaluation[name]:.4g}")
       if run.diagnose:
         self.writers.write(step, run.diagnose(state))
-    if self._due(step, config.checkpoint.every) or self.signals.received:
+    if self.evaluation or self._due(step, config.checkpoint.every) or self.signals.received:
       self.checkpoints.save(
         step,
         state,
