@@ -103,7 +103,20 @@ class HyperConnection:
       parameters["gate"] = jnp.full((3,), self.gate_init, jnp.float32)
     if self.stored:
       parameters["mixer"] = self.stored.initial(n, self.identity_bias)
+    if isinstance(self.manifold, manifolds.Choice):
+      parameters["choice"] = jnp.zeros((len(self.manifold.families),), jnp.float32)
     return parameters
+
+  def choice_weights(self, parameters: Parameters) -> dict[str, Float[Array, ""]]:
+    """Weight of every family of manifold='choice' by its name; nothing for the other manifolds.
+
+    `parameters` may hold 'progress', the share of the run that is done, () float32; without it the run begins.
+    """
+    if not isinstance(self.manifold, manifolds.Choice):
+      return {}
+    progress = parameters.get("progress", jnp.zeros((), jnp.float32))
+    weights = self.manifold.weights(parameters["choice"], progress)
+    return {manifolds.name_of(family): weights[k] for k, family in enumerate(self.manifold.families)}
 
   def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Coefficients:
     """Read, mix and write coefficients of every token (without token axes for a static generator)."""
@@ -154,6 +167,9 @@ class HyperConnection:
       return self.stored.mixer(parameters["mixer"])
     if isinstance(self.manifold, manifolds.Identity):
       return None
+    if isinstance(self.manifold, manifolds.Choice):
+      weights = jnp.stack(list(self.choice_weights(parameters).values()))
+      return self.manifold.blend(logits, self.streams, weights)
     return self.manifold.project(logits, self.streams)
 
 

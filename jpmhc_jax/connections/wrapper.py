@@ -5,8 +5,10 @@ streams = connection(streams, my_module)
 """
 
 from flax import nnx
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jpmhc_jax import manifolds
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, SubLayer
 from jpmhc_jax.core import schema
 
@@ -17,6 +19,10 @@ _AXES = {
 }
 
 
+class Progress(nnx.Variable):
+  """Share of the run that is done, () float32 from 0 to 1. Nothing trains it: the training step writes it."""
+
+
 class Connection(nnx.Module):
   """Holds the parameters of a `HyperConnection`; every leaf carries its logical axes and its optimiser role."""
 
@@ -25,9 +31,15 @@ class Connection(nnx.Module):
     for name, value in self.rule.init(rngs.params()).items():
       role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
       setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
+    if isinstance(self.rule.manifold, manifolds.Choice):
+      self.progress = Progress(jnp.zeros((), jnp.float32), axes=())
 
   def _parameters(self) -> dict[str, Array]:
-    return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+    return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param | Progress)}
+
+  def choice_weights(self) -> dict[str, Float[Array, ""]]:
+    """Weight of every family of manifold='choice' by its name; nothing for the other manifolds."""
+    return self.rule.choice_weights(self._parameters())
 
   def coefficients(self, streams: Float[Array, "*tokens n d"]) -> Coefficients:
     """Read, mix and write coefficients for these streams."""

@@ -39,6 +39,7 @@ def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, c
     coefficients = connection.coefficients(streams)
     mixers.append(coefficients.mix)
     found = stream_diagnostics(streams) | mixer_diagnostics(connection.rule.manifold, coefficients)
+    found |= {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}
     values.update({f"{name}/{diagnostic}": value for diagnostic, value in found.items()})
 
   injection = carry.z_h + (x[:, :, None, :] if carry.z_h.ndim == 4 else x)

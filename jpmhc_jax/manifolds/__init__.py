@@ -2,8 +2,9 @@
 
 from jpmhc_jax.manifolds.birkhoff import BirkhoffNewton, DoublyStochastic, EpsilonSinkhorn, Sinkhorn
 from jpmhc_jax.manifolds.cayley import Cayley, CayleyIterative
+from jpmhc_jax.manifolds.choice import Choice
 from jpmhc_jax.manifolds.contract import Manifold, Traits
-from jpmhc_jax.manifolds.families import FAMILIES, make, parse
+from jpmhc_jax.manifolds.families import FAMILIES, make, name_of, parse
 from jpmhc_jax.manifolds.grassmann import Grassmann
 from jpmhc_jax.manifolds.householder import Householder
 from jpmhc_jax.manifolds.hybrid import Hybrid
@@ -21,6 +22,7 @@ __all__ = [
   "BirkhoffNewton",
   "Cayley",
   "CayleyIterative",
+  "Choice",
   "Circulant",
   "DoublyStochastic",
   "EpsilonSinkhorn",
@@ -45,6 +47,7 @@ __all__ = [
   "best_generators",
   "helmert",
   "make",
+  "name_of",
   "parse",
   "spectral_gap",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
 from jpmhc_jax.manifolds.birkhoff import BirkhoffNewton, EpsilonSinkhorn, Sinkhorn
 from jpmhc_jax.manifolds.cayley import Cayley, CayleyIterative
+from jpmhc_jax.manifolds.choice import Choice
 from jpmhc_jax.manifolds.contract import Manifold
 from jpmhc_jax.manifolds.grassmann import Grassmann
 from jpmhc_jax.manifolds.householder import Householder
@@ -42,6 +43,7 @@ FAMILIES: dict[str, type[Manifold]] = {
   "sphere": SpectralSphere,
   "grassmann": Grassmann,
   "hybrid": Hybrid,
+  "choice": Choice,
 }
 
 
@@ -76,6 +78,11 @@ def parse(name: str, options: str) -> Manifold:
   return make(name, **values)
 
 
+def name_of(manifold: Manifold) -> str:
+  """The name of a manifold in the config; of several names for one class the last, which is the usual one."""
+  return [name for name, cls in FAMILIES.items() if cls is type(manifold)][-1]
+
+
 def _read(name: str, key: str, text: str, kind: Any) -> Any:
   try:
     if kind is bool:
@@ -86,15 +93,19 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
     raise ConfigError(f"connection.options: {key}={text!r}: {name!r} expects {_called(kind)}.") from None
   if kind is Manifold:
     return make(text)
+  if kind == tuple[Manifold, ...]:
+    return tuple(make(part.strip()) for part in text.split("/"))
   return text
 
 
 def _check_type(name: str, key: str, value: Any, kind: Any) -> None:
   whole = isinstance(value, int) and not isinstance(value, bool)
+  if kind == tuple[Manifold, ...]:
+    kind = tuple
   if not (whole if kind is int else (whole or isinstance(value, float)) if kind is float else isinstance(value, kind)):
     raise ConfigError(f"connection.options: {key}={value!r}: {name!r} expects {_called(kind)}.")
 
 
 def _called(kind: Any) -> str:
-  names = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
+  names = {int: "an integer", float: "a number", bool: "true or false", str: "a word", tuple: "manifolds"}
   return names.get(kind, "the name of a manifold")

@@ -45,7 +45,8 @@ def make_train_step(setup: Setup) -> StepFunction:
       table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
     ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
     metrics["gradient_norm"] = optax.tree.norm(grads)
-    return TrainState(state.step + 1, params, ema, optimizer, state.buffers, table, carry), metrics
+    buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
+    return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
 
   return jax.jit(
     train_step,
@@ -53,6 +54,16 @@ def make_train_step(setup: Setup) -> StepFunction:
     out_shardings=(setup.shardings, whole),
     donate_argnums=0,
   )
+
+
+def with_progress(buffers: Any, share: Array) -> Any:
+  """The model's buffers with every `progress` set to the share of the run that is done; see `connections.wrapper`."""
+
+  def one(path: tuple[Any, ...], leaf: Array) -> Array:
+    named = jax.tree_util.keystr(path[-1:], simple=True) == "progress"
+    return jnp.full_like(leaf, share) if named else leaf
+
+  return jax.tree_util.tree_map_with_path(one, buffers)
 
 
 def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Carry:
