@@ -16,7 +16,6 @@ from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.state import Setup, TrainState
 
-MEANS = ("loss", "lm_loss", "q_halt_loss", "accuracy", "exact_accuracy", "q_halt_accuracy")
 EXAMPLES = 60  # shown in the report
 
 
@@ -31,8 +30,8 @@ class Evaluator:
     size = evaluation.batch_size or setup.config.batch_size
     self.batches = dataset.evaluation_batches(-(-size // ways) * ways, evaluation.max_examples)
     self.votes_arc = dataset.kind == "arc"
-    self.main_metric = "pass@2" if self.votes_arc else "exact_accuracy"
-    self.higher_is_better = True
+    self.main_metric = "pass@2" if self.votes_arc else setup.kind.main_metric
+    self.higher_is_better = setup.kind.higher_is_better
 
   def __call__(self, state: TrainState, step: int) -> dict[str, float]:
     """Scalar metrics of this state; also written with examples to `evaluation/step_N.json`."""
@@ -52,12 +51,12 @@ class Evaluator:
   def _pass(
     self, state: TrainState, votes: ArcVotes | None, permutation: np.ndarray | None = None
   ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    sums, count = dict.fromkeys(MEANS, 0.0), 0
+    sums, count = dict.fromkeys(self.setup.kind.per_example, 0.0), 0
     examples: list[dict[str, Any]] = []
     for batch, result in self._results(state, permutation):
       valid = batch["valid"]
       count += int(valid.sum())
-      for name in MEANS:
+      for name in sums:
         sums[name] += float(result[name][valid].astype(np.float64).sum())
       if votes is not None:
         votes.add(
@@ -67,10 +66,10 @@ class Evaluator:
           result["q_halt"].astype(np.float32),
           valid,
         )
-      elif len(examples) < EXAMPLES:
+      elif len(examples) < EXAMPLES and self.dataset.side:
         examples += _grids(batch, result, self.dataset)
-    means = {name: total / max(count, 1) for name, total in sums.items()}
-    return means | {"examples": float(count)}, examples[:EXAMPLES]
+    metrics = self.setup.kind.evaluation_metrics(sums, count)
+    return metrics | {"examples": float(count)}, examples[:EXAMPLES]
 
   def _results(
     self, state: TrainState, permutation: np.ndarray | None

@@ -14,8 +14,8 @@ from jpmhc_jax.training.state import Setup, TrainState
 def make_diagnose(setup: Setup) -> Callable[[TrainState], Mapping[str, float]] | None:
   """A function from a state to `mixer/<connection>/<diagnostic>` scalars; None for a network without streams.
 
-  It looks at one reasoning update on the carry: the streams that enter each connection, its coefficients, and the
-  product of the mixers over the network (`mixer/composite/…`).
+  It looks at one pass over the carry's examples (of a TRM, one reasoning update): the streams that enter each
+  connection, its coefficients, and the product of the mixers over the network (`mixer/composite/…`).
   """
   if setup.config.connection.streams == 1:
     return None
@@ -31,17 +31,14 @@ def make_diagnose(setup: Setup) -> Callable[[TrainState], Mapping[str, float]] |
 def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, carry: Any) -> dict[str, Array]:
   model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
   rows = None if table is None else table[carry.data["puzzle_identifiers"]]
-  x = model.embed(carry.data["inputs"], rows)
-  values: dict[str, Array] = {}
-  mixers = []
 
-  def visit(name: str, connection: Any, streams: Array) -> None:
+  def probe(connection: Any, streams: Array) -> tuple[dict[str, Array], Array | None]:
     coefficients = connection.coefficients(streams)
-    mixers.append(coefficients.mix)
     found = stream_diagnostics(streams) | mixer_diagnostics(connection.rule.manifold, coefficients)
     found |= {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}
-    values.update({f"{name}/{diagnostic}": value for diagnostic, value in found.items()})
+    return found, coefficients.mix
 
-  injection = carry.z_h + (x[:, :, None, :] if carry.z_h.ndim == 4 else x)
-  model.network(carry.z_l, injection, visit)
-  return values | {f"composite/{name}": value for name, value in composite_diagnostics(mixers).items()}
+  seen = setup.kind.inspect(model, rows, carry, probe)
+  values = {f"{name}/{diagnostic}": v for name, (found, _) in seen.items() for diagnostic, v in found.items()}
+  composite = composite_diagnostics([mix for _, mix in seen.values()])
+  return values | {f"composite/{name}": value for name, value in composite.items()}

@@ -29,7 +29,6 @@ from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.training import environment
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
-from jpmhc_jax.training.objective import summarise
 from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step
@@ -218,7 +217,8 @@ class _Loop:
   def _log(self, step: int) -> None:
     config = self.parts.config
     sums = {name: sum(v[name] for v in self.window) for name in self.window[0]}
-    scalars = {f"train/{k}": v for k, v in summarise(sums, config.batch_size * len(self.window)).items()}
+    means = self.parts.setup.kind.summarise(sums, config.batch_size * len(self.window))
+    scalars = {f"train/{name}": value for name, value in means.items()}
     scalars["time/elapsed_s"] = self._elapsed()
     scalars["train/gradient_norm"] = self.window[-1]["gradient_norm"]
     scalars["train/learning_rate"] = self.parts.setup.learning_rate(step - 1)

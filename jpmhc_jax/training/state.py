@@ -13,13 +13,11 @@ import optax
 
 from jpmhc_jax.core import schema, streams
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.models.deep_supervision import Carry, initial_carry
-from jpmhc_jax.models.trm import TRM
 from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.training import mesh as meshes
-
-TABLE_ROWS_MULTIPLE = 256
+from jpmhc_jax.training.kinds import kind_of
+from jpmhc_jax.training.model_kind import ModelKind
 
 
 @jax.tree_util.register_dataclass
@@ -28,8 +26,8 @@ class TrainState:
   """A pytree whose leaves may also be shapes or shardings.
 
   step: finished steps, () int32; params, ema: float32 masters and their average (None when off); optimizer: optax
-  state; buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: see
-  `Carry`.
+  state; buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: what the
+  model's kind keeps from step to step.
   """
 
   step: Any
@@ -38,7 +36,7 @@ class TrainState:
   optimizer: Any
   buffers: Any
   table: Any
-  carry: Carry
+  carry: Any
 
   @property
   def evaluated(self) -> Any:
@@ -48,9 +46,10 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What a run keeps constant: model graph, optimiser, mesh, and the layout of the state."""
+  """What a run keeps constant: model family and graph, optimiser, mesh, and the layout of the state."""
 
   config: schema.Config
+  kind: ModelKind
   graph: nnx.GraphDef
   optimizer: optax.GradientTransformation
   mesh: Mesh
@@ -63,16 +62,9 @@ class Setup:
     return float(config_schedule(self.config.optimizer, self.config.steps)(finished_steps))
 
 
-def build_model(config: schema.Config, dataset: Dataset, key: Array) -> TRM:
+def build_model(config: schema.Config, dataset: Dataset, key: Array) -> nnx.Module:
   """The model of the config for this data set's vocabulary and sequence length."""
-  return TRM(
-    config.model,
-    config.connection,
-    vocab_size=dataset.vocab_size,
-    sequence_length=dataset.sequence_length,
-    dtype=jnp.dtype(config.precision.compute),
-    rngs=nnx.Rngs(params=key),
-  )
+  return kind_of(config).build(config, dataset, nnx.Rngs(params=key))
 
 
 def _metadata(state: nnx.State, name: str) -> Any:
@@ -104,7 +96,9 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
     carry=jax.tree.map(lambda _: by_row, shapes.carry),
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-  return Setup(config, graph, optimizer, mesh, shardings, jax.jit(create, out_shardings=shardings), count)
+  return Setup(
+    config, kind_of(config), graph, optimizer, mesh, shardings, jax.jit(create, out_shardings=shardings), count
+  )
 
 
 def _like_params(optimizer: Any, params: Any, of_params: Any, otherwise: NamedSharding) -> Any:
@@ -124,16 +118,13 @@ def _like_params(optimizer: Any, params: Any, of_params: Any, otherwise: NamedSh
 def _creator(
   config: schema.Config, dataset: Dataset, optimizer: optax.GradientTransformation
 ) -> Callable[[], TrainState]:
-  key = streams.key_for(config.seed, "parameters")
-  # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
-  identifiers = -(-dataset.num_identifiers // TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
-  length = dataset.sequence_length + config.model.puzzle.slots
+  key, kind = streams.key_for(config.seed, "parameters"), kind_of(config)
+  table = kind.table_shape(config, dataset)
   rows = jax.ShapeDtypeStruct((config.batch_size, dataset.sequence_length), jnp.int32)
   ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
 
   def create() -> TrainState:
     model = build_model(config, dataset, key)
-    latents = model.initial_latents(config.batch_size, length)
     batch = {"inputs": rows, "labels": rows, "puzzle_identifiers": ids}
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
     _, params, buffers = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
@@ -144,8 +135,8 @@ def _creator(
       ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema else None,
       optimizer=optimizer.init(params),
       buffers=nnx.to_pure_dict(buffers),
-      table=jnp.zeros((identifiers, config.model.puzzle.width)) if config.model.puzzle.width else None,
-      carry=initial_carry(latents, zeros),
+      table=None if table is None else jnp.zeros(table),
+      carry=kind.initial_carry(model, zeros),
     )
 
   return create

@@ -11,12 +11,11 @@ from jaxtyping import Array
 import optax
 
 from jpmhc_jax.core import streams
-from jpmhc_jax.models.deep_supervision import Batch, Carry, refresh
+from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.optim.ema import ema_update
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.objective import objective
 from jpmhc_jax.training.state import Setup, TrainState
 
 Metrics = dict[str, Array]
@@ -24,9 +23,9 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(setup: Setup) -> StepFunction:
-  """One supervision step and one optimiser step; the state's buffers are donated.
+  """One step of the model's objective and one optimiser step; the state's buffers are donated.
 
-  Order: refresh the halted rows of the carry, gather their puzzle rows, differentiate with respect to parameters and
+  Order: refresh the carry, gather their puzzle rows, differentiate with respect to parameters and
   rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters.
   """
   config, whole = setup.config, meshes.replicated(setup.mesh)
@@ -66,27 +65,28 @@ def with_progress(buffers: Any, share: Array) -> Any:
   return jax.tree_util.tree_map_with_path(one, buffers)
 
 
-def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Carry:
-  """The carry of the next step: halted rows start on the batch's examples from the initial latents."""
+def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
+  """The carry of the next step."""
   model = nnx.merge(setup.graph, nnx.State(state.params), nnx.State(state.buffers))
-  latents = model.initial_latents(*state.carry.z_h.shape[:2])
-  return refresh(state.carry, latents, batch)
+  return setup.kind.refresh(model, state.carry, batch)
 
 
 def accumulate(
-  setup: Setup, state: TrainState, carry: Carry, rows: Array | None
-) -> tuple[tuple[Any, Array | None], Carry, Metrics]:
+  setup: Setup, state: TrainState, carry: Any, rows: Array | None
+) -> tuple[tuple[Any, Array | None], Any, Metrics]:
   """Gradients of the mean loss over the global batch; micro-batch k takes every accumulation-th row of the carry.
 
   Rows are dealt round robin, so that each device keeps its own rows and nothing moves between devices.
   """
   config, pieces = setup.config, setup.config.accumulation
   differentiate = jax.value_and_grad(
-    functools.partial(objective, graph=setup.graph, buffers=state.buffers, config=config), argnums=(0, 1), has_aux=True
+    functools.partial(setup.kind.objective, graph=setup.graph, buffers=state.buffers, config=config),
+    argnums=(0, 1),
+    has_aux=True,
   )
   key = streams.key_for(config.seed, "halting", state.step)
 
-  def one(total: Any, piece: tuple[Carry, Array | None, Array]) -> tuple[Any, tuple[Carry, Array | None, Metrics]]:
+  def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Metrics]]:
     carry, rows, index = piece
     halting = jax.random.fold_in(key, index)
     (_, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry=carry, key=halting)
