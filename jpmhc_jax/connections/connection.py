@@ -1,10 +1,12 @@
 """The hyper-connection block as pure functions: parameters in, coefficients out, any sub-layer in between.
 
     x' = H x + b ⊗ F(aᵀ x)        x: (*tokens, n, d),  H: (n, n, *tokens),  a, b: (n, *tokens)
+    x' = H x + B F(A x)           with m segments: x: (*tokens, n, d/m),  A: (m, n, *tokens),  B: (n, m, *tokens)
 
 One generator, one norm, one read/write form and one initialisation serve every manifold, so that in a comparison the
 manifold is the only thing that differs. At initialisation the block is the plain residual network: streams that are
-equal give x + F(x) in every stream (exactly for mixers whose rows sum to 1 or that start at the identity).
+equal give x + F(x) in every stream (exactly for mixers whose rows sum to 1 or that start at the identity; with several
+segments exactly for the linear read and write with a mixer that starts at the identity).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jpmhc_jax import manifolds
-from jpmhc_jax.connections import apply, generator
+from jpmhc_jax.connections import apply, generator, segments
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
@@ -28,11 +30,14 @@ SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
 
 
 class Coefficients(NamedTuple):
-  """What a connection computes per token, float32. `mix` is None for the identity mixer."""
+  """What a connection computes per token, float32. `mix` is None for the identity mixer.
 
-  read: Float[Array, "n *tokens"]
+  With m > 1 segments read is (m, n, *tokens) and write (n, m, *tokens).
+  """
+
+  read: Float[Array, "..."]
   mix: Float[Array, "n n *tokens"] | None
-  write: Float[Array, "n *tokens"]
+  write: Float[Array, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,7 @@ class HyperConnection:
   routing: Routing = Routing()
   generator: str = "dynamic"
   gate_init: float = 0.01
+  activation: str = "none"
   bias: bool = True
   norm: str = "rmsnorm"
   norm_epsilon: float = 1e-6
@@ -61,6 +67,7 @@ class HyperConnection:
   initialisation: str = "random"
   init_scale: float = 0.02
   identity_bias: float = 4.0
+  transpose: bool = False  # apply Hᵀ of what the manifold gives
 
   @classmethod
   def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
@@ -71,9 +78,10 @@ class HyperConnection:
       streams=config.streams,
       width=width,
       layer_index=layer_index,
-      routing=Routing(config.read_write, config.temperature),
+      routing=Routing(config.read_write, config.temperature, config.segments, config.read_epsilon),
       generator=config.generator,
       gate_init=config.gate_init,
+      activation=config.activation,
       bias=config.bias,
       norm=config.norm,
       norm_epsilon=config.norm_epsilon,
@@ -81,7 +89,13 @@ class HyperConnection:
       initialisation=config.init,
       init_scale=config.init_scale,
       identity_bias=config.identity_bias,
+      transpose=config.transpose,
     )
+
+  @property
+  def stream_width(self) -> int:
+    """Features of one stream: d, or d/m with m segments."""
+    return self.width // self.routing.segments
 
   @property
   def mix_shape(self) -> tuple[int, ...]:
@@ -90,7 +104,7 @@ class HyperConnection:
 
   def init(self, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
     """Fresh float32 parameters; see the class for the state they put the block in."""
-    n, d = self.streams, self.width
+    n, d = self.streams, self.stream_width
     offsets = self._initial_logits()
     parameters: dict[str, Array] = {}
     if self.bias or self.generator == "static":
@@ -135,9 +149,16 @@ class HyperConnection:
     self, parameters: Parameters, streams: Float[Array, "*tokens n d"], sublayer: SubLayer
   ) -> Float[Array, "*tokens n d"]:
     """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token."""
-    if streams.shape[-2:] != (self.streams, self.width):
-      raise ValueError(f"streams {streams.shape}: expected (..., n={self.streams}, d={self.width})")
+    if streams.shape[-2:] != (self.streams, self.stream_width):
+      segmented = f" of {self.routing.segments} segments" if self.routing.segments > 1 else ""
+      raise ValueError(
+        f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
+        "`expand` makes them from a vector"
+      )
     coefficients = self.coefficients(parameters, streams)
+    if self.routing.segments > 1:
+      output = sublayer(segments.read(streams, coefficients.read))
+      return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)
     output = sublayer(apply.read(streams, coefficients.read))
     if coefficients.mix is None:
       return apply.write(streams, coefficients.write, output)
@@ -145,7 +166,7 @@ class HyperConnection:
 
   def _initial_logits(self) -> np.ndarray:
     favoured = self.layer_index if self.initialisation == "round_robin" else None
-    read, write = self.routing.initial_logits(self.streams, favoured)
+    read, write = self.routing.initial_logits(self.streams, favoured, self.identity_bias)
     parts = [read.ravel(), write.ravel()]
     if not self.stored:
       with jax.ensure_compile_time_eval():  # a constant, also where the model is built under jit
@@ -157,27 +178,21 @@ class HyperConnection:
     if self.generator == "static":
       return bias
     products = generator.project(streams, parameters, self.norm, self.norm_epsilon)
+    if self.activation == "tanh":
+      products = jnp.tanh(products)
     per_logit = (slice(None),) + (None,) * (products.ndim - 1)
     if self.generator == "gated":
       products = products * jnp.repeat(parameters["gate"], np.array(sizes), total_repeat_length=sum(sizes))[per_logit]
     return products + bias[per_logit]
 
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
-    if self.stored:
-      return self.stored.mixer(parameters["mixer"])
     if isinstance(self.manifold, manifolds.Identity):
       return None
-    if isinstance(self.manifold, manifolds.Choice):
+    if self.stored:
+      mixer = self.stored.mixer(parameters["mixer"])
+    elif isinstance(self.manifold, manifolds.Choice):
       weights = jnp.stack(list(self.choice_weights(parameters).values()))
-      return self.manifold.blend(logits, self.streams, weights)
-    return self.manifold.project(logits, self.streams)
-
-
-def expand(x: Float[Array, "*tokens d"], n: int) -> Float[Array, "*tokens n d"]:
-  """n copies of one vector: the streams at the start of the network."""
-  return jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], n, x.shape[-1]))
-
-
-def reduce(streams: Float[Array, "*tokens n d"], how: str = "mean") -> Float[Array, "*tokens d"]:
-  """One vector from n streams: their mean or sum."""
-  return jnp.mean(streams, axis=-2) if how == "mean" else jnp.sum(streams, axis=-2)
+      mixer = self.manifold.blend(logits, self.streams, weights)
+    else:
+      mixer = self.manifold.project(logits, self.streams)
+    return jnp.swapaxes(mixer, 0, 1) if self.transpose else mixer

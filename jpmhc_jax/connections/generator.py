@@ -2,8 +2,8 @@
 
     logits = Norm(vec x) W       x: (*tokens, n, d), W: (n, d, k), result (k, *tokens) in float32 or wider
 
-The normalised streams are never built: the norm's scale and the mean of a layer norm are per-token scalars, applied to
-the k products instead of the n·d features.
+The normalised streams are not built: the norm's scale and the mean of a layer norm are per-token scalars, applied to
+the k products instead of the n·d features (the per-stream norm excepted: its scales do not leave the sum).
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,15 @@ def project(
 ) -> Float[Array, "k *tokens"]:
   """Norm(vec x) W, tokens last.
 
-  rmsnorm: r Σ x W with r = (mean x² + ε)^(−1/2);  layernorm: r (Σ x γW − μ Σ γW) + Σ β W with r from the variance.
+  rmsnorm: r Σ x W with r = (mean x² + ε)^(−1/2);  layernorm: r (Σ x γW − μ Σ γW) + Σ β W with r from the variance;
+  rmsnorm_per_stream: Σ_s r_s Σ_d x_s W_s with r_s from stream s alone.
   """
   x = streams.astype(jnp.promote_types(streams.dtype, jnp.float32))
   kernel = parameters["projection"].astype(x.dtype)
   if norm == "none":
     return _products(x, kernel)
+  if norm == "rmsnorm_per_stream":
+    return _products(x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon), kernel)
   if norm == "rmsnorm":
     return _products(x, kernel) * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(-2, -1)) + epsilon)[None]
   mean = jnp.mean(x, axis=(-2, -1), keepdims=True)

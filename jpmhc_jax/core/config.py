@@ -172,6 +172,18 @@ def _require(good: bool, field: str, value: Any, expected: str) -> None:
     raise ConfigError(f"{field}={value!r}: expected {expected}")
 
 
+def _check_segments(connection: schema.Connection, width: int) -> None:
+  n, m = connection.streams, connection.segments
+  _require(1 <= m <= n, "connection.segments", m, f"1 to connection.streams={n}; 1 = hyper-connections")
+  _require(width % m == 0, "connection.segments", m, f"a divisor of model.width={width}")
+  _require(
+    connection.reduce != "head" or n >= 2 * m,
+    "connection.reduce",
+    connection.reduce,
+    f"at least two streams a segment (streams={n}, segments={m}) to weigh; or reduce='mean' or 'learned'",
+  )
+
+
 def validate(config: schema.Config) -> schema.Config:
   """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
   c, model, connection = config, config.model, config.connection
@@ -203,6 +215,7 @@ def validate(config: schema.Config) -> schema.Config:
   _require(puzzle.slots >= 1, "model.puzzle.slots", puzzle.slots, "at least 1 (the halting head reads position 0)")
   _require(connection.streams >= 1, "connection.streams", connection.streams, "at least 1 (1 = plain residual network)")
   _require(connection.temperature > 0, "connection.temperature", connection.temperature, "a positive number")
+  _check_segments(connection, model.width)
   optimizer = c.optimizer
   _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number")
   _require(0 <= optimizer.ema < 1, "optimizer.ema", optimizer.ema, "0 (off) to below 1")

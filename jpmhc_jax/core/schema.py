@@ -137,13 +137,19 @@ class Connection:
   manifold: str = field("cayley", "set that the residual mixer H_res lives on; `jpmhc describe --mixers` compares them")
   options: str = field("", "options of the manifold, e.g. 'alpha=0.1' or 'sweeps=20,adjoint=unrolled'")
   streams: int = field(4, "n: residual streams; 1 = the plain residual network")
+  segments: int = field(
+    1,
+    "m: parts the sub-layer's vector is cut into; a stream is d/m wide. 1 = hyper-connections (n copies of d), "
+    "m = streams = fractional (d is split, not expanded), between = virtual width (m of n segments)",
+  )
   read_write: str = field(
     "sigmoid",
     "softmax = n x n stochastic matrices (JPmHC), sigmoid = vectors sigma and 2 sigma (mHC), "
-    "softmax_read = softmax vector and 2 sigma",
-    ("softmax", "sigmoid", "softmax_read"),
+    "softmax_read = softmax vector and 2 sigma, linear = the logits themselves (HC, virtual width)",
+    ("softmax", "sigmoid", "softmax_read", "linear"),
   )
   temperature: float = field(1.0, "tau of the softmax read and write")
+  read_epsilon: float = field(0.0, "added to the sigmoid read; 1e-6 in DeepSeek-V4")
   generator: str = field(
     "dynamic",
     "where the logits come from: static = learned bias, dynamic = bias + projection of the token, "
@@ -151,11 +157,17 @@ class Connection:
     ("static", "dynamic", "gated"),
   )
   gate_init: float = field(0.01, "initial value of the gates of generator=gated")
+  activation: str = field("none", "of the projected logits, before gate and bias; tanh in HC", ("none", "tanh"))
   bias: bool = field(True, "learn the bias of the logits; without it they keep their initial value")
   norm: str = field(
-    "rmsnorm", "norm of the flattened streams in front of the projection", ("rmsnorm", "layernorm", "none")
+    "rmsnorm",
+    "norm of the flattened streams in front of the projection; rmsnorm_per_stream norms each on its own (HC)",
+    ("rmsnorm", "layernorm", "rmsnorm_per_stream", "none"),
   )
   norm_epsilon: float = field(1e-6, "epsilon of that norm; 1e-5 in the JPmHC code")
+  transpose: bool = field(
+    False, "apply H^T, the convention of DeepSeek-V4, mHC-lite and lucidrains: out[m] = sum_k H[k, m] x[k]"
+  )
   parameterisation: str = field(
     "logits",
     "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, "
@@ -170,10 +182,23 @@ class Connection:
   )
   init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")
   identity_bias: float = field(
-    4.0, "logit that pulls soft families (Birkhoff, permutation mixtures) towards the identity at the start"
+    4.0,
+    "logit that pulls soft families (Birkhoff, permutation mixtures) towards the identity at the start, and the reads "
+    "and writes of several segments towards their own segment",
   )
-  expand: str = field("copy", "how one vector becomes n streams", ("copy",))
-  reduce: str = field("mean", "how n streams become one vector", ("mean", "sum"))
+  expand: str = field(
+    "copy",
+    "how one vector becomes n streams: copies, copies times a learned vector each (scale), or a learned matrix each "
+    "(linear)",
+    ("copy", "scale", "linear"),
+  )
+  stream_embedding: bool = field(False, "add a learned vector to each stream after the expansion")
+  reduce: str = field(
+    "mean",
+    "how n streams become one vector: mean, sum, learned = learned weights, head = weights sigma(Norm(vec x) W + b) "
+    "a token (DeepSeek-V4)",
+    ("mean", "sum", "learned", "head"),
+  )
   scope: str = field(
     "carry",
     "carry = streams live in the recursion's state; call = expand and reduce inside each network call",

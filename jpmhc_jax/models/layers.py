@@ -25,8 +25,8 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
   return nnx.Param(truncated_normal(rngs.params(), shape, 1 / math.sqrt(fan_in)), axes=axes, role="trunk")
 
 
-def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int = -1) -> Float[Array, "..."]:
-  """x / √(mean x² + ε) along one axis, computed in float32 or wider, without a learned weight."""
+def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
+  """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
   return (wide * scale).astype(x.dtype)

@@ -8,7 +8,9 @@ One supervision step, from carried latents z_H (answer) and z_L (reasoning), wit
 
 f(h, v) adds v to h and runs the blocks, each sub-layer wrapped by a hyper-connection and followed by a weight-free
 RMSNorm. With scope='carry' the latents are (batch, length, n, d): the streams are never reduced between calls, so the
-mixer composes with itself over all T(n + 1) calls. n = 1 is the published TRM. Source: 2510.04871 and its code.
+mixer composes with itself over all T(n + 1) calls. With m segments a stream is d/m wide and the RMSNorm takes all
+streams of a token together, so that equal copies are normed as the plain network norms its vector. n = 1 is the
+published TRM. Source: 2510.04871 and its code.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from jpmhc_jax.connections import Connection, expand, reduce
+from jpmhc_jax.connections import Connection, Ends, expand
 from jpmhc_jax.core import schema
 from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
 
@@ -87,12 +89,13 @@ class Block(nnx.Module):
     else:
       self.connect_tokens = self.connect_features = _plain_residual
     self.epsilon = model.norm_epsilon
-    self.token_norm_axis = 1 if model.token_mixer == "mlp" else -1
+    self.feature_axes = -1 if connection.segments == 1 else (-2, -1)
+    self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
 
   def __call__(self, h: Latent, visit: Visitor | None = None) -> Latent:
     parts = (
-      ("tokens", self.connect_tokens, self.tokens, self.token_norm_axis),
-      ("features", self.connect_features, self.features, -1),
+      ("tokens", self.connect_tokens, self.tokens, self.token_axes),
+      ("features", self.connect_features, self.features, self.feature_axes),
     )
     for name, connect, sublayer, axis in parts:
       if visit is not None:
@@ -128,6 +131,8 @@ class TRM(nnx.Module):
       self.position_embedding = weight(rngs, (length, width), width, ("positions", "embed"))
     for layer in range(model.layers):
       setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs))
+    if connection.streams > 1:
+      self.ends = Ends(connection, width=width, rngs=rngs)
     self.h_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
     self.l_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
 
@@ -138,12 +143,13 @@ class TRM(nnx.Module):
 
   def initial_latents(self, batch: int, length: int) -> tuple[Latent, Latent]:
     """h_init and l_init at every position and stream, in the compute dtype."""
-    streams = () if self.carried_streams == 1 else (self.carried_streams,)
-    shape = (batch, length, *streams, self.model.width)
 
     def fill(vector: Array) -> Array:
       # The official buffers are generated in bfloat16; the rounding is part of the model.
-      return jnp.broadcast_to(vector.astype(self.dtype).reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+      vector = vector.astype(self.dtype)
+      if self.carried_streams > 1:
+        vector = expand(vector, self.carried_streams, self.connection.segments)
+      return jnp.broadcast_to(vector[None, None], (batch, length, *vector.shape))
 
     return fill(self.h_init[...]), fill(self.l_init[...])
 
@@ -161,6 +167,14 @@ class TRM(nnx.Module):
       x = (x + self.position_embedding[...].astype(self.dtype)[None]) * math.sqrt(0.5)
     return math.sqrt(width) * x
 
+  def injected(self, x: Float[Array, "b l d"]) -> Latent:
+    """The embedding as the latents meet it: expanded where they are streams (one axis of size 1 for equal copies)."""
+    if self.carried_streams == 1:
+      return x
+    c = self.connection
+    copies = c.expand == "copy" and not c.stream_embedding and c.segments == 1
+    return x[:, :, None, :] if copies else self.ends.expand(x)
+
   def network(self, h: Latent, injection: Latent, visit: Visitor | None = None) -> Latent:
     """f(h, v): add v, then the blocks. One network serves both latents.
 
@@ -168,24 +182,23 @@ class TRM(nnx.Module):
     """
     h = h + injection
     inside_call = self.connection.streams > 1 and self.connection.scope == "call"
-    h = expand(h, self.connection.streams) if inside_call else h
+    h = self.ends.expand(h) if inside_call else h
     for layer in range(self.model.layers):
       block = getattr(self, f"block{layer}")
       if visit is not None:
         h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen))
       else:
         h = jax.checkpoint(block)(h) if self.model.rematerialise == "block" else block(h)
-    return reduce(h, self.connection.reduce) if inside_call else h
+    return self.ends.reduce(h) if inside_call else h
 
   def __call__(
     self, z_h: Latent, z_l: Latent, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None
   ) -> Output:
     """One supervision step."""
-    x = self.embed(inputs, puzzle_rows)
-    x = x[:, :, None, :] if z_h.ndim == 4 else x
+    x = self.injected(self.embed(inputs, puzzle_rows))
     network = jax.checkpoint(self.network) if self.model.rematerialise == "call" else self.network
     z_h, z_l = supervision_step(network, z_h, z_l, x, self.model.recursion)
-    answer = reduce(z_h, self.connection.reduce) if z_h.ndim == 4 else z_h
+    answer = self.ends.reduce(z_h) if self.carried_streams > 1 else z_h
     logits = jnp.einsum("bld,dv->blv", answer[:, self.model.puzzle.slots :], self.lm_head[...].astype(self.dtype))
     q = jnp.einsum("bd,dk->bk", answer[:, 0], self.q_kernel[...].astype(self.dtype))
     q = q + self.q_bias[...].astype(self.dtype)[None]

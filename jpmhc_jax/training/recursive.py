@@ -96,7 +96,7 @@ class Recursive:
       found[name] = probe(connection, streams)
 
     x = model.embed(carry.data["inputs"], rows)
-    model.network(carry.z_l, carry.z_h + (x[:, :, None, :] if carry.z_h.ndim == 4 else x), visit)
+    model.network(carry.z_l, carry.z_h + model.injected(x), visit)
     return found
 
   def _latents(self, model: TRM, rows: int, length: int) -> tuple[Array, Array]:

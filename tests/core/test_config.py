@@ -42,7 +42,10 @@ def test_variant_and_overrides_reach_the_config(config_file):
     ("--config.learning_rate=1", "Did you mean 'optimizer.learning_rate'"),
     ("--config.steps=many", "expected steps: int"),
     ("--config.steps=1.5", "expected steps: int"),
-    ("--config.connection.read_write=softmx", "expected one of softmax, sigmoid, softmax_read. Did you mean 'softmax'"),
+    (
+      "--config.connection.read_write=softmx",
+      "expected one of softmax, sigmoid, softmax_read, linear. Did you mean 'softmax'",
+    ),
     ("--config.steps=0", "steps=0: expected at least 1"),
     ("--config.model.heads=7", "model.width=512: expected a multiple of model.heads=7"),
     ("--config.batch_size=5", None),
