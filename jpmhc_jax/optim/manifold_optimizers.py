@@ -20,6 +20,23 @@ from jpmhc_jax.optim.schedules import ScalarOrSchedule
 CANONICAL, EUCLIDEAN, SUBSPACES = Stiefel(metric="canonical"), Stiefel(), Grassmann()
 
 
+def _descent(
+  learning_rate: ScalarOrSchedule,
+  manifold: Geometry,
+  moments: optax.GradientTransformation,
+  method: str,
+  stabilize: Any,
+) -> optax.GradientTransformation:
+  """Tangent gradient, moments, learning rate, retraction, and a re-projection every `stabilize` steps."""
+  return optax.chain(
+    riemannian_gradient(manifold),
+    moments,
+    optax.scale_by_learning_rate(learning_rate),
+    retract(manifold, method),
+    stabilize_every(manifold, stabilize),
+  )
+
+
 def cayley_sgd(
   learning_rate: ScalarOrSchedule,
   manifold: Geometry = CANONICAL,
@@ -33,13 +50,8 @@ def cayley_sgd(
   `method` '' is the manifold's default retraction, the exact Cayley transform for Stiefel. Re-projects every
   `stabilize` steps (0 = never). Source: Li et al. 2020 (arXiv 2002.01113), with the fixed-point solve made exact.
   """
-  return optax.chain(
-    riemannian_gradient(manifold),
-    scale_by_riemannian_momentum(manifold, momentum, transport),
-    optax.scale_by_learning_rate(learning_rate),
-    retract(manifold, method),
-    stabilize_every(manifold, stabilize),
-  )
+  moments = scale_by_riemannian_momentum(manifold, momentum, transport)
+  return _descent(learning_rate, manifold, moments, method, stabilize)
 
 
 def cayley_adam(
@@ -63,13 +75,8 @@ def cayley_adam(
     >>> bool(jnp.allclose(gram(params + updates, params + updates), jnp.eye(2), atol=1e-6))
     True
   """
-  return optax.chain(
-    riemannian_gradient(manifold),
-    scale_by_riemannian_adam(manifold, b1, b2, eps, adaptive, transport),
-    optax.scale_by_learning_rate(learning_rate),
-    retract(manifold, method),
-    stabilize_every(manifold, stabilize),
-  )
+  moments = scale_by_riemannian_adam(manifold, b1, b2, eps, adaptive, transport)
+  return _descent(learning_rate, manifold, moments, method, stabilize)
 
 
 def grassmann_adam(
