@@ -15,11 +15,15 @@ class Evaluate:
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of a run of `jpmhc train`")
     parser.add_argument("--step", type=int, default=None, help="step of the checkpoint; the latest by default")
-    parser.epilog = "Fields of the evaluation are overridden as --config.evaluation.wrong_puzzle=True."
+    parser.epilog = (
+      "Fields of the evaluation are overridden as --config.evaluation.wrong_puzzle=True; a causal ablation as "
+      "--config.evaluation.ablation=identity --config.evaluation.ablation_layers=block0.tokens."
+    )
 
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.commands.session import open_run
     from jpmhc_jax.core import config as configs
+    from jpmhc_jax.evaluation.evaluator import results_folder
     from jpmhc_jax.training.checkpoint import Checkpoints
 
     config = configs.override(configs.restore(options.workdir / "config.json"), options.overrides, only="evaluation")
@@ -32,5 +36,7 @@ class Evaluate:
     metrics = run.evaluate(restored.state, restored.step)
     for name, value in metrics.items():
       print(f"{name:28s} {value:.6g}")
-    print(f"written: {options.workdir / 'evaluation' / f'step_{restored.step}.json'}")
+    if config.evaluation.ablation != "none":
+      print(f"ABLATION: {config.evaluation.ablation} mixer in connections {config.evaluation.ablation_layers}")
+    print(f"written: {results_folder(config.evaluation, options.workdir) / f'step_{restored.step}.json'}")
     return 0

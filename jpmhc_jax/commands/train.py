@@ -26,10 +26,16 @@ class Train:
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.commands.session import open_run
     from jpmhc_jax.core import config as configs
+    from jpmhc_jax.core.errors import ConfigError
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import loop
 
     config = configs.load(options.config, options.overrides)
+    if config.evaluation.ablation != "none":
+      raise ConfigError(
+        f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
+        "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
+      )
     loop.claim_workdir(config, options.workdir)
     try:
       loop.train(open_run(config, options.workdir), options.arguments)

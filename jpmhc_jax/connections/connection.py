@@ -29,6 +29,14 @@ Parameters = Mapping[str, Float[Array, "..."]]
 SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
 
 
+# Mixers for causal ablations: what a trained network loses without its own.
+ABLATIONS: dict[str, Callable[[int], np.ndarray | None]] = {
+  "identity": lambda n: None,
+  "mean": lambda n: np.full((n, n), 1 / n),
+  "permutation": lambda n: np.roll(np.eye(n), 1, axis=1),  # x'_i = x_(i+1): no stream stays in its place
+}
+
+
 class Coefficients(NamedTuple):
   """What a connection computes per token, float32. `mix` is None for the identity mixer.
 
@@ -68,6 +76,7 @@ class HyperConnection:
   init_scale: float = 0.02
   identity_bias: float = 4.0
   transpose: bool = False  # apply Hᵀ of what the manifold gives
+  ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
 
   @classmethod
   def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
@@ -186,6 +195,9 @@ class HyperConnection:
     return products + bias[per_logit]
 
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
+    if self.ablation != "none":
+      fixed = ABLATIONS[self.ablation](self.streams)
+      return None if fixed is None else jnp.asarray(fixed, logits.dtype)
     if isinstance(self.manifold, manifolds.Identity):
       return None
     if self.stored:

@@ -257,6 +257,15 @@ class Evaluation:
   max_examples: int = field(0, "evaluate on at most this many examples; 0 uses all")
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
   wrong_puzzle: bool = field(False, "also evaluate with the identifiers permuted over the tasks (ablation)")
+  ablation: str = field(
+    "none",
+    "`jpmhc evaluate` only: what replaces the mixer of `ablation_layers` (permutation = shift by one stream); results "
+    "go to evaluation/ablation_…",
+    ("none", "identity", "mean", "permutation"),
+  )
+  ablation_layers: str = field(
+    "all", "connections whose mixer is replaced: all, or names and patterns such as 'block0.tokens,block1.*'"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Evaluates a state on the held-out examples: accuracies, ARC votes, examples; writes evaluation/step_N.json."""
+"""Evaluates a state on the held-out examples: accuracies, ARC votes, examples; writes evaluation/step_N.json.
+
+A causal ablation (`evaluation.ablation`) writes into a folder of its own below evaluation/, where nothing looks for the
+results of the run.
+"""
 
 from collections.abc import Iterator
 import gzip
@@ -9,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jpmhc_jax.core import streams
+from jpmhc_jax.core import schema, streams
 from jpmhc_jax.data import Dataset
+from jpmhc_jax.evaluation import ablations
 from jpmhc_jax.evaluation.arc import ArcVotes
 from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.training import mesh as meshes
@@ -23,9 +28,11 @@ class Evaluator:
   """Callable on (state, step). The votes of each evaluation stay in the workdir, so that pooling survives restarts."""
 
   def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path):
-    self.setup, self.dataset, self.folder = setup, dataset, workdir / "evaluation"
+    self.setup, self.dataset = setup, dataset
+    self.folder = results_folder(setup.config.evaluation, workdir)
+    evaluated, self.replaced = ablations.ablate(setup)
+    self.rollout = make_rollout(evaluated)
     self.folder.mkdir(parents=True, exist_ok=True)
-    self.rollout = make_rollout(setup)
     evaluation, ways = setup.config.evaluation, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
     size = evaluation.batch_size or setup.config.batch_size
     self.batches = dataset.evaluation_batches(-(-size // ways) * ways, evaluation.max_examples)
@@ -45,7 +52,10 @@ class Evaluator:
         metrics |= self._pooled(votes, step)
     if self.setup.config.evaluation.wrong_puzzle:
       metrics |= self._wrong_puzzle(state)
-    self._write(f"step_{step}.json", {"step": step, "metrics": metrics, "examples": examples})
+    result = {"step": step, "metrics": metrics, "examples": examples}
+    if self.replaced:
+      result["ablation"] = {"mixer": self.setup.config.evaluation.ablation, "connections": self.replaced}
+    self._write(f"step_{step}.json", result)
     return metrics
 
   def _pass(
@@ -115,6 +125,14 @@ class Evaluator:
     temporary = self.folder / f"{name}.tmp"
     temporary.write_text(json.dumps(content))
     temporary.replace(self.folder / name)
+
+
+def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> pathlib.Path:
+  """Where the results go: evaluation/, or evaluation/ablation_<mixer>_<layers> for an ablation."""
+  folder = workdir / "evaluation"
+  if evaluation.ablation == "none":
+    return folder
+  return folder / f"ablation_{evaluation.ablation}_{ablations.folder_name(evaluation.ablation_layers)}"
 
 
 def _steps(folder: pathlib.Path, prefix: str, suffix: str) -> list[int]:

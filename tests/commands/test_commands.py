@@ -157,6 +157,17 @@ def test_evaluate_takes_an_earlier_step_and_overrides_of_its_own_fields_only(wor
   assert "only fields of 'evaluation'" in capsys.readouterr().err
 
 
+def test_an_ablation_is_written_beside_the_evaluation_and_refused_in_training(workdir, config_file, capsys):
+  evaluation = _json(workdir / "evaluation" / "step_4.json")
+  assert main(["evaluate", f"--workdir={workdir}", "--config.evaluation.ablation=mean"]) == 0
+  path = workdir / "evaluation" / "ablation_mean_all" / "step_4.json"
+  out = capsys.readouterr().out
+  assert "ABLATION: mean mixer in connections all" in out and f"written: {path}" in out
+  assert _json(path)["metrics"] != evaluation["metrics"] == _json(workdir / "evaluation" / "step_4.json")["metrics"]
+  assert main(["train", f"--config={config_file}", f"--workdir={workdir}", "--config.evaluation.ablation=mean"]) == 2
+  assert "expected 'none'" in capsys.readouterr().err
+
+
 def test_evaluate_of_a_step_or_a_folder_that_is_not_there_exits_with_2(workdir, tmp_path, capsys):
   assert main(["evaluate", f"--workdir={workdir}", "--step=999"]) == 2
   assert "no checkpoint of step 999" in capsys.readouterr().err
