@@ -192,6 +192,7 @@ def validate(config: schema.Config) -> schema.Config:
   _require(
     c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
   )
+  _require(c.budget_seconds >= 0, "budget_seconds", c.budget_seconds, "0 (no limit) or a positive number")
   _require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
   head = model.width // max(model.heads, 1)
   _require(

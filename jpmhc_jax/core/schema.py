@@ -280,6 +280,9 @@ class Logging:
 class Config:
   seed: int = field(0, "root of every random stream of the run")
   steps: int = field(1000, "optimiser steps")
+  budget_seconds: float = field(
+    0.0, "stop, evaluate and save after this much wall time (all starts together, compilation included); 0 = no limit"
+  )
   batch_size: int = field(768, "global batch")
   accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry")
   mesh: Mesh = group(Mesh, "device mesh")

@@ -163,13 +163,15 @@ class _Loop:
     self.window: list[dict[str, float]] = []
     self.finished_at: list[float] = []
     self.evaluation: dict[str, float] = {}
+    self.over = False
 
   def run(self, state: TrainState, start: int) -> TrainState:
     run, config = self.parts, self.parts.config
     step_function = make_train_step(run.setup)
     sharding = meshes.batch_sharding(run.setup.mesh)
     pending = None
-    for step, batch in itertools.islice(self.batches, config.steps - start):
+    left = 0 if start and self._is_over(start) else config.steps - start
+    for step, batch in itertools.islice(self.batches, left):
       on_device = {name: jax.device_put(value, sharding) for name, value in batch.items()}
       with jax.transfer_guard("disallow"):
         state, metrics = step_function(state, on_device)
@@ -180,6 +182,7 @@ class _Loop:
       pending = (step + 1, metrics)
       self.bar.advance(step)
       done = step + 1
+      self.over = self._is_over(done)
       if self._due(done, config.evaluation.every) or self._due(done, config.checkpoint.every) or self.signals.received:
         self._read_back(pending)
         pending = None
@@ -188,6 +191,8 @@ class _Loop:
         self.writers.write(done, run.diagnose(state))
       if self.signals.received:
         raise Interrupted(f"{self.signals.received.name} at step {done}: saved; run the same command to resume")
+      if self.over:
+        break
     self._read_back(pending)
     return state
 
@@ -195,8 +200,12 @@ class _Loop:
     """Seconds of this run, all its starts together."""
     return self.clock["seconds"] + time.monotonic() - self.began
 
+  def _is_over(self, step: int) -> bool:
+    config = self.parts.config
+    return step >= config.steps or 0 < config.budget_seconds <= self._elapsed()
+
   def _due(self, step: int, every: int) -> bool:
-    return step == self.parts.config.steps or (every > 0 and step % every == 0)
+    return self.over or (every > 0 and step % every == 0)
 
   def _read_back(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
     if pending is None:

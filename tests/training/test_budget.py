@@ -1,0 +1,49 @@
+"""What a run may spend: operations of a step counted in its loops, and a wall-time limit that ends like a last step."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+import tiny
+
+from jpmhc_jax.commands.session import open_run
+from jpmhc_jax.core import schema
+from jpmhc_jax.training import loop
+from jpmhc_jax.training.flops import flops_per_step
+from jpmhc_jax.training.step import make_train_step
+
+
+def cost(**changes):
+  config = tiny.config(**changes)
+  return flops_per_step(tiny.setup(config), tiny.dataset(config))
+
+
+def test_every_trip_of_a_loop_is_counted():
+  def model(inner):
+    recursion = schema.Recursion(outer=2, inner=inner, max_steps=4)
+    return dataclasses.replace(tiny.config().model, recursion=recursion)
+
+  one, two, four = (cost(model=model(inner)) for inner in (1, 2, 4))
+  assert four - two == 2 * (two - one) > 0
+  config = tiny.config()
+  setup, batch = tiny.setup(config), tiny.dataset(config).batch(0)
+  compiled = make_train_step(setup).lower(jax.eval_shape(setup.create), batch).cost_analysis()
+  assert two > 2 * compiled["flops"]  # XLA looks at the body of each scan once
+
+
+def test_the_cost_grows_with_the_batch():
+  sixteen, thirty_two, sixty_four = (cost(batch_size=size) for size in (16, 32, 64))
+  # Rows add up, the optimiser's share stays.
+  assert sixty_four - thirty_two == pytest.approx(2 * (thirty_two - sixteen), rel=1e-3)
+
+
+def test_a_run_out_of_time_evaluates_saves_and_is_not_taken_up_again(tmp_path):
+  config = dataclasses.replace(tiny.config(mesh=schema.Mesh()), steps=10_000, budget_seconds=0.01)
+  state = loop.train(open_run(config, tmp_path), ["train"])
+  assert int(state.step) == 1
+  assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["step_1.json"]
+  again = loop.train(open_run(config, tmp_path), ["train"])
+  assert int(again.step) == 1
+  losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert sum("train/loss" in line for line in losses) == 1
