@@ -129,7 +129,12 @@ class Model:
   loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
-  rematerialise: str = field("none", "what the backward pass recomputes instead of storing", ("none", "block", "call"))
+  rematerialise: str = field(
+    "products",
+    "what the backward pass recomputes instead of storing: products = all but the results of matrix products, block = "
+    "a whole block, call = a whole network call, none = nothing",
+    ("none", "products", "block", "call"),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.models.products import attend, dense, kept, silu_gated
+
 # Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated variable's exactly 1.
 _TRUNCATED_STD = 0.8796256610342398
 
@@ -59,13 +61,14 @@ class Attention(nnx.Module):
     self.rope_theta = rope_theta
 
   def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    qkv = jnp.einsum("bld,dchk->cblhk", x, self.qkv[...].astype(x.dtype))
-    query, key, value = qkv[0], qkv[1], qkv[2]
+    qkv = dense(x, self.qkv[...].astype(x.dtype))
+    query, key, value = (qkv[:, :, part] for part in range(3))
     if self.rope_theta is not None:
       tables = rope_tables(x.shape[1], query.shape[-1], self.rope_theta)
       query, key = rotate(query, *tables), rotate(key, *tables)
-    mixed = jax.nn.dot_product_attention(query, key, value)
-    return jnp.einsum("blhk,hkd->bld", mixed, self.out[...].astype(x.dtype))
+    # Heads before positions: each head's products are then plain matrix products on contiguous memory.
+    mixed = attend(*(kept(jnp.swapaxes(part, 1, 2)) for part in (query, key, value)))
+    return kept(dense(jnp.swapaxes(mixed, 1, 2), self.out[...].astype(x.dtype), axes=2))
 
 
 def swiglu_width(width: int, expansion: float, multiple: int) -> int:
@@ -81,8 +84,9 @@ class SwiGLU(nnx.Module):
     self.down = weight(rngs, (inner, width), inner, ("mlp", axis))
 
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    gate, up = jnp.moveaxis(jnp.einsum("...d,dgi->...gi", x, self.gate_up[...].astype(x.dtype)), -2, 0)
-    return jnp.einsum("...i,id->...d", jax.nn.silu(gate) * up, self.down[...].astype(x.dtype))
+    kernel = self.gate_up[...].astype(x.dtype)
+    gate, up = kept(dense(x, kernel[:, 0])), kept(dense(x, kernel[:, 1]))
+    return kept(dense(silu_gated(gate, up), self.down[...].astype(x.dtype)))
 
 
 class TokenMLP(nnx.Module):

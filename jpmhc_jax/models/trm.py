@@ -26,6 +26,7 @@ import numpy as np
 from jpmhc_jax.connections import Connection, Ends, expand
 from jpmhc_jax.core import schema
 from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
+from jpmhc_jax.models.products import KEEP_PRODUCTS
 
 Latent = Float[Array, "b l ..."]
 Network = Callable[[Array, Array], Array]
@@ -57,17 +58,18 @@ def supervision_step(
   program holds the network once per direction, whatever T and n are.
   """
 
-  def call(latents: tuple[Array, Array], answers: Array) -> tuple[tuple[Array, Array], None]:
-    z_h, z_l = latents
-    new = network(z_l, z_h + jnp.where(answers, jnp.zeros_like(x), x))
-    return (jnp.where(answers, new, z_h), jnp.where(answers, z_l, new)), None
+  def call(latents: Array, updated: Array) -> tuple[Array, None]:
+    injected = latents[1 - updated] + jnp.where(updated == 1, x, jnp.zeros_like(x))
+    new = network(latents[updated], injected)
+    return jax.lax.dynamic_update_index_in_dim(latents, new, updated, 0), None
 
-  cycle = np.arange(recursion.inner + 1) == recursion.inner
-  latents = (z_h, z_l)
+  # One array holds z_H at 0 and z_L at 1, so that a call writes the latent it updates and copies neither.
+  cycle = np.arange(recursion.inner + 1) < recursion.inner
+  latents = jnp.stack([z_h, z_l])
   if recursion.outer > 1:
-    latents, _ = jax.lax.scan(call, latents, jnp.asarray(np.tile(cycle, recursion.outer - 1)))
-  latents, _ = jax.lax.scan(call, jax.lax.stop_gradient(latents), jnp.asarray(cycle))
-  return latents
+    latents, _ = jax.lax.scan(call, latents, jnp.asarray(np.tile(cycle, recursion.outer - 1), jnp.int32))
+  latents, _ = jax.lax.scan(call, jax.lax.stop_gradient(latents), jnp.asarray(cycle, jnp.int32))
+  return latents[0], latents[1]
 
 
 class Block(nnx.Module):
@@ -106,6 +108,14 @@ class Block(nnx.Module):
 
 def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
   return h + sublayer(h)
+
+
+def _recomputing(block: Block, policy: str) -> Callable[[Array], Array]:
+  """The block with what its backward pass recomputes. In a scan nothing merges with the forward pass: no barriers."""
+  if policy == "none":
+    return block
+  saved = KEEP_PRODUCTS if policy == "products" else None
+  return jax.checkpoint(block, policy=saved, prevent_cse=False)
 
 
 class TRM(nnx.Module):
@@ -188,7 +198,7 @@ class TRM(nnx.Module):
       if visit is not None:
         h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen))
       else:
-        h = jax.checkpoint(block)(h) if self.model.rematerialise == "block" else block(h)
+        h = _recomputing(block, self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
 
   def __call__(
