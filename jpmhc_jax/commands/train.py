@@ -21,6 +21,7 @@ class Train:
     parser.add_argument(
       "--workdir", required=True, type=pathlib.Path, help="folder of the run; an existing run resumes"
     )
+    parser.add_argument("--profile", default=None, metavar="START:STOP", help="trace these steps into workdir/profile")
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
   def run(self, options: argparse.Namespace) -> int:
@@ -29,6 +30,7 @@ class Train:
     from jpmhc_jax.core.errors import ConfigError
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import loop
+    from jpmhc_jax.training.profiling import parse_window
 
     config = configs.load(options.config, options.overrides)
     if config.evaluation.ablation != "none":
@@ -36,9 +38,11 @@ class Train:
         f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
         "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
       )
+    profile = parse_window(options.profile) if options.profile else range(0)
     loop.claim_workdir(config, options.workdir)
     try:
-      loop.train(open_run(config, options.workdir), options.arguments)
+      run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
+      loop.train(run, options.arguments)
     except loop.NonFiniteLossError as error:
       print(f"jpmhc train: {error}", file=sys.stderr)
       return EXIT_DIVERGED

@@ -279,6 +279,9 @@ class Logging:
   tensorboard: bool = field(True, "write TensorBoard events")
   wandb: bool = field(False, "log to Weights & Biases (needs the extra `wandb`)")
   diagnostics_every: int = field(100, "steps between mixer diagnostics; 0 = never")
+  peak_tflops: float = field(
+    0.0, "peak TFLOP/s of one device, for the model FLOP utilisation; 0 = the known peak of the device's kind"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

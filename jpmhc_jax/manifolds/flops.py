@@ -21,9 +21,13 @@ _ELEMENTWISE = frozenset((
 _REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"))
 
 
-def count(function: Callable[..., Any], *arguments: Any) -> int:
-  """Floating-point operations of function(*arguments); arguments may be jax.ShapeDtypeStruct."""
-  return _count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+def count(function: Callable[..., Any], *arguments: Any, products_only: bool = False) -> int:
+  """Floating-point operations of function(*arguments); arguments may be jax.ShapeDtypeStruct.
+
+  products_only: only contractions and convolutions, the work of a matrix unit. Then a while loop, whose trips nobody
+  knows, counts one; else it raises ValueError. A Pallas kernel runs once a grid point, a shard_map once a device.
+  """
+  return _count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, products_only)
 
 
 def forward_and_backward(function: Callable[[Array], Array], shape: tuple[int, ...]) -> tuple[int, int]:
@@ -35,29 +39,38 @@ def forward_and_backward(function: Callable[[Array], Array], shape: tuple[int, .
   return forward, both - forward
 
 
-def _count_jaxpr(jaxpr: Any) -> int:
-  return sum(_count_equation(equation) for equation in jaxpr.eqns)
+def _count_jaxpr(jaxpr: Any, products_only: bool = False) -> int:
+  return sum(_count_equation(equation, products_only) for equation in jaxpr.eqns)
 
 
-def _count_equation(equation: Any) -> int:
+def _repeats(name: str, params: Any) -> int:
+  if name == "pallas_call":
+    return math.prod(params["grid_mapping"].grid)
+  if name == "shard_map":
+    return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+  return params["length"] if name == "scan" else 1
+
+
+def _count_equation(equation: Any, products_only: bool) -> int:
   name, params = equation.primitive.name, equation.params
-  if name == "scan":
-    return params["length"] * _count_jaxpr(params["jaxpr"].jaxpr)
-  if name == "while":
+  if name == "while" and not products_only:
     raise ValueError("flops: a while loop has no static trip count; use scan or fori_loop with constant bounds.")
   if name == "cond":
-    return max(_count_jaxpr(branch.jaxpr) for branch in params["branches"])
+    return max(_count_jaxpr(branch.jaxpr, products_only) for branch in params["branches"])
   inner = [value for value in params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")]
   if inner:
-    return sum(_count_jaxpr(getattr(value, "jaxpr", value)) for value in inner)
+    return _repeats(name, params) * sum(_count_jaxpr(getattr(value, "jaxpr", value), products_only) for value in inner)
   out = equation.outvars[0].aval
   if not equation.invars or not jnp.issubdtype(equation.invars[0].aval.dtype, jnp.inexact):
     return 0
-  if name in _ELEMENTWISE:
-    return math.prod(out.shape)
-  if name in _REDUCTIONS:
-    return math.prod(equation.invars[0].aval.shape) - math.prod(out.shape)
   if name == "dot_general":
     (contracting, _), _ = params["dimension_numbers"]
     return 2 * math.prod(out.shape) * math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+  if name == "conv_general_dilated":
+    kernel = equation.invars[1].aval.shape
+    return 2 * math.prod(out.shape) * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
+  if name in _ELEMENTWISE and not products_only:
+    return math.prod(out.shape)
+  if name in _REDUCTIONS and not products_only:
+    return math.prod(equation.invars[0].aval.shape) - math.prod(out.shape)
   return 0

@@ -29,6 +29,7 @@ from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.training import environment
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
+from jpmhc_jax.training.observation import Observer
 from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step
@@ -65,6 +66,7 @@ class Run:
   workdir: pathlib.Path
   evaluate: Evaluate
   diagnose: Diagnose | None
+  profile: range = range(0)  # steps to trace
 
   @property
   def config(self) -> schema.Config:
@@ -95,7 +97,6 @@ def train(run: Run, arguments: list[str]) -> TrainState:
   """
   config = run.config
   claim_workdir(config, run.workdir)
-  environment.save(environment.describe_environment(config, arguments), run.workdir / "environment.json")
   metric = config.checkpoint.best_metric or run.evaluate.main_metric
   checkpoints = Checkpoints(
     run.workdir / "checkpoints",
@@ -104,12 +105,16 @@ def train(run: Run, arguments: list[str]) -> TrainState:
     higher_is_better=run.evaluate.higher_is_better,
   )
   state, start, clock = _start(run, checkpoints)
+  observer = Observer(run.setup, run.dataset, run.workdir, start, run.profile)
+  described = environment.describe_environment(config, arguments) | observer.facts()
+  environment.save(described, run.workdir / "environment.json")
   writers = Writers(run.workdir, config, start)
   try:
     batches = loading.load(run.dataset, start, prefetch=config.data.prefetch)
     with contextlib.closing(batches), ProgressBar(config.steps, start) as bar, _Signals() as signals:
-      return _Loop(run, batches, checkpoints, writers, bar, signals, clock).run(state, start)
+      return _Loop(run, batches, checkpoints, writers, bar, signals, clock, observer).run(state, start)
   finally:
+    observer.close()
     checkpoints.close()
     writers.close()
 
@@ -156,44 +161,46 @@ class _Loop:
     bar: ProgressBar,
     signals: _Signals,
     clock: dict[str, float],
+    observer: Observer,
   ):
     self.parts, self.batches, self.checkpoints, self.writers = run, batches, checkpoints, writers
-    self.bar, self.signals, self.clock = bar, signals, clock
+    self.bar, self.signals, self.clock, self.observer = bar, signals, clock, observer
     self.began = time.monotonic()
     self.window: list[dict[str, float]] = []
-    self.finished_at: list[float] = []
+    self.pending: tuple[int, dict[str, jax.Array]] | None = None  # metrics of the step in flight
     self.evaluation: dict[str, float] = {}
     self.over = False
 
   def run(self, state: TrainState, start: int) -> TrainState:
-    run, config = self.parts, self.parts.config
+    run, config, goodput, profiler = self.parts, self.parts.config, self.observer.goodput, self.observer.profiler
     step_function = make_train_step(run.setup)
     sharding = meshes.batch_sharding(run.setup.mesh)
-    pending = None
     left = 0 if start and self._is_over(start) else config.steps - start
-    for step, batch in itertools.islice(self.batches, left):
+    goodput.switch("compile")
+    for step, batch in goodput.waiting(itertools.islice(self.batches, left), self._devices_busy):
       on_device = {name: jax.device_put(value, sharding) for name, value in batch.items()}
-      with jax.transfer_guard("disallow"):
+      with jax.transfer_guard("disallow"), profiler.step(step):
         state, metrics = step_function(state, on_device)
       if step == start:
         jax.block_until_ready(state.step)
         self.writers.write(step + 1, {"time/compile_s": time.monotonic() - self.began})
-      self._read_back(pending)
-      pending = (step + 1, metrics)
+        goodput.switch("step")
+      profiler.finish(step, metrics)
+      self._read_back()
+      self.pending = (step + 1, metrics)
       self.bar.advance(step)
       done = step + 1
       self.over = self._is_over(done)
       if self._due(done, config.evaluation.every) or self._due(done, config.checkpoint.every) or self.signals.received:
-        self._read_back(pending)
-        pending = None
+        self._read_back()
         self._evaluate_and_save(state, done)
-      elif self._due(done, config.logging.diagnostics_every) and run.diagnose:
-        self.writers.write(done, run.diagnose(state))
+      elif self._due(done, config.logging.diagnostics_every):
+        self._diagnose(state, done)
       if self.signals.received:
         raise Interrupted(f"{self.signals.received.name} at step {done}: saved; run the same command to resume")
       if self.over:
         break
-    self._read_back(pending)
+    self._read_back()
     return state
 
   def _elapsed(self) -> float:
@@ -207,10 +214,14 @@ class _Loop:
   def _due(self, step: int, every: int) -> bool:
     return self.over or (every > 0 and step % every == 0)
 
-  def _read_back(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-    if pending is None:
+  def _devices_busy(self) -> bool:
+    return self.pending is not None and not self.pending[1]["lm_loss"].is_ready()
+
+  def _read_back(self) -> None:
+    if self.pending is None:
       return
-    step, metrics = pending
+    (step, metrics), self.pending = self.pending, None
+    norms = metrics.pop("layer_norms")
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["lm_loss"] + values["gradient_norm"]):
       raise NonFiniteLossError(
@@ -219,11 +230,11 @@ class _Loop:
         "connection.manifold"
       )
     self.window.append(values)
-    self.finished_at.append(time.monotonic())
+    self.observer.finished(step)
     if self._due(step, self.parts.config.logging.every):
-      self._log(step)
+      self._log(step, norms)
 
-  def _log(self, step: int) -> None:
+  def _log(self, step: int, norms: jax.Array) -> None:
     config = self.parts.config
     sums = {name: sum(v[name] for v in self.window) for name in self.window[0]}
     means = self.parts.setup.kind.summarise(sums, config.batch_size * len(self.window))
@@ -231,32 +242,37 @@ class _Loop:
     scalars["time/elapsed_s"] = self._elapsed()
     scalars["train/gradient_norm"] = self.window[-1]["gradient_norm"]
     scalars["train/learning_rate"] = self.parts.setup.learning_rate(step - 1)
-    if len(self.finished_at) > 1:
-      seconds = float(np.median(np.diff(self.finished_at)))
-      scalars |= {"time/step_ms": 1e3 * seconds, "time/examples_per_s": config.batch_size / seconds}
+    scalars |= self.observer.scalars(step, norms)
     self.writers.write(step, scalars)
     self.bar.show(step, scalars)
-    self.window, self.finished_at = [], self.finished_at[-1:]
+    self.window = []
 
   def _evaluate_and_save(self, state: TrainState, step: int) -> None:
-    run, config = self.parts, self.parts.config
+    run, config, goodput = self.parts, self.parts.config, self.observer.goodput
     self.evaluation = {}  # a checkpoint is ranked by an evaluation of its own step only
     if self._due(step, config.evaluation.every):
-      self.evaluation = run.evaluate(state, step)
+      with goodput("evaluate"):
+        self.evaluation = run.evaluate(state, step)
       self.writers.write(step, {f"evaluation/{name}": value for name, value in self.evaluation.items()})
       name = run.evaluate.main_metric
       self.bar.say(f"step {step}: evaluation {name} {self.evaluation[name]:.4g}")
-      if run.diagnose:
-        self.writers.write(step, run.diagnose(state))
+      self._diagnose(state, step)
     if self.evaluation or self._due(step, config.checkpoint.every) or self.signals.received:
-      self.checkpoints.save(
-        step,
-        state,
-        config=config,
-        identifiers=list(run.dataset.identifiers),
-        clock={"seconds": self._elapsed()},
-        metrics=self.evaluation,
-      )
-      # The next step donates the state's buffers: what is being written must be on the host before.
-      self.checkpoints.wait()
-    self.finished_at = []
+      with goodput("save"):
+        self.checkpoints.save(
+          step,
+          state,
+          config=config,
+          identifiers=list(run.dataset.identifiers),
+          clock={"seconds": self._elapsed()},
+          metrics=self.evaluation,
+        )
+        # The next step donates the state's buffers: what is being written must be on the host before.
+        self.checkpoints.wait()
+    self.observer.paused()
+
+  def _diagnose(self, state: TrainState, step: int) -> None:
+    if self.parts.diagnose:
+      with self.observer.goodput("diagnose"):
+        self.writers.write(step, self.parts.diagnose(state))
+      self.observer.paused()

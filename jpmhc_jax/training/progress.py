@@ -26,6 +26,8 @@ def summary(scalars: Mapping[str, float]) -> str:
       parts.append(f"{label} {100 * scalars[name]:.1f} %")
   if "time/step_ms" in scalars:
     parts.append(f"{scalars['time/step_ms']:.0f} ms/step")
+  if "time/mfu" in scalars:
+    parts.append(f"MFU {100 * scalars['time/mfu']:.1f} %")
   return "  ".join(parts)
 
 
@@ -63,8 +65,7 @@ class ProgressBar:
     now = time.monotonic()
     if step >= self._steps or now - self._last_line > LINE_EVERY_S:
       self._last_line = now
-      remaining = 1e-3 * scalars.get("time/step_ms", 0.0) * (self._steps - step)
-      self.say(f"step {step}/{self._steps}  {summary(scalars)}  {remaining:.0f} s left")
+      self.say(f"step {step}/{self._steps}  {summary(scalars)}  {scalars.get('time/eta_s', 0.0):.0f} s left")
 
   def say(self, text: str) -> None:
     """A line that stays."""

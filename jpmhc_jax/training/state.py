@@ -17,6 +17,7 @@ from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.kinds import kind_of
+from jpmhc_jax.training.layer_norms import LayerNorms
 from jpmhc_jax.training.model_kind import ModelKind
 
 
@@ -56,6 +57,7 @@ class Setup:
   shardings: TrainState  # of NamedSharding
   create: Callable[[], TrainState]
   parameter_count: int
+  layers: LayerNorms
 
   def learning_rate(self, finished_steps: int) -> float:
     """The trunk's learning rate of the next step."""
@@ -97,7 +99,15 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
   return Setup(
-    config, kind_of(config), graph, optimizer, mesh, shardings, jax.jit(create, out_shardings=shardings), count
+    config=config,
+    kind=kind_of(config),
+    graph=graph,
+    optimizer=optimizer,
+    mesh=mesh,
+    shardings=shardings,
+    create=jax.jit(create, out_shardings=shardings),
+    parameter_count=count,
+    layers=LayerNorms.of(shapes.params, axes),
   )
 
 

@@ -18,7 +18,7 @@ from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.state import Setup, TrainState
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Array]  # scalars; `layer_norms` is (3, layers), see `LayerNorms`
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -44,6 +44,7 @@ def make_train_step(setup: Setup) -> StepFunction:
       table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
     ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
     metrics["gradient_norm"] = optax.tree.norm(grads)
+    metrics["layer_norms"] = setup.layers(grads, state.params, updates)
     buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
     return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
 

@@ -1,0 +1,98 @@
+"""Where the wall time of a run goes, over all its starts: one stopwatch that is always in exactly one activity.
+
+| activity | the host is |
+|---|---|
+| start | between the beginning of `train` and its first step: data, layout, restoring |
+| compile | tracing, compiling and running the first step of this start |
+| data | waiting for a batch while the devices have nothing to do |
+| step | dispatching a step or waiting for its result |
+| evaluate, save, diagnose | doing that; the devices do no training step |
+| lost | nothing: time of steps that were repeated, because the run died after them and before their checkpoint |
+
+The parts sum to the whole by construction. Time between the last line written before a kill and the kill is in no part.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import json
+import pathlib
+import time
+from typing import TypeVar
+
+ACTIVITIES = ("start", "compile", "data", "step", "evaluate", "save", "diagnose", "lost")
+
+_Item = TypeVar("_Item")
+
+
+class Goodput:
+  """Seconds by activity of one workdir, kept in a small file that outlives every start.
+
+  Example:
+    goodput = Goodput(workdir / "goodput.json", step=0)
+    with goodput("evaluate"):
+      ...
+    goodput.scalars()["goodput/step"]          # share of the wall time that went into steps
+  """
+
+  def __init__(self, path: pathlib.Path, step: int, now: Callable[[], float] = time.monotonic):
+    self._path, self._now = path, now
+    self.seconds = _restored(path, step)
+    self._activity, self._since = "start", now()
+
+  def switch(self, activity: str) -> str:
+    """Ends the running activity and starts another; returns the one that ended."""
+    moment = self._now()
+    self.seconds[self._activity] += moment - self._since
+    ended, self._activity, self._since = self._activity, activity, moment
+    return ended
+
+  @contextlib.contextmanager
+  def __call__(self, activity: str) -> Iterator[None]:
+    """Within the block this activity, after it the earlier one again."""
+    outer = self.switch(activity)
+    try:
+      yield
+    finally:
+      self.switch(outer)
+
+  def waiting(self, items: Iterable[_Item], busy: Callable[[], bool]) -> Iterator[_Item]:
+    """The items; waiting for one is `data`, unless the devices are still `busy` when it comes: then it cost nothing."""
+    iterator = iter(items)
+    while True:
+      outer, began = self.switch("data"), self._since
+      found = next(iterator, _END)
+      if busy():
+        self.seconds[outer] += self._since - began
+        self._activity = outer
+      self.switch(outer)
+      if found is _END:
+        return
+      yield found  # type: ignore[misc]
+
+  def scalars(self) -> dict[str, float]:
+    """`goodput/<activity>`: shares of the total; the sum of all is 1."""
+    self.switch(self._activity)
+    total = max(sum(self.seconds.values()), 1e-9)
+    return {f"goodput/{name}": seconds / total for name, seconds in self.seconds.items()}
+
+  def save(self, step: int) -> None:
+    """Writes the account after `step` finished steps."""
+    self.switch(self._activity)
+    temporary = self._path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"step": step, "seconds": self.seconds}) + "\n")
+    temporary.replace(self._path)
+
+
+_END = object()
+
+
+def _restored(path: pathlib.Path, step: int) -> dict[str, float]:
+  """The account of earlier starts. Steps after `step` will be made again: their share of the step time is lost."""
+  seconds = dict.fromkeys(ACTIVITIES, 0.0)
+  try:
+    earlier: Mapping = json.loads(path.read_text())
+    seconds |= {name: float(earlier["seconds"][name]) for name in ACTIVITIES}
+    repeated = seconds["step"] * (max(earlier["step"] - step, 0) / max(earlier["step"], 1))
+  except (FileNotFoundError, ValueError, KeyError):  # none yet, or cut off by a kill: the account starts anew
+    return dict.fromkeys(ACTIVITIES, 0.0)
+  return seconds | {"step": seconds["step"] - repeated, "lost": seconds["lost"] + repeated}
