@@ -31,7 +31,7 @@ class Observer:
     )
     self._step, self._finished_at = step, list[float]()
 
-  def facts(self) -> dict[str, float | None]:
+  def facts(self) -> dict[str, int | float | None]:
     """For environment.json: model FLOPs of a step over all devices, and the peak of all devices (None = unknown)."""
     return {"flops_per_step": self.throughput.flops, "peak_flops": self.throughput.peak}
 

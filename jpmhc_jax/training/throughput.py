@@ -38,7 +38,7 @@ class Throughput:
 
   steps: int
   batch: int
-  flops: float
+  flops: int | float
   peak: float | None
 
   def scalars(self, step: int, step_seconds: Sequence[float]) -> dict[str, float]:
