@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     return command.run(options)
   except UserError as error:
     print(f"jpmhc {command.name}: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code
 
 
 if __name__ == "__main__":

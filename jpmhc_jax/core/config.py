@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
+from jpmhc_jax.core.files import write_atomically
 
 _FLAG = "config"
 
@@ -152,7 +153,7 @@ def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]
 
 def save(config: schema.Config, path: pathlib.Path) -> None:
   """Writes the resolved config as JSON."""
-  path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+  write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def restore(path: pathlib.Path) -> schema.Config:
@@ -220,6 +221,8 @@ def validate(config: schema.Config) -> schema.Config:
   optimizer = c.optimizer
   _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number")
   _require(0 <= optimizer.ema < 1, "optimizer.ema", optimizer.ema, "0 (off) to below 1")
+  _require(optimizer.nonfinite_limit >= 1, "optimizer.nonfinite_limit", optimizer.nonfinite_limit, "at least 1")
+  _require(c.processes.heartbeat_s >= 1, "processes.heartbeat_s", c.processes.heartbeat_s, "at least 1 second")
   _require(
     len(optimizer.step_boundaries) == len(optimizer.step_factors),
     "optimizer.step_factors",

@@ -5,7 +5,9 @@ import difflib
 
 
 class UserError(Exception):
-  """Bad input: a config value, a file or an argument. The command line turns it into exit code 2."""
+  """Bad input: a config value, a file or an argument. The command line turns it into its exit code."""
+
+  exit_code = 2
 
 
 class ConfigError(UserError):
@@ -18,6 +20,12 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
   """A checkpoint is missing, unreadable or belongs to another config."""
+
+
+class StorageError(UserError):
+  """The disk is full, or a folder cannot be written. What was saved before is intact."""
+
+  exit_code = 74
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -26,6 +26,12 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Processes:
+  heartbeat_s: float = field(60.0, "several processes: seconds of silence after which one counts as dead")
+  start_timeout_s: float = field(300.0, "several processes: seconds in which all must have started")
+
+
+@dataclasses.dataclass(frozen=True)
 class Precision:
   compute: str = field(
     "float32", "dtype of activations and matmul inputs; parameters are always float32", ("float32", "bfloat16")
@@ -242,6 +248,13 @@ class Optimizer:
   )
   step_factors: tuple[float, ...] = field((0.316, 0.1), "factors on the peak learning rate after each boundary")
   ema: float = field(0.999, "decay of the parameter average that is evaluated; 0 = evaluate the raw parameters")
+  nonfinite: str = field(
+    "stop",
+    "what a NaN or infinite loss or gradient does (the parameters never take it): stop = end the run with a diagnosis, "
+    "skip = drop that update and go on, rollback = go back to the last checkpoint and skip the batches since",
+    ("stop", "skip", "rollback"),
+  )
+  nonfinite_limit: int = field(10, "skipped steps in a row, or rollbacks to one checkpoint, after which the run stops")
   mixer: MixerOptimizer = group(MixerOptimizer, "the connections' parameters")
   puzzle: PuzzleOptimizer = group(PuzzleOptimizer, "the puzzle embedding table")
 
@@ -261,6 +274,7 @@ class Evaluation:
   batch_size: int = field(0, "examples a device batch in evaluation; 0 uses batch_size")
   max_examples: int = field(0, "evaluate on at most this many examples; 0 uses all")
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
+  save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never")
   wrong_puzzle: bool = field(False, "also evaluate with the identifiers permuted over the tasks (ablation)")
   ablation: str = field(
     "none",
@@ -294,6 +308,7 @@ class Config:
   batch_size: int = field(768, "global batch")
   accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry")
   mesh: Mesh = group(Mesh, "device mesh")
+  processes: Processes = group(Processes, "processes of one run on several hosts")
   precision: Precision = group(Precision, "dtypes")
   data: Data = group(Data, "data")
   model: Model = group(Model, "model")

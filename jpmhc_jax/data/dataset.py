@@ -15,6 +15,7 @@ IGNORED_LABEL = -100
 BLANK = "<blank>"
 
 Batch = dict[str, np.ndarray]
+Rows = slice | np.ndarray  # which rows of a batch: a range, or their numbers
 
 
 def digest(*parts: str | np.ndarray) -> str:
@@ -59,7 +60,7 @@ class Dataset:
   def num_identifiers(self) -> int:
     return len(self.identifiers)
 
-  def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+  def batch(self, step: int, rows: Rows = slice(None)) -> Batch:
     """Rows of the global batch of a step: inputs, labels (b, s) int32 with −100 ignored, puzzle_identifiers (b,) int32.
 
     The same for the same (seed, step) on every host and in every order of calls; only the asked rows are encoded.

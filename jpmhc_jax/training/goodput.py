@@ -19,6 +19,9 @@ import pathlib
 import time
 from typing import TypeVar
 
+from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.training import distributed
+
 ACTIVITIES = ("start", "compile", "data", "step", "evaluate", "save", "diagnose", "lost")
 
 _Item = TypeVar("_Item")
@@ -78,9 +81,9 @@ class Goodput:
   def save(self, step: int) -> None:
     """Writes the account after `step` finished steps."""
     self.switch(self._activity)
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, "seconds": self.seconds}) + "\n")
-    temporary.replace(self._path)
+    if distributed.is_primary():
+      with storing(str(self._path)):
+        write_atomically(self._path, json.dumps({"step": step, "seconds": self.seconds}) + "\n")
 
 
 _END = object()

@@ -3,37 +3,40 @@
 Order of one turn, step k counting finished steps:
   1. fetch batch(k) (prefetched) and dispatch the step; the device works while the host goes on
   2. read back the metrics of the step before (never of the one in flight)
-  3. every `logging.every` steps: write scalars; every `logging.diagnostics_every`: mixer diagnostics
-  4. evaluate, when due          5. save, when due and after every evaluation, whose metrics rank the checkpoint
+  3. every `logging.every` steps: write scalars
+  4. save, when due, before every evaluation, and when asked to stop
+  5. evaluate, when due; every `logging.diagnostics_every` steps: mixer diagnostics
 Everything random is a function of (seed, step) and the data position is the step, so a restart at a checkpoint repeats
-the run bit for bit.
+the run bit for bit. A restart at k begins with turn k's evaluation if that was not finished.
 """
 
 from collections.abc import Callable, Generator, Mapping
 import contextlib
 import dataclasses
-import itertools
-import math
 import pathlib
-import signal
 import time
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.files import storing
 from jpmhc_jax.data import Dataset, loading
-from jpmhc_jax.training import environment
+from jpmhc_jax.training import distributed, environment, nonfinite
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
+from jpmhc_jax.training.interrupts import Interrupted, Interrupts
+from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
 from jpmhc_jax.training.observation import Observer
 from jpmhc_jax.training.progress import ProgressBar
+from jpmhc_jax.training.shares import Share, share_of
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.step import make_train_step
+from jpmhc_jax.training.step import make_train_step, StepFunction
+from jpmhc_jax.training.workdir import claim_workdir
 from jpmhc_jax.training.writers import Writers
+
+__all__ = ["claim_workdir", "Diagnose", "Evaluate", "Interrupted", "NonFiniteLossError", "Run", "train"]
 
 
 @runtime_checkable
@@ -47,14 +50,6 @@ class Evaluate(Protocol):
 
 
 Diagnose = Callable[[TrainState], Mapping[str, float]]
-
-
-class NonFiniteLossError(Exception):
-  """The loss became NaN or infinite."""
-
-
-class Interrupted(Exception):
-  """The process was asked to stop; the state was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,134 +68,135 @@ class Run:
     return self.setup.config
 
 
-def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
-  """Makes the workdir this run's: writes config.json, or checks that the one there is the same.
-
-  Raises ConfigError with the differing fields when the workdir belongs to another config.
-  """
-  path = workdir / "config.json"
-  workdir.mkdir(parents=True, exist_ok=True)
-  if not path.is_file():
-    configs.save(config, path)
-    return
-  changed = configs.differences(configs.restore(path), config)
-  if changed:
-    rows = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in changed)
-    raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir or undo these fields:\n{rows}")
-
-
 def train(run: Run, arguments: list[str]) -> TrainState:
-  """Trains to `config.steps`, resuming from the latest checkpoint of the workdir. Returns the final state.
+  """Trains to `config.steps`, resuming from the newest intact checkpoint of the workdir. Returns the final state.
 
-  Raises NonFiniteLossError when the loss is no number, Interrupted after SIGTERM or SIGINT (both leave a checkpoint to
-  resume from), CheckpointError when a checkpoint does not fit.
+  Raises NonFiniteLossError when the loss is no number and `optimizer.nonfinite` does not let the run go on, Interrupted
+  after SIGTERM or SIGINT (both leave a checkpoint to resume from), StorageError when something cannot be written,
+  CheckpointError when a checkpoint does not fit.
   """
   config = run.config
   claim_workdir(config, run.workdir)
-  metric = config.checkpoint.best_metric or run.evaluate.main_metric
   checkpoints = Checkpoints(
     run.workdir / "checkpoints",
     keep=config.checkpoint.keep,
-    best_metric=metric,
+    best_metric=config.checkpoint.best_metric or run.evaluate.main_metric,
     higher_is_better=run.evaluate.higher_is_better,
   )
-  state, start, clock = _start(run, checkpoints)
-  observer = Observer(run.setup, run.dataset, run.workdir, start, run.profile)
-  described = environment.describe_environment(config, arguments) | observer.facts()
-  environment.save(described, run.workdir / "environment.json")
-  writers = Writers(run.workdir, config, start)
+  step_function, policy = make_train_step(run.setup), Policy(config.optimizer)
+  offset: int | None = None
   try:
-    batches = loading.load(run.dataset, start, prefetch=config.data.prefetch)
-    with contextlib.closing(batches), ProgressBar(config.steps, start) as bar, _Signals() as signals:
-      return _Loop(run, batches, checkpoints, writers, bar, signals, clock, observer).run(state, start)
+    with Interrupts() as interrupts:
+      while True:
+        try:
+          return _attempt(run, arguments, checkpoints, step_function, policy, interrupts, offset)
+        except RollBack as fault:
+          offset = fault.offset
   finally:
-    observer.close()
     checkpoints.close()
-    writers.close()
 
 
-def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int, dict[str, float]]:
+def _attempt(
+  run: Run,
+  arguments: list[str],
+  checkpoints: Checkpoints,
+  step_function: StepFunction,
+  policy: Policy,
+  interrupts: Interrupts,
+  offset: int | None,
+) -> TrainState:
+  """From the newest checkpoint, or from nothing, to the end or a fault. offset: batches to skip, if not as saved."""
+  config = run.config
+  state, start, clock, notes = _start(run, checkpoints)
+  clock = clock if offset is None else clock | {"offset": offset}
+  observer = Observer(run.setup, run.dataset, run.workdir, start, run.profile)
+  if distributed.is_primary():
+    described = environment.describe_environment(config, arguments) | observer.facts()
+    with storing(str(run.workdir / "environment.json")):
+      environment.save(described, run.workdir / "environment.json")
+  share = share_of(meshes.batch_sharding(run.setup.mesh), config.batch_size)
+  batches = loading.load(run.dataset, start + clock["offset"], share.rows, config.data.prefetch)
+  with (
+    contextlib.closing(observer),
+    contextlib.closing(Writers(run.workdir, config, start)) as writers,
+    contextlib.closing(batches),
+    ProgressBar(config.steps, start) as bar,
+  ):
+    for note in notes:
+      bar.say(f"{note}; resuming at step {start}")
+    loop = _Loop(run, step_function, policy, share, checkpoints, writers, bar, interrupts, clock, observer)
+    return loop.run(state, start, batches)
+
+
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int, dict[str, Any], tuple[str, ...]]:
   if not checkpoints.steps():
-    return run.setup.create(), 0, {"seconds": 0.0}
-  restored = checkpoints.restore(run.setup, list(run.dataset.identifiers))
-  return restored.state, restored.step, restored.clock
+    return run.setup.create(), 0, {"seconds": 0.0, "offset": 0, "window": []}, ()
+  restored = checkpoints.restore(run.setup, run.dataset)
+  return restored.state, restored.step, restored.clock, restored.notes
 
 
-class _Signals:
-  """Turns SIGTERM and SIGINT into a flag that the loop looks at between two steps. A second one kills."""
+@dataclasses.dataclass(frozen=True)
+class _Dispatched:
+  """A step that the devices may still be working on."""
 
-  def __init__(self) -> None:
-    self.received: signal.Signals | None = None
-    self._old: dict[signal.Signals, Any] = {}
-
-  def _note(self, number: int, frame: Any) -> None:
-    self.received = signal.Signals(number)
-    signal.signal(number, self._old[self.received])
-
-  def __enter__(self) -> "_Signals":
-    try:
-      self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: the embedding program keeps its own handlers
-      self._old = {}
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    for number, handler in self._old.items():
-      signal.signal(number, handler)
+  finished: int  # steps, this one included
+  metrics: dict[str, jax.Array]
+  batch: dict[str, jax.Array]
 
 
 class _Loop:
-  """State of the host side between two steps: metric window, clock, last evaluation."""
+  """State of the host side between two steps: metric window, clock, the step in flight."""
 
   def __init__(
     self,
     run: Run,
-    batches: Generator[tuple[int, dict[str, np.ndarray]], None, None],
+    step_function: StepFunction,
+    policy: Policy,
+    share: Share,
     checkpoints: Checkpoints,
     writers: Writers,
     bar: ProgressBar,
-    signals: _Signals,
-    clock: dict[str, float],
+    interrupts: Interrupts,
+    clock: dict[str, Any],
     observer: Observer,
   ):
-    self.parts, self.batches, self.checkpoints, self.writers = run, batches, checkpoints, writers
-    self.bar, self.signals, self.clock, self.observer = bar, signals, clock, observer
+    self.parts, self.step_function, self.policy, self.share = run, step_function, policy, share
+    self.checkpoints, self.writers, self.bar, self.interrupts = checkpoints, writers, bar, interrupts
+    self.clock, self.observer = clock, observer
     self.began = time.monotonic()
-    self.window: list[dict[str, float]] = []
-    self.pending: tuple[int, dict[str, jax.Array]] | None = None  # metrics of the step in flight
-    self.evaluation: dict[str, float] = {}
+    self.window: list[dict[str, float]] = list(clock["window"])
+    self.pending: _Dispatched | None = None
     self.over = False
 
-  def run(self, state: TrainState, start: int) -> TrainState:
-    run, config, goodput, profiler = self.parts, self.parts.config, self.observer.goodput, self.observer.profiler
-    step_function = make_train_step(run.setup)
-    sharding = meshes.batch_sharding(run.setup.mesh)
-    left = 0 if start and self._is_over(start) else config.steps - start
+  def run(self, state: TrainState, start: int, batches: Generator[tuple[int, dict[str, np.ndarray]]]) -> TrainState:
+    config, goodput, profiler = self.parts.config, self.observer.goodput, self.observer.profiler
+    self.over = self._is_over(start)
+    if start and not self.checkpoints.evaluated(start):
+      self._look(state, start)
     goodput.switch("compile")
-    for step, batch in goodput.waiting(itertools.islice(self.batches, left), self._devices_busy):
-      on_device = {name: jax.device_put(value, sharding) for name, value in batch.items()}
+    turns = zip(range(start, start if self.over else config.steps), batches, strict=False)
+    for step, (_, batch) in goodput.waiting(turns, self._devices_busy):
+      on_device = self.share.place(batch)
       with jax.transfer_guard("disallow"), profiler.step(step):
-        state, metrics = step_function(state, on_device)
+        state, metrics = self.step_function(state, on_device)
       if step == start:
         jax.block_until_ready(state.step)
         self.writers.write(step + 1, {"time/compile_s": time.monotonic() - self.began})
         goodput.switch("step")
       profiler.finish(step, metrics)
-      self._read_back()
-      self.pending = (step + 1, metrics)
+      self._read_back(state)
+      self.pending = _Dispatched(step + 1, metrics, on_device)
       self.bar.advance(step)
-      done = step + 1
+      done, stopping = step + 1, self.interrupts.requested()
       self.over = self._is_over(done)
-      if self._due(done, config.evaluation.every) or self._due(done, config.checkpoint.every) or self.signals.received:
-        self._read_back()
-        self._evaluate_and_save(state, done)
-      elif self._due(done, config.logging.diagnostics_every):
-        self._diagnose(state, done)
-      if self.signals.received:
-        raise Interrupted(f"{self.signals.received.name} at step {done}: saved; run the same command to resume")
+      if stopping or self._due(done, config.evaluation.every) or self._due(done, config.checkpoint.every):
+        self._read_back(state)
+        self._save(state, done)
+      if stopping:
+        raise Interrupted(f"{self.interrupts.name} at step {done}: saved; run the same command to resume")
+      self._look(state, done)
       if self.over:
         break
-    self._read_back()
     return state
 
   def _elapsed(self) -> float:
@@ -209,70 +205,87 @@ class _Loop:
 
   def _is_over(self, step: int) -> bool:
     config = self.parts.config
-    return step >= config.steps or 0 < config.budget_seconds <= self._elapsed()
+    if step >= config.steps or not config.budget_seconds:
+      return step >= config.steps
+    # Clocks differ, and all processes must stop at the same step; asking costs a collective, so not at every step.
+    if jax.process_count() > 1 and step % max(config.logging.every, 1):
+      return False
+    return distributed.from_primary(lambda: config.budget_seconds <= self._elapsed())
 
   def _due(self, step: int, every: int) -> bool:
     return self.over or (every > 0 and step % every == 0)
 
   def _devices_busy(self) -> bool:
-    return self.pending is not None and not self.pending[1]["lm_loss"].is_ready()
+    return self.pending is not None and not self.pending.metrics["lm_loss"].is_ready()
 
-  def _read_back(self) -> None:
+  def _read_back(self, state: TrainState) -> None:
     if self.pending is None:
       return
-    (step, metrics), self.pending = self.pending, None
-    norms = metrics.pop("layer_norms")
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["lm_loss"] + values["gradient_norm"]):
-      raise NonFiniteLossError(
-        f"step {step}: loss {values['lm_loss']}, gradient norm {values['gradient_norm']}. The last checkpoint is "
-        "intact. Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, or choose a norm-preserving "
-        "connection.manifold"
-      )
-    self.window.append(values)
-    self.observer.finished(step)
-    if self._due(step, self.parts.config.logging.every):
-      self._log(step, norms)
+    pending, self.pending = self.pending, None
+    norms = pending.metrics.pop("layer_norms")
+    values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    if values["finite"]:
+      self.policy.passed()
+      self.window.append(values)
+    else:
+      self._not_finite(pending, values, state)
+      self.window.append({"finite": 0.0})
+    self.observer.finished(pending.finished)
+    if self._due(pending.finished, self.parts.config.logging.every):
+      self._log(pending.finished, norms)
+
+  def _not_finite(self, pending: _Dispatched, values: Mapping[str, float], state: TrainState) -> None:
+    run, step = self.parts, pending.finished
+    what = f"step {step}: loss {values['lm_loss']}, gradient norm {values['gradient_norm']}"
+    saved = max(self.checkpoints.steps(), default=0)
+    verdict = self.policy.judge(saved)
+    if verdict == "rollback":
+      self.bar.say(f"{what}: back to step {saved}; the batches of steps {saved + 1} to {step} are skipped")
+      raise RollBack(step + self.clock["offset"] - saved)
+    if verdict == "stop":
+      found = nonfinite.diagnose(run.setup, state, pending.batch, run.diagnose)
+      raise NonFiniteLossError(f"{what}. {found}. The last checkpoint is intact. {nonfinite.REMEDY}")
+    self.bar.say(f"{what}: update dropped")
 
   def _log(self, step: int, norms: jax.Array) -> None:
     config = self.parts.config
-    sums = {name: sum(v[name] for v in self.window) for name in self.window[0]}
-    means = self.parts.setup.kind.summarise(sums, config.batch_size * len(self.window))
-    scalars = {f"train/{name}": value for name, value in means.items()}
+    good = [values for values in self.window if values["finite"]]
+    scalars: dict[str, float] = {}
+    if good:
+      sums = {name: sum(v[name] for v in good) for name in good[0]}
+      means = self.parts.setup.kind.summarise(sums, config.batch_size * len(good))
+      scalars |= {f"train/{name}": value for name, value in means.items()}
+      scalars["train/gradient_norm"] = good[-1]["gradient_norm"]
+    if len(good) < len(self.window):
+      scalars["train/skipped_steps"] = float(len(self.window) - len(good))
     scalars["time/elapsed_s"] = self._elapsed()
-    scalars["train/gradient_norm"] = self.window[-1]["gradient_norm"]
     scalars["train/learning_rate"] = self.parts.setup.learning_rate(step - 1)
     scalars |= self.observer.scalars(step, norms)
     self.writers.write(step, scalars)
     self.bar.show(step, scalars)
     self.window = []
 
-  def _evaluate_and_save(self, state: TrainState, step: int) -> None:
-    run, config, goodput = self.parts, self.parts.config, self.observer.goodput
-    self.evaluation = {}  # a checkpoint is ranked by an evaluation of its own step only
-    if self._due(step, config.evaluation.every):
-      with goodput("evaluate"):
-        self.evaluation = run.evaluate(state, step)
-      self.writers.write(step, {f"evaluation/{name}": value for name, value in self.evaluation.items()})
-      name = run.evaluate.main_metric
-      self.bar.say(f"step {step}: evaluation {name} {self.evaluation[name]:.4g}")
-      self._diagnose(state, step)
-    if self.evaluation or self._due(step, config.checkpoint.every) or self.signals.received:
-      with goodput("save"):
-        self.checkpoints.save(
-          step,
-          state,
-          config=config,
-          identifiers=list(run.dataset.identifiers),
-          clock={"seconds": self._elapsed()},
-          metrics=self.evaluation,
-        )
-        # The next step donates the state's buffers: what is being written must be on the host before.
-        self.checkpoints.wait()
+  def _save(self, state: TrainState, step: int) -> None:
+    """Blocks until it is on disk: the next step donates the state's buffers."""
+    run, clock = self.parts, self.clock | {"seconds": self._elapsed(), "window": self.window}
+    with self.observer.goodput("save"):
+      self.checkpoints.save(step, state, config=run.config, dataset=run.dataset, clock=clock)
     self.observer.paused()
 
-  def _diagnose(self, state: TrainState, step: int) -> None:
-    if self.parts.diagnose:
-      with self.observer.goodput("diagnose"):
-        self.writers.write(step, self.parts.diagnose(state))
+  def _look(self, state: TrainState, step: int) -> None:
+    """Evaluation and mixer diagnostics, when due."""
+    run, goodput = self.parts, self.observer.goodput
+    metrics: dict[str, float] = {}
+    if self._due(step, run.config.evaluation.every):
+      with goodput("evaluate"):
+        metrics = run.evaluate(state, step)
+      self.writers.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+      name = run.evaluate.main_metric
+      self.bar.say(f"step {step}: evaluation {name} {metrics[name]:.4g}")
+    if run.diagnose and (metrics or self._due(step, run.config.logging.diagnostics_every)):
+      with goodput("diagnose"):
+        self.writers.write(step, run.diagnose(state))
+      self.observer.paused()
+    if metrics:
+      self.checkpoints.rank(step, metrics)
       self.observer.paused()

@@ -26,7 +26,8 @@ def make_train_step(setup: Setup) -> StepFunction:
   """One step of the model's objective and one optimiser step; the state's buffers are donated.
 
   Order: refresh the carry, gather their puzzle rows, differentiate with respect to parameters and
-  rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters.
+  rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters. A step whose loss or
+  gradient is not finite (metrics["finite"] = 0) changes no parameter, average or moment, and starts the carry anew.
   """
   config, whole = setup.config, meshes.replicated(setup.mesh)
   puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
@@ -46,6 +47,12 @@ def make_train_step(setup: Setup) -> StepFunction:
     metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["layer_norms"] = setup.layers(grads, state.params, updates)
     buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
+    finite = jnp.isfinite(metrics["lm_loss"] + optax.tree.norm((grads, row_grads)))
+    metrics["finite"] = finite.astype(jnp.float32)
+    # The carry is started anew rather than kept: the old one would have to outlive the step, at the cost of its size.
+    new = (params, ema, optimizer, table, carry)
+    old = (state.params, state.ema, state.optimizer, state.table, fresh_carry(setup, state, batch))
+    params, ema, optimizer, table, carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
 
   return jax.jit(
@@ -64,6 +71,12 @@ def with_progress(buffers: Any, share: Array) -> Any:
     return jnp.full_like(leaf, share) if named else leaf
 
   return jax.tree_util.tree_map_with_path(one, buffers)
+
+
+def fresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
+  """The carry before the first step; `batch` only gives shapes."""
+  model = nnx.merge(setup.graph, nnx.State(state.params), nnx.State(state.buffers))
+  return setup.kind.initial_carry(model, jax.tree.map(jnp.zeros_like, batch))
 
 
 def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.training import distributed
 
 
 @runtime_checkable
@@ -27,14 +29,15 @@ class JsonLines:
 
   def __init__(self, path: pathlib.Path, step: int):
     kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-    self._file = path.open("a", buffering=1)
+    write_atomically(path, "".join(kept))
+    # Unbuffered: what a full disk refuses must not wait in a buffer to fail again at close.
+    self._file = path.open("ab", buffering=0)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-    self._file.write(json.dumps({"step": step} | values) + "\n")
+    rest = memoryview((json.dumps({"step": step} | values) + "\n").encode())
+    while rest:
+      rest = rest[self._file.write(rest) :]
 
   def close(self) -> None:
     self._file.close()
@@ -81,18 +84,27 @@ class WeightsAndBiases:
 
 
 class Writers:
-  """All writers of a run behind one."""
+  """All writers of a run behind one; process 0 alone has any. A full disk or a closed folder is a StorageError."""
 
   def __init__(self, workdir: pathlib.Path, config: schema.Config, step: int):
-    self._writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", step)]
+    self._folder = workdir
+    self._writers: list[Writer] = []
+    if distributed.is_primary():
+      with storing(f"metrics in {workdir}"):
+        self._open(config, step)
+
+  def _open(self, config: schema.Config, step: int) -> None:
+    workdir = self._folder
+    self._writers.append(JsonLines(workdir / "metrics.jsonl", step))
     if config.logging.tensorboard:
       self._writers.append(TensorBoard(workdir / "tensorboard", step))
     if config.logging.wandb:
       self._writers.append(WeightsAndBiases(workdir, config))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    for writer in self._writers:
-      writer.write(step, scalars)
+    with storing(f"metrics in {self._folder}"):
+      for writer in self._writers:
+        writer.write(step, scalars)
 
   def close(self) -> None:
     for writer in self._writers:

@@ -1,0 +1,45 @@
+"""Files that a kill cannot leave half-written, and storage failures in words."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import os
+import pathlib
+
+from jpmhc_jax.core.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REMEDY_FULL = "free space (or raise the quota) and run the same command to resume"
+_REMEDY_CLOSED = "make the folder writable or choose another --workdir"
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Replaces a file: a reader, or a restart after a kill, finds the old content or the new one, never a part.
+
+  Raises OSError when the disk is full or the folder is not writable; the old content is still there then.
+  """
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with temporary.open("wb") as file:
+      file.write(content.encode() if isinstance(content, str) else content)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def storing(what: str) -> Iterator[None]:
+  """Turns an OSError inside into a StorageError that says what could not be written, why, and what to do."""
+  try:
+    yield
+  except OSError as error:
+    raise StorageError(f"{what} could not be written: {error}; {remedy(error)}") from error
+
+
+def remedy(error: OSError) -> str:
+  """What to do about a failed write."""
+  return _REMEDY_FULL if error.errno in _FULL else _REMEDY_CLOSED

@@ -1,0 +1,133 @@
+"""Several processes as one run: joining, leaving, and the few things that they must agree on.
+
+Process 0 is the primary: it alone writes metrics, evaluations and reports. Everything here does nothing, or answers for
+one process, in a run that has only one.
+"""
+
+from collections.abc import Callable
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from typing import Any
+import zlib
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.training import launches
+from jpmhc_jax.training.lifeline import EXIT_PEER_LOST, Lifeline
+
+_lifeline: Lifeline | None = None
+
+
+def join(settings: schema.Processes) -> None:
+  """Joins the run that the environment describes (see `launches.detect`), before anything touches a device.
+
+  Collectives between CPU processes go over gloo. Raises ConfigError when the variables make no sense or the others do
+  not come within `processes.start_timeout_s`.
+  """
+  global _lifeline
+  launch = launches.detect(os.environ, launches.on_tpu_vm(), launches.has_kubernetes_client())
+  if launch is None or _lifeline is not None:
+    return
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  explicit = launch.coordinator is not None
+  try:
+    jax.distributed.initialize(
+      coordinator_address=launch.coordinator,
+      num_processes=launch.processes,
+      process_id=launch.index,
+      local_device_ids=launch.local_devices,
+      cluster_detection_method="deactivate" if explicit else None,
+      initialization_timeout=int(settings.start_timeout_s),
+      heartbeat_timeout_seconds=int(settings.heartbeat_s),
+      shutdown_timeout_seconds=int(settings.heartbeat_s),
+    )
+  except (RuntimeError, ValueError) as error:
+    raise ConfigError(
+      f"{launch.source}: could not join {launch.processes or 'the'} processes at {launch.coordinator or 'the slice'} "
+      f"within processes.start_timeout_s={settings.start_timeout_s:g} ({error}); start all of them at once"
+    ) from error
+  if jax.process_count() > 1:
+    _lifeline = _watch(launch, settings)
+
+
+def _watch(launch: launches.Launch, settings: schema.Processes) -> Lifeline:
+  """Connects every process to process 0, whose address travels by a collective."""
+  lifeline = Lifeline(jax.process_index(), settings.heartbeat_s)
+  if is_primary():
+    host = launch.coordinator.rsplit(":", 1)[0] if launch.coordinator else socket.gethostbyname(socket.gethostname())
+    token = secrets.token_hex(16)
+    port, accept = lifeline.listen(token, jax.process_count(), settings.start_timeout_s)
+    from_primary(lambda: [host, port, token])
+    accept()
+  else:
+    host, port, token = from_primary(lambda: None)
+    lifeline.connect(host, port, token, settings.start_timeout_s)
+  return lifeline
+
+
+def leave(code: int, reason: str = "") -> None:
+  """Call at the end of a process of several, with its exit code; does not return when that code is an error.
+
+  reason: empty when every process ends here, in which case they wait for each other. Otherwise the others are told and
+  this process ends at once, without JAX's shutdown, which would wait for processes that may be stuck in a collective.
+  """
+  global _lifeline
+  if _lifeline is None:
+    return
+  if not reason:
+    barrier("leave")
+    _lifeline.close()
+    _lifeline = None
+    jax.distributed.shutdown()
+    return
+  _lifeline.report(reason)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def blame_peer(error: BaseException) -> None:
+  """A failed collective is how a process first hears of another's death: gives the lifeline time to say whose."""
+  if _lifeline is not None and isinstance(error, jax.errors.JaxRuntimeError):
+    time.sleep(5.0)  # the lifeline's thread ends the process meanwhile
+    leave(EXIT_PEER_LOST, f"a collective failed: {error}")
+
+
+def is_primary() -> bool:
+  """Whether this process writes what a run writes once."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits for every process."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def gather(value: Any) -> list[Any]:
+  """The plain JSON value of every process, in their order, on every process."""
+  if jax.process_count() == 1:
+    return [value]
+  # Bytes, because collectives would round float64 to float32; padded to one length.
+  data = np.frombuffer(zlib.compress(json.dumps(value).encode()), np.uint8)
+  sizes = np.ravel(multihost_utils.process_allgather(np.array([data.size], np.int32)))
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: data.size] = data
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [
+    json.loads(zlib.decompress(row[:size].tobytes()))
+    for row, size in zip(rows.reshape(len(sizes), -1), sizes, strict=True)
+  ]
+
+
+def from_primary(compute: Callable[[], Any]) -> Any:
+  """What `compute` returns on process 0, on every process; only process 0 calls it. A plain JSON value."""
+  return gather(compute() if is_primary() else None)[0]

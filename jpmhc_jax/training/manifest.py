@@ -1,0 +1,64 @@
+"""The manifest of a checkpoint: size and CRC-32 of every file, so that a damaged one is known before it is read."""
+
+import json
+import pathlib
+import zlib
+
+import jax
+
+from jpmhc_jax.core.files import write_atomically
+from jpmhc_jax.training import distributed
+
+NAME = "manifest.json"
+_CHUNK = 1 << 24
+
+
+def write(folder: pathlib.Path) -> None:
+  """Describes the files of a complete checkpoint. With several processes each reads its part of them."""
+  described = {name: _describe(folder / name) for name in _mine(_files(folder))}
+  parts = distributed.gather(described)
+  if distributed.is_primary():
+    write_atomically(folder / NAME, json.dumps({name: value for part in parts for name, value in part.items()}))
+
+
+def problem(folder: pathlib.Path) -> str | None:
+  """What differs from the manifest: '' nothing, None there is no manifest (killed before it was written)."""
+  found = distributed.gather(_problem(folder))
+  if None in found:
+    return None
+  return next((text for text in found if text), "")
+
+
+def _problem(folder: pathlib.Path) -> str | None:
+  try:
+    expected = json.loads((folder / NAME).read_text())
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    return f"{NAME}: {error}"
+  for name in _mine(sorted(expected)):
+    try:
+      size, crc = _describe(folder / name)
+    except OSError as error:
+      return f"{name}: {error.strerror}"
+    if size != expected[name][0]:
+      return f"{name}: {size} bytes of {expected[name][0]}"
+    if crc != expected[name][1]:
+      return f"{name}: its content changed (CRC-32 {crc:08x}, expected {expected[name][1]:08x})"
+  return ""
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+  return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+
+
+def _mine(names: list[str]) -> list[str]:
+  return names[jax.process_index() :: jax.process_count()]
+
+
+def _describe(path: pathlib.Path) -> tuple[int, int]:
+  size = crc = 0
+  with path.open("rb") as file:
+    while chunk := file.read(_CHUNK):
+      size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+  return size, crc

@@ -1,0 +1,131 @@
+"""What to do, and what to say, when a loss or a gradient is no number.
+
+The step itself keeps the parameters, averages and moments of the last good step (see `step.keep_unless`), so nothing
+has to be undone here: `optimizer.nonfinite` only decides how the run goes on.
+"""
+
+import collections
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.training.state import Setup, TrainState
+from jpmhc_jax.training.step import fresh_carry, refresh_carry
+
+REMEDY = (
+  "Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, choose a norm-preserving connection.manifold, or let "
+  "the run go on by optimizer.nonfinite=skip or rollback"
+)
+
+
+class NonFiniteLossError(Exception):
+  """The loss or the gradient became NaN or infinite, and the policy does not let the run go on."""
+
+
+class RollBack(Exception):
+  """The run goes back to its newest checkpoint. offset: how far the batches then run ahead of the steps."""
+
+  def __init__(self, offset: int):
+    super().__init__(f"batches ahead of the steps by {offset}")
+    self.offset = offset
+
+
+class Policy:
+  """`optimizer.nonfinite`, and how often it was used."""
+
+  def __init__(self, optimizer: schema.Optimizer):
+    self._choice, self._limit = optimizer.nonfinite, optimizer.nonfinite_limit
+    self._in_a_row = 0
+    self._rollbacks: collections.Counter[int] = collections.Counter()
+
+  def passed(self) -> None:
+    """A step was finite."""
+    self._in_a_row = 0
+
+  def judge(self, saved: int) -> str:
+    """'stop', 'skip' or 'rollback' for a step that was not finite. saved: step of the newest checkpoint."""
+    if self._choice == "skip":
+      self._in_a_row += 1
+      return "skip" if self._in_a_row <= self._limit else "stop"
+    if self._choice == "rollback":
+      self._rollbacks[saved] += 1
+      return "rollback" if self._rollbacks[saved] <= self._limit else "stop"
+    return "stop"
+
+
+def diagnose(
+  setup: Setup,
+  state: TrainState,
+  batch: Any,
+  mixers: Callable[[TrainState], Mapping[str, float]] | None,
+) -> str:
+  """Where the numbers break, in words: parameters, then layers in network order, then gradients.
+
+  Repeats the supervision steps of the last good parameters on the batch from fresh latents, `mixers` looking at every
+  connection, until something is not finite. One compilation, only after a failure.
+  """
+  bad = _not_finite(state.params)
+  if bad:
+    return f"parameters {_listed(bad)} are not finite"
+  carry = _fresh(setup, state, batch)
+  values: Mapping[str, float] = {}
+  for step in range(setup.config.model.recursion.max_steps):
+    looked = dataclasses.replace(state, carry=carry)
+    values = mixers(looked) if mixers else {}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+      layer = broken[0].split("/")[1]
+      seen = ", ".join(f"{name.split('/')[-1]} {value:.3g}" for name, value in values.items() if f"/{layer}/" in name)
+      return f"supervision step {step + 1} breaks first at {layer} ({seen}); {_largest(state.params)}"
+    losses, gradients, carry = _advance(setup, looked)
+    if not math.isfinite(losses):
+      where = f"after {_layers(values)}" if values else "in the network or its head"
+      return f"loss {losses} at supervision step {step + 1}, {where}; {_largest(state.params)}"
+    if gradients:
+      return f"the loss is finite, the gradients of {_listed(gradients)} are not; {_largest(state.params)}"
+  return f"not repeatable from fresh latents: it came from the carry of earlier steps; {_largest(state.params)}"
+
+
+def _fresh(setup: Setup, state: TrainState, batch: Any) -> Any:
+  def create(state: TrainState, batch: Any) -> Any:
+    return refresh_carry(setup, dataclasses.replace(state, carry=fresh_carry(setup, state, batch)), batch)
+
+  return jax.jit(create)(state, batch)
+
+
+def _advance(setup: Setup, state: TrainState) -> tuple[float, list[str], Any]:
+  """(loss, leaves with a gradient that is no number, the carry one supervision step on)."""
+
+  def loss(params: Any) -> Any:
+    rows = None if state.table is None else state.table[state.carry.data["puzzle_identifiers"]]
+    return setup.kind.objective(
+      params, rows, graph=setup.graph, buffers=state.buffers, carry=state.carry, config=setup.config, key=None
+    )
+
+  (value, (carry, _)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+  return float(value), _not_finite(gradients), carry
+
+
+def _not_finite(tree: Any) -> list[str]:
+  finite = jax.device_get(jax.jit(lambda t: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), t))(tree))
+  return [jax.tree_util.keystr(path) for path, good in jax.tree_util.tree_leaves_with_path(finite) if not good]
+
+
+def _largest(params: Any, count: int = 3) -> str:
+  sizes = jax.device_get(jax.jit(lambda t: jax.tree.map(lambda x: jnp.max(jnp.abs(x)), t))(params))
+  leaves = sorted(jax.tree_util.tree_leaves_with_path(sizes), key=lambda item: -item[1])[:count]
+  return "largest parameters " + ", ".join(f"{jax.tree_util.keystr(path)} {size:.3g}" for path, size in leaves)
+
+
+def _listed(names: list[str], count: int = 5) -> str:
+  more = f" and {len(names) - count} more" if len(names) > count else ""
+  return ", ".join(names[:count]) + more
+
+
+def _layers(values: Mapping[str, float]) -> str:
+  return " and ".join(dict.fromkeys(name.split("/")[1] for name in values if "/composite/" not in name))

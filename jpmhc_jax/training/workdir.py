@@ -1,0 +1,57 @@
+"""A run's folder and the config that it belongs to."""
+
+import pathlib
+
+import jax
+
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.files import storing
+from jpmhc_jax.training import distributed
+
+# What a resumed run may change: it moves no number by more than the order of a sum. 'mesh.' stands for the group.
+FREE = (
+  "mesh.",
+  "processes.",
+  "logging.",
+  "checkpoint.",
+  "data.prefetch",
+  "evaluation.save_every",
+  "optimizer.nonfinite",
+  "optimizer.nonfinite_limit",
+)
+
+
+def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
+  """Makes the workdir this run's: writes config.json, or checks that the one there is the same but for `FREE` fields.
+
+  Raises ConfigError with the differing fields when the workdir belongs to another config, or when processes do not see
+  the same folder; StorageError when it is not writable.
+  """
+  path = workdir / "config.json"
+  if distributed.is_primary():
+    with storing(str(path)):
+      workdir.mkdir(parents=True, exist_ok=True)
+      if path.is_file():
+        _check_same(configs.restore(path), config, workdir)
+      configs.save(config, path)
+  distributed.barrier("workdir")
+  if not path.is_file():
+    raise ConfigError(
+      f"--workdir={workdir}: process 0 wrote {path.name} there, but process {jax.process_index()} does not see "
+      "it; use a folder that all processes share"
+    )
+  if not distributed.is_primary():
+    _check_same(configs.restore(path), config, workdir)
+
+
+def _check_same(there: schema.Config, now: schema.Config, workdir: pathlib.Path) -> None:
+  changed = [row for row in configs.differences(there, now) if not _free(row[0])]
+  if changed:
+    rows = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in changed)
+    raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir or undo these fields:\n{rows}")
+
+
+def _free(name: str) -> bool:
+  return any(name == free or (free.endswith(".") and name.startswith(free)) for free in FREE)
