@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,22 +22,27 @@ class Evaluate:
     )
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.commands.session import open_run
+    from jpmhc_jax.commands.session import open_run, processes_of
     from jpmhc_jax.core import config as configs
     from jpmhc_jax.evaluation.evaluator import results_folder
+    from jpmhc_jax.training import distributed
     from jpmhc_jax.training.checkpoint import Checkpoints
 
     config = configs.override(configs.restore(options.workdir / "config.json"), options.overrides, only="evaluation")
-    run = open_run(config, options.workdir)
-    checkpoints = Checkpoints(options.workdir / "checkpoints")
-    try:
-      restored = checkpoints.restore(run.setup, list(run.dataset.identifiers), options.step)
-    finally:
-      checkpoints.close()
-    metrics = run.evaluate(restored.state, restored.step)
-    for name, value in metrics.items():
-      print(f"{name:28s} {value:.6g}")
-    if config.evaluation.ablation != "none":
-      print(f"ABLATION: {config.evaluation.ablation} mixer in connections {config.evaluation.ablation_layers}")
-    print(f"written: {results_folder(config.evaluation, options.workdir) / f'step_{restored.step}.json'}")
+    with processes_of(config):
+      run = open_run(config, options.workdir)
+      checkpoints = Checkpoints(options.workdir / "checkpoints")
+      try:
+        restored = checkpoints.restore(run.setup, run.dataset, options.step)
+      finally:
+        checkpoints.close()
+      for note in restored.notes:
+        print(note, file=sys.stderr)
+      metrics = run.evaluate(restored.state, restored.step)
+      if distributed.is_primary():
+        for name, value in metrics.items():
+          print(f"{name:28s} {value:.6g}")
+        if config.evaluation.ablation != "none":
+          print(f"ABLATION: {config.evaluation.ablation} mixer in connections {config.evaluation.ablation_layers}")
+        print(f"written: {results_folder(config.evaluation, options.workdir) / f'step_{restored.step}.json'}")
     return 0

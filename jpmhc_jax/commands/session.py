@@ -1,14 +1,17 @@
 """What train and evaluate share: from a config to data, setup and evaluator on one workdir."""
 
+from collections.abc import Iterator
+import contextlib
 import pathlib
 
 import jax
 
 from jpmhc_jax import data
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.mixers import make_diagnose
-from jpmhc_jax.training import loop
+from jpmhc_jax.training import distributed, loop
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 
@@ -21,3 +24,18 @@ def open_run(config: schema.Config, workdir: pathlib.Path) -> loop.Run:
   setup = prepare(config, dataset, make_mesh(config.mesh))
   diagnose = make_diagnose(setup) if config.logging.diagnostics_every else None
   return loop.Run(setup, dataset, workdir, Evaluator(setup, dataset, workdir), diagnose)
+
+
+@contextlib.contextmanager
+def processes_of(config: schema.Config) -> Iterator[None]:
+  """Joins the other processes of the run, if the environment names any, and leaves them in good order.
+
+  An error that comes out ends this process at once and tells the others, which would wait for it otherwise.
+  """
+  distributed.join(config.processes)
+  try:
+    yield
+    distributed.leave()
+  except Exception as error:
+    distributed.abandon(error.exit_code if isinstance(error, UserError) else 1, error)
+    raise

@@ -25,11 +25,11 @@ class Train:
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.commands.session import open_run
+    from jpmhc_jax.commands.session import open_run, processes_of
     from jpmhc_jax.core import config as configs
     from jpmhc_jax.core.errors import ConfigError
     from jpmhc_jax.reporting.report import write_report
-    from jpmhc_jax.training import loop
+    from jpmhc_jax.training import distributed, loop
     from jpmhc_jax.training.profiling import parse_window
 
     config = configs.load(options.config, options.overrides)
@@ -39,15 +39,17 @@ class Train:
         "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
       )
     profile = parse_window(options.profile) if options.profile else range(0)
-    loop.claim_workdir(config, options.workdir)
-    try:
-      run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
-      loop.train(run, options.arguments)
-    except loop.NonFiniteLossError as error:
-      print(f"jpmhc train: {error}", file=sys.stderr)
-      return EXIT_DIVERGED
-    except loop.Interrupted as notice:
-      print(f"jpmhc train: {notice}", file=sys.stderr)
-      return EXIT_INTERRUPTED
-    print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
+    with processes_of(config):
+      loop.claim_workdir(config, options.workdir)
+      try:
+        run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
+        loop.train(run, options.arguments)
+      except loop.NonFiniteLossError as error:
+        print(f"jpmhc train: {error}", file=sys.stderr)
+        return EXIT_DIVERGED
+      except loop.Interrupted as notice:
+        print(f"jpmhc train: {notice}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+      if distributed.is_primary():
+        print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
     return 0

@@ -1,5 +1,7 @@
 """Evaluates a state on the held-out examples: accuracies, ARC votes, examples; writes evaluation/step_N.json.
 
+With several processes each evaluates a consecutive range of the examples, and process 0 merges and writes. A pass that
+is interrupted, or killed, goes on where it last saved what it had counted.
 A causal ablation (`evaluation.ablation`) writes into a folder of its own below evaluation/, where nothing looks for the
 results of the run.
 """
@@ -14,14 +16,18 @@ import jax
 import numpy as np
 
 from jpmhc_jax.core import schema, streams
+from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
 from jpmhc_jax.evaluation.arc import ArcVotes
+from jpmhc_jax.evaluation.partial import Partial
 from jpmhc_jax.evaluation.rollout import make_rollout
+from jpmhc_jax.evaluation.tally import EXAMPLES, Tally
+from jpmhc_jax.training import distributed, interrupts
 from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training.fingerprint import fingerprint
+from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
-
-EXAMPLES = 60  # shown in the report
 
 
 class Evaluator:
@@ -32,80 +38,127 @@ class Evaluator:
     self.folder = results_folder(setup.config.evaluation, workdir)
     evaluated, self.replaced = ablations.ablate(setup)
     self.rollout = make_rollout(evaluated)
-    self.folder.mkdir(parents=True, exist_ok=True)
+    with storing(str(self.folder)):
+      self.folder.mkdir(parents=True, exist_ok=True)
     evaluation, ways = setup.config.evaluation, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-    size = evaluation.batch_size or setup.config.batch_size
-    self.batches = dataset.evaluation_batches(-(-size // ways) * ways, evaluation.max_examples)
+    size = -(-(evaluation.batch_size or setup.config.batch_size) // ways) * ways
+    self.share = share_of(meshes.batch_sharding(setup.mesh), size)
+    self.batches = dataset.evaluation_batches(len(self.share.numbers), evaluation.max_examples)
     self.votes_arc = dataset.kind == "arc"
     self.main_metric = "pass@2" if self.votes_arc else setup.kind.main_metric
     self.higher_is_better = setup.kind.higher_is_better
 
   def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-    """Scalar metrics of this state; also written with examples to `evaluation/step_N.json`."""
-    votes = ArcVotes(self.dataset.identifiers, self.dataset.side) if self.votes_arc else None
-    metrics, examples = self._pass(state, votes)
-    if votes is not None:
-      metrics |= votes.results(self.dataset.test_puzzles)
-      examples = votes.examples(self.dataset.test_puzzles, EXAMPLES)
-      self._write(f"submission_{step}.json", votes.submission(self.dataset.test_puzzles))
-      if self.setup.config.evaluation.pooled:
-        metrics |= self._pooled(votes, step)
+    """Scalar metrics of this state; also written with examples to `evaluation/step_N.json`.
+
+    Raises Interrupted when the process is asked to stop meanwhile; what was counted is on disk then.
+    """
+    partials = [self._partial(state, str(step))]
+    own = self._pass(state, partials[0], self.votes_arc)
+    wrong = None
     if self.setup.config.evaluation.wrong_puzzle:
-      metrics |= self._wrong_puzzle(state)
-    result = {"step": step, "metrics": metrics, "examples": examples}
-    if self.replaced:
-      result["ablation"] = {"mixer": self.setup.config.evaluation.ablation, "connections": self.replaced}
-    self._write(f"step_{step}.json", result)
+      partials.append(self._partial(state, f"{step}_wrong"))
+      wrong = self._pass(state, partials[1], False, self._other_puzzles())
+    metrics = distributed.from_primary(lambda: self._write_all(step, own, wrong))
+    for partial in partials:
+      partial.discard()
     return metrics
 
-  def _pass(
-    self, state: TrainState, votes: ArcVotes | None, permutation: np.ndarray | None = None
-  ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    sums, count = dict.fromkeys(self.setup.kind.per_example, 0.0), 0
-    examples: list[dict[str, Any]] = []
-    for batch, result in self._results(state, permutation):
-      valid = batch["valid"]
-      count += int(valid.sum())
-      for name in sums:
-        sums[name] += float(result[name][valid].astype(np.float64).sum())
-      if votes is not None:
-        votes.add(
-          batch["puzzle_identifiers"],
-          batch["inputs"],
-          result["predictions"],
-          result["q_halt"].astype(np.float32),
-          valid,
+  def _partial(self, state: TrainState, name: str) -> Partial:
+    fields = self.setup.config.evaluation
+
+    def identity() -> str:
+      numbers = fingerprint((state.evaluated, state.buffers, state.table))
+      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {self.share.count} of {self.share.size}"
+
+    return Partial(self.folder, name, identity, self.share.index)
+
+  def _pass(self, state: TrainState, partial: Partial, voting: bool, permutation: np.ndarray | None = None) -> Tally:
+    """The tally of all examples on process 0; that of its own share elsewhere."""
+    save_every = self.setup.config.evaluation.save_every
+    start, saved = partial.load()
+    names = self.setup.kind.per_example
+    tally = Tally.from_state(self.dataset, saved) if saved else Tally(self.dataset, names, voting)
+    for done, (batch, result) in enumerate(self._results(state, start, permutation), start=start + 1):
+      tally.add(batch, result)
+      stopping = interrupts.stop_requested()
+      if stopping or (save_every and done % save_every == 0):
+        partial.save(done, tally.to_state)
+      if stopping:
+        raise interrupts.Interrupted(
+          f"asked to stop in an evaluation, after {done} of {self._length()} batches: saved; run the same command to "
+          "resume"
         )
-      elif len(examples) < EXAMPLES and self.dataset.side:
-        examples += _grids(batch, result, self.dataset)
-    metrics = self.setup.kind.evaluation_metrics(sums, count)
-    return metrics | {"examples": float(count)}, examples[:EXAMPLES]
+    return self._merged(tally)
+
+  def _merged(self, tally: Tally) -> Tally:
+    if jax.process_count() == 1:
+      return tally
+    # Processes that hold the same rows have the same tally: each share counts once, in the order of the examples.
+    gathered = distributed.gather([self.share.index, tally.to_state()])
+    if not distributed.is_primary():
+      return tally
+    by_share = dict(gathered)
+    first, *others = (Tally.from_state(self.dataset, by_share[index]) for index in sorted(by_share))
+    for other in others:
+      first.merge(other)
+    return first
+
+  def _length(self) -> int:
+    """Batches that every process evaluates."""
+    return -(-len(self.batches) // self.share.count)
+
+  def _batch(self, i: int) -> dict[str, np.ndarray]:
+    """The i-th batch of this share's range of examples; past the end, one without valid rows."""
+    number = self.share.index * self._length() + i
+    if number < len(self.batches):
+      return self.batches[number]
+    last = self.batches[len(self.batches) - 1]
+    return last | {"valid": np.zeros_like(last["valid"]), "index": np.full_like(last["index"], -1)}
 
   def _results(
-    self, state: TrainState, permutation: np.ndarray | None
+    self, state: TrainState, start: int, permutation: np.ndarray | None
   ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Batches with their results on the host; one batch is always in flight."""
-    sharding = meshes.batch_sharding(self.setup.mesh)
+    """Local batches from `start` on with their results on the host; one batch is always in flight."""
     waiting = None
-    for i in range(len(self.batches)):
-      batch = self.batches[i]
+    for i in range(start, self._length()):
+      batch = self._batch(i)
       fed = {name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")}
       if permutation is not None:
         fed["puzzle_identifiers"] = permutation[fed["puzzle_identifiers"]]
-      on_device = {name: jax.device_put(value, sharding) for name, value in fed.items()}
-      result = self.rollout(state.evaluated, state.buffers, state.table, on_device)
+      result = self.rollout(state.evaluated, state.buffers, state.table, self.share.place(fed))
       if waiting is not None:
-        yield waiting[0], jax.device_get(waiting[1])
+        yield waiting[0], self.share.collect(waiting[1])
       waiting = (batch, result)
     if waiting is not None:
-      yield waiting[0], jax.device_get(waiting[1])
+      yield waiting[0], self.share.collect(waiting[1])
+
+  def _write_all(self, step: int, own: Tally, wrong: Tally | None) -> dict[str, float]:
+    """Metrics of the merged tallies, and the files of this evaluation."""
+    metrics, examples = self._means(own), own.examples
+    with storing(str(self.folder)):
+      if own.votes is not None:
+        metrics |= own.votes.results(self.dataset.test_puzzles)
+        examples = own.votes.examples(self.dataset.test_puzzles, EXAMPLES)
+        self._write(f"submission_{step}.json", own.votes.submission(self.dataset.test_puzzles))
+        if self.setup.config.evaluation.pooled:
+          metrics |= self._pooled(own.votes, step)
+      if wrong is not None:
+        means = self._means(wrong)
+        metrics |= {f"wrong_puzzle/{name}": means[name] for name in ("accuracy", "exact_accuracy")}
+      result = {"step": step, "metrics": metrics, "examples": examples}
+      if self.replaced:
+        result["ablation"] = {"mixer": self.setup.config.evaluation.ablation, "connections": self.replaced}
+      self._write(f"step_{step}.json", result)
+    return metrics
+
+  def _means(self, tally: Tally) -> dict[str, float]:
+    return self.setup.kind.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
 
   def _pooled(self, votes: ArcVotes, step: int) -> dict[str, float]:
     """Results of the votes of all evaluations up to this one, the earliest first."""
-    path = self.folder / f"votes_{step}.json.gz"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(gzip.compress(json.dumps(votes.to_state()).encode(), mtime=0))
-    temporary.replace(path)
+    content = json.dumps(votes.to_state()).encode()
+    write_atomically(self.folder / f"votes_{step}.json.gz", gzip.compress(content, mtime=0))
     pooled = ArcVotes(self.dataset.identifiers, self.dataset.side)
     for earlier in sorted(_steps(self.folder, "votes_", ".json.gz")):
       if earlier <= step:
@@ -113,18 +166,15 @@ class Evaluator:
         pooled.merge(ArcVotes.from_state(self.dataset.identifiers, saved))
     return {f"pooled/{name}": value for name, value in pooled.results(self.dataset.test_puzzles).items()}
 
-  def _wrong_puzzle(self, state: TrainState) -> dict[str, float]:
-    """Accuracies when every example is given another puzzle's embedding (blank stays blank)."""
+  def _other_puzzles(self) -> np.ndarray:
+    """For every identifier another one, whose embedding the ablation uses instead (blank stays blank)."""
     key = streams.key_for(self.setup.config.seed, "wrong_puzzle")
     ids = np.arange(self.dataset.num_identifiers)
     ids[1:] = 1 + np.asarray(jax.random.permutation(key, len(ids) - 1))
-    metrics, _ = self._pass(state, None, ids)
-    return {f"wrong_puzzle/{name}": metrics[name] for name in ("accuracy", "exact_accuracy")}
+    return ids
 
   def _write(self, name: str, content: Any) -> None:
-    temporary = self.folder / f"{name}.tmp"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(self.folder / name)
+    write_atomically(self.folder / name, json.dumps(content))
 
 
 def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> pathlib.Path:
@@ -138,26 +188,3 @@ def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> path
 def _steps(folder: pathlib.Path, prefix: str, suffix: str) -> list[int]:
   names = (path.name.removeprefix(prefix).removesuffix(suffix) for path in folder.glob(f"{prefix}*{suffix}"))
   return [int(name) for name in names if name.isdigit()]
-
-
-def _grids(batch: dict[str, np.ndarray], result: dict[str, np.ndarray], dataset: Dataset) -> list[dict[str, Any]]:
-  """Sudoku and maze rows as square grids of tokens."""
-  shown = []
-  for row in np.flatnonzero(batch["valid"]):
-    square = [
-      values[row].reshape(dataset.side, dataset.side).tolist()
-      for values in (batch["inputs"], batch["labels"], result["predictions"])
-    ]
-    exact = bool(result["exact_accuracy"][row])
-    shown.append(
-      {
-        "kind": dataset.kind,
-        "task": f"{dataset.kind} {int(batch['index'][row])}",
-        "test": 0,
-        "input": square[0],
-        "truth": square[1],
-        "predictions": [{"grid": square[2], "votes": 1, "q": float(1 / (1 + np.exp(-result["q_halt"][row])))}],
-        "solved_at": 1 if exact else None,
-      }
-    )
-  return shown

@@ -6,6 +6,7 @@ between two processes' writes, and all must go on at the same batch.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import gzip
 import json
 import pathlib
@@ -19,12 +20,16 @@ Tally = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Partial:
-  """The files of one pass. identity: what must be equal for a tally to be used (state, data, fields, shares)."""
+  """The files of one pass. describe: says what must be equal for a tally to be used (state, data, fields, shares)."""
 
   folder: pathlib.Path
   name: str
-  identity: str
+  describe: Callable[[], str]
   share: int
+
+  @functools.cached_property
+  def identity(self) -> str:
+    return self.describe()
 
   def save(self, batches: int, tally: Callable[[], Tally]) -> None:
     """Writes what was counted in the first `batches` batches."""
@@ -36,6 +41,8 @@ class Partial:
 
   def load(self) -> tuple[int, Tally | None]:
     """The latest batch that all processes have saved and what this one had counted by then; (0, None) when none."""
+    if not any(distributed.gather(self._found())):
+      return 0, None
     usable = {batches: tally for batches in self._found() if (tally := self._read(batches)) is not None}
     common = set.intersection(*(set(found) for found in distributed.gather(sorted(usable))))
     batches = max(common, default=0)

@@ -20,7 +20,7 @@ def make_rollout(setup: Setup) -> Rollout:
 
   The batch's `puzzle_identifiers` are read as given, so an ablation can permute them.
   """
-  sharding, whole = meshes.batch_sharding(setup.mesh), meshes.replicated(setup.mesh)
+  by_row = meshes.batch_sharding(setup.mesh)
 
   def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
     model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
@@ -28,4 +28,4 @@ def make_rollout(setup: Setup) -> Rollout:
     return setup.kind.answer(model, rows, batch, setup.config)
 
   layout = setup.shardings
-  return jax.jit(rollout, in_shardings=(layout.params, layout.buffers, layout.table, sharding), out_shardings=whole)
+  return jax.jit(rollout, in_shardings=(layout.params, layout.buffers, layout.table, by_row), out_shardings=by_row)

@@ -22,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, StorageError
-from jpmhc_jax.core.files import write_atomically
+from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import distributed, manifest
 from jpmhc_jax.training.fingerprint import fingerprint
@@ -93,6 +93,8 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
       manifest.write(self.folder / str(step))
+    except jax.errors.JaxRuntimeError:  # another process is gone, not the disk
+      raise
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
       raise StorageError(
         f"{self.folder / str(step)}: checkpoint not written ({_short(error)}). Checkpoints of steps "
@@ -105,7 +107,11 @@ class Checkpoints:
     found = metrics.get(self._best_metric, math.nan)
     self._scores[step] = self._sign * found if math.isfinite(found) else None
     if distributed.is_primary():
-      write_atomically(self.folder / SCORES, json.dumps(self._scores))
+      with storing(str(self.folder / SCORES)):
+        write_atomically(self.folder / SCORES, json.dumps(self._scores))
+    kept = kept_steps(self.steps(), self._scores, self._keep)
+    for surplus in set(self.steps()) - kept:
+      self._manager.delete(surplus)
 
   def evaluated(self, step: int) -> bool:
     """Whether `rank` was called for this step."""
@@ -204,16 +210,21 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class _LatestAndBest(policies.PreservationPolicy):
-  """Keeps the latest few and the one with the highest score; a checkpoint that was never evaluated is not the best."""
+  """What orbax asks when it has saved; see `kept_steps`."""
 
   keep: int
   scores: Callable[[], Mapping[int, float | None]]
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     steps = [checkpoint.step for checkpoint in checkpoints]
-    ranked = [(score, step) for step, score in self.scores().items() if score is not None and step in steps]
-    kept = {*steps[-self.keep :], *(step for _, step in sorted(ranked)[-1:])}
+    kept = kept_steps(steps, self.scores(), self.keep)
     return [step in kept for step in steps]
+
+
+def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: int) -> set[int]:
+  """The latest few and the one with the highest score; a checkpoint that was never evaluated is not the best."""
+  ranked = [(score, step) for step, score in scores.items() if score is not None and step in steps]
+  return {*sorted(steps)[-keep:], *(step for _, step in sorted(ranked)[-1:])}
 
 
 def _read_scores(path: pathlib.Path) -> dict[int, float | None]:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import time
+import traceback
 from typing import Any
 import zlib
 
@@ -19,9 +20,11 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.training import launches
-from jpmhc_jax.training.lifeline import EXIT_PEER_LOST, Lifeline
+from jpmhc_jax.training.lifeline import Lifeline
+
+PATIENCE_S = 5.0
 
 _lifeline: Lifeline | None = None
 
@@ -73,32 +76,37 @@ def _watch(launch: launches.Launch, settings: schema.Processes) -> Lifeline:
   return lifeline
 
 
-def leave(code: int, reason: str = "") -> None:
-  """Call at the end of a process of several, with its exit code; does not return when that code is an error.
-
-  reason: empty when every process ends here, in which case they wait for each other. Otherwise the others are told and
-  this process ends at once, without JAX's shutdown, which would wait for processes that may be stuck in a collective.
-  """
+def leave() -> None:
+  """The end of a process of several: waits until all have got here."""
   global _lifeline
   if _lifeline is None:
     return
-  if not reason:
-    barrier("leave")
-    _lifeline.close()
-    _lifeline = None
-    jax.distributed.shutdown()
+  barrier("leave")
+  _lifeline.close()
+  _lifeline = None
+  jax.distributed.shutdown()
+
+
+def abandon(code: int, error: BaseException) -> None:
+  """Ends this process of several with an error, telling the others. Returns in a run of one process.
+
+  JAX's own shutdown is left out: it would wait for processes that may be stuck in a collective.
+  """
+  if _lifeline is None:
     return
-  _lifeline.report(reason)
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    # A failed collective is how a process often first hears of another's death: the lifeline says whose, and ends it.
+    time.sleep(PATIENCE_S)
+  _lifeline.report(f"{type(error).__name__}: {error}")
+  name = f"process {jax.process_index()}"
+  if isinstance(error, UserError):
+    print(f"jpmhc: {name}: {error}", file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+    print(f"jpmhc: {name} stops", file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
-
-
-def blame_peer(error: BaseException) -> None:
-  """A failed collective is how a process first hears of another's death: gives the lifeline time to say whose."""
-  if _lifeline is not None and isinstance(error, jax.errors.JaxRuntimeError):
-    time.sleep(5.0)  # the lifeline's thread ends the process meanwhile
-    leave(EXIT_PEER_LOST, f"a collective failed: {error}")
 
 
 def is_primary() -> bool:

@@ -83,7 +83,7 @@ class Goodput:
     self.switch(self._activity)
     if distributed.is_primary():
       with storing(str(self._path)):
-        write_atomically(self._path, json.dumps({"step": step, "seconds": self.seconds}) + "\n")
+        write_atomically(self._path, json.dumps({"step": step, "seconds": self.seconds}) + "\n", durable=False)
 
 
 _END = object()

@@ -32,23 +32,23 @@ class Share:
 
   def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """The local rows of every process, as global arrays over all devices."""
-    if len(self.numbers) == self.size:
+    if jax.process_count() == 1:
       return {name: jax.device_put(value, self.sharding) for name, value in batch.items()}
     return {name: self._global(value) for name, value in batch.items()}
 
   def _global(self, local: np.ndarray) -> Array:
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-      wanted = np.arange(self.size)[index[0]]
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+      wanted = np.arange(self.size)[index[0] if index else slice(None)]
       return local[np.searchsorted(self.numbers, wanted)]
 
     return jax.make_array_from_callback((self.size, *local.shape[1:]), self.sharding, shard)
 
-  def collect(self, result: Mapping[str, Array]) -> dict[str, np.ndarray]:
+  def collect(self, result: Mapping[str, Array | np.ndarray]) -> dict[str, np.ndarray]:
     """The local rows of arrays that are split by row, on the host."""
     return {name: _local(value) for name, value in result.items()}
 
 
-def _local(array: Array) -> np.ndarray:
+def _local(array: Array | np.ndarray) -> np.ndarray:
   if not isinstance(array, jax.Array) or array.is_fully_addressable:
     return np.asarray(array)
   pieces = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
@@ -58,7 +58,8 @@ def _local(array: Array) -> np.ndarray:
 def share_of(sharding: NamedSharding, size: int) -> Share:
   """This process's share of `size` rows that are laid out by `sharding`."""
   by_process: dict[int, set[int]] = {}
-  for device, index in sharding.devices_indices_map((size,)).items():
+  device: jax.Device
+  for device, index in sharding.devices_indices_map((size,)).items():  # type: ignore[assignment]
     by_process.setdefault(device.process_index, set()).update(np.arange(size)[index[0]].tolist())
   distinct = sorted({tuple(sorted(numbers)) for numbers in by_process.values()})
   mine = tuple(sorted(by_process[jax.process_index()]))

@@ -1,5 +1,6 @@
 """A killed run, restarted, repeats the next losses and every leaf bit for bit."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -95,8 +96,8 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path):
   loop.train(_run(config, tmp_path), ["train"])
   wide = _config(mesh=schema.Mesh(data=4, fsdp=2))
   dataset = tiny.dataset(wide)
-  one = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(config), list(dataset.identifiers))
-  many = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(wide), list(dataset.identifiers))
+  one = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(config), dataset)
+  many = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(wide), dataset)
   jax.tree.map(np.testing.assert_array_equal, one.state, many.state)
   kernel = many.state.params["block0"]["features"]["down"]
   assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
@@ -106,13 +107,15 @@ def test_a_checkpoint_of_other_identifiers_or_a_missing_one_is_refused(tmp_path)
   config = _config()
   run = _run(config, tmp_path)
   with pytest.raises(CheckpointError, match="there is none"):
-    Checkpoints(tmp_path / "checkpoints").restore(run.setup, list(run.dataset.identifiers))
+    Checkpoints(tmp_path / "checkpoints").restore(run.setup, run.dataset)
   loop.train(run, ["train"])
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
-    checkpoints.restore(run.setup, list(run.dataset.identifiers), 5)
+    checkpoints.restore(run.setup, run.dataset, 5)
   with pytest.raises(CheckpointError, match="written for 1 puzzle identifiers that differ"):
-    checkpoints.restore(run.setup, ["<blank>", "another"])
+    checkpoints.restore(run.setup, dataclasses.replace(run.dataset, identifiers=["<blank>", "another"]))
+  with pytest.raises(CheckpointError, match="other examples"):
+    checkpoints.restore(run.setup, dataclasses.replace(run.dataset, content="another"))
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path):
