@@ -16,7 +16,8 @@ _REMEDY_CLOSED = "make the folder writable or choose another --workdir"
 def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = True) -> None:
   """Replaces a file: a reader, or a restart after a kill, finds the old content or the new one, never a part.
 
-  durable: also waits for the disk (some ms), so that this holds when the power fails. Raises OSError when the disk is full or the folder is not writable; the old content is still there then.
+  durable: also waits for the disk (some ms), so that this holds when the power fails. Raises
+  OSError when the disk is full or the folder is not writable; the old content is still there then.
   """
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
