@@ -1,0 +1,96 @@
+"""A run on Google Kubernetes Engine as a JobSet, TPU slices or GPU nodes; --xpk prints the same for the xpk tool.
+
+  python -m scripts.gke --name=arc1 --image=REGISTRY/jpmhc:1 --accelerator=tpu-v5-lite-podslice --topology=4x4 \\
+    --hosts=4 --chips=4 --slices=2 -- --config=configs/arc1.py:cayley --workdir=/runs/arc1 --config.mesh.slices=2
+
+The image holds the installed package; the claim named by --volume is mounted at /runs. A pod that is told to stop gets
+two minutes: the run saves and ends with 75, and the JobSet starts it again up to --restarts times, where it resumes.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import shlex
+import sys
+from typing import Any
+
+from scripts import commands, xla_flags
+
+
+def manifest(options: argparse.Namespace) -> dict[str, Any]:
+  """The JobSet: one job a slice with one pod a host, restarted as a whole."""
+  gpu = options.accelerator.startswith("nvidia")
+  environment = xla_flags.gpu_environment() if gpu else xla_flags.tpu_environment(options.slices)
+  label = "cloud.google.com/gke-accelerator" if gpu else "cloud.google.com/gke-tpu-accelerator"
+  chips = {"nvidia.com/gpu" if gpu else "google.com/tpu": options.chips}
+  container = {
+    "name": "train",
+    "image": options.image,
+    "command": commands.train(options.train, {}, program="jpmhc"),
+    "env": [{"name": name, "value": value} for name, value in environment.items()],
+    "resources": {"requests": chips, "limits": chips},
+    "volumeMounts": [{"name": "runs", "mountPath": "/runs"}],
+  }
+  selector = {label: options.accelerator}
+  pod = {
+    "restartPolicy": "Never",
+    "terminationGracePeriodSeconds": 120,
+    "nodeSelector": selector if gpu else selector | {"cloud.google.com/gke-tpu-topology": options.topology},
+    "containers": [container],
+    "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": options.volume}}],
+  }
+  job = {
+    "parallelism": options.hosts,
+    "completions": options.hosts,
+    "completionMode": "Indexed",
+    "backoffLimit": 0,
+    "template": {"spec": pod},
+  }
+  return {
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": {
+      "name": options.name,
+      "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+    },
+    "spec": {
+      "failurePolicy": {"maxRestarts": options.restarts},
+      "replicatedJobs": [{"name": "slice", "replicas": options.slices, "template": {"spec": job}}],
+    },
+  }
+
+
+def xpk(options: argparse.Namespace) -> commands.Command:
+  """The call of xpk that creates the same workload; --accelerator is then xpk's own name, such as v5litepod-16."""
+  train = shlex.join(commands.train(options.train, xla_flags.tpu_environment(options.slices), program="jpmhc"))
+  argv = (
+    *("xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}"),
+    *(f"--tpu-type={options.accelerator}", f"--num-slices={options.slices}", f"--docker-image={options.image}"),
+    *(f"--max-restarts={options.restarts}", f"--command={train}"),
+  )
+  return commands.Command("create the workload", argv)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  parser = commands.parser(__doc__)
+  parser.add_argument("--name", required=True)
+  parser.add_argument("--image", required=True)
+  parser.add_argument("--accelerator", default="tpu-v5-lite-podslice", help="node label; nvidia-… for GPUs")
+  parser.add_argument("--topology", default="4x4", help="TPU topology of one slice")
+  parser.add_argument("--hosts", type=int, default=4, help="pods a slice")
+  parser.add_argument("--chips", type=int, default=4, help="TPU chips or GPUs a host")
+  parser.add_argument("--slices", type=int, default=1)
+  parser.add_argument("--restarts", type=int, default=100)
+  parser.add_argument("--volume", default="runs", help="persistent volume claim, readable and writable by many nodes")
+  parser.add_argument("--xpk", action="store_true", help="create the workload with xpk on --cluster")
+  parser.add_argument("--cluster", default="", help="for --xpk")
+  options = parser.parse_args(arguments)
+  if options.xpk:
+    return commands.execute([xpk(options)], options.dry_run)
+  text = json.dumps(manifest(options), indent=2)
+  submit = commands.Command("create the JobSet", ("kubectl", "apply", "-f", "-"), stdin=text)
+  return commands.execute([submit], options.dry_run)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,117 @@
+"""Several processes of one run on this machine, as on several hosts.
+
+  python -m scripts.local --processes=2 --devices=4 -- --config=configs/sudoku.py:tiny --workdir=runs/two
+
+Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which `jpmhc train` looks for. Their
+output is shown with the process number in front. SIGTERM and Ctrl-C go to all; when one fails, the others are stopped.
+The exit code is that of the first that ended with another than 0.
+"""
+
+import argparse
+from collections.abc import Sequence
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from scripts import commands
+
+GRACE_S = 60.0  # after SIGTERM a process saves; after this it is killed
+
+
+def plan(processes: int, devices: int, port: int, train: Sequence[str]) -> list[commands.Command]:
+  """One command a process; `devices` > 0 makes the host look like so many CPU devices to each."""
+  host = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if devices else {}
+  return [
+    commands.Command(
+      why=f"process {rank} of {processes}",
+      argv=(sys.executable, "-m", "jpmhc_jax", "train", *train),
+      environment={
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(rank),
+        **host,
+      },
+    )
+    for rank in range(processes)
+  ]
+
+
+def run(planned: Sequence[commands.Command]) -> int:
+  """Starts all, shows their output, and waits; see the module for what ends them."""
+  started = [
+    subprocess.Popen(
+      command.argv,
+      env=os.environ | {"PYTHONUNBUFFERED": "1", **command.environment},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      errors="replace",
+    )
+    for command in planned
+  ]
+  readers = [threading.Thread(target=_show, args=(rank, process)) for rank, process in enumerate(started)]
+  for reader in readers:
+    reader.start()
+  earlier = {number: signal.signal(number, lambda *_: _stop(started)) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    return _wait(started)
+  finally:
+    for reader in readers:
+      reader.join()
+    for number, handler in earlier.items():
+      signal.signal(number, handler)
+
+
+def _wait(started: Sequence[subprocess.Popen]) -> int:
+  """Until all have ended; the exit code of the first that failed."""
+  code, killed_at = 0, float("inf")
+  while True:
+    ended = [process.poll() for process in started]
+    failed = [found for found in ended if found]
+    if failed and not code:
+      code, killed_at = failed[0], time.monotonic() + GRACE_S
+      _stop(started)
+    if None not in ended:
+      return code
+    if time.monotonic() > killed_at:
+      for process in started:
+        process.kill()
+    time.sleep(0.1)
+
+
+def _show(rank: int, process: subprocess.Popen) -> None:
+  assert process.stdout is not None
+  with process.stdout as lines:
+    for line in lines:
+      print(f"[{rank}] {line}", end="", flush=True)
+
+
+def _stop(started: Sequence[subprocess.Popen]) -> None:
+  for process in started:
+    if process.poll() is None:
+      process.terminate()
+
+
+def free_port() -> int:
+  """A port that nothing listens on now."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  parser = commands.parser(__doc__)
+  parser.add_argument("--processes", type=int, default=2)
+  parser.add_argument("--devices", type=int, default=0, help="CPU devices a process; 0 leaves what the machine has")
+  parser.add_argument("--port", type=int, default=0, help="port of the coordinator; 0 takes a free one")
+  options: argparse.Namespace = parser.parse_args(arguments)
+  planned = plan(options.processes, options.devices, options.port or free_port(), options.train)
+  return commands.execute(planned, dry_run=True) if options.dry_run else run(planned)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
