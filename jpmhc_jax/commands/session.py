@@ -7,7 +7,7 @@ import pathlib
 import jax
 
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import launch, schema
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.mixers import make_diagnose
@@ -18,6 +18,8 @@ from jpmhc_jax.training.state import prepare
 
 def open_run(config: schema.Config, workdir: pathlib.Path) -> loop.Run:
   """Builds data, model layout and evaluator. Nothing is compiled or written but the workdir's evaluation folder."""
+  if config.precision.deterministic:
+    launch.add_xla_flag(launch.DETERMINISTIC_FLAG)
   if config.precision.matmul != "default":
     jax.config.update("jax_default_matmul_precision", config.precision.matmul)
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)

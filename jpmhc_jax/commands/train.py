@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import sys
+from typing import Any
 
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 75
@@ -18,21 +20,30 @@ class Train:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="config file and variant, such as configs/arc_tiny.py:cayley")
-    parser.add_argument(
-      "--workdir", required=True, type=pathlib.Path, help="folder of the run; an existing run resumes"
-    )
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run; an existing run resumes")
     parser.add_argument("--profile", default=None, metavar="START:STOP", help="trace these steps into workdir/profile")
+    plan = parser.add_argument_group("planning, instead of training")
+    plan.add_argument("--plan", action="store_true", help="compile the step and print what it needs; nothing is run")
+    plan.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="memory of one device, if not known")
+    plan.add_argument("--devices", type=int, default=0, help="plan with so many CPU devices in place of those here")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.commands.session import open_run, processes_of
     from jpmhc_jax.core import config as configs
     from jpmhc_jax.core.errors import ConfigError
+
+    config = configs.load(options.config, options.overrides)
+    if options.plan:
+      return self._plan(config, options)
+    if options.workdir is None:
+      raise ConfigError("--workdir is missing: the folder that the run is kept in, such as --workdir=runs/first")
+
+    from jpmhc_jax.commands.session import open_run, processes_of
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import distributed, loop
     from jpmhc_jax.training.profiling import parse_window
 
-    config = configs.load(options.config, options.overrides)
     if config.evaluation.ablation != "none":
       raise ConfigError(
         f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
@@ -53,3 +64,12 @@ class Train:
       if distributed.is_primary():
         print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
     return 0
+
+  def _plan(self, config: Any, options: argparse.Namespace) -> int:
+    from jpmhc_jax.commands.plan import show_plan
+    from jpmhc_jax.core.launch import add_xla_flag
+
+    if options.devices:
+      os.environ["JAX_PLATFORMS"] = "cpu"
+      add_xla_flag(f"--xla_force_host_platform_device_count={options.devices}")
+    return show_plan(config, memory_gib=options.memory, as_json=options.json, workdir=options.workdir)

@@ -229,7 +229,7 @@ def validate(config: schema.Config) -> schema.Config:
     optimizer.step_factors,
     f"as many entries as optimizer.step_boundaries={optimizer.step_boundaries}",
   )
-  for name in ("data", "fsdp", "tensor"):
+  for name in ("data", "fsdp", "tensor", "slices"):
     size = getattr(c.mesh, name)
     _require(
       size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)"

@@ -1,4 +1,4 @@
-"""How the process is started: an allocator setting that only takes effect at its start.
+"""How the process is started: settings that only take effect before it, or before JAX, begins.
 
 XLA on the CPU takes fresh memory for the temporaries of every step. With glibc's defaults that memory goes back to the
 system after each step and is faulted in again page by page: 49,000 faults and 85 ms of system time a step for a small
@@ -13,6 +13,18 @@ TUNABLES = ":".join(
   f"glibc.malloc.{name}={value}"
   for name, value in (("hugetlb", 1), ("mmap_max", 0), ("trim_threshold", 4_000_000_000), ("arena_max", 1))
 )
+
+
+# Implies deterministic kernels (no atomic sums, which make up most of what differs) and no autotuning, which may choose
+# another kernel in the next run. TPUs and CPUs repeat a run bit for bit without a flag.
+DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
+
+
+def add_xla_flag(flag: str) -> None:
+  """Appends to XLA_FLAGS, which XLA reads once, when JAX first looks for devices."""
+  flags = os.environ.get("XLA_FLAGS", "").split()
+  if flag not in flags:
+    os.environ["XLA_FLAGS"] = " ".join([*flags, flag])
 
 
 def restart_with_fast_allocation() -> None:

@@ -20,9 +20,10 @@ def group(cls: type, doc: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  data: int = field(-1, "devices along the batch axis; -1 takes what the other axes leave")
+  data: int = field(-1, "devices along the batch axis, all slices together; -1 takes what the other axes leave")
   fsdp: int = field(1, "devices over which parameters and optimiser state are split, and the batch too")
   tensor: int = field(1, "devices over which heads and feed-forward columns are split")
+  slices: int = field(1, "TPU slices or hosts that a slower network joins; only the data axis crosses between them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Precision:
   )
   matmul: str = field(
     "default", "XLA matmul precision; 'highest' is full float32 on accelerators", ("default", "high", "highest")
+  )
+  deterministic: bool = field(
+    False, "two runs on the same devices are bit-equal on GPUs too (slower); TPUs and CPUs always are"
   )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.core.layout import constrain
 from jpmhc_jax.models.products import attend, dense, kept, silu_gated
 
 # Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated variable's exactly 1.
@@ -51,6 +52,9 @@ def rotate(x: Float[Array, "b l h k"], cos: np.ndarray, sin: np.ndarray) -> Floa
   return (wide * cos + turned * sin).astype(x.dtype)
 
 
+_BY_HEAD = ("batch", "heads", "positions", "features")
+
+
 class Attention(nnx.Module):
   """Full bidirectional softmax attention without mask, bias or dropout; fused q, k, v projection; optional RoPE."""
 
@@ -67,7 +71,8 @@ class Attention(nnx.Module):
       tables = rope_tables(x.shape[1], query.shape[-1], self.rope_theta)
       query, key = rotate(query, *tables), rotate(key, *tables)
     # Heads before positions: each head's products are then plain matrix products on contiguous memory.
-    mixed = attend(*(kept(jnp.swapaxes(part, 1, 2)) for part in (query, key, value)))
+    by_head = (constrain(jnp.swapaxes(part, 1, 2), *_BY_HEAD) for part in (query, key, value))
+    mixed = constrain(attend(*map(kept, by_head)), *_BY_HEAD)
     return kept(dense(jnp.swapaxes(mixed, 1, 2), self.out[...].astype(x.dtype), axes=2))
 
 
@@ -85,7 +90,8 @@ class SwiGLU(nnx.Module):
 
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     kernel = self.gate_up[...].astype(x.dtype)
-    gate, up = kept(dense(x, kernel[:, 0])), kept(dense(x, kernel[:, 1]))
+    names = ("batch", *(None,) * (x.ndim - 2), "mlp")
+    gate, up = (kept(constrain(dense(x, kernel[:, part]), *names)) for part in range(2))
     return kept(dense(silu_gated(gate, up), self.down[...].astype(x.dtype)))
 
 

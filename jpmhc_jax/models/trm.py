@@ -25,6 +25,7 @@ import numpy as np
 
 from jpmhc_jax.connections import Connection, Ends, expand
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.layout import constrain, constrain_hidden
 from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
 from jpmhc_jax.models.products import KEEP_PRODUCTS
 
@@ -102,7 +103,7 @@ class Block(nnx.Module):
     for name, connect, sublayer, axis in parts:
       if visit is not None:
         visit(name, connect, h)
-      h = rms_norm(connect(h, sublayer), self.epsilon, axis=axis)
+      h = constrain_hidden(rms_norm(connect(h, sublayer), self.epsilon, axis=axis))
     return h
 
 
@@ -166,7 +167,7 @@ class TRM(nnx.Module):
   def embed(self, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None) -> Float[Array, "b l d"]:
     """√d · (puzzle slots, token embeddings): slot 0.. hold the zero-padded puzzle vector."""
     width, slots = self.model.width, self.model.puzzle.slots
-    tokens = self.embedding[...].astype(self.dtype)[inputs]
+    tokens = constrain(self.embedding[...].astype(self.dtype), "vocab", "features")[inputs]
     if puzzle_rows is None:
       front = jnp.zeros((inputs.shape[0], slots, width), self.dtype)
     else:
@@ -175,7 +176,7 @@ class TRM(nnx.Module):
     x = jnp.concatenate([front, tokens], axis=1)
     if self.model.positions == "learned":
       x = (x + self.position_embedding[...].astype(self.dtype)[None]) * math.sqrt(0.5)
-    return math.sqrt(width) * x
+    return constrain(math.sqrt(width) * x, "batch", "positions", "features")
 
   def injected(self, x: Float[Array, "b l d"]) -> Latent:
     """The embedding as the latents meet it: expanded where they are streams (one axis of size 1 for equal copies)."""

@@ -1,7 +1,6 @@
 """The device mesh and the rules that turn logical axis names into shardings.
 
-Mesh axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits heads and feed-forward
-columns. The streams axis is never split: the mixers work inside one device and add no collective.
+The rules are in `core.layout`. Here every leaf of the state gets its place on the mesh, or an error says why not.
 """
 
 from collections.abc import Sequence
@@ -9,28 +8,20 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import layout, schema
 from jpmhc_jax.core.errors import ConfigError
-
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
-
-RULES: dict[str | None, str | None] = {
-  "embed": "fsdp",
-  "heads": "tensor",
-  "mlp": "tensor",
-  "puzzles": "fsdp",
-  "positions": None,
-  "streams": None,
-  "vocab": None,  # a dozen tokens: nothing to split
-  None: None,
-}
 
 
 def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A (data, fsdp, tensor) mesh over all devices. data=-1 takes what the other axes leave."""
+  """A (data, fsdp, tensor) mesh over all devices. data=-1 takes what the other axes leave.
+
+  With several slices, which a slower network joins, only the data axis crosses from one to the next: its outer part
+  counts the slices, so that parameters are gathered and activations exchanged inside a slice. Raises ConfigError.
+  """
   devices = list(jax.devices() if devices is None else devices)
   inner = config.fsdp * config.tensor
   data = len(devices) // inner if config.data == -1 else config.data
@@ -39,7 +30,35 @@ def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) 
       f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor}: the product must equal the "
       f"{len(devices)} devices; set mesh.data=-1 and choose fsdp*tensor as a divisor of {len(devices)}"
     )
-  return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  if data % config.slices:
+    raise ConfigError(f"mesh.slices={config.slices}: expected a divisor of the {data} devices along mesh.data")
+  shape = (data, config.fsdp, config.tensor)
+  if config.slices == 1:
+    return jax.make_mesh(shape, layout.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  where = [getattr(device, "slice_index", device.process_index) for device in devices]
+  parts = [
+    mesh_utils.create_device_mesh((data // config.slices, *shape[1:]), [devices[k] for k in group])
+    for group in deal(where, config.slices)
+  ]
+  return Mesh(np.concatenate(parts), layout.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def deal(where: Sequence[int], groups: int) -> list[list[int]]:
+  """Indices of the devices in groups of one size that lie together. `where` is the TPU slice, or host, of each.
+
+  Devices of a single host are dealt in order. Raises ConfigError when the places cannot be dealt evenly.
+  """
+  places = sorted(set(where))
+  if len(places) == 1:
+    places, where = list(range(groups)), [k * groups // len(where) for k in range(len(where))]
+  together = max(len(places) // groups, 1)
+  dealt = [[k for k, at in enumerate(where) if places.index(at) // together == group] for group in range(groups)]
+  if len(places) % groups or len({len(group) for group in dealt}) > 1:
+    raise ConfigError(
+      f"mesh.slices={groups}: the devices lie on {len(places)} slices or hosts, which do not make {groups} groups "
+      f"of one size; use a divisor of {len(places)}"
+    )
+  return dealt
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
@@ -54,7 +73,7 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over data and fsdp; everything behind the first axis whole."""
-  return NamedSharding(mesh, BATCH)
+  return NamedSharding(mesh, PartitionSpec(layout.BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -68,21 +87,26 @@ def shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
   Raises ConfigError for an axis name without a rule, or a dimension that its mesh axis does not divide.
   """
 
-  def one(path: tuple, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
-    spec = []
-    for size, name in zip(leaf.shape, names, strict=True):
-      where = jax.tree_util.keystr(path)
-      if name not in RULES:
-        raise ConfigError(
-          f"parameter {where}: logical axis {name!r} has no sharding rule; add it to training.mesh.RULES"
-        )
-      axis = RULES[name]
-      if axis and size % mesh.shape[axis]:
-        raise ConfigError(
-          f"mesh.{axis}={mesh.shape[axis]} does not divide axis {name!r} of size {size} (parameter {where}); "
-          f"use a divisor of {size}"
-        )
-      spec.append(axis if axis and mesh.shape[axis] > 1 else None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+  def one(path: tuple, leaf: Any, names: tuple[str | None, ...] | None) -> NamedSharding:
+    where = f"parameter {jax.tree_util.keystr(path)}"
+    if names is None or len(names) != leaf.ndim:
+      raise ConfigError(
+        f"{where} of shape {leaf.shape}: logical axes {names}; give its nnx.Param one name (or None) an axis in `axes=`"
+      )
+    return NamedSharding(
+      mesh, PartitionSpec(*(_split(mesh, where, *axis) for axis in zip(leaf.shape, names, strict=True)))
+    )
 
   return jax.tree_util.tree_map_with_path(one, shapes, axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _split(mesh: Mesh, where: str, size: int, name: str | None) -> str | None:
+  """The mesh axis that splits one axis of a parameter; None where it has one device."""
+  if name not in layout.PARAMETERS:
+    raise ConfigError(f"{where}: logical axis {name!r} has no rule; add it to PARAMETERS in core/layout.py")
+  axis = layout.PARAMETERS[name]
+  if axis and size % mesh.shape[axis]:
+    raise ConfigError(
+      f"mesh.{axis}={mesh.shape[axis]} does not divide axis {name!r} of size {size} ({where}); use a divisor of {size}"
+    )
+  return axis if axis and mesh.shape[axis] > 1 else None

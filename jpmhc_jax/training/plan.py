@@ -1,0 +1,148 @@
+"""What a run will need, before it begins: the step compiled ahead of time for the config's mesh, nothing allocated."""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.data import Dataset
+from jpmhc_jax.manifolds import flops
+from jpmhc_jax.training.flops import flops_per_step
+from jpmhc_jax.training.mesh import make_mesh
+from jpmhc_jax.training.state import prepare, Setup
+from jpmhc_jax.training.step import make_train_step
+
+# From little recomputation to much.
+POLICIES = ("none", "products", "block", "call")
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """Bytes on one device, and operations of a step over all devices.
+
+  state: bytes of parameters, average (EMA), optimizer, table, carry, buffers and of the batch. temporaries: activations
+  kept for the backward pass and everything else that lives within the step. code: the compiled program.
+  model_flops: matrix products of the model. executed_flops: with what is recomputed; both see every turn of a loop.
+  compiler_flops: XLA's own count on one device, elementwise work included and loop bodies once.
+  """
+
+  state: dict[str, int]
+  temporaries: int
+  code: int
+  model_flops: int
+  executed_flops: int
+  compiler_flops: float
+  compile_s: float
+
+  @property
+  def total(self) -> int:
+    return sum(self.state.values()) + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """Another setting of one or several fields, and what the run would then need."""
+
+  fields: dict[str, Any]
+  need: Need
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The need of a config. memory: bytes of one device, None when unknown. changes: measured when it does not fit."""
+
+  mesh: dict[str, int]
+  device_kind: str
+  parameters: int
+  need: Need
+  memory: int | None
+  changes: tuple[Change, ...]
+
+  @property
+  def fits(self) -> bool | None:
+    return None if self.memory is None else self.need.total <= self.memory
+
+
+def make_plan(config: schema.Config, dataset: Dataset, memory: int | None = None) -> Plan:
+  """Compiles the real step on abstract arrays. `memory` of one device in bytes: by default what the device says it has.
+
+  When it does not fit, every single change that could help, and at last all of them together, is compiled too: the
+  effects are measured, not estimated.
+  """
+  setup = _prepare(config, dataset)
+  device = setup.mesh.devices.ravel()[0]
+  memory = memory or (device.memory_stats() or {}).get("bytes_limit")
+  need = measure(setup, dataset)
+  changes = tuple(_changes(config, dataset)) if memory is not None and need.total > memory else ()
+  return Plan(dict(setup.mesh.shape), device.device_kind, setup.parameter_count, need, memory, changes)
+
+
+def measure(setup: Setup, dataset: Dataset) -> Need:
+  """Compiles the step of a setup and reads what the compiler planned."""
+  state = jax.eval_shape(setup.create)
+  step, batch = make_train_step(setup), state.carry.data
+  began = time.monotonic()
+  compiled = step.lower(state, batch).compile()
+  seconds = time.monotonic() - began
+  memory = compiled.memory_analysis()
+  parts = {
+    "parameters": (state.params, setup.shardings.params),
+    "average": (state.ema, setup.shardings.ema),
+    "optimizer": (state.optimizer, setup.shardings.optimizer),
+    "table": (state.table, setup.shardings.table),
+    "carry": (state.carry, setup.shardings.carry),
+    "buffers": ((state.buffers, state.step), (setup.shardings.buffers, setup.shardings.step)),
+    "batch": (batch, setup.shardings.carry.data),
+  }
+  return Need(
+    state={name: _bytes_on_one_device(shapes, shardings) for name, (shapes, shardings) in parts.items()},
+    temporaries=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    code=memory.generated_code_size_in_bytes,
+    model_flops=flops_per_step(setup, dataset),
+    executed_flops=flops.count(step, state, batch, products_only=True),
+    compiler_flops=float((compiled.cost_analysis() or {}).get("flops", math.nan)),
+    compile_s=seconds,
+  )
+
+
+def _prepare(config: schema.Config, dataset: Dataset) -> Setup:
+  return prepare(config, dataset, make_mesh(config.mesh))
+
+
+def _bytes_on_one_device(shapes: Any, shardings: Any) -> int:
+  leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+  return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
+
+
+def _changes(config: schema.Config, dataset: Dataset) -> Iterator[Change]:
+  """The changes that a step can be compiled with; those that the shapes forbid are left out."""
+  together: dict[str, Any] = {}
+  for fields in (*_single_changes(config), together):
+    try:
+      changed = with_fields(config, fields)
+      if fields and changed != config:
+        yield Change(dict(fields), measure(_prepare(changed, dataset), dataset))
+        together |= fields  # a field's later, stronger value wins
+    except ConfigError:
+      continue
+
+
+def _single_changes(config: schema.Config) -> Iterator[dict[str, Any]]:
+  stronger = POLICIES[POLICIES.index(config.model.rematerialise) + 1 :]
+  yield from ({"model.rematerialise": policy} for policy in stronger)
+  yield from ({"accumulation": config.accumulation * factor} for factor in (2, 4, 8))
+  yield from ({"mesh.data": -1, "mesh.fsdp": config.mesh.fsdp * factor} for factor in (2, 4, 8))
+
+
+def with_fields(config: Any, fields: dict[str, Any]) -> Any:
+  """The config with fields such as 'mesh.fsdp' set to other values."""
+  for name, value in fields.items():
+    group, _, rest = name.partition(".")
+    inner = with_fields(getattr(config, group), {rest: value}) if rest else value
+    config = dataclasses.replace(config, **{group: inner})
+  return config

@@ -1,0 +1,60 @@
+"""The plan before a run: bytes against those of the arrays, operations, and what helps when it does not fit."""
+
+import json
+
+import jax
+import pytest
+import tiny
+
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+from jpmhc_jax.main import main
+from jpmhc_jax.training import plan as plans
+
+
+def test_the_plan_counts_the_bytes_of_the_arrays_and_allocates_none():
+  config = tiny.config(mesh=schema.Mesh(data=2, fsdp=2, tensor=2))
+  setup, dataset = tiny.setup(config), tiny.dataset(config)
+  before = len(jax.live_arrays())
+  need = plans.measure(setup, dataset)
+  assert len(jax.live_arrays()) == before
+  state = setup.create()
+  parts = {"parameters": state.params, "average": state.ema, "optimizer": state.optimizer, "carry": state.carry}
+  for name, arrays in parts.items():
+    assert need.state[name] == sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(arrays)), name
+  assert need.temporaries > 0 and need.total > sum(need.state.values())
+  # Two cycles of three calls, which the compiler's count sees once each, on eight devices.
+  assert need.executed_flops >= need.model_flops > 2 * need.compiler_flops
+
+
+def _file(folder, config):
+  path = folder / "config.py"
+  values = configs.to_dict(config)
+  path.write_text(f"import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({values!r})\n")
+  return path
+
+
+@pytest.mark.slow
+def test_changes_are_measured_when_a_device_is_too_small(tmp_path, capsys):
+  config = tiny.config(mesh=schema.Mesh(data=8), batch_size=64)
+  source = _file(tmp_path, config)
+  arguments = ["train", f"--config={source}", "--plan", f"--workdir={tmp_path / 'run'}"]
+  assert main([*arguments, "--memory=64"]) == 0
+  assert "fits" in capsys.readouterr().out
+  assert main([*arguments, "--memory=0.0001", "--json"]) == 0
+  plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+  assert json.loads(capsys.readouterr().out) == plan
+  assert plan["fits"] is False
+  totals = {json.dumps(change["fields"]): change["need"]["total"] for change in plan["changes"]}
+  start = plan["need"]["total"]
+  assert totals['{"accumulation": 4}'] < totals['{"accumulation": 2}'] < start
+  assert totals['{"model.rematerialise": "call"}'] < start
+  assert totals['{"mesh.data": -1, "mesh.fsdp": 8}'] < start
+  assert list(totals.values())[-1] == min(totals.values())
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_training_without_a_workdir_is_refused(capsys, tmp_path):
+  source = _file(tmp_path, tiny.config())
+  assert main(["train", f"--config={source}"]) == 2
+  assert "--workdir is missing" in capsys.readouterr().err
