@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from jpmhc_jax import manifolds
@@ -25,7 +25,7 @@ from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
 
-Parameters = Mapping[str, Float[Array, "..."]]
+Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
 SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
 
 
@@ -111,13 +111,16 @@ class HyperConnection:
     """Leading axes of the mixer's logits; (0,) when the mixer takes none."""
     return (0,) if self.stored else tuple(self.manifold.logit_shape(self.streams))
 
-  def init(self, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
-    """Fresh float32 parameters; see the class for the state they put the block in."""
+  def init(self, key: Key[Array, ""], layer_index: Int[Array, ""] | None = None) -> dict[str, Float[Array, "..."]]:
+    """Fresh float32 parameters; see the class for the state they put the block in.
+
+    `layer_index`, which may be traced, stands in for the rule's own where one rule serves many layers.
+    """
     n, d = self.streams, self.stream_width
-    offsets = self._initial_logits()
+    offsets = self._initial_logits(layer_index)
     parameters: dict[str, Array] = {}
     if self.bias or self.generator == "static":
-      parameters["bias"] = jnp.asarray(offsets, jnp.float32)
+      parameters["bias"] = offsets
     if self.generator != "static":
       scale = self.init_scale / math.sqrt(n * d) if self.initialisation == "random" else 0.0
       parameters["projection"] = scale * jax.random.normal(key, (n, d, offsets.size), jnp.float32)
@@ -173,8 +176,14 @@ class HyperConnection:
       return apply.write(streams, coefficients.write, output)
     return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output)
 
-  def _initial_logits(self) -> np.ndarray:
-    favoured = self.layer_index if self.initialisation == "round_robin" else None
+  def _initial_logits(self, layer_index: Array | None) -> Array:
+    if self.initialisation != "round_robin":
+      return jnp.asarray(self._logits_favouring(None), jnp.float32)
+    every = np.stack([self._logits_favouring(stream) for stream in range(self.streams)])
+    index = self.layer_index if layer_index is None else layer_index
+    return jnp.asarray(every, jnp.float32)[index % self.streams]
+
+  def _logits_favouring(self, favoured: int | None) -> np.ndarray:
     read, write = self.routing.initial_logits(self.streams, favoured, self.identity_bias)
     parts = [read.ravel(), write.ravel()]
     if not self.stored:
@@ -183,7 +192,7 @@ class HyperConnection:
     return np.concatenate(parts)
 
   def _logits(self, parameters: Parameters, streams: Array, sizes: list[int]) -> Array:
-    bias = parameters["bias"] if "bias" in parameters else jnp.asarray(self._initial_logits(), jnp.float32)
+    bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
     if self.generator == "static":
       return bias
     products = generator.project(streams, parameters, self.norm, self.norm_epsilon)

@@ -22,7 +22,7 @@ def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]
 
 def project(
   streams: Float[Array, "*tokens n d"],
-  parameters: Mapping[str, Float[Array, "..."]],
+  parameters: Mapping[str, Array],
   norm: str,
   epsilon: float,
 ) -> Float[Array, "k *tokens"]:

@@ -6,7 +6,7 @@ streams = connection(streams, my_module)
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jpmhc_jax import manifolds
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, SubLayer
@@ -23,19 +23,30 @@ class Progress(nnx.Variable):
   """Share of the run that is done, () float32 from 0 to 1. Nothing trains it: the training step writes it."""
 
 
-class Connection(nnx.Module):
-  """Holds the parameters of a `HyperConnection`; every leaf carries its logical axes and its optimiser role."""
+class LayerIndex(nnx.Variable):
+  """Number of the layer, () int32; held where layers are stacked and one rule serves them all."""
 
-  def __init__(self, config: schema.Connection, *, width: int, layer_index: int, rngs: nnx.Rngs):
-    self.rule = HyperConnection.from_config(config, width, layer_index)
-    for name, value in self.rule.init(rngs.params()).items():
+
+class Connection(nnx.Module):
+  """Holds the parameters of a `HyperConnection`; every leaf carries its logical axes and its optimiser role.
+
+  `layer_index` is an int, or a traced integer in a stack of layers (`jax.vmap` over this constructor).
+  """
+
+  def __init__(self, config: schema.Connection, *, width: int, layer_index: int | Int[Array, ""], rngs: nnx.Rngs):
+    traced = isinstance(layer_index, Array)
+    self.rule = HyperConnection.from_config(config, width, 0 if traced else layer_index)
+    if traced:
+      self.layer_index = LayerIndex(layer_index, axes=())
+    for name, value in self.rule.init(rngs.params(), layer_index if traced else None).items():
       role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
       setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
     if isinstance(self.rule.manifold, manifolds.Choice):
       self.progress = Progress(jnp.zeros((), jnp.float32), axes=())
 
   def _parameters(self) -> dict[str, Array]:
-    return {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param | Progress)}
+    held = nnx.Param | Progress | LayerIndex
+    return {name: value[...] for name, value in vars(self).items() if isinstance(value, held)}
 
   def choice_weights(self) -> dict[str, Float[Array, ""]]:
     """Weight of every family of manifold='choice' by its name; nothing for the other manifolds."""

@@ -218,6 +218,11 @@ def validate(config: schema.Config) -> schema.Config:
   _require(connection.streams >= 1, "connection.streams", connection.streams, "at least 1 (1 = plain residual network)")
   _require(connection.temperature > 0, "connection.temperature", connection.temperature, "a positive number")
   _check_segments(connection, model.width)
+  if model.kind == "decoder":
+    _require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
+    _require(
+      model.rematerialise != "call", "model.rematerialise", "call", "none, products or block: a decoder is one call"
+    )
   optimizer = c.optimizer
   _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number")
   _require(0 <= optimizer.ema < 1, "optimizer.ema", optimizer.ema, "0 (off) to below 1")

@@ -93,8 +93,18 @@ class MazeData:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextData:
+  folder: str = field("", "folder of *.py files; empty takes the standard library of the running Python")
+  window: int = field(128, "bytes of one example")
+  held_out: int = field(20, "one file in so many, chosen by a hash of its path, is held out")
+  sha256: str = field(
+    "", "content that the corpus must have (`jpmhc train` prints it when it differs); empty takes what is there"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
-  kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze"))
+  kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze", "text"))
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop")
   epochs_per_interval: int = field(
     100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
@@ -102,6 +112,7 @@ class Data:
   arc: ArcData = group(ArcData, "ARC-AGI tasks")
   sudoku: SudokuData = group(SudokuData, "generated Sudoku")
   maze: MazeData = group(MazeData, "generated mazes")
+  text: TextData = group(TextData, "bytes of Python sources")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +135,14 @@ class Puzzle:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  kind: str = field("trm", "model family", ("trm",))
+  kind: str = field(
+    "trm",
+    "model family: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text",
+    ("trm", "decoder"),
+  )
   width: int = field(512, "d: features of one stream")
   heads: int = field(8, "attention heads")
-  layers: int = field(2, "blocks in the one recursive network")
+  layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the decoder")
   expansion: float = field(
     4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`"
   )

@@ -6,8 +6,9 @@ from jpmhc_jax.data.arc import build_arc
 from jpmhc_jax.data.dataset import Dataset
 from jpmhc_jax.data.maze import build_maze
 from jpmhc_jax.data.sudoku import build_sudoku
+from jpmhc_jax.data.text import build_text
 
-_BUILDERS = {"arc": build_arc, "sudoku": build_sudoku, "maze": build_maze}
+_BUILDERS = {"arc": build_arc, "sudoku": build_sudoku, "maze": build_maze, "text": build_text}
 
 
 def build(config: Data, *, batch_size: int, seed: int) -> Dataset:

@@ -32,7 +32,7 @@ def digest(*parts: str | np.ndarray) -> str:
 class Dataset:
   """Training batches as a pure function of (seed, step), evaluation batches in stored order.
 
-  side: of the square token canvas, sequence_length = side².
+  side: of the square token canvas, 0 where the tokens are no grid. length: of a row; 0 takes side².
   identifiers: name of every puzzle identifier, "<blank>" first.
   test_puzzles: scored ARC tasks by name in the public JSON layout with answers; empty for other kinds.
   notes: facts for `describe`. content: hash of everything that the examples are made of.
@@ -49,12 +49,13 @@ class Dataset:
   test_puzzles: Mapping[str, Mapping[str, list]] = dataclasses.field(default_factory=dict)
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  length: int = 0
   pad_id: int = PAD
   ignored_label: int = IGNORED_LABEL
 
   @property
   def sequence_length(self) -> int:
-    return self.side**2
+    return self.length or self.side**2
 
   @property
   def num_identifiers(self) -> int:

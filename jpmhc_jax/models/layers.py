@@ -56,13 +56,13 @@ _BY_HEAD = ("batch", "heads", "positions", "features")
 
 
 class Attention(nnx.Module):
-  """Full bidirectional softmax attention without mask, bias or dropout; fused q, k, v projection; optional RoPE."""
+  """Softmax attention without bias or dropout, bidirectional or causal; fused q, k, v projection; optional RoPE."""
 
-  def __init__(self, width: int, heads: int, *, rope_theta: float | None, rngs: nnx.Rngs):
+  def __init__(self, width: int, heads: int, *, rope_theta: float | None, rngs: nnx.Rngs, causal: bool = False):
     head = width // heads
     self.qkv = weight(rngs, (width, 3, heads, head), width, ("embed", None, "heads", None))
     self.out = weight(rngs, (heads, head, width), width, ("heads", None, "embed"))
-    self.rope_theta = rope_theta
+    self.rope_theta, self.causal = rope_theta, causal
 
   def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     qkv = dense(x, self.qkv[...].astype(x.dtype))
@@ -72,7 +72,7 @@ class Attention(nnx.Module):
       query, key = rotate(query, *tables), rotate(key, *tables)
     # Heads before positions: each head's products are then plain matrix products on contiguous memory.
     by_head = (constrain(jnp.swapaxes(part, 1, 2), *_BY_HEAD) for part in (query, key, value))
-    mixed = constrain(attend(*map(kept, by_head)), *_BY_HEAD)
+    mixed = constrain(attend(*map(kept, by_head), self.causal), *_BY_HEAD)
     return kept(dense(jnp.swapaxes(mixed, 1, 2), self.out[...].astype(x.dtype), axes=2))
 
 

@@ -67,18 +67,23 @@ def _outer_transposed_first(tokens: int, x: Array, y: Array) -> Array:
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(
-  query: Float[Array, "b h t k"], key: Float[Array, "b h s k"], value: Float[Array, "b h s k"]
+  query: Float[Array, "b h t k"], key: Float[Array, "b h s k"], value: Float[Array, "b h s k"], causal: bool = False
 ) -> Float[Array, "b h t k"]:
-  """softmax(q kᵀ/√k) v; the softmax in float32 or wider. Saved for the backward pass: nothing of size t × s."""
-  return _attend_forward(query, key, value)[0]
+  """softmax(q kᵀ/√k) v; the softmax in float32 or wider. Saved for the backward pass: nothing of size t × s.
+
+  causal: position t sees the keys s <= t only.
+  """
+  return _attend_forward(query, key, value, causal)[0]
 
 
 # The rows are divided by their sum behind the product with v: k numbers a row instead of s.
-def _attend_forward(query, key, value):
+def _attend_forward(query, key, value, causal):
   wide = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum("bhtk,bhsk->bhts", query * _scale(query), key, preferred_element_type=wide)
+  if causal:
+    scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None], scores, -jnp.inf)
   largest = jnp.max(scores, axis=-1, keepdims=True)
   weights = jnp.exp(scores - largest)
   total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -90,12 +95,14 @@ def _attend_forward(query, key, value):
 # o = P v, P = softmax(s)  ⇒  v̄ = Pᵀ ō,  P̄ = ō vᵀ,  s̄ = P ∘ (P̄ − Σ_k ō o),  q̄ = s̄ k/√k,  k̄ = s̄ᵀ q/√k.
 # P = exp(s − log Σ exp s) is computed anew, as Pᵀ: then every product but one is a plain row-major one, and the odd one
 # (q̄ᵀ = kᵀ s̄ᵀ) transposes an array of size s × k, behind a barrier, instead of one of size s × t.
-def _attend_backward(saved, cotangent):
+def _attend_backward(causal, saved, cotangent):
   query, key, value, mixed, logsumexp = saved
   wide, dtype = logsumexp.dtype, query.dtype
   query = query * _scale(query)
   transposed = functools.partial(jnp.einsum, "bhsk,bhtk->bhst", preferred_element_type=wide)
   weights = jnp.exp(transposed(key, query) - jnp.swapaxes(logsumexp, -1, -2))
+  if causal:
+    weights = jnp.where(jnp.triu(jnp.ones(weights.shape[-2:], bool))[None, None], weights, 0)
   to_value = jnp.einsum("bhst,bhtk->bhsk", weights.astype(dtype), cotangent)
   centre = jnp.sum(cotangent.astype(wide) * mixed.astype(wide), axis=-1)[:, :, None, :]
   to_scores = (weights * (transposed(value, cotangent) - centre)).astype(dtype)

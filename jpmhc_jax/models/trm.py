@@ -76,13 +76,21 @@ def supervision_step(
 class Block(nnx.Module):
   """Two sub-layers in post-norm form: h ← RMS(connect(h, mix tokens)); h ← RMS(connect(h, SwiGLU))."""
 
-  def __init__(self, model: schema.Model, connection: schema.Connection, length: int, layer: int, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    model: schema.Model,
+    connection: schema.Connection,
+    length: int,
+    layer: int | Int[Array, ""],
+    rngs: nnx.Rngs,
+    causal: bool = False,
+  ):
     self.tokens: Attention | TokenMLP
     if model.token_mixer == "mlp":
       self.tokens = TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
     else:
       theta = model.rope_theta if model.positions == "rope" else None
-      self.tokens = Attention(model.width, model.heads, rope_theta=theta, rngs=rngs)
+      self.tokens = Attention(model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal)
     self.features = SwiGLU(model.width, swiglu_width(model.width, model.expansion, model.mlp_multiple), rngs=rngs)
     self.connect_tokens: Connect
     self.connect_features: Connect
@@ -111,8 +119,8 @@ def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
   return h + sublayer(h)
 
 
-def _recomputing(block: Block, policy: str) -> Callable[[Array], Array]:
-  """The block with what its backward pass recomputes. In a scan nothing merges with the forward pass: no barriers."""
+def recomputing(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
+  """A block with what its backward pass recomputes. In a scan nothing merges with the forward pass: no barriers."""
   if policy == "none":
     return block
   saved = KEEP_PRODUCTS if policy == "products" else None
@@ -199,7 +207,7 @@ class TRM(nnx.Module):
       if visit is not None:
         h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen))
       else:
-        h = _recomputing(block, self.model.rematerialise)(h)
+        h = recomputing(block, self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
 
   def __call__(

@@ -13,7 +13,14 @@ import numpy as np
 from jpmhc_jax.reporting.markup import slug
 
 # The first of these that a run has recorded is its headline; the flag says whether larger is better.
-HEADLINES = (("pass@2", True), ("exact_accuracy", True), ("accuracy", True), ("perplexity", False), ("loss", False))
+HEADLINES = (
+  ("pass@2", True),
+  ("exact_accuracy", True),
+  ("accuracy", True),
+  ("bits_per_byte", False),
+  ("perplexity", False),
+  ("loss", False),
+)
 HALTED_ONLY = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 

@@ -3,9 +3,10 @@
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.training.model_kind import ModelKind
+from jpmhc_jax.training.next_byte import NextByte
 from jpmhc_jax.training.recursive import Recursive
 
-KINDS: dict[str, ModelKind] = {"trm": Recursive()}
+KINDS: dict[str, ModelKind] = {"trm": Recursive(), "decoder": NextByte()}
 
 
 def kind_of(config: schema.Config) -> ModelKind:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from flax import nnx
 import jax
 import numpy as np
 
@@ -59,3 +60,8 @@ def run(c: schema.Config, steps: int, prepared: Setup | None = None):
 
 def assert_trees_close(a, b, **tolerance) -> None:
   jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance), a, b)
+
+
+def model_of(prepared: Setup, state: Any) -> Any:
+  """The model with the parameters that evaluation uses."""
+  return nnx.merge(prepared.graph, nnx.State(state.evaluated), nnx.State(state.buffers))

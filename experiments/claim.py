@@ -1,0 +1,141 @@
+"""A published claim as a command: measure numbers, print them, compare them with what was recorded.
+
+  python -m experiments.NAME.run [--quick] [--check] [--record] [--cache=FILE]
+
+`expected.json` beside each `run.py` holds, for the full and the quick budget, every number with its spread over seeds
+and the tolerance within which a rerun must come, the seeds, the budget and the hardware. `--check` exits with 1 when a
+number is missing or further away. `--record` writes what was measured; look at it before you commit it. Slow parts are
+kept in the cache file as they come: an interrupted command, run again, goes on where it stopped.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.reporting.statistics import spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A measured value: its standard deviation over seeds (0 when it has none) and how far a rerun may be from it."""
+
+  value: float
+  tolerance: float
+  spread: float = 0.0
+
+  @classmethod
+  def over(cls, values: list[float], floor: float) -> "Number":
+    """Mean over seeds; a rerun must come within two standard deviations of a seed, or `floor` where that is more."""
+    sample = spread(values)
+    deviation = 0.0 if math.isnan(sample.deviation) else sample.deviation
+    return cls(sample.mean, max(2 * deviation, floor), deviation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One experiment. `measure(quick, cache)` returns its numbers by name and prints its tables.
+
+  folder: where expected.json lies. seeds, budget: what the numbers cost, in words, for the full measurement.
+  """
+
+  folder: pathlib.Path
+  measure: Callable[[bool, "Cache"], Mapping[str, Number]]
+  seeds: str
+  budget: str
+
+  def command(self, arguments: list[str] | None = None) -> int:
+    """Runs the command line of the module's docstring; returns its exit code."""
+    parser = argparse.ArgumentParser(description=f"The claim of experiments/{self.folder.name}; see its README.md.")
+    parser.add_argument("--quick", action="store_true", help="a smaller measurement, with its own expected numbers")
+    parser.add_argument("--check", action="store_true", help="compare with expected.json; exit 1 on a difference")
+    parser.add_argument("--record", action="store_true", help="write the numbers to expected.json")
+    parser.add_argument("--cache", type=pathlib.Path, default=None, help="where finished parts are kept")
+    options = parser.parse_args(arguments)
+    if arguments is None:
+      restart_with_fast_allocation()
+    mode = "quick" if options.quick else "full"
+    cache = Cache(options.cache or pathlib.Path("runs") / "experiments" / f"{self.folder.name}_{mode}.json")
+    numbers = dict(self.measure(options.quick, cache))
+    path = self.folder / "expected.json"
+    if options.record:
+      self._record(path, mode, numbers)
+    if not options.check:
+      return 0
+    complaints = compare(numbers, json.loads(path.read_text())[mode]["numbers"])
+    print("\n".join(complaints) or f"all {len(numbers)} numbers within tolerance of {path}")
+    return 1 if complaints else 0
+
+  def _record(self, path: pathlib.Path, mode: str, numbers: Mapping[str, Number]) -> None:
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept[mode] = {
+      "seeds": self.seeds if mode == "full" else "the first",
+      "budget": self.budget if mode == "full" else "a part of the full one",
+      "hardware": hardware(),
+      "numbers": {name: dataclasses.asdict(number) for name, number in numbers.items()},
+    }
+    path.write_text(json.dumps({name: kept[name] for name in ("full", "quick") if name in kept}, indent=1) + "\n")
+
+
+def compare(numbers: Mapping[str, Number], expected: Mapping[str, Mapping[str, float]]) -> list[str]:
+  """Complaints: a number that one side lacks, or that is further off than the expected one's tolerance.
+
+  Two values that are not finite agree when they are the same.
+  """
+  complaints = [f"{name}: measured, but not in expected.json; --record it" for name in numbers.keys() - expected.keys()]
+  for name, wanted in expected.items():
+    if name not in numbers:
+      complaints.append(f"{name}: expected {wanted['value']:.6g}, but not measured")
+      continue
+    value = numbers[name].value
+    same = str(value) == str(wanted["value"]) or abs(value - wanted["value"]) <= wanted["tolerance"]
+    if not same:
+      complaints.append(f"{name}: {value:.6g}, expected {wanted['value']:.6g} ± {wanted['tolerance']:.2g}")
+  return sorted(complaints)
+
+
+class Cache:
+  """Finished parts in one JSON file. A part made with other settings is made anew."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    self._parts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+  def get(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
+    """The part's plain JSON value, from the file or from `make`, which is then written."""
+    settings = json.loads(json.dumps(settings))
+    found = self._parts.get(name)
+    if found is None or found["settings"] != settings:
+      found = self._parts[name] = {"settings": settings, "value": make()}
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      temporary = self.path.with_suffix(".tmp")
+      temporary.write_text(json.dumps(self._parts, indent=1) + "\n")
+      temporary.replace(self.path)
+    return found["value"]
+
+
+def hardware() -> str:
+  """Processor, cores, devices and versions, in a line."""
+  model = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  if cpuinfo.is_file():
+    names = [
+      line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+    ]
+    model = names[0] if names else model
+  devices = sorted({device.device_kind for device in jax.devices()})
+  return f"{os.cpu_count()} cores of {model}, device {', '.join(devices)}, jax {jax.__version__}"
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+  """A Markdown table; floats with four digits."""
+  cells = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+  return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *cells])

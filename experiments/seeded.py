@@ -1,0 +1,80 @@
+"""One compiled training step for many seeds: short TRM runs that are compared over seeds and learning rates."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jpmhc_jax import data
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema, streams
+from jpmhc_jax.evaluation.rollout import make_rollout
+from jpmhc_jax.training.mesh import make_mesh
+from jpmhc_jax.training.state import build_model, prepare, TrainState
+from jpmhc_jax.training.step import make_train_step
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """A configuration, compiled once. The seed draws the parameters and the order of the data; halting draws are shared.
+
+  Shared draws do not bias a comparison of arms: every arm and every seed sees the same ones.
+  """
+
+  config: schema.Config
+  dataset: data.Dataset
+  fresh: Callable[[int], TrainState]
+  step: Callable[..., Any]
+  rollout: Callable[..., Any]
+
+  @classmethod
+  def load(cls, spec: str, overrides: Mapping[str, Any]) -> "Arm":
+    """The arm of a config file's variant, `configs/sudoku.py:tiny`, with some fields changed."""
+    arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
+    return cls.compile(configs.load(f"{ROOT}/{spec}", arguments))
+
+  @classmethod
+  def compile(cls, config: schema.Config) -> "Arm":
+    dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
+    setup = prepare(config, dataset, make_mesh(schema.Mesh(data=1), jax.devices()[:1]))
+
+    def parameters(key: jax.Array) -> tuple[Any, Any]:
+      _, params, buffers = nnx.split(build_model(config, dataset, key), nnx.Param, ...)
+      return nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
+
+    draw, create = jax.jit(parameters), setup.create
+
+    def fresh(seed: int) -> TrainState:
+      state = create()
+      params, buffers = draw(streams.key_for(seed, "parameters"))
+      ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+      return dataclasses.replace(state, params=params, ema=ema, buffers=buffers)
+
+    return cls(config, dataset, fresh, make_train_step(setup), make_rollout(setup))
+
+  def train(self, seed: int, watch: Mapping[int, Callable[[TrainState], None]] | None = None) -> list[dict[str, float]]:
+    """Metrics of every step of a run; `watch[k]` sees the state after k steps. Stops where the loss is no number."""
+    batches = data.build(self.config.data, batch_size=self.config.batch_size, seed=seed)
+    state, metrics = self.fresh(seed), []
+    for k in range(self.config.steps):
+      state, values = self.step(state, jax.device_put(batches.batch(k)))
+      metrics.append({name: float(value) for name, value in values.items()})
+      if not np.isfinite(metrics[-1]["lm_loss"]):
+        break
+      if watch and k + 1 in watch:
+        watch[k + 1](state)
+    return metrics
+
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    """Mean of every per-example metric over all held-out examples, in one batch."""
+    batch = self.dataset.evaluation_batches(self.dataset.evaluation.examples)[0]
+    fed = jax.device_put({name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")})
+    result = jax.device_get(self.rollout(state.evaluated, state.buffers, state.table, fed))
+    return {name: float(value.mean()) for name, value in result.items() if value.ndim == 1}
