@@ -26,7 +26,7 @@ def get_config(variant="tiny"):
     config.connection.manifold = "hybrid"
   config.model.layers = 4 if size == "tiny" else 25
   config.model.width, config.model.heads, config.model.mlp_multiple = 64, 4, 16
-  config.model.puzzle.width = 0
+  config.model.puzzle.width, config.model.recursion.max_steps = 0, 1
   config.data.text.window = 128 if size == "tiny" else 64
   config.steps, config.batch_size = (1000, 32) if size == "tiny" else (300, 16)
   config.optimizer.learning_rate, config.optimizer.warmup_steps, config.optimizer.ema = 3e-3, 50, 0.99

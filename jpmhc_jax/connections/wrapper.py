@@ -34,11 +34,11 @@ class Connection(nnx.Module):
   """
 
   def __init__(self, config: schema.Connection, *, width: int, layer_index: int | Int[Array, ""], rngs: nnx.Rngs):
-    traced = isinstance(layer_index, Array)
-    self.rule = HyperConnection.from_config(config, width, 0 if traced else layer_index)
-    if traced:
-      self.layer_index = LayerIndex(layer_index, axes=())
-    for name, value in self.rule.init(rngs.params(), layer_index if traced else None).items():
+    traced = layer_index if isinstance(layer_index, Array) else None
+    self.rule = HyperConnection.from_config(config, width, layer_index if isinstance(layer_index, int) else 0)
+    if traced is not None:
+      self.layer_index = LayerIndex(traced, axes=())
+    for name, value in self.rule.init(rngs.params(), traced).items():
       role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
       setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
     if isinstance(self.rule.manifold, manifolds.Choice):

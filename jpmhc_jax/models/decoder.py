@@ -7,6 +7,7 @@ layers' parameters are stacked on a leading axis and `jax.lax.scan` runs over th
 layer, whatever the depth. One stream is the plain pre-norm transformer.
 """
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -31,8 +32,11 @@ class Layer(Block):
     for name, connect, sublayer in parts:
       if visit is not None:
         visit(name, connect, h)
-      h = connect(h, lambda u, sublayer=sublayer: sublayer(rms_norm(u, self.epsilon)))
+      h = connect(h, self._behind_norm(sublayer))
     return h
+
+  def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda u: sublayer(rms_norm(u, self.epsilon))
 
 
 class Decoder(nnx.Module):

@@ -23,6 +23,7 @@ RECIPES = {
   "arc2": VARIANTS,
   "arc_tiny": (*VARIANTS, "demo"),
   "maze": ("tiny", "hard"),
+  "stdlib_lm": ("tiny", "depth", "tiny_trm", "depth_hybrid"),
   "sudoku": ("tiny", "6x6", "9x9"),
 }
 
