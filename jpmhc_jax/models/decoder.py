@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.connections import Ends
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.layout import constrain_hidden
 from jpmhc_jax.models.layers import rms_norm, weight
 from jpmhc_jax.models.trm import Block, recomputing, Visitor
 
@@ -32,7 +33,7 @@ class Layer(Block):
     for name, connect, sublayer in parts:
       if visit is not None:
         visit(name, connect, h)
-      h = connect(h, self._behind_norm(sublayer))
+      h = constrain_hidden(connect(h, self._behind_norm(sublayer)))
     return h
 
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -72,7 +73,7 @@ class Decoder(nnx.Module):
     if self.model.positions == "learned":
       x = (x + self.position_embedding[...].astype(self.dtype)[None]) * math.sqrt(0.5)
     x = math.sqrt(self.model.width) * x
-    return self.ends.expand(x) if self.ends else x
+    return constrain_hidden(self.ends.expand(x) if self.ends else x)
 
   def run(
     self, h: Hidden, probe: Any = None, nudges: Float[Array, "layers b l ..."] | None = None
