@@ -1,4 +1,4 @@
-"""`jpmhc train|evaluate|report|describe|spectrum`, also `python -m jpmhc_jax`.
+"""`jpmhc train|evaluate|sweep|report|describe|spectrum`, also `python -m jpmhc_jax`.
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 75 interrupted, state saved, run
 the same command to resume · 1 anything else, with a traceback.

@@ -5,6 +5,13 @@ A command has `name`, `help`, `takes_overrides` (config fields on the command li
 stand inside `run`, so that `jpmhc --help` answers at once.
 """
 
-from jpmhc_jax.commands import describe, evaluate, report, spectrum, train
+from jpmhc_jax.commands import describe, evaluate, report, spectrum, sweep, train
 
-COMMANDS = (train.Train(), evaluate.Evaluate(), report.Report(), describe.Describe(), spectrum.Spectrum())
+COMMANDS = (
+  train.Train(),
+  evaluate.Evaluate(),
+  sweep.Sweep(),
+  report.Report(),
+  describe.Describe(),
+  spectrum.Spectrum(),
+)

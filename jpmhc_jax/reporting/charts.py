@@ -136,7 +136,7 @@ def _y_range(lines: Sequence[Line], finite: Float[np.ndarray, " points"], log: b
     return max(low, float(finite.min()) / 10) * 0.9, high * 1.1
   if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
     margin = abs(high) / 10 or 1.0
-    return low - margin, high + margin
+    return (low - margin if low else 0.0), high + margin
   margin = (high - low) * 0.05
   return (0.0 if low >= 0 and low - margin < 0 else low - margin), high + margin
 

@@ -1,13 +1,15 @@
 """Several runs side by side: table of runs, mean and spread over seeds, curves, configurations."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from jpmhc_jax.reporting import curves, markup
+from jpmhc_jax.core.names import short_fields
+from jpmhc_jax.reporting import choice, curves, depth, markup
 from jpmhc_jax.reporting.charts import chart, Line
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.sections import Section, status_badge
@@ -15,19 +17,18 @@ from jpmhc_jax.reporting.statistics import differing_fields, Group, group_runs, 
 from jpmhc_jax.reporting.workdir import Run, Series
 
 Reader = Callable[[Run], Series | None]
-AXES = {"step": "By step", "seconds of training": "By training time", "FLOP": "By arithmetic"}
-LINES = 24  # groups drawn on one chart; the tables hold all of them
 
 
 def comparison_sections(runs: Sequence[Run]) -> list[Section]:
   """Everything that compares the runs with each other."""
   groups = group_runs(runs)
-  metric = headline_of(runs)
+  metric, chosen = headline_of(runs), choice.comparison(runs)
   return [
     Section("runs", "Runs", runs_table(runs, metric)),
     Section("groups", "Mean and spread over seeds", groups_table(groups, metric)),
     Section("comparison", "Curves", comparison_charts(groups, metric)),
-    Section("depth", "Mixers over depth", depth_charts(groups)),
+    Section("depth", "Gradients, streams and mixers over depth", depth.group_charts(groups)),
+    *([Section("choice", "Chosen families", chosen)] if chosen else []),
     Section("differences", "Differences in configuration", differences_table(runs)),
   ]
 
@@ -41,34 +42,36 @@ def headline_of(runs: Sequence[Run]) -> tuple[str, bool] | None:
 def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
   """One row a run, sortable and filterable; each name links to the run's own part of the page, each row has a link."""
   fields = differing_fields(runs)
-  name = metric[0] if metric else ""
+  short, name = short_fields(fields), metric[0] if metric else ""
   measured = [f"best {name}", "at step", f"last {name}"] if metric else []
   header = [
     "run",
     "state",
     "seed",
-    *(f.rsplit(".", 1)[-1] for f in fields),
     *measured,
     "last train loss",
     "steps",
     "step ms",
     "time",
+    *(short[f] for f in fields),
   ]
   rows = []
   for run in runs:
-    link = tag("a", run.name, href=f"#run-{run.anchor}", id=f"row-{run.anchor}")
+    name_link = tag("a", run.name, href=f"#run-{run.anchor}", id=f"row-{run.anchor}")
+    row_link = tag("a", href=f"#row-{run.anchor}", aria_label=f"Link to the row of {run.name}", class_="anchor")
+    link = join([name_link, row_link])
     elapsed = curves.training_seconds(run)
     rows.append(
       [
         Cell(link, run.name),
         Cell(status_badge(run), run.status),
         number(run.config.get("seed")),
-        *(_setting(run.config.get(field)) for field in fields),
         *(_scores(run, name) if metric else []),
         number(_last(run, "train/loss")),
         number(run.last_step),
         number(_median(run, "time/step_ms")),
         number(None) if elapsed is None else Cell(curves.duration(elapsed), elapsed, "number"),
+        *(_setting(run.config.get(field)) for field in fields),
       ]
     )
   search = tag(
@@ -87,7 +90,8 @@ def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Ma
   last = [[s.last() for run in g.judged() if (s := run.evaluation_series(name))] for g in groups]
   spreads = [spread(sample) for sample in last]
   order = sorted(range(len(groups)), key=lambda i: _order(spreads[i].mean, larger))
-  p_values = welch_p_values(last, order[0])
+  tested = next((i for i in order if spreads[i].count > 1), order[0])  # the best one of which a spread is known
+  p_values = welch_p_values(last, tested)
   share = curves.is_share(name)
   rows = [
     [
@@ -95,11 +99,11 @@ def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Ma
       _seeds_cell(groups[i]),
       _spread_cell(spreads[i], share),
       _spread_cell(spread(best[i]), share),
-      Cell("highest mean" if larger else "lowest mean", class_="number") if i == order[0] else _p_cell(p_values[i]),
+      Cell("the reference", class_="number") if i == tested else _p_cell(p_values[i]),
     ]
     for i in order
   ]
-  header = ["setting", "seeds", f"last {name}", f"best {name}", f"p against {groups[order[0]].label}"]
+  header = ["setting", "seeds", f"last {name}", f"best {name}", f"p against {groups[tested].label}"]
   table = markup.table(f"{name}: mean ± standard deviation over seeds", header, rows, class_="sortable")
   return join([table, tag("p", significance_note(spreads, p_values), class_="quiet")])
 
@@ -113,7 +117,9 @@ def significance_note(spreads: Sequence[Spread], p_values: Sequence[float]) -> s
     return "No comparison has two seeds on both sides, so differences cannot be told from chance. Run more seeds."
   clear = sum(p < 0.05 for p in tested)
   few = min(s.count for s in spreads if s.count) < 5
-  words = "p: two-sided Welch test on the last evaluation, "
+  counts = sorted({s.count for s in spreads if s.count})
+  words = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds a setting. "
+  words += "p: two-sided Welch test on the last evaluation, seeds taken as independent, "
   words += f"Holm-corrected for {len(tested)} comparison{'s' * (len(tested) > 1)}; {clear} below 0.05."
   return words + (
     " With fewer than 5 seeds the test has little power, and the spread itself is uncertain." if few else ""
@@ -126,30 +132,19 @@ def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) 
   for name in ("loss", "exact_accuracy", "accuracy", "gradient_norm"):
     wanted.append((f"train/{name}", functools.partial(_trained, name)))
   parts = []
-  for axis in AXES:
+  for axis in curves.AXES:
     figures = [figure for name, reader in wanted if (figure := _group_chart(groups, name, reader, axis))]
     if axis == "step":
       figures += _pass_by_k(groups)
     if figures:
-      heading = tag("h3", AXES[axis])
+      heading = tag("h3", curves.AXES[axis])
       parts += [heading, tag("div", *figures, class_="charts")]
   if not parts:
     return markup.note("No curve was recorded.")
   shown = "Lines are means over seeds, bands reach one standard deviation to either side. "
   shown += "A partial run is drawn only where its setting has no complete one."
-  cut = f" The first {LINES} of {len(groups)} settings are drawn." if len(groups) > LINES else ""
+  cut = f" The first {depth.LINES} of {len(groups)} settings are drawn." if len(groups) > depth.LINES else ""
   return join([tag("p", shown + cut, class_="quiet"), *parts])
-
-
-def depth_charts(groups: Sequence[Group]) -> Markup:
-  """The last value of every mixer diagnostic over the connections in order of depth, one line a group."""
-  names = list(dict.fromkeys(d for g in groups for run in g.runs for _, d, _ in curves.mixer_names(run)))
-  figures = []
-  for diagnostic in names:
-    lines = [line for i, group in enumerate(groups[:LINES]) for line in _depth_line(group, diagnostic, i)]
-    if any(len(line.xs) > 1 for line in lines):
-      figures.append(chart(curves.readable(diagnostic), lines, "connection, from the input on"))
-  return tag("div", *figures, class_="charts") if figures else markup.note("No run has diagnostics of several mixers.")
 
 
 def differences_table(runs: Sequence[Run]) -> Markup:
@@ -169,8 +164,10 @@ def differences_table(runs: Sequence[Run]) -> Markup:
 
 
 def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) -> Markup | None:
-  lines = [line for i, group in enumerate(groups[:LINES]) for line in _group_line(group, reader, axis, i)]
+  lines = [line for i, group in enumerate(groups[: depth.LINES]) for line in _group_line(group, reader, axis, i)]
   percent = curves.is_share(name)
+  if percent:
+    lines = [dataclasses.replace(line, low=_in_unit(line.low), high=_in_unit(line.high)) for line in lines]
   return chart(name, lines, axis, percent) if lines else None
 
 
@@ -193,6 +190,11 @@ def _group_line(group: Group, reader: Reader, axis: str, i: int) -> list[Line]:
   return [Line(f"{group.label} (n={len(read)})", xs, mean, low=mean - deviation, high=mean + deviation, **style)]
 
 
+def _in_unit(band: np.ndarray | None) -> np.ndarray | None:
+  """A band around a share ends where shares do."""
+  return None if band is None else np.clip(band, 0.0, 1.0)
+
+
 def _evaluated(name: str, run: Run) -> Series | None:
   return run.evaluation_series(name)
 
@@ -207,7 +209,7 @@ def _at(series: Series, steps: Sequence[float]) -> np.ndarray:
 
 def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
   lines = []
-  for i, group in enumerate(groups[:LINES]):
+  for i, group in enumerate(groups[: depth.LINES]):
     curves_of_runs = []
     for run in group.judged():
       metrics = run.evaluations[-1].metrics if run.evaluations else {}
@@ -219,23 +221,6 @@ def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
       lines.append(Line(group.label, np.array(common, np.float64), mean, i, i // 8))
   title, axis = "pass@k by k, last evaluation, fractional", "k, answers allowed"
   return [chart(title, lines, axis, percent=True, log_x=True)] if lines else []
-
-
-def _depth_line(group: Group, diagnostic: str, i: int) -> list[Line]:
-  profiles = []
-  for run in group.judged():
-    connections = curves.mixer_depths(run)
-    at = {
-      connections.index(c): run.series[name].last()
-      for c, d, name in curves.mixer_names(run)
-      if d == diagnostic and c in connections
-    }
-    profiles.append([at.get(j, math.nan) for j in range(len(connections))])
-  profiles = [p for p in profiles if p and len(p) == max(map(len, profiles))]
-  if not profiles:
-    return []
-  mean = np.mean(profiles, axis=0)
-  return [Line(group.label, np.arange(1.0, len(mean) + 1), mean, i, i // 8)]
 
 
 def _scores(run: Run, name: str) -> list[Cell]:

@@ -18,10 +18,17 @@ TOGETHER = (
   ("Accuracy", ("accuracy", "exact_accuracy")),
 )
 
+FAMILIES_OF_SCALARS = (
+  ("Gradient norm by layer", "gradient_norm/"),
+  ("Update over parameter norm by layer", "update_ratio/"),
+  ("Share of the wall time", "goodput/"),
+)
+AXES = {"step": "By step", "seconds of training": "By training time", "FLOP": "By arithmetic"}
+
 
 def learning_charts(run: Run) -> Markup | None:
-  """Loss and accuracy of training and evaluation, pass@k, then every other `train/` and `time/` scalar by itself."""
-  figures, drawn = [], {"train/count"}
+  """Loss and accuracy of training and evaluation, pass@k, every other scalar of training, layers and time together."""
+  figures, drawn = [], {"train/count", "time/eta_s", "time/elapsed_s"}
   for title, names in TOGETHER:
     lines = []
     for i, name in enumerate(names):
@@ -32,11 +39,41 @@ def learning_charts(run: Run) -> Markup | None:
   figures += _pass_charts(run)
   for name in natural_order(run.series):
     once = name.startswith("time/") and len(run.series[name].steps) == 1  # a duration, not a curve
-    if name.startswith(("train/", "time/")) and name not in drawn and not once:
+    if name.startswith(("train/", "time/", "memory/")) and name not in drawn and not once:
       known = run.training_series(name.removeprefix("train/")) if name.startswith("train/") else run.series[name]
       line = _line(name, known, 0, smooth=True)
       figures.append(chart(readable(name), line, "step", is_share(name)))
+  for title, prefix in FAMILIES_OF_SCALARS:
+    ordered = [name for name in natural_order(run.series) if name.startswith(prefix)]
+    lines = [
+      line for i, n in enumerate(ordered) for line in _line(n.removeprefix(prefix), run.series[n], i, dash=i // 8)
+    ]
+    figures += [chart(title, lines, "step")] if lines else []
   return tag("div", *figures, class_="charts") if figures else None
+
+
+def other_axes(run: Run) -> Markup | None:
+  """Loss and headline metric by training time and by arithmetic; None when neither is known."""
+  parts = []
+  choice = run.headline()
+  names = ["loss", *([choice[0]] if choice and choice[0] != "loss" else [])]
+  for axis in (axis for axis in AXES if axis != "step"):
+    figures = []
+    for name in names:
+      drawn = (
+        (f"{name}, train", run.training_series(name), 0),
+        (f"{name}, evaluation", run.evaluation_series(name), 1),
+      )
+      lines = [
+        Line(label, xs, series.values, 0, dash, smooth=not dash)
+        for label, series, dash in drawn
+        if series is not None and (xs := axis_values(run, axis, series.steps)) is not None
+      ]
+      figures += [chart(readable(name), lines, axis, is_share(name))] if lines else []
+    if figures:
+      parts.append(tag("p", tag("strong", AXES[axis])))
+      parts.append(tag("div", *figures, class_="charts"))
+  return markup.join(parts) if parts else None
 
 
 def mixer_charts(run: Run) -> Markup | None:
@@ -44,6 +81,8 @@ def mixer_charts(run: Run) -> Markup | None:
   by_diagnostic: dict[str, list[Line]] = {}
   connections = mixer_connections(run)
   for connection, diagnostic, name in mixer_names(run):
+    if "/" in diagnostic:  # the weights of a choice have their own charts
+      continue
     base, index = _entry(diagnostic)
     label = connection if index is None else f"{connection} [{index}]"
     line = _line(label, run.series[name], connections.index(connection), dash=index or 0)

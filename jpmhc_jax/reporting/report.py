@@ -5,7 +5,7 @@ import importlib.resources
 from pathlib import Path
 
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.reporting import compare
+from jpmhc_jax.reporting import compare, sweep_folder
 from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.sections import run_sections, Section, status_badge
 from jpmhc_jax.reporting.workdir import read_runs, Run
@@ -14,30 +14,33 @@ FOLDED_EXAMPLES = 12  # answers drawn for each run when there are several; the r
 
 
 def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
-  """Writes one HTML page about the given run folders and returns its path.
+  """Writes one HTML page about the given folders of runs and of sweeps (all runs of theirs) and returns its path.
 
   One folder: its summary, curves, evaluations, answers, mixers, configuration and environment. Several: the table of
   runs, comparisons over seeds and the differences in configuration first, then each run. Missing or partial runs are
   shown as such. Raises UserError when no folder is given or none of them exists.
   """
-  runs = read_runs([Path(workdir) for workdir in workdirs])
+  given = [Path(workdir) for workdir in workdirs]
+  folders, entries = sweep_folder.expand(given)
+  fates = {path: (entry["state"], remark) for path, entry in entries.items() if (remark := sweep_folder.problem(entry))}
+  runs = read_runs(folders, fates)
   if not any(run.path.is_dir() for run in runs):
     names = ", ".join(str(run.path) for run in runs) or "none given"
     raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")
   out = Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(page(runs), encoding="utf-8")
+  out.write_text(page(runs, sweep_folder.section(given, entries)), encoding="utf-8")
   return out
 
 
-def page(runs: Sequence[Run]) -> str:
-  """The whole document."""
-  if len(runs) == 1:
+def page(runs: Sequence[Run], sweep: Markup | None = None) -> str:
+  """The whole document; `sweep` says how the sweep stands that the runs belong to."""
+  if len(runs) == 1 and sweep is None:
     title, sections, rest = runs[0].name, run_sections(runs[0]), None
   else:
     title, sections = f"{len(runs)} runs", compare.comparison_sections(runs)
     rest = Section("each-run", "Each run", join(_folded(run) for run in runs))
-    sections = [*sections, rest]
+    sections = [*sections, *([Section("sweep", "Sweep", sweep)] if sweep else []), rest]
   links = tag("ul", *(tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections))
   head = [
     tag("meta", charset="utf-8"),

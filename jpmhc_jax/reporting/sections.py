@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.reporting import curves, grids, markup
+from jpmhc_jax.reporting import choice, curves, depth, grids, markup
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
@@ -31,14 +31,21 @@ def run_sections(run: Run, examples: int = 1000) -> list[Section]:
   """All sections of one run, with at most `examples` answers drawn; one that has nothing to show says why."""
   parts = [
     ("summary", "Summary", summary(run)),
-    ("curves", "Learning curves", curves.learning_charts(run) or markup.note("No training metrics were recorded.")),
+    ("curves", "Learning curves", learning_curves(run)),
     ("evaluation", "Evaluation", evaluation_tables(run)),
     ("examples", "Answers", example_gallery(run, examples)),
+    ("depth", "Gradients, streams and mixers over depth", depth.run_charts(run)),
     ("mixers", "Mixers", mixers(run)),
     ("config", "Configuration", configuration(run)),
     ("environment", "Environment and reproduction", environment(run)),
   ]
   return [Section(f"{run.anchor}-{anchor}", title, body) for anchor, title, body in parts]
+
+
+def learning_curves(run: Run) -> Markup:
+  """Everything over the steps; then loss and headline metric over time and arithmetic."""
+  over_steps = curves.learning_charts(run) or markup.note("No training metrics were recorded.")
+  return join([over_steps, curves.other_axes(run)])
 
 
 def summary(run: Run) -> Markup:
@@ -77,7 +84,7 @@ def problems(run: Run) -> Markup | None:
 
 def status_badge(run: Run) -> Markup:
   """The state of a run in words, coloured."""
-  kind = "good" if run.status == "complete" else "open"
+  kind = "good" if run.status == "complete" else "bad" if run.fate in ("failed", "diverged") else "open"
   return tag("span", run.status, class_=f"badge {kind}")
 
 
@@ -186,16 +193,16 @@ def _votes_and_q(prediction: Mapping[str, Any], kind: str) -> str:
 
 def mixers(run: Run) -> Markup:
   """Mixer diagnostics over training, and their latest values as a table."""
-  figures = curves.mixer_charts(run)
-  if figures is None:
+  figures, chosen = curves.mixer_charts(run), choice.section(run)
+  if figures is None and chosen is None:
     return markup.note("No mixer diagnostics were recorded: the run has no hyper-connections or logs none.")
   connections = curves.mixer_connections(run)
-  latest = {(c, d): run.series[name].last() for c, d, name in curves.mixer_names(run)}
+  latest = {(c, d): run.series[name].last() for c, d, name in curves.mixer_names(run) if not choice.is_weight(d)}
   diagnostics = list(dict.fromkeys(d for _, d in latest))
   rows = [[c, *(number(latest.get((c, d))) for d in diagnostics)] for c in connections]
   header = ["connection", *(d.replace("_", " ") for d in diagnostics)]
   values = markup.table("Latest value of every diagnostic", header, rows, class_="sortable")
-  return join([figures, tag("details", tag("summary", "Latest values"), values)])
+  return join([chosen, figures, tag("details", tag("summary", "Latest values"), values)])
 
 
 def configuration(run: Run) -> Markup:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from jpmhc_jax.core.names import telling
 from jpmhc_jax.reporting.workdir import Run
 
 SEED_FIELDS = ("seed",)
@@ -52,12 +53,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
   for run in runs:
     key = tuple(_freeze(run.config.get(name, _MISSING)) for name in fields) if run.config else (run.anchor,)
     grouped.setdefault(key, []).append(run)
-  groups = []
-  for members in grouped.values():
-    first = members[0]
-    setting = {name: first.config[name] for name in fields if name in first.config}
-    groups.append(Group(_label(setting, first, len(grouped)), setting, members))
-  return groups
+  settings = [{name: m[0].config[name] for name in fields if name in m[0].config} for m in grouped.values()]
+  labels = _without_the_usual(telling(settings))
+  return [
+    Group(_label(label, members[0], len(grouped)), setting, members)
+    for label, setting, members in zip(labels, settings, grouped.values(), strict=True)
+  ]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -90,12 +91,28 @@ def _freeze(value: Any) -> str:
   return "missing" if value is _MISSING else json.dumps(value, sort_keys=True, default=str)
 
 
-def _label(setting: Mapping[str, Any], run: Run, groups: int) -> str:
-  if groups == 1 or not setting:
+def _without_the_usual(labels: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+  """Leaves a value out where most settings share it, as long as every setting still says something of its own."""
+  for name in dict.fromkeys(name for label in labels for name in label):
+    values = [_freeze(label.get(name, _MISSING)) for label in labels]
+    usual = max(values, key=values.count)
+    if values.count(usual) * 3 < len(values) * 2:
+      continue
+    shorter = [
+      {k: v for k, v in label.items() if k != name or value != usual}
+      for label, value in zip(labels, values, strict=True)
+    ]
+    if all(shorter) and len({_freeze(label) for label in shorter}) == len({_freeze(label) for label in labels}):
+      labels = shorter
+  return labels
+
+
+def _label(telling_values: Mapping[str, Any], run: Run, groups: int) -> str:
+  if groups == 1 or not telling_values:
     return run.name
-  if len(setting) == 1:
-    return str(*setting.values())
-  return ", ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in setting.items())
+  if len(telling_values) == 1:
+    return str(*telling_values.values())
+  return ", ".join(f"{name}={value}" for name, value in telling_values.items())
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> float:

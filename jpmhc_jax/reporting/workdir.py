@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,17 +11,11 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.metrics import headline
 from jpmhc_jax.reporting.markup import slug
 
-# The first of these that a run has recorded is its headline; the flag says whether larger is better.
-HEADLINES = (
-  ("pass@2", True),
-  ("exact_accuracy", True),
-  ("accuracy", True),
-  ("bits_per_byte", False),
-  ("perplexity", False),
-  ("loss", False),
-)
 HALTED_ONLY = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
@@ -56,6 +51,7 @@ class Run:
   series: Mapping[str, Series]
   evaluations: Sequence[Evaluation]
   problems: Sequence[str]
+  fate: str = ""  # what the sweep says of a run that is not done: failed, diverged, pruned, pending, …
 
   @property
   def last_step(self) -> int:
@@ -64,13 +60,20 @@ class Run:
 
   @property
   def status(self) -> str:
-    """'complete', 'partial: 300 of 1000 steps', or 'no steps recorded'."""
+    """'complete', 'partial: 300 of 1000 steps', 'failed: 2 of 1000 steps', 'failed', or 'no steps recorded'."""
     planned = self.config.get("steps")
     if not self.last_step:
-      return "no steps recorded"
+      return self.fate or "no steps recorded"
+    if self._spent():
+      return "complete"
     if isinstance(planned, int) and self.last_step < planned:
-      return f"partial: {self.last_step} of {planned} steps"
+      return f"{self.fate or 'partial'}: {self.last_step} of {planned} steps"
     return "complete" if isinstance(planned, int) else f"{self.last_step} steps, length not known"
+
+  def _spent(self) -> bool:
+    """Whether a run with a budget of seconds has used it up, which is its end whatever `steps` says."""
+    budget, elapsed = self.config.get("budget_seconds"), self.series.get("time/elapsed_s")
+    return isinstance(budget, float) and budget > 0 and elapsed is not None and elapsed.last() >= budget
 
   def training_series(self, name: str) -> Series | None:
     """`train/<name>`; metrics over halted sequences are left out where none had halted, as they mean nothing there."""
@@ -90,10 +93,7 @@ class Run:
   def headline(self) -> tuple[str, bool] | None:
     """Name of the metric this run is judged by, and whether larger is better."""
     recorded = {name for evaluation in self.evaluations for name in evaluation.metrics}
-    asked = self.config.get("checkpoint.best_metric")
-    if asked in recorded:
-      return asked, "loss" not in asked and "perplexity" not in asked
-    return next((choice for choice in HEADLINES if choice[0] in recorded), None)
+    return headline(recorded, self.config.get("checkpoint.best_metric", ""))
 
   def best(self) -> Evaluation | None:
     """The evaluation with the best headline metric (the first of equals); None without a finite one."""
@@ -105,8 +105,11 @@ class Run:
     return max(scored, key=lambda e: e.metrics[metric] if larger else -e.metrics[metric], default=None)
 
 
-def read_runs(workdirs: Sequence[Path]) -> list[Run]:
-  """Reads every folder; names are folder names, with as many parents as it takes to tell them apart."""
+def read_runs(workdirs: Sequence[Path], fates: Mapping[Path, tuple[str, str]] | None = None) -> list[Run]:
+  """Reads every folder; names are folder names, with as many parents as it takes to tell them apart.
+
+  `fates`: what a sweep knows of the runs in it that are not done, (state, remark) by resolved folder.
+  """
   paths = [Path(workdir).resolve() for workdir in workdirs]
   depth = 1
   while depth < 8 and len({p.parts[-depth:] for p in paths}) < len(set(paths)):
@@ -118,7 +121,12 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     while anchor in anchors:
       anchor += "-x"
     anchors[anchor] = path
-  return [read_run(path, names[path], anchor) for anchor, path in anchors.items()]
+  runs = [read_run(path, names[path], anchor) for anchor, path in anchors.items()]
+  return [_with_fate(run, *fates[run.path]) if fates and run.path in fates else run for run in runs]
+
+
+def _with_fate(run: Run, state: str, remark: str) -> Run:
+  return dataclasses.replace(run, fate=state, problems=(remark, *run.problems))
 
 
 def read_run(path: Path, name: str, anchor: str) -> Run:
@@ -127,10 +135,17 @@ def read_run(path: Path, name: str, anchor: str) -> Run:
     return Run(name, anchor, path, {}, {}, {}, (), (f"the folder {path.name} does not exist",))
   problems: list[str] = []
   config = flatten(_object(path / "config.json", problems))
+  # A field that an older version of the code did not know had what is its default now.
+  config |= {name: default for name, default in _defaults().items() if config and name not in config}
   environment = flatten(_object(path / "environment.json", problems))
   series = _series(path / "metrics.jsonl", problems)
   evaluations = _evaluations(path / "evaluation", problems)
   return Run(name, anchor, path, config, environment, series, evaluations, tuple(problems))
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  return {name: list(value) if isinstance(value, tuple) else value for name, value in configs.leaves(schema.Config())}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

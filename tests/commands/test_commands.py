@@ -214,5 +214,5 @@ def test_help_answers_without_importing_jax():
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert "exit 0 []" in done.stdout
-  for verb in ("train", "evaluate", "report", "describe", "spectrum"):
+  for verb in ("train", "evaluate", "sweep", "report", "describe", "spectrum"):
     assert verb in done.stdout

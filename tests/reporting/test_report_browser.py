@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 
+from matplotlib import image
+import numpy as np
 import pytest
 
 from jpmhc_jax.reporting.report import write_report
@@ -15,7 +17,7 @@ BROWSER = next(
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")]
 FLAGS = (
   "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-  "--disable-component-update --disable-sync --virtual-time-budget=8000 --dump-dom"
+  "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000"
 )
 PROBE = """
 <script>
@@ -65,7 +67,7 @@ def probe(report, tmp_path, width):
   page = tmp_path / "probe.html"
   frame = f'<iframe width="{width}" height="800" srcdoc="{html.escape(source)}"></iframe>'
   page.write_text(f"<!doctype html><meta charset=utf-8>{frame}{PROBE}", encoding="utf-8")
-  command = [BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+  command = [BROWSER, *FLAGS.split(), "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
   dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
   found = dom.rsplit('<pre id="probe">', 1)
   assert len(found) == 2, "the page did not finish loading"
@@ -89,3 +91,39 @@ def test_several_runs_sort_and_filter(make_run, tmp_path):
   assert seen["ascending"] == ["sinkhorn", "identity", "cayley", "empty"] and seen["sort"] == "ascending"
   assert seen["descending"] == ["cayley", "identity", "sinkhorn", "empty"]
   assert seen["filtered"] == ["sinkhorn"]
+
+
+def screenshot(report, tmp_path, width, height, *flags):
+  """The page as the browser paints it, (height, width, 3) in [0, 1]."""
+  picture = tmp_path / "page.png"
+  command = [BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},{height}"]
+  command += [*flags, f"--screenshot={picture}", report.as_uri()]
+  subprocess.run(command, capture_output=True, timeout=120, check=True)
+  pixels = image.imread(picture)[..., :3]
+  assert pixels.shape == (height, width, 3)
+  return pixels
+
+
+def test_screenshots_in_light_and_dark_on_a_desk_and_a_phone(make_run, tmp_path):
+  levels = {"cayley": 0.4, "sinkhorn": 0.2}
+  folders = [make_run(name, level=level, connection__manifold=name) for name, level in levels.items()]
+  report = write_report(folders, tmp_path / "report.html")
+  dark = "--blink-settings=preferredColorScheme=0"
+  for width, height in ((1280, 2400), (390, 2400)):
+    for flags, low, high in (((), 0.85, 0.99), ((dark,), 0.03, 0.25)):
+      pixels = screenshot(report, tmp_path, width, height, *flags)
+      assert low < pixels.mean() < high  # the paper
+      assert np.abs(pixels - np.median(pixels, axis=(0, 1))).max() > 0.5  # ink on it
+      # Both lines of the charts are painted: their colours are saturated and occur in number.
+      saturated = pixels[np.ptp(pixels, axis=-1) > 0.3]
+      assert len(saturated) > 500
+      hues = saturated.argmax(axis=-1)
+      assert (hues == 2).sum() > 100 and (hues == 0).sum() > 100  # blue and orange
+
+
+def test_a_sweep_on_a_phone_does_not_stick_out(make_run, tmp_path):
+  folder = make_run("s/connection=cayley,learning_rate=0.0001,seed=0")
+  entry = {"name": folder.name, "workdir": folder.name, "state": "failed", "command": "jpmhc train " + "--x=y " * 40}
+  (folder.parent / "sweep.json").write_text(json.dumps({"runs": [entry | {"message": "m" * 300, "exit_code": 1}]}))
+  seen = probe(write_report([folder.parent], tmp_path / "report.html"), tmp_path, width=360)
+  assert seen["errors"] == [] and seen["overflow"] == 0

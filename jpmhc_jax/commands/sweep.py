@@ -1,0 +1,105 @@
+"""jpmhc sweep: many runs of one config, on this machine, on SLURM or as launch lines, and their report."""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  name: str = "sweep"
+  help: str = (
+    "Train every point of a sweep file; finished runs are skipped, failed ones tried again; one report of all."
+  )
+  takes_overrides: bool = True
+  computes: bool = False
+
+  def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, help="config file and variant that every run starts from")
+    add("--sweep", required=True, help="sweep file, and variant: configs/sweeps/mixers.py")
+    add("--workdir", required=True, type=pathlib.Path, help="folder of the sweep; each run gets a folder in it")
+    add("--executor", default="local", choices=("local", "slurm", "tpu"), help="tpu only prints the launch lines")
+    add("--jobs", type=int, default=None, help="runs at a time; 1 by default, on SLURM all of them")
+    add("--gpus-per-job", type=int, default=0, help="local: GPUs that each run sees; 0 shows all of them to every run")
+    add("--resources", default="", help="SLURM: name=value,… such as partition=gpu,gpus_per_node=1,timeout_min=4320")
+    add("--retries", type=int, default=1, help="how often a run that crashed is started again")
+    add("--dry-run", action="store_true", help="print the command of every run and start nothing")
+    add("--search", choices=("optuna",), default=None, help="draw points instead of listing all of them")
+    add("--trials", type=int, default=20, help="search: trials in all, those of earlier starts counted")
+    add("--storage", default="", help="search: RDB URL of Optuna; SQLite in the workdir by default")
+    parser.epilog = "Overrides such as --config.steps=500 hold for every run."
+
+  def run(self, options: argparse.Namespace) -> int:
+    from jpmhc_jax.sweeps import grid, ledger, search
+    from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
+
+    sweep = load_sweep(options.sweep)
+    book = ledger.Ledger(options.workdir, _about(options))
+    planner = Planner(options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names)
+    if options.search and not options.dry_run and options.executor != "tpu":
+      pool = _pool(options, book)
+      ending = search.Search(sweep, planner, pool, trials=options.trials, storage=options.storage).run()
+    else:
+      runs = planner.all(sweep.space.points())
+      if options.dry_run or options.executor == "tpu":
+        _print_commands(runs, options)
+        return 0
+      ending = grid.run_all(_pool(options, book), runs)
+    book.save()
+    _summarise(ending, sweep.metric)
+    _report(options.workdir, ending)
+    return ending.exit_code
+
+
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+  return {"command": ["jpmhc", *options.arguments], "config": options.config, "sweep": options.sweep}
+
+
+def _pool(options: argparse.Namespace, book: Any) -> Any:
+  from jpmhc_jax.sweeps import executors
+  from jpmhc_jax.sweeps.pool import Pool
+
+  resources = executors.read_resources(options.resources)
+  executor = executors.Executor(options.executor, options.workdir, options.config, resources, options.gpus_per_job)
+  jobs = options.jobs if options.jobs is not None else 1 if options.executor == "local" else 0
+  return Pool(executor, book, jobs=jobs, retries=options.retries, say=lambda words: print(words, flush=True))
+
+
+def _print_commands(runs: Any, options: argparse.Namespace) -> None:
+  from jpmhc_jax.sweeps import executors
+
+  if options.executor == "tpu":
+    print("# NAME, ZONE and FOLDER: the pod, its zone, and the checkout on its workers; see scripts/")
+  for run in runs:
+    line = executors.tpu_lines if options.executor == "tpu" else executors.command
+    print(line(options.config, run))
+
+
+def _summarise(ending: Any, metric: str) -> None:
+  """One row a run, then what failed and why."""
+  from rich.console import Console
+  from rich.table import Table
+
+  from jpmhc_jax.sweeps import ledger
+
+  table = Table(title=f"{len(ending.runs)} runs")
+  for heading in ("run", "state", "attempts", "score", "remark"):
+    table.add_column(heading, overflow="fold")
+  for run, record in ending.runs:
+    found = ledger.scores(run.workdir, metric)
+    score = f"{found[0]} {found[2][-1][1]:.4g}" if found else ""
+    table.add_row(run.name, record.state, str(record.attempts), score, record.message)
+  console = Console()
+  Console(width=max(console.width, 120)).print(table)
+
+
+def _report(workdir: pathlib.Path, ending: Any) -> None:
+  from jpmhc_jax.reporting.report import write_report
+
+  if any(run.workdir.is_dir() for run, _ in ending.runs):
+    print(f"report: {write_report([workdir], workdir / 'report.html')}")
+  else:
+    print("no run has a folder yet: no report", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""What a learned choice between mixer families chose, connection by connection."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jpmhc_jax.reporting import curves, markup
+from jpmhc_jax.reporting.charts import chart, Line
+from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
+from jpmhc_jax.reporting.workdir import Run, Series
+
+PREFIX = "choice/"
+
+
+def is_weight(diagnostic: str) -> bool:
+  """True for the weights that `mixer/<connection>/choice/<family>` records."""
+  return diagnostic.startswith(PREFIX)
+
+
+def weights(run: Run) -> dict[str, dict[str, Series]]:
+  """Connection -> family -> its weight over training; empty for a run without a choice."""
+  found: dict[str, dict[str, Series]] = {connection: {} for connection in curves.mixer_depths(run)}
+  for connection, diagnostic, name in curves.mixer_names(run):
+    if is_weight(diagnostic):
+      found[connection][diagnostic.removeprefix(PREFIX)] = run.series[name]
+  return {connection: families for connection, families in found.items() if families}
+
+
+def section(run: Run) -> Markup | None:
+  """The weights over training, one chart a connection, and what was chosen; None for a run without a choice."""
+  found = weights(run)
+  if not found:
+    return None
+  figures, rows = [], []
+  for connection, families in found.items():
+    lines = [Line(family, series.steps, series.values, i) for i, (family, series) in enumerate(families.items())]
+    figures.append(chart(f"Weights in {connection}", lines, "step", percent=True))
+    family, weight = _leader(families)
+    steps = families[family].steps[families[family].values == 1.0]
+    decided = number(float(steps[0])) if weight == 1.0 else Cell("not decided yet", class_="number missing")
+    rows.append([Cell(connection), Cell(family), number(weight, percent=True), decided])
+  table = markup.table("Chosen family", ["connection", "family", "weight", "decided at step"], rows, class_="sortable")
+  return join([table, tag("div", *figures, class_="charts")])
+
+
+def comparison(runs: Sequence[Run]) -> Markup | None:
+  """What each run chose: how many of its connections take each family; None without a choice."""
+  chosen = [(run, found) for run in runs if (found := weights(run))]
+  if not chosen:
+    return None
+  families = list(dict.fromkeys(family for _, found in chosen for each in found.values() for family in each))
+  rows = []
+  for run, found in chosen:
+    picks = [_leader(each)[0] for each in found.values()]
+    link = tag("a", run.name, href=f"#run-{run.anchor}")
+    rows.append([Cell(link, run.name), *(number(picks.count(family)) for family in families)])
+  return markup.table("Connections that chose each family", ["run", *families], rows, class_="sortable")
+
+
+def _leader(families: dict[str, Series]) -> tuple[str, float]:
+  names, last = list(families), [series.last() for series in families.values()]
+  best = int(np.argmax(last))
+  return names[best], last[best]

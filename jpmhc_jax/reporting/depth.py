@@ -1,0 +1,104 @@
+"""Profiles over depth: gradient norms of the layers, diversity of the streams, and what the mixers do."""
+
+from collections.abc import Mapping, Sequence
+import math
+import re
+
+import numpy as np
+
+from jpmhc_jax.reporting import choice, curves, markup
+from jpmhc_jax.reporting.charts import chart, Line
+from jpmhc_jax.reporting.markup import Markup, tag
+from jpmhc_jax.reporting.statistics import Group
+from jpmhc_jax.reporting.workdir import Run, Series
+
+LINES = 24  # groups drawn on one chart; the tables hold all of them
+X_LABEL = "position, from the input on"
+STREAMS = ("cosine", "effective_rank", "difference_energy")  # how different the streams are: drawn first
+# "block3.features", "block3.tokens.mlp", or "blocks.features[3]" for parameters stacked over layers.
+_LAYER = re.compile(r"[a-z]+(?P<a>\d+)\.(?P<part>\w+)(?:\.[\w.]+)?|\w+\.(?P<stacked>\w+)(?:\.[\w.]+)?\[(?P<b>\d+)\]")
+
+Profile = Mapping[str, Series]  # place -> its values over training; places in order of depth
+
+
+def profiles(run: Run) -> dict[str, Profile]:
+  """Everything that a run recorded for several depths: title -> profile."""
+  found: dict[str, dict[str, Series]] = {}
+  for (_, _, place), series in sorted(_gradient_norms(run).items(), key=lambda item: item[0]):
+    title = "Gradient norm of the connections over depth" if "connect" in place else "Gradient norm over depth"
+    found.setdefault(title, {})[place] = series
+  depths = curves.mixer_depths(run)
+  named = [(d, c, name) for c, d, name in curves.mixer_names(run) if c in depths and not choice.is_weight(d)]
+  for diagnostic, connection, name in sorted(named, key=lambda item: (item[0] not in STREAMS, depths.index(item[1]))):
+    found.setdefault(f"{curves.readable(diagnostic)} over depth", {})[connection] = run.series[name]
+  return {title: profile for title, profile in found.items() if len(profile) > 1}
+
+
+def run_charts(run: Run) -> Markup:
+  """One chart a profile with three lines: at the first record, half-way and at the last."""
+  figures = []
+  for title, profile in profiles(run).items():
+    steps = np.unique(np.concatenate([series.steps for series in profile.values()]))
+    moments = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]))
+    lines = [
+      Line(f"step {moment:g}", _positions(profile), _values(profile, moment), i, 0) for i, moment in enumerate(moments)
+    ]
+    figures.append(chart(title, lines, X_LABEL))
+  if not figures:
+    return markup.note("Nothing was recorded for several depths.")
+  return tag("div", *figures, class_="charts")
+
+
+def group_charts(groups: Sequence[Group]) -> Markup:
+  """One chart a profile, one line a group: the mean over its runs of the last values."""
+  of_runs = [[profiles(run) for run in group.judged()] for group in groups[:LINES]]
+  titles = dict.fromkeys(title for found in of_runs for each in found for title in each)
+  figures = []
+  for title in titles:
+    lines = []
+    for i, (group, found) in enumerate(zip(groups, of_runs, strict=False)):
+      listed = [each[title] for each in found if title in each]
+      if listed:
+        lines.append(_mean_line(group.label, listed, i))
+    figures.append(chart(title, lines, X_LABEL))
+  return (
+    tag("div", *figures, class_="charts") if figures else markup.note("No run recorded anything for several depths.")
+  )
+
+
+def _mean_line(label: str, listed: Sequence[Profile], i: int) -> Line:
+  longest = max(listed, key=len)
+  values = [_values(profile, math.inf) for profile in listed if len(profile) == len(longest)]
+  return Line(label, _positions(longest), np.mean(values, axis=0), i, i // 8)
+
+
+def _positions(profile: Profile) -> np.ndarray:
+  return np.arange(1.0, len(profile) + 1)
+
+
+def _values(profile: Profile, step: float) -> np.ndarray:
+  """The value of every place at a step, the last one before it where none was recorded then."""
+  found = []
+  for series in profile.values():
+    at = int(np.searchsorted(series.steps, step, side="right")) - 1
+    found.append(float(series.values[at]) if at >= 0 else math.nan)
+  return np.array(found)
+
+
+def _gradient_norms(run: Run) -> dict[tuple[int, str, str], Series]:
+  """(layer, rank of the sub-layer, place) -> norm of the gradient of all its parameters together.
+
+  Inside a layer the sub-layer that mixes positions comes first.
+  """
+  found: dict[tuple[int, str, str], Series] = {}
+  for name, series in run.series.items():
+    match = _LAYER.fullmatch(name.removeprefix("gradient_norm/"))
+    if not name.startswith("gradient_norm/") or match is None:
+      continue
+    layer, part = int(match["a"] or match["b"]), match["part"] or match["stacked"]
+    key = (layer, part.replace("tokens", "0").replace("attention", "0"), f"{layer}.{part}")
+    known = found.get(key)
+    if known is not None and np.array_equal(known.steps, series.steps):
+      series = Series(series.steps, np.hypot(known.values, series.values))
+    found[key] = series
+  return found

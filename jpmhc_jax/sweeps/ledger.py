@@ -1,0 +1,108 @@
+"""`sweep.json`: what a sweep is made of and how far each run is. Written after every change, read at every start."""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+from jpmhc_jax.core.metrics import headline
+from jpmhc_jax.sweeps import job
+from jpmhc_jax.sweeps.plan import Planned
+from jpmhc_jax.sweeps.space import SweepError
+
+PENDING, RUNNING, DONE, PRUNED = "pending", "running", "done", "pruned"
+FAILED, DIVERGED, INTERRUPTED = "failed", "diverged", "interrupted"
+OVER = (DONE, PRUNED)  # what a restart leaves alone
+
+
+@dataclasses.dataclass
+class Record:
+  """One run in the ledger. `attempts` counts the starts since it last succeeded or was new."""
+
+  name: str
+  key: str
+  workdir: str
+  command: str
+  state: str = PENDING
+  attempts: int = 0
+  exit_code: int | None = None
+  message: str = ""
+  started: str = ""
+  ended: str = ""
+  job_id: str = ""
+
+
+class Ledger:
+  """The records of one sweep folder, by the key of their config."""
+
+  def __init__(self, folder: pathlib.Path, about: dict[str, Any]):
+    self.path, self.about = folder / "sweep.json", about
+    self.records: dict[str, Record] = {record.key: record for record in read_records(folder)}
+
+  @property
+  def names(self) -> dict[str, str]:
+    """Key -> name, of every run that was ever planned here."""
+    return {record.key: record.name for record in self.records.values()}
+
+  def record(self, run: Planned, command: str) -> Record:
+    """The run's record, new if there is none."""
+    fresh = Record(run.name, run.key, run.workdir.name, command)
+    record = self.records.setdefault(run.key, fresh)
+    record.command = command
+    return record
+
+  def save(self) -> None:
+    """Writes the file; readers see the old one or the whole new one."""
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    job.write_json(self.path, self.about | {"runs": [dataclasses.asdict(record) for record in self.records.values()]})
+
+
+def read_records(folder: pathlib.Path) -> list[Record]:
+  """The records in a sweep folder; none when it holds no sweep. Raises SweepError for a file that is no ledger."""
+  path = folder / "sweep.json"
+  try:
+    return [Record(**record) for record in json.loads(path.read_text())["runs"]]
+  except FileNotFoundError:
+    return []
+  except (ValueError, KeyError, TypeError) as error:
+    raise SweepError(f"{path}: not a sweep's ledger ({error}); restore or delete it: finished runs are kept") from error
+
+
+def judge(workdir: pathlib.Path, record: Record) -> None:
+  """Fills in how the run ended from what its job left on disk."""
+  found = job.outcome(workdir)
+  if found is None:
+    stopped = (workdir / "stop").exists()
+    record.state = INTERRUPTED if stopped else FAILED
+    record.exit_code, record.message = None, "" if stopped else "the job ended without a word: killed, or out of memory"
+    return
+  code = found["exit_code"]
+  record.exit_code, record.started, record.ended = code, found["started"], found["ended"]
+  known = {job.DONE: DONE, job.DIVERGED: DIVERGED, job.INTERRUPTED: INTERRUPTED}
+  record.state = known.get(code, INTERRUPTED if found["stopped"] else FAILED)
+  record.message = "" if record.state in (DONE, INTERRUPTED) else job.last_words(workdir)
+
+
+def scores(workdir: pathlib.Path, asked: str = "") -> tuple[str, bool, list[tuple[int, float]]] | None:
+  """(metric, whether larger is better, (step, value) of every evaluation so far); None without an evaluation."""
+  evaluations = list(_evaluations(workdir / "metrics.jsonl"))
+  choice = headline({name for _, values in evaluations for name in values}, asked)
+  if choice is None:
+    return None
+  return *choice, [(step, values[choice[0]]) for step, values in evaluations if choice[0] in values]
+
+
+def _evaluations(path: pathlib.Path) -> Iterator[tuple[int, dict[str, float]]]:
+  if not path.is_file():
+    return
+  for line in path.read_text(errors="replace").splitlines():
+    if '"evaluation/' not in line:
+      continue
+    try:
+      record = json.loads(line)
+    except ValueError:
+      continue  # being written, or cut short by a kill
+    values = {name.removeprefix("evaluation/"): value for name, value in record.items() if "evaluation/" in name}
+    yield record["step"], {name: math.nan if value is None else value for name, value in values.items()}

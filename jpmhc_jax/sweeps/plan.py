@@ -1,0 +1,134 @@
+"""From a sweep file and a base config to checked runs: names, folders, overrides, budgets. Nothing starts here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+import runpy
+
+import jax
+
+from jpmhc_jax import data, manifolds
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.names import digest, Point, run_names
+from jpmhc_jax.sweeps.definition import Budget, Cost, Sweep
+from jpmhc_jax.sweeps.space import Space, SweepError
+from jpmhc_jax.training import flops
+from jpmhc_jax.training.mesh import make_mesh
+from jpmhc_jax.training.state import prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """One run before it starts. `key` is a hash of its config: equal keys are equal runs."""
+
+  name: str
+  workdir: pathlib.Path
+  overrides: tuple[str, ...]
+  config: schema.Config
+  key: str
+  seed: int
+
+
+def load_sweep(spec: str) -> Sweep:
+  """Reads `path/to/file.py:variant` and calls its get_sweep(variant)."""
+  name, _, variant = spec.partition(":")
+  path = pathlib.Path(name)
+  if not path.is_file():
+    raise SweepError(f"--sweep={spec}: no file {path}; expected something like configs/sweeps/mixers.py")
+  function = runpy.run_path(str(path)).get("get_sweep")
+  if function is None:
+    raise SweepError(f"{path}: no function get_sweep() in it; see configs/sweeps/mixers.py")
+  try:
+    found = function(*([variant] if variant else []))
+  except TypeError as error:
+    raise SweepError(f"{path}: {error}") from error
+  if isinstance(found, Space):
+    return Sweep(found)
+  if not isinstance(found, Sweep):
+    raise SweepError(f"{path}: get_sweep() returned a {type(found).__name__}; expected a Space or a Sweep")
+  return found
+
+
+def flops_per_step(config: schema.Config) -> int:
+  """Operations of one training step, counted on this machine's CPU; no accelerator is touched."""
+  jax.config.update("jax_platforms", "cpu")
+  # Neither the seed nor the length of the run changes them: runs that differ in no more are counted once.
+  return _flops_per_step(dataclasses.replace(config, mesh=schema.Mesh(data=1), seed=0, steps=1, budget_seconds=0.0))
+
+
+@functools.cache
+def _flops_per_step(one: schema.Config) -> int:
+  dataset = data.build(one.data, batch_size=one.batch_size, seed=one.seed)
+  return flops.flops_per_step(prepare(one, dataset, make_mesh(one.mesh, jax.devices()[:1])), dataset)
+
+
+class Planner:
+  """Turns points into runs of one base config in one folder, keeping the names that earlier starts gave."""
+
+  def __init__(
+    self,
+    config: str,
+    overrides: Sequence[str],
+    budget: Budget | None,
+    workdir: pathlib.Path,
+    flops_per_step: Cost,
+    known: Mapping[str, str] | None = None,
+  ):
+    self.base, self.common, self.budget, self.workdir = config, tuple(overrides), budget, workdir
+    self.flops_per_step, self.names = flops_per_step, dict(known or {})  # key -> name
+
+  def all(self, points: Iterable[Point]) -> list[Planned]:
+    """One run a point, in order; points that resolve to the same config are one run.
+
+    Raises ConfigError or SweepError for the first point that cannot run, before anything has started.
+    """
+    points = [dict(point) for point in points]
+    if not points:
+      raise SweepError("the sweep has no point: nothing to run")
+    runs: dict[str, Planned] = {}
+    for point, name in zip(points, run_names(points), strict=True):
+      run = self.one(point, name)
+      runs.setdefault(run.key, run)
+    return list(runs.values())
+
+  def one(self, point: Point, name: str) -> Planned:
+    """The run of one point. A run that is known by its config keeps its name."""
+    config = self._resolve(point)
+    if self.budget:
+      self._refuse_budget_fields(point)
+      point = {**point, **self.budget.override(config, self.flops_per_step)}
+      config = self._resolve(point)
+    # Over what differs from the defaults: a field that a later version adds leaves the keys of old runs alone.
+    key = digest({field: value for field, _, value in configs.differences(schema.Config(), config)}, 16)
+    name = self.names.setdefault(key, self._free(name, key))
+    return Planned(name, self.workdir / name, (*self.common, *_arguments(point)), config, key, config.seed)
+
+  def _free(self, name: str, key: str) -> str:
+    taken = any(other == name for k, other in self.names.items() if k != key)
+    return f"{name}-{key[:6]}" if taken else name
+
+  def _resolve(self, point: Point) -> schema.Config:
+    try:
+      config = configs.load(self.base, [*self.common, *_arguments(point)])
+      _check_mixer(config)
+    except ConfigError as error:
+      raise ConfigError(f"{', '.join(_arguments(point)) or 'the base config'}: {error}") from error
+    return config
+
+  def _refuse_budget_fields(self, point: Point) -> None:
+    fixed = {"steps", "budget_seconds"} & set(point)
+    if fixed:
+      raise SweepError(f"the sweep sets {min(fixed)!r} and a budget of {self.budget}: leave one of them out")
+
+
+def _arguments(point: Point) -> list[str]:
+  return [f"--config.{field}={value}" for field, value in point.items()]
+
+
+def _check_mixer(config: schema.Config) -> None:
+  """A family that does not exist for so many streams, or an unknown option, is found before anything starts."""
+  if config.connection.streams > 1:
+    manifolds.parse(config.connection.manifold, config.connection.options).logit_shape(config.connection.streams)

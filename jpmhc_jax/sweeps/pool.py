@@ -1,0 +1,127 @@
+"""Several jobs at a time, each seen to its end: retries, stops, adoption of jobs that are on already."""
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from typing import Any
+
+from jpmhc_jax.sweeps import executors, job, ledger
+from jpmhc_jax.sweeps.plan import Planned
+
+Say = Callable[[str], None]
+HOPELESS = (job.BAD_INPUT, job.DIVERGED)  # the same command ends the same way
+
+
+@dataclasses.dataclass
+class _Active:
+  run: Planned
+  record: ledger.Record
+  slot: int
+  handle: Any  # a submitit job; None for a run that another sweep started
+  stopping: bool = False
+
+
+class Pool:
+  """At most `jobs` runs at once (0 = no limit). A run that fails for no reason of its own is started again."""
+
+  def __init__(self, executor: executors.Executor, book: ledger.Ledger, *, jobs: int, retries: int, say: Say):
+    self.executor, self.book, self.jobs, self.retries, self.say = executor, book, jobs, retries, say
+    self.active: list[_Active] = []
+
+  @property
+  def has_room(self) -> bool:
+    return not self.jobs or len(self.active) < self.jobs
+
+  def start(self, run: Planned) -> None:
+    """Starts a run, or waits for it where it is on already."""
+    record = self.book.record(run, executors.command(self.executor.config, run))
+    if job.is_running(run.workdir):
+      self.say(f"{run.name}: is running already, waiting for it")
+      self.active.append(_Active(run, record, -1, None))
+      record.state, record.attempts = ledger.RUNNING, 1
+    else:
+      record.attempts = 0
+      queued = self.executor.queued(record.job_id) if record.state == ledger.RUNNING else None
+      self._submit(run, record, queued)
+    self.book.save()
+
+  def _submit(self, run: Planned, record: ledger.Record, queued: Any = None) -> None:
+    slot = executors.free_slot([active.slot for active in self.active])
+    if queued is None:
+      job.prepare(run.workdir)
+      record.attempts += 1
+      self.say(f"{run.name}: started" if record.attempts == 1 else f"{run.name}: started again")
+    handle = queued or self.executor.submit(run, slot)
+    record.state, record.job_id, record.exit_code, record.message = ledger.RUNNING, str(handle.job_id), None, ""
+    self.active.append(_Active(run, record, slot, handle))
+
+  def poll(self) -> list[tuple[Planned, ledger.Record]]:
+    """Runs that ended since the last call, for good: those worth another attempt are started again instead."""
+    over = [active for active in self.active if self._is_over(active)]
+    ended = []
+    for active in over:
+      self.active.remove(active)
+      run, record = active.run, active.record
+      ledger.judge(run.workdir, record)
+      again = record.state in (ledger.FAILED, ledger.INTERRUPTED) and record.exit_code not in HOPELESS
+      if again and not active.stopping and record.attempts <= self.retries:
+        self.say(f"{run.name}: {record.state} {record.message}".rstrip())
+        self._submit(run, record)
+      else:
+        self.say(_farewell(record))
+        ended.append((run, record))
+    if over:
+      self.book.save()
+    return ended
+
+  def stop(self, run: Planned) -> None:
+    """Asks a run to save and end."""
+    for active in self.active:
+      if active.run.key == run.key and not active.stopping:
+        active.stopping = True
+        job.ask_to_stop(run.workdir)
+        if active.handle is not None and not job.is_running(run.workdir):
+          active.handle.cancel(check=False)  # still waiting in a queue
+
+  def stop_all(self) -> None:
+    """Asks every run to save and end, and waits until all have."""
+    for active in list(self.active):
+      self.stop(active.run)
+    while self.active:
+      self.poll()
+      time.sleep(job.POLL_S)
+
+  def _is_over(self, active: _Active) -> bool:
+    if active.handle is None:
+      return not job.is_running(active.run.workdir)
+    return self.executor.has_ended(active.handle, active.run.workdir)
+
+
+def _farewell(record: ledger.Record) -> str:
+  code = f" (exit code {record.exit_code})" if record.exit_code else ""
+  reason = f": {record.message}" if record.message else ""
+  return f"{record.name}: {record.state}{code}{reason}"
+
+
+class Signals:
+  """SIGINT and SIGTERM as a flag that the sweep looks at; a second one has its usual effect."""
+
+  def __init__(self) -> None:
+    self.received: signal.Signals | None = None
+    self._stack = contextlib.ExitStack()
+
+  def __enter__(self) -> "Signals":
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM):
+        self._stack.callback(signal.signal, number, signal.signal(number, self._note))
+    return self
+
+  def _note(self, number: int, frame: Any) -> None:
+    self.received = signal.Signals(number)
+    self._stack.close()
+
+  def __exit__(self, *exception: object) -> None:
+    self._stack.close()

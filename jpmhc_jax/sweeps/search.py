@@ -1,0 +1,174 @@
+"""Optuna over the same space: trials in an RDB, runs through the same pool, pruning by intermediate evaluations."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import time
+from typing import Any
+
+from jpmhc_jax.sweeps import job, ledger
+from jpmhc_jax.sweeps.grid import Ending, refresh
+from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
+from jpmhc_jax.sweeps.pool import Pool, Signals
+from jpmhc_jax.sweeps.space import Point, SEED, split_seeds, SweepError
+
+FOLDER = "sweep_folder"  # which sweep folder a trial belongs to: a study may be shared by several machines
+
+
+@dataclasses.dataclass
+class _Trial:
+  """A trial on its way: one run a seed, one after the other; its score is the mean over them."""
+
+  trial: Any
+  runs: list[Planned]
+  scores: list[float]
+  reported: int  # the last step that the study knows of, counted over the seeds
+
+  @property
+  def run(self) -> Planned:
+    return self.runs[len(self.scores)]
+
+
+class Search:
+  """A study of one sweep. `storage` is any RDB URL of Optuna, SQLite in the sweep's folder by default."""
+
+  def __init__(self, sweep: Sweep, planner: Planner, pool: Pool, *, trials: int, storage: str = "", seed: int = 0):
+    self.optuna = _optuna()
+    self.planner, self.pool, self.trials, self.metric = planner, pool, trials, sweep.metric
+    self.space, self.seeds = split_seeds(sweep.space)
+    self.folder = planner.workdir.resolve()
+    self.active: list[_Trial] = []
+    self.study = self._study(storage or f"sqlite:///{self.folder / 'search.db'}", seed)
+
+  def _study(self, storage: str, seed: int) -> Any:
+    """The study with the direction of the metric. Scores are stored so that larger is better."""
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
+    return self.optuna.create_study(
+      study_name=self.folder.name,
+      storage=storage,
+      load_if_exists=True,
+      direction="maximize",
+      sampler=self.optuna.samplers.TPESampler(seed=seed),
+      pruner=self.optuna.pruners.MedianPruner(n_startup_trials=4),
+    )
+
+  def run(self) -> Ending:
+    """Runs trials until `trials` have ended, this start and earlier ones together."""
+    runs: dict[str, Planned] = {}
+    with Signals() as signals:
+      self._go_on()
+      while not signals.received:
+        while self.pool.has_room and self._ended() + len(self.active) < self.trials:
+          trial = self.study.ask()
+          self._start(trial, self._new_point(trial))
+        if not self.active:
+          break
+        runs |= {run.key: run for active in self.active for run in active.runs[: len(active.scores) + 1]}
+        self._watch()
+        self._collect(self.pool.poll())
+        time.sleep(job.POLL_S)
+      if signals.received:
+        self.pool.say(f"{signals.received.name}: asking the running jobs to save and end; their trials go on next time")
+        self.pool.stop_all()
+    records = self.pool.book.records
+    return Ending([(run, records[key]) for key, run in runs.items()], signals.received.name if signals.received else "")
+
+  def _ended(self) -> int:
+    return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+
+  def _go_on(self) -> None:
+    """Takes up the trials that this folder's sweep left unfinished."""
+    for frozen in self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.RUNNING,)):
+      if frozen.user_attrs.get(FOLDER) == str(self.folder):
+        trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
+        self._start(trial, self._point(trial), reported=-1 if frozen.last_step is None else frozen.last_step)
+
+  def _new_point(self, trial: Any) -> Point:
+    point = self.space.suggest(trial)
+    trial.set_user_attr("point", {field: list(v) if isinstance(v, tuple) else v for field, v in point.items()})
+    trial.set_user_attr(FOLDER, str(self.folder))
+    return point
+
+  def _point(self, trial: Any) -> Point:
+    stored = trial.user_attrs["point"]
+    return {field: tuple(value) if isinstance(value, list) else value for field, value in stored.items()}
+
+  def _start(self, trial: Any, point: Point, reported: int = -1) -> None:
+    name = f"trial-{trial.number:03d}"
+    seeded = [(name, point)] if not self.seeds else [(f"{name},{SEED}={s}", {**point, SEED: s}) for s in self.seeds]
+    runs = [self.planner.one(each, called) for called, each in seeded]
+    trial.set_user_attr("runs", [run.name for run in runs])
+    self.active.append(_Trial(trial, runs, [], reported))
+    self._next_run(self.active[-1])
+
+  def _next_run(self, active: _Trial) -> None:
+    """Starts the trial's next run, or takes the score of one that is done already."""
+    record = refresh(self.pool, active.run)
+    if record.state in ledger.OVER:
+      self._score(active, record)
+    else:
+      self.pool.start(active.run)
+
+  def _watch(self) -> None:
+    """Stops the runs of trials that fall behind the median."""
+    for active in self.active:
+      if self._report(active) and active.trial.should_prune():
+        self.pool.stop(active.run)
+        active.trial.set_user_attr("pruned_at", active.reported)
+
+  def _report(self, active: _Trial) -> bool:
+    """Tells the study of new evaluations: the mean over the seeds so far. True when there were any."""
+    before = active.reported
+    for step, value in _larger(ledger.scores(active.run.workdir, self.metric)):
+      at = len(active.scores) * active.run.config.steps + step
+      if at > active.reported and math.isfinite(value):
+        active.reported = at
+        active.trial.report(_mean([*active.scores, value]), at)
+    return active.reported > before
+
+  def _collect(self, ended: Sequence[tuple[Planned, ledger.Record]]) -> None:
+    for run, record in ended:
+      active = next(active for active in self.active if active.run.key == run.key)
+      self._score(active, record)
+
+  def _score(self, active: _Trial, record: ledger.Record) -> None:
+    """The trial goes on with its next seed, or is told to the study."""
+    state = self.optuna.trial.TrialState
+    if record.state == ledger.INTERRUPTED and "pruned_at" in active.trial.user_attrs:
+      record.state, record.message = ledger.PRUNED, "behind the median of the trials so far"
+    found = _larger(ledger.scores(active.run.workdir, self.metric))
+    if record.state == ledger.DONE and found:
+      self._report(active)
+      active.scores.append(found[-1][1])
+      if len(active.scores) < len(active.runs):
+        self._next_run(active)
+        return
+    self.active.remove(active)
+    if record.state == ledger.PRUNED:
+      self.study.tell(active.trial, state=state.PRUNED)
+    elif record.state == ledger.DONE and found:
+      self.study.tell(active.trial, _mean(active.scores))
+    elif record.state != ledger.INTERRUPTED:  # an interrupted trial stays open and goes on at the next start
+      self.study.tell(active.trial, state=state.FAIL)
+    self.pool.book.save()
+
+
+def _larger(found: tuple[str, bool, list[tuple[int, float]]] | None) -> list[tuple[int, float]]:
+  """(step, value) with the sign turned where smaller is better."""
+  if found is None:
+    return []
+  _, larger, values = found
+  return values if larger else [(step, -value) for step, value in values]
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values)
+
+
+def _optuna() -> Any:
+  try:
+    import optuna
+  except ImportError as error:
+    raise SweepError("--search=optuna: optuna is not installed; pip install 'jpmhc-jax[search]'") from error
+  return optuna

@@ -1,0 +1,92 @@
+"""Optuna over the algebra's space with a stand-in for the trainer: it finds, prunes, survives and counts seeds."""
+
+import pathlib
+import sys
+
+import optuna
+import pytest
+
+from jpmhc_jax.sweeps import between, chain, executors, ledger, product, seeds, Sweep, sweep
+from jpmhc_jax.sweeps.plan import Planner
+from jpmhc_jax.sweeps.pool import Pool
+from jpmhc_jax.sweeps.search import Search
+from jpmhc_jax.sweeps.space import SweepError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
+TINY = f"{ROOT}/configs/sudoku.py:tiny"
+
+
+def search(folder, space, trials, storage="", retries=0):
+  book = ledger.Ledger(folder, {})
+  executor = executors.Executor("local", folder, TINY, {}, program=(sys.executable, str(FAKE)))
+  pool = Pool(executor, book, jobs=1, retries=retries, say=lambda _: None)
+  planner = Planner(TINY, ["--config.steps=4"], None, folder, lambda _: 1.0, book.names)
+  return Search(Sweep(space), planner, pool, trials=trials, storage=storage)
+
+
+def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(tmp_path):
+  space = product(sweep("optimizer.learning_rate", [0.2, 0.6]), seeds(2))
+  first = search(tmp_path, space, trials=1)
+  assert first.run().exit_code == 0 and len(first.study.trials) == 1
+  second = search(tmp_path, space, trials=3)
+  assert second.run().exit_code == 0 and len(second.study.trials) == 3
+  for trial in second.study.trials:
+    rate = trial.user_attrs["point"]["optimizer.learning_rate"]
+    assert trial.value == pytest.approx(rate)  # the mean over two seeds of what the stand-in scores
+    # Intermediate values run through both seeds; the second half is the mean of the first seed and the second's rise.
+    assert trial.intermediate_values[4] == pytest.approx(rate)
+    assert trial.intermediate_values[6] == pytest.approx((rate + rate / 2) / 2)
+    assert len(trial.user_attrs["runs"]) == 2
+  names = {name for trial in second.study.trials for name in trial.user_attrs["runs"]}
+  assert all((tmp_path / name / "starts").read_text() == "1" for name in names)  # a repeated point is not run again
+
+
+@pytest.mark.slow
+def test_a_trial_behind_the_median_is_stopped_and_told_so(tmp_path, monkeypatch):
+  monkeypatch.setenv("FAKE_PAUSE", "0.5")
+  found = search(tmp_path, sweep("optimizer.learning_rate", [0.9, 0.1]), trials=6)
+  for rate in (0.8, 0.7, 0.75, 0.85):
+    done = optuna.trial.create_trial(
+      value=rate, intermediate_values={step: rate * step / 4 for step in range(1, 5)}, params={}, distributions={}
+    )
+    found.study.add_trial(done)
+  found.study.enqueue_trial({"optimizer.learning_rate": 0.1})
+  found.study.enqueue_trial({"optimizer.learning_rate": 0.9})
+  ending = found.run()
+  pruned, complete = found.study.trials[4:]
+  assert pruned.state == optuna.trial.TrialState.PRUNED and complete.state == optuna.trial.TrialState.COMPLETE
+  records = {record.state: record for _, record in ending.runs}
+  assert set(records) == {"pruned", "done"} and ending.exit_code == 0
+  assert len((tmp_path / records["pruned"].name / "metrics.jsonl").read_text().splitlines()) < 4
+
+
+def test_an_unfinished_trial_is_taken_up_and_a_failed_one_told(tmp_path, monkeypatch):
+  monkeypatch.setenv("FAKE_PLAN", "exit75/exit0")
+  space = sweep("optimizer.learning_rate", [0.3])
+  first = search(tmp_path, space, trials=1)
+  trial = first.study.ask()
+  first._start(trial, first._new_point(trial))
+  while first.active:
+    first._collect(first.pool.poll())
+  assert first.study.trials[0].state == optuna.trial.TrialState.RUNNING
+  second = search(tmp_path, space, trials=1)
+  assert second.run().exit_code == 0
+  assert [trial.value for trial in second.study.trials] == [pytest.approx(0.3)]
+  monkeypatch.setenv("FAKE_PLAN", "exit2")
+  third = search(tmp_path, between("optimizer.learning_rate", 0.1, 0.2), trials=2)
+  assert third.run().exit_code == 1
+  assert third.study.trials[1].state == optuna.trial.TrialState.FAIL
+
+
+def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials(tmp_path):
+  url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+  one, other = (search(tmp_path / name / "same", sweep("seed", [0]), 1, storage=url) for name in ("a", "b"))
+  one._new_point(one.study.ask())
+  other._go_on()
+  assert other.active == [] and not (tmp_path / "a" / "same" / "search.db").exists()
+
+
+def test_seeds_cannot_hide_in_a_searched_space(tmp_path):
+  with pytest.raises(SweepError, match="top level"):
+    search(tmp_path, chain(seeds(2), sweep("steps", [1])), 1)

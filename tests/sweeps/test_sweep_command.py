@@ -1,0 +1,106 @@
+"""`jpmhc sweep`: what it prints, and one real sweep that is killed, goes on, and ends with a report."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+from jpmhc_jax.main import main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SWEEP = """
+from jpmhc_jax.sweeps import cases, chain, seeds, sweep
+
+def get_sweep():
+  missing = {"data.kind": "arc", "data.arc.dataset": "folder", "data.arc.folder": "/no/such/folder"}
+  return chain(sweep("connection.manifold", ["cayley", "identity"]), cases(missing))
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path):
+  """The command line of a sweep over two mixers of a 6-step run and one run without its data."""
+  config = tiny.config(
+    steps=6,
+    mesh=schema.Mesh(data=-1),
+    checkpoint=schema.Checkpoint(every=2),
+    evaluation=schema.Evaluation(every=3),
+    logging=schema.Logging(every=1, tensorboard=False, diagnostics_every=3),
+  )
+  (tmp_path / "config.py").write_text(
+    "import ml_collections\n\n\ndef get_config():\n"
+    f"  return ml_collections.ConfigDict({configs.to_dict(config)!r}).lock()\n"
+  )
+  (tmp_path / "sweep.py").write_text(SWEEP)
+  return [
+    "sweep", f"--config={tmp_path / 'config.py'}", f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 's'}",
+  ]  # fmt: skip
+
+
+def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path, capsys):
+  assert main([*arguments, "--dry-run", "--config.seed=3"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == (
+    f"jpmhc train --config={tmp_path / 'config.py'} --workdir={tmp_path / 's' / 'manifold=cayley'} "
+    "--config.seed=3 --config.connection.manifold=cayley"
+  )
+  assert len(lines) == 3 and not (tmp_path / "s").exists()
+
+
+def test_the_tpu_executor_prints_launch_lines(arguments, tmp_path, capsys):
+  assert main([*arguments, "--executor=tpu"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("#") and len(lines) == 4
+  assert "--worker=all" in lines[1] and "jpmhc train" in lines[1] and "manifold=cayley" in lines[1]
+  assert not (tmp_path / "s").exists()
+
+
+def test_bad_input_is_named_before_anything_starts(arguments, tmp_path, capsys):
+  (tmp_path / "sweep.py").write_text(SWEEP.replace('"identity"', '"identitty"'))
+  assert main(arguments) == 2
+  error = capsys.readouterr().err
+  assert "identitty" in error and "Did you mean 'identity'" in error and "Traceback" not in error
+  assert main([*arguments, "--config.steps=many"]) == 2
+  assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_a_real_sweep_is_killed_goes_on_and_is_reported(arguments, tmp_path):
+  command = [sys.executable, "-m", "jpmhc_jax", *arguments, "--jobs=2"]
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+  cayley = tmp_path / "s" / "manifold=cayley"
+  deadline = time.monotonic() + 300
+  while not (cayley / "metrics.jsonl").exists():
+    assert time.monotonic() < deadline and first.poll() is None
+    time.sleep(0.05)
+  first.send_signal(signal.SIGTERM)
+  assert first.wait(timeout=120) == 75 and "start the same sweep to go on" in first.stdout.read()
+  first.stdout.close()
+  states = {run["name"]: run["state"] for run in json.loads((tmp_path / "s" / "sweep.json").read_text())["runs"]}
+  assert "running" not in states.values()
+
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+  assert done.returncode == 1, done.stderr
+  runs = {run["name"]: run for run in json.loads((tmp_path / "s" / "sweep.json").read_text())["runs"]}
+  failed = next(run for name, run in runs.items() if "manifold" not in name)
+  assert [runs[f"manifold={name}"]["state"] for name in ("cayley", "identity")] == ["done", "done"]
+  assert failed["state"] == "failed" and failed["exit_code"] == 2 and "/no/such/folder" in failed["message"]
+  assert "/no/such/folder" in done.stdout
+  steps = [
+    json.loads(line)["step"] for line in (cayley / "metrics.jsonl").read_text().splitlines() if "lm_loss" in line
+  ]
+  assert steps == [1, 2, 3, 4, 5, 6]  # nothing lost, nothing twice
+  page = (tmp_path / "s" / "report.html").read_text()
+  assert "3 runs: 2 done, 1 failed." in page
+
+  third = subprocess.run([*command, "--retries=0"], env=environment, capture_output=True, text=True, timeout=100)
+  assert third.returncode == 1 and third.stdout.startswith("3 runs, 2 done already")
