@@ -72,9 +72,9 @@ def _print_commands(runs: Any, options: argparse.Namespace) -> None:
   from jpmhc_jax.sweeps import executors
 
   if options.executor == "tpu":
-    print("# NAME, ZONE and FOLDER: the pod, its zone, and the checkout on its workers; see scripts/")
+    print("# NAME, ZONE, TYPE: of the pod; --workdir must be a folder that all hosts see (scripts/tpu_pod.py)")
   for run in runs:
-    line = executors.tpu_lines if options.executor == "tpu" else executors.command
+    line = executors.tpu_line if options.executor == "tpu" else executors.command
     print(line(options.config, run))
 
 

@@ -31,10 +31,11 @@ def command(config: str, run: Planned) -> str:
   return shlex.join(("jpmhc", *arguments(config, run)))
 
 
-def tpu_lines(config: str, run: Planned) -> str:
-  """The line that starts a run on every worker of a TPU pod; NAME, ZONE and FOLDER are the reader's environment."""
-  inside = f'cd "$FOLDER" && .venv/bin/{command(config, run)}'
-  return f'gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command={shlex.quote(inside)}'
+def tpu_line(config: str, run: Planned) -> str:
+  """The line that asks for a TPU pod and trains a run on all its hosts; NAME, ZONE, TYPE are the reader's variables."""
+  _, *training = arguments(config, run)
+  pod = '--name="$NAME" --zone="$ZONE" --accelerator-type="$TYPE"'
+  return f"python -m scripts.tpu_pod {pod} -- {shlex.join(training)}"
 
 
 class Executor:

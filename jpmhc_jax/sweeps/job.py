@@ -19,6 +19,8 @@ from typing import Any, IO
 
 import submitit
 
+from jpmhc_jax.core.files import write_atomically
+
 DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75
 POLL_S = 0.2
 
@@ -41,7 +43,7 @@ class TrainJob:
       started = _now()
       code = self._run((held.fileno(),))
       record = {"exit_code": code, "stopped": _stop_file(self.workdir).exists(), "started": started, "ended": _now()}
-      write_json(self.workdir / "outcome.json", record)
+      write_atomically(self.workdir / "outcome.json", json.dumps(record, indent=2) + "\n")
     return code
 
   def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -118,13 +120,6 @@ def last_words(workdir: pathlib.Path, lines: int = 1) -> str:
     file.seek(max(0, path.stat().st_size - 20_000))
     said = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
   return "\n".join(said[-lines:])
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a file that is either the old one or the whole new one."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n")
-  temporary.replace(path)
 
 
 def _stop_file(workdir: pathlib.Path) -> pathlib.Path:

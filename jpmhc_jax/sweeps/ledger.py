@@ -7,6 +7,7 @@ import math
 import pathlib
 from typing import Any
 
+from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.core.metrics import headline
 from jpmhc_jax.sweeps import job
 from jpmhc_jax.sweeps.plan import Planned
@@ -56,7 +57,9 @@ class Ledger:
   def save(self) -> None:
     """Writes the file; readers see the old one or the whole new one."""
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    job.write_json(self.path, self.about | {"runs": [dataclasses.asdict(record) for record in self.records.values()]})
+    content = self.about | {"runs": [dataclasses.asdict(record) for record in self.records.values()]}
+    with storing(f"the sweep's ledger {self.path}"):
+      write_atomically(self.path, json.dumps(content, indent=2) + "\n")
 
 
 def read_records(folder: pathlib.Path) -> list[Record]:

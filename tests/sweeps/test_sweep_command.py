@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,7 +60,11 @@ def test_the_tpu_executor_prints_launch_lines(arguments, tmp_path, capsys):
   assert main([*arguments, "--executor=tpu"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith("#") and len(lines) == 4
-  assert "--worker=all" in lines[1] and "jpmhc train" in lines[1] and "manifold=cayley" in lines[1]
+  launched = shlex.split(lines[1].replace("$NAME", "pod").replace("$ZONE", "z").replace("$TYPE", "v5litepod-16"))
+  printed = subprocess.run(
+    [sys.executable, *launched[1:3], "--dry-run", *launched[3:]], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout
+  assert "--worker=all" in printed and "train" in printed and "manifold=cayley" in printed
   assert not (tmp_path / "s").exists()
 
 
