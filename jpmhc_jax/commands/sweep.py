@@ -79,9 +79,10 @@ def _print_commands(runs: Any, options: argparse.Namespace) -> None:
 
 
 def _summarise(ending: Any, metric: str) -> None:
-  """One row a run, then what failed and why."""
+  """One row a run: how it ended, how it scored, and why it failed."""
   from rich.console import Console
   from rich.table import Table
+  from rich.text import Text
 
   from jpmhc_jax.sweeps import ledger
 
@@ -91,7 +92,7 @@ def _summarise(ending: Any, metric: str) -> None:
   for run, record in ending.runs:
     found = ledger.scores(run.workdir, metric)
     score = f"{found[0]} {found[2][-1][1]:.4g}" if found else ""
-    table.add_row(run.name, record.state, str(record.attempts), score, record.message)
+    table.add_row(*map(Text, (run.name, record.state, str(record.attempts), score, record.message)))
   console = Console()
   Console(width=max(console.width, 120)).print(table)
 

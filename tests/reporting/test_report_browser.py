@@ -5,8 +5,8 @@ import json
 import shutil
 import subprocess
 
-from matplotlib import image
 import numpy as np
+from PIL import Image
 import pytest
 
 from jpmhc_jax.reporting.report import write_report
@@ -99,7 +99,8 @@ def screenshot(report, tmp_path, width, height, *flags):
   command = [BROWSER, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},{height}"]
   command += [*flags, f"--screenshot={picture}", report.as_uri()]
   subprocess.run(command, capture_output=True, timeout=120, check=True)
-  pixels = image.imread(picture)[..., :3]
+  with Image.open(picture) as image:
+    pixels = np.asarray(image.convert("RGB")) / 255
   assert pixels.shape == (height, width, 3)
   return pixels
 
