@@ -36,7 +36,7 @@ class Choice(Manifold):
 
   families: tuple[Manifold, ...] = (Iso(), Sinkhorn(), Identity())
   hot: float = 1.0
-  cold: float = 0.05
+  cold: float = 0.01
   start: float = 0.1
   end: float = 0.7
 

@@ -25,6 +25,19 @@ FAMILIES_OF_SCALARS = (
 )
 AXES = {"step": "By step", "seconds of training": "By training time", "FLOP": "By arithmetic"}
 
+READABLE = {
+  "time/step_ms": "Step time (ms)",
+  "time/examples_per_s": "Examples a second",
+  "time/tflops_per_s": "TFLOP/s",
+  "time/mfu": "Share of the peak FLOP/s",
+  "train/steps": "Supervision steps until halting",
+  "memory/host_peak_gib": "Host memory, peak (GiB)",
+  "memory/device_peak_gib": "Device memory, peak (GiB)",
+  "max_angle_deg": "Largest rotation angle (degrees)",
+  "angle_deg": "Rotation angles (degrees)",
+  "singular_value": "Singular values",
+}
+
 
 def learning_charts(run: Run) -> Markup | None:
   """Loss and accuracy of training and evaluation, pass@k, every other scalar of training, layers and time together."""
@@ -134,9 +147,8 @@ def is_share(name: str) -> bool:
 
 def readable(name: str) -> str:
   """'train/gradient_norm' -> 'Gradient norm'; 'time/step_ms' -> 'Step time (ms)'."""
-  known = {"time/step_ms": "Step time (ms)", "train/steps": "Supervision steps until halting"}
   words = name.split("/", 1)[-1].replace("_", " ").replace("/", ": ")
-  return known.get(name, words[:1].upper() + words[1:])
+  return READABLE.get(name, words[:1].upper() + words[1:])
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
