@@ -15,6 +15,7 @@ import math
 from typing import NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
@@ -37,6 +38,10 @@ ABLATIONS: dict[str, Callable[[int], np.ndarray | None]] = {
 }
 
 
+# What a rematerialisation policy may save instead of the streams: n² + 2n numbers a token, against n·d.
+COEFFICIENTS = "coefficients"
+
+
 class Coefficients(NamedTuple):
   """What a connection computes per token, float32. `mix` is None for the identity mixer.
 
@@ -46,6 +51,10 @@ class Coefficients(NamedTuple):
   read: Float[Array, "..."]
   mix: Float[Array, "n n *tokens"] | None
   write: Float[Array, "..."]
+
+
+def _named(coefficient: Array) -> Array:
+  return checkpoint_name(coefficient, COEFFICIENTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +176,7 @@ class HyperConnection:
         f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
         "`expand` makes them from a vector"
       )
-    coefficients = self.coefficients(parameters, streams)
+    coefficients = jax.tree.map(_named, self.coefficients(parameters, streams))
     if self.routing.segments > 1:
       output = sublayer(segments.read(streams, coefficients.read))
       return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)

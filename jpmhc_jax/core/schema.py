@@ -156,9 +156,10 @@ class Model:
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
   rematerialise: str = field(
     "products",
-    "what the backward pass recomputes instead of storing: products = all but the results of matrix products, block = "
-    "a whole block, call = a whole network call, none = nothing",
-    ("none", "products", "block", "call"),
+    "what the backward pass recomputes instead of storing: products = the streams and all else but the results of "
+    "matrix products and the mixing coefficients, coefficients = all but the mixing coefficients, block = a whole "
+    "block, call = a whole network call, none = nothing",
+    ("none", "products", "coefficients", "block", "call"),
   )
 
 

@@ -11,15 +11,25 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jpmhc_jax.connections import COEFFICIENTS
+
 KEPT = "kept"
 
 
 def kept(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  """Marks the result of a matrix product: what `KEEP_PRODUCTS` stores for the backward pass, all else is recomputed."""
+  """Marks the result of a matrix product, for the policies of `recomputing`."""
   return checkpoint_name(x, KEPT)
 
 
-KEEP_PRODUCTS = jax.checkpoint_policies.save_only_these_names(KEPT)
+# What each value of `model.rematerialise` saves within a block; 'block' saves nothing but what enters it, and so does
+# 'call', whose blocks lie within a network call that is recomputed as a whole. The mixing coefficients are tiny beside
+# the streams that they mix, and a mixer's projection need not be run twice for them.
+SAVED = {
+  "products": jax.checkpoint_policies.save_only_these_names(KEPT, COEFFICIENTS),
+  "coefficients": jax.checkpoint_policies.save_only_these_names(COEFFICIENTS),
+  "block": None,
+  "call": None,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -27,7 +27,7 @@ from jpmhc_jax.connections import Connection, Ends, expand
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.layout import constrain, constrain_hidden
 from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
-from jpmhc_jax.models.products import KEEP_PRODUCTS
+from jpmhc_jax.models.products import SAVED
 
 Latent = Float[Array, "b l ..."]
 Network = Callable[[Array, Array], Array]
@@ -121,10 +121,7 @@ def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
 
 def recomputing(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
   """A block with what its backward pass recomputes. In a scan nothing merges with the forward pass: no barriers."""
-  if policy == "none":
-    return block
-  saved = KEEP_PRODUCTS if policy == "products" else None
-  return jax.checkpoint(block, policy=saved, prevent_cse=False)
+  return jax.checkpoint(block, policy=SAVED[policy], prevent_cse=False) if policy in SAVED else block
 
 
 class TRM(nnx.Module):

@@ -18,7 +18,7 @@ from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step
 
 # From little recomputation to much.
-POLICIES = ("none", "products", "block", "call")
+POLICIES = ("none", "products", "coefficients", "block", "call")
 
 
 @dataclasses.dataclass(frozen=True)
