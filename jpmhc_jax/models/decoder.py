@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.connections import Ends
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.layout import constrain_hidden
+from jpmhc_jax.core.layout import constrain, constrain_hidden
 from jpmhc_jax.models.layers import rms_norm, weight
 from jpmhc_jax.models.trm import Block, recomputing, Visitor
 
@@ -69,7 +69,7 @@ class Decoder(nnx.Module):
 
   def embed(self, inputs: Int[Array, "b l"]) -> Hidden:
     """√d · embedding, expanded into the streams."""
-    x = self.embedding[...].astype(self.dtype)[inputs]
+    x = constrain(self.embedding[...].astype(self.dtype), "vocab", "features")[inputs]
     if self.model.positions == "learned":
       x = (x + self.position_embedding[...].astype(self.dtype)[None]) * math.sqrt(0.5)
     x = math.sqrt(self.model.width) * x

@@ -29,11 +29,11 @@ WAYS = {
 }
 
 
-def _exchanged(mixer, mesh):
+def _exchanged(mixer, mesh, **changes):
   """(kind, shapes) of every collective in the compiled step of a network with this mixer."""
   model = dataclasses.replace(tiny.config().model, recursion=schema.Recursion(outer=1, inner=1, max_steps=4))
-  config = tiny.config(mesh=mesh, model=model, connection=schema.Connection(manifold=mixer, streams=STREAMS))
-  setup = tiny.setup(config)
+  connection = schema.Connection(manifold=mixer, streams=STREAMS)
+  setup = tiny.setup(tiny.config(**({"mesh": mesh, "model": model, "connection": connection} | changes)))
   state = jax.eval_shape(setup.create)
   text = make_train_step(setup).lower(state, state.carry.data).compile().as_text()
   found = []
@@ -67,6 +67,20 @@ def test_mixers_add_no_collective(way):
 
 def test_fsdp_gathers_parameters_and_leaves_activations_where_they_are():
   found = _exchanged("cayley", WAYS["fsdp"])
+  assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+  assert not [shapes for _, shapes in found for s in shapes if POSITIONS in s]
+
+
+@pytest.mark.slow
+def test_fsdp_leaves_the_activations_of_the_decoder_where_they_are_too(tmp_path):
+  for k in range(12):
+    (tmp_path / f"module{k}.py").write_text(f"def f{k}(x):\n  return x + {k}\n" * (5 + k))
+  text = schema.TextData(folder=str(tmp_path), window=POSITIONS, held_out=4)
+  changes = {
+    "data": schema.Data(kind="text", prefetch=0, epochs_per_interval=1, text=text),
+    "model": schema.Model(kind="decoder", width=16, heads=2, layers=3, mlp_multiple=8, loss="softmax"),
+  }
+  found = _exchanged("cayley", WAYS["fsdp"], **changes)
   assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
   assert not [shapes for _, shapes in found for s in shapes if POSITIONS in s]
 
