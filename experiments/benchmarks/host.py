@@ -2,10 +2,12 @@
 
   python -m experiments.benchmarks.host [--blocks=24] [--steps=200] [--out=FILE]
 
-A network of 24 small blocks with four streams (hundreds of parameter leaves) is trained by the loop's own parts, one
-step at a time and always waiting for the device, so that host and device time are apart: placing the batch, dispatching
-the compiled step, reading its metrics back, and the instruments (goodput, profiler window, step times). What is done
-only every `logging.every` steps is timed beside it. In a run the host's part overlaps the device's.
+A decoder of 24 small blocks with four streams is trained by the loop's own parts, one step at a time and always waiting
+for the device, so that host and device time are apart: placing the batch, dispatching the compiled step, reading its
+metrics back, and the instruments (goodput, profiler window, step times). What is done only every `logging.every` steps
+is timed beside it. In a run the host's part overlaps the device's. The cost of a dispatch is that of the leaves of the
+state (6 µs each on the CPU client, which allocates the results in the caller's thread): layers that are stacked and
+scanned cost as much as one, and 24 unrolled blocks of TRM, 798 leaves, would cost 5 ms.
 """
 
 import argparse
@@ -33,20 +35,13 @@ PARTS = ("place", "dispatch", "device", "read_back", "instruments")
 
 
 def small(blocks: int) -> schema.Config:
-  """TRM-MLP on 4×4 Sudoku with many narrow blocks: little to compute, much to hand over."""
+  """The decoder with many narrow blocks of four streams on a few short rows: little to compute."""
   return schema.Config(
     steps=1000,
-    batch_size=8,
+    batch_size=4,
     mesh=schema.Mesh(data=1),
-    data=schema.Data(kind="sudoku", prefetch=0, sudoku=schema.SudokuData(train_puzzles=50, test_puzzles=20)),
-    model=schema.Model(
-      width=16,
-      heads=2,
-      layers=blocks,
-      mlp_multiple=8,
-      recursion=schema.Recursion(outer=1, inner=1, max_steps=4),
-      puzzle=schema.Puzzle(width=0, slots=1),
-    ),
+    data=schema.Data(kind="text", prefetch=0, text=schema.TextData(window=16)),
+    model=schema.Model(kind="decoder", width=16, heads=2, layers=blocks, mlp_multiple=8, loss="softmax"),
     logging=schema.Logging(tensorboard=False),
   )
 

@@ -24,9 +24,11 @@ class LayerNorms:
   @classmethod
   def of(cls, shapes: Any, axes: Any) -> "LayerNorms":
     """The layers of a parameter tree; `axes` holds the tuple of logical axes wherever `shapes` holds an array."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    groups = []
-    for (path, leaf), names in zip(leaves, structure.flatten_up_to(axes), strict=True):
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    groups: list[tuple[str, int | None]] = []
+    for (path, leaf), names in zip(
+      leaves, jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple)), strict=True
+    ):
       keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
       stacked = bool(names) and names[0] == STACKED
       groups.append((".".join(keys[:-1] or keys), leaf.shape[0] if stacked else None))

@@ -216,7 +216,7 @@ class _Loop:
     return self.over or (every > 0 and step % every == 0)
 
   def _devices_busy(self) -> bool:
-    return self.pending is not None and not self.pending.metrics["lm_loss"].is_ready()
+    return self.pending is not None and not self.pending.metrics["lm_loss"].is_ready()  # type: ignore[attr-defined]
 
   def _read_back(self, state: TrainState) -> None:
     if self.pending is None:

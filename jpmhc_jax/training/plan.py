@@ -85,7 +85,8 @@ def make_plan(config: schema.Config, dataset: Dataset, memory: int | None = None
 def measure(setup: Setup, dataset: Dataset) -> Need:
   """Compiles the step of a setup and reads what the compiler planned."""
   state = jax.eval_shape(setup.create)
-  step, batch = make_train_step(setup), state.carry.data
+  batch = state.carry.data
+  step: Any = make_train_step(setup)  # a jitted function
   began = time.monotonic()
   compiled = step.lower(state, batch).compile()
   seconds = time.monotonic() - began
