@@ -1,5 +1,6 @@
 """The launchers: what they would run, to the letter, and the local one for real."""
 
+import json
 import os
 import pathlib
 import signal
@@ -8,7 +9,10 @@ import sys
 import time
 
 import pytest
+import tiny
 
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
 from scripts import commands, gke, local, slurm, tpu_pod, xla_flags
 
 EXPECTED = pathlib.Path(__file__).parent / "expected"
@@ -95,3 +99,22 @@ def test_a_signal_to_the_local_launcher_reaches_every_process(tmp_path):
   assert process.wait(timeout=30) == 75
   process.stdout.close()
   assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_two_local_processes_train_one_run(tmp_path, capfd):
+  config = tiny.config(
+    steps=3,
+    mesh=schema.Mesh(data=2),
+    checkpoint=schema.Checkpoint(every=0),
+    evaluation=schema.Evaluation(every=0, max_examples=4),
+  )
+  source = tmp_path / "config.py"
+  values = configs.to_dict(config)
+  source.write_text(f"import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({values!r})\n")
+  workdir = tmp_path / "run"
+  arguments = ["--processes=2", "--devices=1", "--", f"--config={source}", f"--workdir={workdir}"]
+  assert local.main(arguments) == 0, capfd.readouterr().out
+  environment = json.loads((workdir / "environment.json").read_text())
+  assert environment["processes"] == 2 and len(environment["devices"]) == 2
+  assert "[0] " in capfd.readouterr().out
