@@ -1,4 +1,4 @@
-"""jpmhc report: one HTML page from any set of workdirs."""
+"""jpmhc report: one HTML page from any set of runs and sweeps."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ class Report:
   computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folders of runs")
+    parser.add_argument("paths", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folders of runs or sweeps")
     parser.add_argument(
       "--out", type=pathlib.Path, default=None, help="file to write; default report.html in the first"
     )

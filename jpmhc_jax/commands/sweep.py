@@ -35,16 +35,20 @@ class Sweep:
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.sweeps import grid, ledger, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
+    from jpmhc_jax.sweeps.space import SweepError
 
+    printed = options.dry_run or options.executor == "tpu"
+    if options.search and printed:
+      raise SweepError("--search draws its points while it runs: there is no list of commands to print")
     sweep = load_sweep(options.sweep)
     book = ledger.Ledger(options.workdir, _about(options))
     planner = Planner(options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names)
-    if options.search and not options.dry_run and options.executor != "tpu":
+    if options.search:
       pool = _pool(options, book)
       ending = search.Search(sweep, planner, pool, trials=options.trials, storage=options.storage).run()
     else:
       runs = planner.all(sweep.space.points())
-      if options.dry_run or options.executor == "tpu":
+      if printed:
         _print_commands(runs, options)
         return 0
       ending = grid.run_all(_pool(options, book), runs)

@@ -95,9 +95,9 @@ class Pool:
       time.sleep(job.POLL_S)
 
   def _is_over(self, active: _Active) -> bool:
-    if active.handle is None:
-      return not job.is_running(active.run.workdir)
-    return self.executor.has_ended(active.handle, active.run.workdir)
+    # The lock has the last word: a training may outlive its job, when that alone is killed.
+    ended = active.handle is None or self.executor.has_ended(active.handle, active.run.workdir)
+    return ended and not job.is_running(active.run.workdir)
 
 
 def _farewell(record: ledger.Record) -> str:

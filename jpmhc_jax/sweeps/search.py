@@ -71,8 +71,16 @@ class Search:
       if signals.received:
         self.pool.say(f"{signals.received.name}: asking the running jobs to save and end; their trials go on next time")
         self.pool.stop_all()
+    self._tell_the_best()
     records = self.pool.book.records
     return Ending([(run, records[key]) for key, run in runs.items()], signals.received.name if signals.received else "")
+
+  def _tell_the_best(self) -> None:
+    complete = self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.COMPLETE,))
+    if complete:
+      best = max(complete, key=lambda trial: trial.value)
+      runs, point = ", ".join(best.user_attrs.get("runs", ())), best.user_attrs.get("point", best.params)
+      self.pool.say(f"best of {len(complete)} complete trials: number {best.number} ({runs}) with {dict(point)}")
 
   def _ended(self) -> int:
     return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))

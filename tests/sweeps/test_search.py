@@ -46,9 +46,13 @@ def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(tmp_path):
 def test_a_trial_behind_the_median_is_stopped_and_told_so(tmp_path, monkeypatch):
   monkeypatch.setenv("FAKE_PAUSE", "0.5")
   found = search(tmp_path, sweep("optimizer.learning_rate", [0.9, 0.1]), trials=6)
-  for rate in (0.8, 0.7, 0.75, 0.85):
+  for rate in (0.8, 0.7, 0.75, 0.85):  # as if run before
     done = optuna.trial.create_trial(
-      value=rate, intermediate_values={step: rate * step / 4 for step in range(1, 5)}, params={}, distributions={}
+      value=rate,
+      user_attrs={"runs": ["earlier"], "point": {}},
+      intermediate_values={step: rate * step / 4 for step in range(1, 5)},
+      params={},
+      distributions={},
     )
     found.study.add_trial(done)
   found.study.enqueue_trial({"optimizer.learning_rate": 0.1})

@@ -74,6 +74,8 @@ def test_bad_input_is_named_before_anything_starts(arguments, tmp_path, capsys):
   error = capsys.readouterr().err
   assert "identitty" in error and "Did you mean 'identity'" in error and "Traceback" not in error
   assert main([*arguments, "--config.steps=many"]) == 2
+  assert main([*arguments, "--search=optuna", "--dry-run"]) == 2
+  assert "there is no list of commands" in capsys.readouterr().err
   assert not (tmp_path / "s").exists()
 
 
