@@ -1,6 +1,7 @@
 """jpmhc sweep: many runs of one config, on this machine, on SLURM or as launch lines, and their report."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -44,8 +45,9 @@ class Sweep:
     book = ledger.Ledger(options.workdir, _about(options))
     planner = Planner(options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names)
     if options.search:
-      pool = _pool(options, book)
-      ending = search.Search(sweep, planner, pool, trials=options.trials, storage=options.storage).run()
+      study = search.Search(sweep, planner, _pool(options, book), trials=options.trials, storage=options.storage)
+      with contextlib.closing(study):
+        ending = study.run()
     else:
       runs = planner.all(sweep.space.points())
       if printed:

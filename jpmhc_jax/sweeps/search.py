@@ -38,20 +38,26 @@ class Search:
     self.space, self.seeds = split_seeds(sweep.space)
     self.folder = planner.workdir.resolve()
     self.active: list[_Trial] = []
-    self.study = self._study(storage or f"sqlite:///{self.folder / 'search.db'}", seed)
-
-  def _study(self, storage: str, seed: int) -> Any:
-    """The study with the direction of the metric. Scores are stored so that larger is better."""
     self.folder.mkdir(parents=True, exist_ok=True)
+    self._storage = self.optuna.storages.RDBStorage(storage or f"sqlite:///{self.folder / 'search.db'}")
+    self.study = self._study(seed)
+
+  def _study(self, seed: int) -> Any:
+    """The study of this folder's name. Scores are stored so that larger is better."""
     self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
     return self.optuna.create_study(
       study_name=self.folder.name,
-      storage=storage,
+      storage=self._storage,
       load_if_exists=True,
       direction="maximize",
       sampler=self.optuna.samplers.TPESampler(seed=seed),
       pruner=self.optuna.pruners.MedianPruner(n_startup_trials=4),
     )
+
+  def close(self) -> None:
+    """Closes the connections to the database."""
+    self._storage.remove_session()
+    self._storage.engine.dispose()
 
   def run(self) -> Ending:
     """Runs trials until `trials` have ended, this start and earlier ones together."""

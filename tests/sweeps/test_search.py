@@ -17,15 +17,25 @@ FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
 TINY = f"{ROOT}/configs/sudoku.py:tiny"
 
 
-def search(folder, space, trials, storage="", retries=0):
-  book = ledger.Ledger(folder, {})
-  executor = executors.Executor("local", folder, TINY, {}, program=(sys.executable, str(FAKE)))
-  pool = Pool(executor, book, jobs=1, retries=retries, say=lambda _: None)
-  planner = Planner(TINY, ["--config.steps=4"], None, folder, lambda _: 1.0, book.names)
-  return Search(Sweep(space), planner, pool, trials=trials, storage=storage)
+@pytest.fixture
+def search():
+  """search(folder, space, trials): a search with the stand-in; closed when the test ends."""
+  opened = []
+
+  def make(folder, space, trials, storage=""):
+    book = ledger.Ledger(folder, {})
+    executor = executors.Executor("local", folder, TINY, {}, program=(sys.executable, str(FAKE)))
+    pool = Pool(executor, book, jobs=1, retries=0, say=lambda _: None)
+    planner = Planner(TINY, ["--config.steps=4"], None, folder, lambda _: 1.0, book.names)
+    opened.append(Search(Sweep(space), planner, pool, trials=trials, storage=storage))
+    return opened[-1]
+
+  yield make
+  for each in opened:
+    each.close()
 
 
-def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(tmp_path):
+def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(search, tmp_path):
   space = product(sweep("optimizer.learning_rate", [0.2, 0.6]), seeds(2))
   first = search(tmp_path, space, trials=1)
   assert first.run().exit_code == 0 and len(first.study.trials) == 1
@@ -43,7 +53,7 @@ def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trial_behind_the_median_is_stopped_and_told_so(tmp_path, monkeypatch):
+def test_a_trial_behind_the_median_is_stopped_and_told_so(search, tmp_path, monkeypatch):
   monkeypatch.setenv("FAKE_PAUSE", "0.5")
   found = search(tmp_path, sweep("optimizer.learning_rate", [0.9, 0.1]), trials=6)
   for rate in (0.8, 0.7, 0.75, 0.85):  # as if run before
@@ -65,7 +75,7 @@ def test_a_trial_behind_the_median_is_stopped_and_told_so(tmp_path, monkeypatch)
   assert len((tmp_path / records["pruned"].name / "metrics.jsonl").read_text().splitlines()) < 4
 
 
-def test_an_unfinished_trial_is_taken_up_and_a_failed_one_told(tmp_path, monkeypatch):
+def test_an_unfinished_trial_is_taken_up_and_a_failed_one_told(search, tmp_path, monkeypatch):
   monkeypatch.setenv("FAKE_PLAN", "exit75/exit0")
   space = sweep("optimizer.learning_rate", [0.3])
   first = search(tmp_path, space, trials=1)
@@ -83,7 +93,7 @@ def test_an_unfinished_trial_is_taken_up_and_a_failed_one_told(tmp_path, monkeyp
   assert third.study.trials[1].state == optuna.trial.TrialState.FAIL
 
 
-def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials(tmp_path):
+def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials(search, tmp_path):
   url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
   one, other = (search(tmp_path / name / "same", sweep("seed", [0]), 1, storage=url) for name in ("a", "b"))
   one._new_point(one.study.ask())
@@ -91,6 +101,6 @@ def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials
   assert other.active == [] and not (tmp_path / "a" / "same" / "search.db").exists()
 
 
-def test_seeds_cannot_hide_in_a_searched_space(tmp_path):
+def test_seeds_cannot_hide_in_a_searched_space(search, tmp_path):
   with pytest.raises(SweepError, match="top level"):
     search(tmp_path, chain(seeds(2), sweep("steps", [1])), 1)
