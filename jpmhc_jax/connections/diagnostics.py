@@ -39,7 +39,8 @@ def stream_diagnostics(streams: Float[Array, "*tokens n d"]) -> dict[str, Float[
 def mixer_diagnostics(manifold: Manifold, coefficients: Coefficients) -> dict[str, Float[Array, ""]]:
   """Of one connection: distance to the set (max), distance to I, singular values, rotation angles, routing dominance.
 
-  max_angle_deg is arccos of the smallest eigenvalue of the symmetric part: the rotation angle where H is orthogonal.
+  singular_value_k and angle_deg_k are means over the tokens, from the largest on; angles are arccos of the eigenvalues
+  of the symmetric part, which are the rotation angles (in pairs) where H is orthogonal. max_angle_deg is the first.
   """
   read, mix, write = coefficients
   n = read.shape[0]
@@ -52,13 +53,16 @@ def mixer_diagnostics(manifold: Manifold, coefficients: Coefficients) -> dict[st
   matrices = _sample(matrices_of(mix))
   singular = jnp.linalg.svd(matrices, compute_uv=False)
   symmetric = jnp.linalg.eigvalsh((matrices + jnp.swapaxes(matrices, 1, 2)) / 2)
+  angles = jnp.degrees(jnp.arccos(jnp.clip(symmetric, -1, 1)))
   deviation = matrices - jnp.eye(n, dtype=matrices.dtype)[None]
   return values | {
     "distance_to_set": jnp.max(manifold.distance(mix)),
     "distance_to_identity": jnp.mean(jnp.sqrt(jnp.sum(jnp.square(deviation), axis=(1, 2)))),
     "smallest_singular_value": jnp.min(singular),
     "largest_singular_value": jnp.max(singular),
-    "max_angle_deg": jnp.mean(jnp.degrees(jnp.arccos(jnp.clip(symmetric[:, 0], -1, 1)))),
+    "max_angle_deg": jnp.mean(angles[:, 0]),
+    **{f"singular_value_{k}": jnp.mean(singular[:, k]) for k in range(n)},
+    **{f"angle_deg_{k}": jnp.mean(angles[:, k]) for k in range(n)},
   }
 
 

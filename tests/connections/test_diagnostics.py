@@ -89,6 +89,7 @@ def test_a_single_stream_has_finite_diagnostics():
 def test_a_rotation_has_unit_singular_values_and_its_own_angle():
   values = _values(mixer_diagnostics(Cayley(), _coefficients(_rotation(30.0, 75.0))))
   assert values["max_angle_deg"] == pytest.approx(75.0, abs=1e-3)
+  assert [values[f"angle_deg_{k}"] for k in range(N)] == pytest.approx([75, 75, 30, 30], abs=1e-3)
   assert values["smallest_singular_value"] == pytest.approx(1.0, abs=1e-5)
   assert values["largest_singular_value"] == pytest.approx(1.0, abs=1e-5)
   assert values["distance_to_set"] < 1e-6
@@ -120,6 +121,7 @@ def test_averaging_is_measured_as_rank_one_by_its_singular_values():
   assert values["distance_to_set"] < 1e-6
   assert values["largest_singular_value"] == pytest.approx(1.0, rel=1e-6)
   assert values["smallest_singular_value"] == pytest.approx(0.0, abs=1e-6)
+  assert [values[f"singular_value_{k}"] for k in range(N)] == pytest.approx([1, 0, 0, 0], abs=1e-6)
   assert values["distance_to_identity"] == pytest.approx(np.sqrt(N - 1), rel=1e-6)
 
 
