@@ -4,87 +4,57 @@
     mix_and_write:  x'_i = Σ_j H_ij x_j + b_i y
 
 Streams are (*tokens, n, d) in any float dtype; coefficients are tokens last, (n, n, *tokens), or token-free for static
-mixers, always float32 or wider, and so is the arithmetic. Three choices carry the speed (4,096 tokens, n = 4, d = 128,
-2 CPU cores: forward and backward together 47 ms for the plain formula, 6 ms for this one; measured with
-`experiments/benchmarks/step`): contractions are batched products with the tokens as batch, the coefficients stand
-behind an optimisation barrier so that no compiler recomputes a sigmoid for each of the d features, and the backward
-pass is written out, so that it saves the inputs only.
+mixers, always float32 or wider, and so is the arithmetic. Each direction is one operator; the backward pass saves the
+inputs only. `operators` says who computes: the portable formulas or kernels (see `implementation`).
 """
 
+import functools
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jpmhc_jax.connections import portable
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
 
 
-def _tokens(coefficient: Array, axes: int) -> str:
-  """The einsum letters of the token axes: none for a static coefficient."""
-  return "..." if coefficient.ndim > axes else ""
-
-
-def _wide(x: Array, coefficient: Array) -> Array:
-  return x.astype(jnp.promote_types(x.dtype, coefficient.dtype))
-
-
-@jax.custom_vjp
-def read(streams: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def read(streams: _Streams, weights: Float[Array, "n *per_token"], operators: Any = portable) -> _Vector:
   """u = Σ_j a_j x_j, in the streams' dtype."""
-  weights = jax.lax.optimization_barrier(weights)
-  mixed = jnp.einsum(f"j{_tokens(weights, 1)},...jd->...d", weights, _wide(streams, weights))
-  return mixed.astype(streams.dtype)
+  return operators.read(streams, weights).astype(streams.dtype)
 
 
-def _read_forward(streams, weights):
-  return read(streams, weights), (streams, weights)
+def _read_forward(streams, weights, operators):
+  return read(streams, weights, operators), (streams, weights)
 
 
-# u = Σ_j a_j x_j  ⇒  x̄_j = a_j ū,  ā_j = Σ_d ū x_j (summed over the tokens too when a is static).
-def _read_backward(saved, cotangent):
-  streams, weights = saved
-  weights = jax.lax.optimization_barrier(weights)
-  tokens = _tokens(weights, 1)
-  cotangent = _wide(cotangent, weights)
-  to_streams = jnp.einsum(f"j{tokens},...d->...jd", weights, cotangent)
-  to_weights = jnp.einsum(f"...d,...jd->j{tokens}", cotangent, _wide(streams, weights))
-  return to_streams.astype(streams.dtype), to_weights.astype(weights.dtype)
+def _read_backward(operators, saved, cotangent):
+  return _like(operators.read_backward(*saved, cotangent), saved)
 
 
 read.defvjp(_read_forward, _read_backward)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def mix_and_write(
-  streams: _Streams, mixer: Float[Array, "n n *per_token_mix"], weights: Float[Array, "n *per_token"], output: _Vector
+  streams: _Streams,
+  mixer: Float[Array, "n n *per_token_mix"],
+  weights: Float[Array, "n *per_token"],
+  output: _Vector,
+  operators: Any = portable,
 ) -> _Streams:
   """x'_i = Σ_j H_ij x_j + b_i y, in the streams' dtype."""
-  mixer, weights = jax.lax.optimization_barrier((mixer, weights))
-  mixed = jnp.einsum(f"ij{_tokens(mixer, 2)},...jd->...id", mixer, _wide(streams, mixer))
-  written = jnp.einsum(f"i{_tokens(weights, 1)},...d->...id", weights, _wide(output, weights))
-  return (mixed + written).astype(streams.dtype)
+  return operators.mix(streams, mixer, weights, output).astype(streams.dtype)
 
 
-def _mix_and_write_forward(streams, mixer, weights, output):
-  return mix_and_write(streams, mixer, weights, output), (streams, mixer, weights, output)
+def _mix_and_write_forward(streams, mixer, weights, output, operators):
+  return mix_and_write(streams, mixer, weights, output, operators), (streams, mixer, weights, output)
 
 
-# x̄_j = Σ_i H_ij x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i.
-def _mix_and_write_backward(saved, cotangent):
-  streams, mixer, weights, output = saved
-  mixer, weights = jax.lax.optimization_barrier((mixer, weights))
-  per_token, per_token_write = _tokens(mixer, 2), _tokens(weights, 1)
-  cotangent = _wide(cotangent, mixer)
-  to_streams = jnp.einsum(f"ij{per_token},...id->...jd", mixer, cotangent)
-  to_mixer = jnp.einsum(f"...id,...jd->ij{per_token}", cotangent, _wide(streams, mixer))
-  to_weights = jnp.einsum(f"...id,...d->i{per_token_write}", cotangent, _wide(output, weights))
-  to_output = jnp.einsum(f"i{per_token_write},...id->...d", weights, cotangent)
-  return (
-    to_streams.astype(streams.dtype),
-    to_mixer.astype(mixer.dtype),
-    to_weights.astype(weights.dtype),
-    to_output.astype(output.dtype),
-  )
+def _mix_and_write_backward(operators, saved, cotangent):
+  return _like(operators.mix_backward(*saved, cotangent), saved)
 
 
 mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward)
@@ -92,10 +62,8 @@ mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward)
 
 @jax.custom_vjp
 def write(streams: _Streams, weights: Float[Array, "n *per_token"], output: _Vector) -> _Streams:
-  """x'_i = x_i + b_i y: the identity mixer, without the product by I."""
-  weights = jax.lax.optimization_barrier(weights)
-  written = jnp.einsum(f"i{_tokens(weights, 1)},...d->...id", weights, _wide(output, weights))
-  return (_wide(streams, weights) + written).astype(streams.dtype)
+  """x'_i = x_i + b_i y: the identity mixer, without the product by I; XLA fuses it, so there is no kernel."""
+  return (streams + portable.write(weights, output)).astype(streams.dtype)
 
 
 def _write_forward(streams, weights, output):
@@ -103,13 +71,30 @@ def _write_forward(streams, weights, output):
 
 
 def _write_backward(saved, cotangent):
-  weights, output = saved
-  weights = jax.lax.optimization_barrier(weights)
-  tokens = _tokens(weights, 1)
-  wide = _wide(cotangent, weights)
-  to_weights = jnp.einsum(f"...id,...d->i{tokens}", wide, _wide(output, weights))
-  to_output = jnp.einsum(f"i{tokens},...id->...d", weights, wide)
-  return cotangent, to_weights.astype(weights.dtype), to_output.astype(output.dtype)
+  return cotangent, *_like(portable.write_backward(*saved, cotangent), saved)
 
 
 write.defvjp(_write_forward, _write_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def statistics(
+  streams: _Streams, kernel: Float[Array, "n d k"], operators: Any = portable
+) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:
+  """Σ x W and Σ x² of every token, in one pass over the streams where a kernel computes them."""
+  return operators.statistics(streams, kernel)
+
+
+def _statistics_forward(streams, kernel, operators):
+  return statistics(streams, kernel, operators), (streams, kernel)
+
+
+def _statistics_backward(operators, saved, cotangents):
+  return _like(operators.statistics_backward(*saved, *cotangents), saved)
+
+
+statistics.defvjp(_statistics_forward, _statistics_backward)
+
+
+def _like(gradients: tuple[Array, ...], primals: tuple[Array, ...]) -> tuple[Array, ...]:
+  return tuple(g.astype(primal.dtype) for g, primal in zip(gradients, primals, strict=True))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from jpmhc_jax import manifolds
-from jpmhc_jax.connections import apply, generator, segments
+from jpmhc_jax.connections import apply, generator, implementation, segments
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
@@ -85,6 +85,7 @@ class HyperConnection:
   init_scale: float = 0.02
   identity_bias: float = 4.0
   transpose: bool = False  # apply Hᵀ of what the manifold gives
+  implementation: str = "auto"  # see `implementation.operators`
   ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
 
   @classmethod
@@ -108,6 +109,7 @@ class HyperConnection:
       init_scale=config.init_scale,
       identity_bias=config.identity_bias,
       transpose=config.transpose,
+      implementation=config.implementation,
     )
 
   @property
@@ -180,10 +182,11 @@ class HyperConnection:
     if self.routing.segments > 1:
       output = sublayer(segments.read(streams, coefficients.read))
       return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)
-    output = sublayer(apply.read(streams, coefficients.read))
+    operators = implementation.operators(self.implementation)
+    output = sublayer(apply.read(streams, coefficients.read, operators))
     if coefficients.mix is None:
       return apply.write(streams, coefficients.write, output)
-    return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output)
+    return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
 
   def _initial_logits(self, layer_index: Array | None) -> Array:
     if self.initialisation != "round_robin":
@@ -204,7 +207,8 @@ class HyperConnection:
     bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
     if self.generator == "static":
       return bias
-    products = generator.project(streams, parameters, self.norm, self.norm_epsilon)
+    operators = implementation.operators(self.implementation)
+    products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
     if self.activation == "tanh":
       products = jnp.tanh(products)
     per_logit = (slice(None),) + (None,) * (products.ndim - 1)

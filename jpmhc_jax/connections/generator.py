@@ -7,10 +7,14 @@ the k products instead of the n·d features (the per-stream norm excepted: its s
 """
 
 from collections.abc import Mapping
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jpmhc_jax.connections import apply, portable
 
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
@@ -25,20 +29,22 @@ def project(
   parameters: Mapping[str, Array],
   norm: str,
   epsilon: float,
+  operators: Any = portable,
 ) -> Float[Array, "k *tokens"]:
   """Norm(vec x) W, tokens last.
 
   rmsnorm: r Σ x W with r = (mean x² + ε)^(−1/2);  layernorm: r (Σ x γW − μ Σ γW) + Σ β W with r from the variance;
   rmsnorm_per_stream: Σ_s r_s Σ_d x_s W_s with r_s from stream s alone.
   """
-  x = streams.astype(jnp.promote_types(streams.dtype, jnp.float32))
-  kernel = parameters["projection"].astype(x.dtype)
+  kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
+  if norm == "rmsnorm":
+    products, square = apply.statistics(streams, kernel, operators)
+    return products * jax.lax.rsqrt(square / math.prod(streams.shape[-2:]) + epsilon)[None]
+  x = streams.astype(kernel.dtype)
   if norm == "none":
     return _products(x, kernel)
   if norm == "rmsnorm_per_stream":
     return _products(x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon), kernel)
-  if norm == "rmsnorm":
-    return _products(x, kernel) * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(-2, -1)) + epsilon)[None]
   mean = jnp.mean(x, axis=(-2, -1), keepdims=True)
   scale = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=(-2, -1)) + epsilon)
   scaled_kernel = kernel * parameters["norm_scale"].astype(x.dtype)[..., None]
@@ -48,5 +54,12 @@ def project(
   return (_products(x, scaled_kernel) - mean[..., 0, 0][None] * total) * scale[None] + shift
 
 
+@jax.custom_vjp
 def _products(x: Array, kernel: Array) -> Array:
-  return jnp.moveaxis(jnp.einsum("...nd,ndk->...k", x, kernel), -1, 0)
+  return portable.products(x, kernel)
+
+
+_products.defvjp(
+  lambda x, kernel: (portable.products(x, kernel), (x, kernel)),
+  lambda saved, cotangent: portable.products_backward(*saved, cotangent),
+)

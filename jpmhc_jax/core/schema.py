@@ -230,6 +230,12 @@ class Connection:
     "a token (DeepSeek-V4)",
     ("mean", "sum", "learned", "head"),
   )
+  implementation: str = field(
+    "auto",
+    "who computes reads, mixes and the generator's products: xla = plain JAX, pallas_gpu = Triton kernels for NVIDIA "
+    "GPUs, pallas_tpu = Mosaic kernels, auto = xla (the kernels have not been timed on their hardware)",
+    ("auto", "xla", "pallas_gpu", "pallas_tpu"),
+  )
   scope: str = field(
     "carry",
     "carry = streams live in the recursion's state; call = expand and reduce inside each network call",

@@ -3,6 +3,7 @@
 Parameters are float32 masters; each layer casts its own to the dtype of its input.
 """
 
+import functools
 import math
 
 from flax import nnx
@@ -28,11 +29,28 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
   return nnx.Param(truncated_normal(rngs.params(), shape, 1 / math.sqrt(fan_in)), axes=axes, role="trunk")
 
 
-def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
-  """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int = -1) -> Float[Array, "..."]:
+  """x / √(mean x² + ε) along one axis, computed in float32 or wider, without a learned weight."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
-  return (wide * scale).astype(x.dtype)
+  return (wide * _rms_scale(wide, epsilon, axis)).astype(x.dtype)
+
+
+def _rms_scale(wide: Array, epsilon: float, axis: int) -> Array:
+  return jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
+
+
+# y = r x, r = (mean x² + ε)^(−1/2)  ⇒  x̄ = r ȳ − r³ mean(ȳ x) x. Without the barrier XLA on the CPU computes the sum of
+# everything that flows into ȳ twice, once for each of its two uses.
+def _rms_norm_backward(epsilon, axis, x, cotangent):
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  cotangent = jax.lax.optimization_barrier(cotangent).astype(wide.dtype)
+  scale = _rms_scale(wide, epsilon, axis)
+  along = jnp.mean(cotangent * wide, axis=axis, keepdims=True)
+  return ((scale * cotangent - scale**3 * along * wide).astype(x.dtype),)
+
+
+rms_norm.defvjp(lambda x, epsilon, axis: (rms_norm(x, epsilon, axis), x), _rms_norm_backward)
 
 
 def rope_tables(length: int, head: int, theta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,164 @@
+"""What one kernel instance does with its block of tokens; the same source for Triton and for Mosaic.
+
+Streams arrive as (tokens, n·d) with stream j in columns j·d … (j+1)·d, coefficients tokens first with one column each.
+The instance walks over the features in chunks, so that registers hold one chunk of every stream; a sum over the
+features is carried along that walk in float32. No two instances write the same place: two runs are equal to the bit.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Streams, features of a stream (padded), features a chunk."""
+
+  n: int
+  d: int
+  chunk: int
+
+  def walk(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """Folds `body(first feature, carry)` over the chunks."""
+    if self.chunk == self.d:
+      return body(0, start)
+    return jax.lax.fori_loop(0, self.d // self.chunk, lambda k, carry: body(k * self.chunk, carry), start)
+
+  def stream(self, j: int, first: Any) -> tuple[slice, Any]:
+    """The index of a chunk of stream j."""
+    return slice(None), pl.ds(j * self.d + first, self.chunk)
+
+  def vector(self, first: Any) -> tuple[slice, Any]:
+    """The index of a chunk of a single vector."""
+    return slice(None), pl.ds(first, self.chunk)
+
+
+def _column(ref: Any, k: int) -> jax.Array:
+  return ref[:, pl.ds(k, 1)].astype(jnp.float32)
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+  return jnp.sum(x * y, axis=1, keepdims=True)
+
+
+def _total(terms: Sequence[jax.Array]) -> jax.Array:
+  result = terms[0]
+  for term in terms[1:]:
+    result = result + term
+  return result
+
+
+def _load(ref: Any, index: Any) -> jax.Array:
+  return ref[index].astype(jnp.float32)
+
+
+def _store(ref: Any, index: Any, value: jax.Array) -> None:
+  ref[index] = value.astype(ref.dtype)
+
+
+def _zeros(ref: Any, count: int) -> tuple[jax.Array, ...]:
+  return (jnp.zeros((ref.shape[0], 1), jnp.float32),) * count
+
+
+def _store_columns(ref: Any, columns: Sequence[jax.Array]) -> None:
+  for k, column in enumerate(columns):
+    ref[:, pl.ds(k, 1)] = column
+
+
+def read(shape: Shape, x: Any, a: Any, out: Any) -> None:
+  """u = Σ_j a_j x_j."""
+  weights = [_column(a, j) for j in range(shape.n)]
+
+  def chunk(first, carry):
+    _store(out, shape.vector(first), _total([w * _load(x, shape.stream(j, first)) for j, w in enumerate(weights)]))
+    return carry
+
+  shape.walk(chunk, 0)
+
+
+def read_backward(shape: Shape, x: Any, a: Any, g: Any, to_x: Any, to_a: Any) -> None:
+  """x̄_j = a_j ū,  ā_j = Σ_d ū x_j."""
+  weights = [_column(a, j) for j in range(shape.n)]
+
+  def chunk(first, sums):
+    cotangent = _load(g, shape.vector(first))
+    for j, weight in enumerate(weights):
+      _store(to_x, shape.stream(j, first), weight * cotangent)
+    return tuple(s + _dot(cotangent, _load(x, shape.stream(j, first))) for j, s in enumerate(sums))
+
+  _store_columns(to_a, shape.walk(chunk, _zeros(to_a, shape.n)))
+
+
+def mix(shape: Shape, x: Any, y: Any, h: Any, b: Any, out: Any) -> None:
+  """x'_i = Σ_j H_ij x_j + b_i y; column i·n + j of h is H_ij."""
+  n = shape.n
+
+  def chunk(first, carry):
+    streams = [_load(x, shape.stream(j, first)) for j in range(n)]
+    output = _load(y, shape.vector(first))
+    for i in range(n):
+      mixed = _total([_column(h, i * n + j) * streams[j] for j in range(n)])
+      _store(out, shape.stream(i, first), mixed + _column(b, i) * output)
+    return carry
+
+  shape.walk(chunk, 0)
+
+
+def mix_backward(
+  shape: Shape, x: Any, y: Any, h: Any, b: Any, g: Any, to_x: Any, to_y: Any, to_h: Any, to_b: Any
+) -> None:
+  """x̄_j = Σ_i H_ij ḡ_i,  ȳ = Σ_i b_i ḡ_i,  H̄_ij = Σ_d ḡ_i x_j,  b̄_i = Σ_d ḡ_i y: one pass over x, y and ḡ."""
+  n = shape.n
+
+  def chunk(first, sums):
+    cotangents = [_load(g, shape.stream(i, first)) for i in range(n)]
+    output = _load(y, shape.vector(first))
+    _store(to_y, shape.vector(first), _total([_column(b, i) * cotangents[i] for i in range(n)]))
+    of_mixer, of_weights = list(sums[: n * n]), sums[n * n :]
+    for j in range(n):
+      stream = _load(x, shape.stream(j, first))
+      _store(to_x, shape.stream(j, first), _total([_column(h, i * n + j) * cotangents[i] for i in range(n)]))
+      for i in range(n):
+        of_mixer[i * n + j] += _dot(cotangents[i], stream)
+    return (*of_mixer, *(s + _dot(cotangents[i], output) for i, s in enumerate(of_weights)))
+
+  sums = shape.walk(chunk, _zeros(to_b, n * n + n))
+  _store_columns(to_h, sums[: n * n])
+  _store_columns(to_b, sums[n * n :])
+
+
+def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -> None:
+  """s = Σ_j x_j W_j and Σ x² in one pass over x."""
+
+  def chunk(first, sums):
+    products, square = sums
+    for j in range(shape.n):
+      stream = _load(x, shape.stream(j, first))
+      rows = _load(w, (pl.ds(j * shape.d + first, shape.chunk), slice(None)))
+      products += jnp.dot(stream, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+      square += _dot(stream, stream)
+    return products, square
+
+  products, square = shape.walk(chunk, (jnp.zeros(to_products.shape, jnp.float32), *_zeros(to_square, 1)))
+  to_products[...] = products
+  to_square[...] = square
+
+
+def statistics_backward(shape: Shape, x: Any, w: Any, g: Any, g_square: Any, to_x: Any) -> None:
+  """x̄ = W s̄ + 2 x q̄, with W given as (k, n·d)."""
+  cotangent, scale = g[...].astype(jnp.float32), 2.0 * g_square[...]
+
+  def chunk(first, carry):
+    for j in range(shape.n):
+      index = shape.stream(j, first)
+      rows = jnp.dot(
+        cotangent, _load(w, index), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+      )  # fmt: skip
+      _store(to_x, index, rows + scale * _load(x, index))
+    return carry
+
+  shape.walk(chunk, 0)

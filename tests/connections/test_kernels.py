@@ -1,0 +1,155 @@
+"""The Pallas kernels in interpret mode against the portable formulas in float64, and their lowering for the targets."""
+
+import contextlib
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from jpmhc_jax.connections import apply, Connection, implementation, portable
+from jpmhc_jax.connections.kernels import Kernels
+from jpmhc_jax.core import schema
+
+PLATFORMS = ("gpu", "tpu")
+NAMES = ("streams", "mixer", "read", "write", "output", "kernel")
+
+
+def _inputs(tokens, n=3, d=37, k=9, static=False):
+  """Float64 arguments with a token of zeros; mixers and weights without token axes when static."""
+  rng = np.random.default_rng(0)
+  free = () if static else tokens
+  shapes = ((*tokens, n, d), (n, n, *free), (n, *free), (n, *free), (*tokens, d), (n, d, k))
+  values = [rng.normal(size=shape) for shape in shapes]
+  values[0][(0,) * len(tokens)] = 0.0
+  return values
+
+
+def _stage(operators):
+  def stage(x, mixer, read, write, y, kernel):
+    products, square = apply.statistics(x, kernel, operators)
+    u = apply.read(x, read, operators)
+    return apply.mix_and_write(x, mixer, write, y + u, operators), products, square, u
+
+  return stage
+
+
+def _values_and_gradients(operators, arguments, dtype, used=(1, 1, 1, 1)):
+  arguments = [jnp.asarray(a, dtype) for a in arguments]
+
+  @jax.jit
+  def both(arguments):
+    out, pullback = jax.vjp(_stage(operators), *arguments)
+    cotangents = [
+      use * jnp.cos(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape) for o, use in zip(out, used, strict=True)
+    ]
+    return out, pullback(tuple(cotangents))
+
+  return both(arguments)
+
+
+def _assert_near(actual, expected, tolerance=3e-6):
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    scale = max(float(np.max(np.abs(e))), 1e-3)
+    np.testing.assert_allclose(a, e, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("tokens", [(1,), (8,), (17,), (2, 64), (2048,)], ids=str)
+def test_values_and_gradients_are_those_of_the_formulas(platform, tokens):
+  arguments = _inputs(tokens)
+  kernels = Kernels(platform, interpret=True)
+  actual = _values_and_gradients(kernels, arguments, jnp.float32)
+  with jax.enable_x64(True):
+    expected = _values_and_gradients(portable, arguments, jnp.float64)
+  _assert_near(actual, expected, tolerance=3e-6 * max(1, np.prod(tokens) ** 0.5 / 8))
+  again = _values_and_gradients(kernels, arguments, jnp.float32)
+  jax.tree.map(np.testing.assert_array_equal, actual, again)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_static_coefficients_and_unused_outputs(platform):
+  """Coefficients without token axes get the sum over the tokens; an output that nobody uses adds nothing."""
+  arguments = _inputs((2, 5), n=4, static=True)
+  used = (1, 0, 1, 0)
+  actual = _values_and_gradients(Kernels(platform, interpret=True), arguments, jnp.float32, used)
+  with jax.enable_x64(True):
+    expected = _values_and_gradients(portable, arguments, jnp.float64, used)
+  _assert_near(actual, expected)
+  assert not np.any(actual[1][NAMES.index("kernel")])
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_bfloat16_streams_are_computed_in_float32(platform):
+  x, mixer, _, write, y, _ = (jnp.asarray(a, jnp.float32) for a in _inputs((4,)))
+  x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+  out = apply.mix_and_write(x, mixer, write, y, Kernels(platform, interpret=True))
+  assert out.dtype == jnp.bfloat16
+  exact = apply.mix_and_write(x.astype(jnp.float32), mixer, write, y.astype(jnp.float32))
+  np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(platform):
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  batch = ("data", "fsdp")
+  arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((8, 3))]
+  specs = [
+    PartitionSpec(batch), PartitionSpec(None, None, batch), PartitionSpec(None, batch), PartitionSpec(None, batch),
+    PartitionSpec(batch), PartitionSpec(),
+  ]  # fmt: skip
+  placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arguments, specs, strict=True)]
+  kernels = Kernels(platform, interpret=True)
+
+  @jax.jit
+  def run(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      out, pullback = jax.vjp(lambda *per_token: _stage(kernels)(*per_token, arguments[-1]), *arguments[:-1])
+      return out, pullback(out)
+
+  compiled = run.lower(*placed).compile()
+  moved = re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", compiled.as_text())
+  assert not moved
+  expected = jax.vjp(lambda *per_token: _stage(portable)(*per_token, arguments[-1]), *arguments[:-1])
+  _assert_near(compiled(*placed), (expected[0], expected[1](expected[0])))
+
+
+def _target(platform):
+  """(lowering platform, context): recent JAX asks which GPU a Triton kernel is lowered for."""
+  if platform == "tpu":
+    return "tpu", contextlib.nullcontext()
+  device = getattr(jax.sharding, "AbstractDevice", None)
+  if device is None or jax.__version_info__ < (0, 11):
+    return "cuda", contextlib.nullcontext()
+  mesh = jax.sharding.AbstractMesh(
+    (), (), abstract_device=device(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
+  )
+  return "cuda", jax.sharding.use_abstract_mesh(mesh)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize(("tokens", "n", "d"), [(17, 3, 37), (4096, 4, 512)])
+def test_every_kernel_lowers_for_its_target(platform, tokens, n, d):
+  arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((tokens,), n, d, k=24)]
+  name, context = _target(platform)
+
+  def both(arguments):
+    out, pullback = jax.vjp(_stage(Kernels(platform)), *arguments)
+    return out, pullback(out)
+
+  with context:
+    lowered = jax.jit(both).trace(arguments).lower(lowering_platforms=(name,)).as_text()
+  assert len(re.findall(r"custom_call @(?:tpu_custom_call|__gpu\$xla.gpu.triton|triton_kernel_call)", lowered)) == 6
+
+
+def test_a_fall_back_is_announced():
+  config = schema.Connection(implementation="pallas_gpu", streams=2)
+  x = jnp.ones((3, 2, 4))
+  implementation.operators.cache_clear()
+  with pytest.warns(UserWarning, match="implementation='pallas_gpu': the devices are 'cpu'; the portable formulas run"):
+    out = Connection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
+  plain = Connection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
+  np.testing.assert_array_equal(out, plain)
