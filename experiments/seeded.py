@@ -1,4 +1,4 @@
-"""One compiled training step for many seeds: short TRM runs that are compared over seeds and learning rates."""
+"""One compiled training step for many seeds: short runs that are compared over seeds and learning rates."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,7 +15,7 @@ from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema, streams
 from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.training.mesh import make_mesh
-from jpmhc_jax.training.state import build_model, prepare, TrainState
+from jpmhc_jax.training.state import build_model, prepare, Setup, TrainState
 from jpmhc_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ class Arm:
   Shared draws do not bias a comparison of arms: every arm and every seed sees the same ones.
   """
 
-  config: schema.Config
+  setup: Setup
   dataset: data.Dataset
   fresh: Callable[[int], TrainState]
   step: Callable[..., Any]
@@ -57,7 +57,11 @@ class Arm:
       ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
       return dataclasses.replace(state, params=params, ema=ema, buffers=buffers)
 
-    return cls(config, dataset, fresh, make_train_step(setup), make_rollout(setup))
+    return cls(setup, dataset, fresh, make_train_step(setup), make_rollout(setup))
+
+  @property
+  def config(self) -> schema.Config:
+    return self.setup.config
 
   def train(self, seed: int, watch: Mapping[int, Callable[[TrainState], None]] | None = None) -> list[dict[str, float]]:
     """Metrics of every step of a run; `watch[k]` sees the state after k steps. Stops where the loss is no number."""
@@ -65,7 +69,7 @@ class Arm:
     state, metrics = self.fresh(seed), []
     for k in range(self.config.steps):
       state, values = self.step(state, jax.device_put(batches.batch(k)))
-      metrics.append({name: float(value) for name, value in values.items()})
+      metrics.append({name: float(value) for name, value in values.items() if value.ndim == 0})
       if not np.isfinite(metrics[-1]["lm_loss"]):
         break
       if watch and k + 1 in watch:
@@ -73,8 +77,12 @@ class Arm:
     return metrics
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
-    """Mean of every per-example metric over all held-out examples, in one batch."""
-    batch = self.dataset.evaluation_batches(self.dataset.evaluation.examples)[0]
-    fed = jax.device_put({name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")})
-    result = jax.device_get(self.rollout(state.evaluated, state.buffers, state.table, fed))
-    return {name: float(value.mean()) for name, value in result.items() if value.ndim == 1}
+    """The evaluation metrics of the model's kind over the held-out examples."""
+    options, kind = self.config.evaluation, self.setup.kind
+    sums, count = dict.fromkeys(kind.per_example, 0.0), 0
+    for batch in self.dataset.evaluation_batches(options.batch_size or self.config.batch_size, options.max_examples):
+      fed = jax.device_put({name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")})
+      result = jax.device_get(self.rollout(state.evaluated, state.buffers, state.table, fed))
+      sums = {name: total + float(result[name][batch["valid"]].sum()) for name, total in sums.items()}
+      count += int(batch["valid"].sum())
+    return kind.evaluation_metrics(sums, count)

@@ -24,16 +24,26 @@ def stream_diagnostics(streams: Float[Array, "*tokens n d"]) -> dict[str, Float[
   gram = jnp.einsum("tid,tjd->tij", x, x)
   energy = jnp.trace(gram, axis1=1, axis2=2) + 1e-12
   common = jnp.sum(gram, axis=(1, 2)) / n
-  norms = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2)) + 1e-6
-  cosines = gram / (norms[:, :, None] * norms[:, None, :])
-  pairs = max(n * (n - 1), 1)
   weights = jnp.linalg.eigvalsh(_sample(gram))
   weights = jnp.clip(weights, 1e-12) / jnp.sum(jnp.clip(weights, 1e-12), axis=-1, keepdims=True)
   return {
     "difference_energy": jnp.mean(1 - common / energy),
-    "cosine": jnp.mean((jnp.sum(cosines, axis=(1, 2)) - n) / pairs),
+    "cosine": _mean_cosine(gram),
     "effective_rank": jnp.mean(jnp.exp(-jnp.sum(weights * jnp.log(weights), axis=-1))),
   }
+
+
+def stream_cosine(streams: Float[Array, "*tokens n d"]) -> Float[Array, ""]:
+  """Mean cosine between two different streams of a token: 1 where the streams are copies of each other."""
+  x = streams.reshape(-1, *streams.shape[-2:]).astype(jnp.float32)
+  return _mean_cosine(jnp.einsum("tid,tjd->tij", x, x))
+
+
+def _mean_cosine(gram: Float[Array, "t n n"]) -> Float[Array, ""]:
+  n = gram.shape[-1]
+  norms = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2)) + 1e-6
+  cosines = gram / (norms[:, :, None] * norms[:, None, :])
+  return jnp.mean((jnp.sum(cosines, axis=(1, 2)) - n) / max(n * (n - 1), 1))
 
 
 def mixer_diagnostics(manifold: Manifold, coefficients: Coefficients) -> dict[str, Float[Array, ""]]:
