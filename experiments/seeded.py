@@ -53,6 +53,8 @@ class Arm:
 
     def fresh(seed: int) -> TrainState:
       state = create()
+      if seed == config.seed:
+        return state
       params, buffers = draw(streams.key_for(seed, "parameters"))
       ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
       return dataclasses.replace(state, params=params, ema=ema, buffers=buffers)

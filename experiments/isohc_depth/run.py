@@ -36,6 +36,7 @@ def overrides(depth: int, steps: int) -> dict[str, Any]:
     "model.width": 32,
     "batch_size": 8,
     "steps": steps,
+    "seed": SEED,
     "optimizer.warmup_steps": 20,
     "optimizer.ema": 0.9,
     "evaluation.max_examples": 256,
@@ -78,8 +79,8 @@ def measure(quick: bool, cache: Cache) -> dict[str, Number]:
   mixers, depths, steps = (("iso",), (8,), 30) if quick else (MIXERS, DEPTHS, STEPS)
   numbers: dict[str, Number] = {}
   rows: list[list[Any]] = []
-  for mixer in mixers:
-    for depth in depths:
+  for depth in depths:
+    for mixer in mixers:
       run = cache.get(f"{mixer}/{depth}", overrides(depth, steps), lambda m=mixer, d=depth: one(m, d, steps))
       name = f"{mixer}/{depth}"
       perplexity = run["perplexity"]

@@ -1,0 +1,78 @@
+"""What a mixer costs: parameters and FLOPs of a module beside the published tables; memory of the backward pass over T.
+
+  python -m experiments.mixer_costs.run [--quick] [--check] [--record]
+
+Parameters and FLOPs at n = 4, d = 512; the published numbers are of per-token logits for every family.
+Memory: temporaries that the compiler plans for the gradient of Sinkhorn's projection at 4,096 tokens, float32.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.claim import Cache, Claim, Number, table
+from jpmhc_jax import manifolds
+from jpmhc_jax.connections import HyperConnection
+from jpmhc_jax.core import config as configs
+from jpmhc_jax.core import schema
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+N, WIDTH, TOKENS = 4, 512, 4096
+PARAMETERS = {"sinkhorn": 49_188, "cayley": 102_400, "grassmann": 32_796, "permutation": 28_694}
+OPTIONS = {"permutation": "basis=jpmhc"}
+FLOPS = {"sinkhorn": (320, 256), "cayley": (128, 128), "grassmann": (8, 64)}
+SWEEPS = (5, 20, 80)
+
+
+def parameters(mixer: str) -> int:
+  """Numbers learned by one connection: JPmHC's form for Cayley, mHC's for the others, as their counts imply."""
+  connection = schema.Connection(manifold=mixer, options=OPTIONS.get(mixer, ""))
+  if mixer == "cayley":
+    connection = configs.load(f"{ROOT}/configs/arc1.py:cayley").connection
+  shapes = jax.eval_shape(HyperConnection.from_config(connection, WIDTH, 0).init, jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def backward_memory(sweeps: int, adjoint: str, tokens: int) -> int:
+  """Bytes of temporaries in the compiled gradient of Σ P∘G with respect to the logits."""
+  manifold = manifolds.Sinkhorn(sweeps=sweeps, adjoint=adjoint)
+
+  def loss(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(manifold.project(logits, N) * weights)
+
+  shape = jax.ShapeDtypeStruct((N, N, tokens), jnp.float32)
+  return int(jax.jit(jax.grad(loss)).lower(shape, shape).compile().memory_analysis().temp_size_in_bytes)
+
+
+def measure(quick: bool, cache: Cache) -> dict[str, Number]:
+  """Counts are exact; the compiler's memory may move by a fifth between versions."""
+  del cache
+  numbers: dict[str, Number] = {}
+  rows: list[list[Any]] = []
+  for mixer, published in PARAMETERS.items():
+    count = parameters(mixer)
+    forward, backward = manifolds.parse(mixer, OPTIONS.get(mixer, "")).flops(N)
+    numbers[f"{mixer}/parameters"] = Number(count, 0)
+    numbers[f"{mixer}/flops forward"], numbers[f"{mixer}/flops backward"] = Number(forward, 0), Number(backward, 0)
+    claimed = " + ".join(map(str, FLOPS[mixer])) if mixer in FLOPS else ""
+    rows.append([mixer, f"{count:,}", f"{published:,}", f"{forward} + {backward}", claimed])
+  print(table(["mixer", "parameters", "published", "FLOPs a token, forward + backward", "published"], rows))
+  rows = []
+  for sweeps in SWEEPS[:1] if quick else SWEEPS:
+    sizes = {adjoint: backward_memory(sweeps, adjoint, TOKENS) for adjoint in ("implicit", "unrolled")}
+    numbers |= {f"memory/T={sweeps}/{adjoint}": Number(size, 0.2 * size) for adjoint, size in sizes.items()}
+    megabytes = [f"{size / 2**20:.2f} MiB" for size in sizes.values()]
+    rows.append([f"T = {sweeps}", *megabytes, sizes["unrolled"] / sizes["implicit"]])
+  print(f"\ntemporaries of the gradient, {TOKENS} tokens")
+  print(table(["sweeps", "implicit", "unrolled", "ratio"], rows))
+  return numbers
+
+
+CLAIM = Claim(FOLDER, measure, seeds="none: nothing is drawn", budget="compilation only")
+
+if __name__ == "__main__":
+  sys.exit(CLAIM.command())
