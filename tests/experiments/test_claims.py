@@ -1,0 +1,73 @@
+"""Claims: what `--check` accepts and refuses, what the cache keeps, and that the cheap claims still hold."""
+
+import importlib
+import json
+import math
+import pathlib
+
+import pytest
+
+from experiments.claim import Cache, Claim, compare, Number
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
+NAMES = sorted(path.parent.name for path in FOLDER.glob("*/run.py") if path.parent.name != "fig1_spectra")
+
+
+def _claim(folder, values):
+  numbers = {name: Number(value, 0.1) for name, value in values.items()}
+  return Claim(folder, lambda quick, cache: numbers, seeds="1", budget="none")
+
+
+def test_a_rerun_within_tolerance_passes_and_one_outside_or_incomplete_fails(tmp_path, capsys):
+  assert _claim(tmp_path, {"a": 1.0, "b": math.inf}).command(["--record"]) == 0
+  written = json.loads((tmp_path / "expected.json").read_text())["full"]
+  assert set(written) == {"seeds", "budget", "hardware", "numbers"}
+  assert _claim(tmp_path, {"a": 1.09, "b": math.inf}).command(["--check"]) == 0
+  capsys.readouterr()
+  assert _claim(tmp_path, {"a": 1.11, "b": math.inf}).command(["--check"]) == 1
+  assert capsys.readouterr().out == "a: 1.11, expected 1 ± 0.1\n"
+  assert _claim(tmp_path, {"a": math.nan, "b": math.inf}).command(["--check"]) == 1
+  assert _claim(tmp_path, {"a": 1.0, "b": 5.0}).command(["--check"]) == 1
+  assert _claim(tmp_path, {"a": 1.0, "c": 5.0}).command(["--check"]) == 1
+
+
+def test_quick_and_full_numbers_are_recorded_apart(tmp_path):
+  _claim(tmp_path, {"a": 1.0}).command(["--record"])
+  _claim(tmp_path, {"a": 2.0}).command(["--quick", "--record"])
+  assert _claim(tmp_path, {"a": 1.0}).command(["--check"]) == 0
+  assert _claim(tmp_path, {"a": 1.0}).command(["--quick", "--check"]) == 1
+
+
+def test_a_number_over_seeds_allows_two_deviations_but_never_less_than_its_floor():
+  number = Number.over([1.0, 2.0, 3.0], floor=0.5)
+  assert (number.value, number.spread, number.tolerance) == (2.0, 1.0, 2.0)
+  assert Number.over([2.0], floor=0.5) == Number(2.0, 0.5, 0.0)
+  assert compare({"x": Number(2.5, 0)}, {"x": {"value": 2.0, "tolerance": 0.5}}) == []
+
+
+def test_finished_parts_survive_and_other_settings_make_them_anew(tmp_path):
+  made = []
+
+  def make():
+    made.append(1)
+    return {"value": len(made)}
+
+  path = tmp_path / "deep" / "cache.json"
+  assert Cache(path).get("a", {"seeds": (1, 2)}, make) == {"value": 1}
+  assert Cache(path).get("a", {"seeds": (1, 2)}, make) == {"value": 1}
+  assert Cache(path).get("a", {"seeds": (1,)}, make) == {"value": 2}
+  assert Cache(path).get("b", {}, make) == {"value": 3} and len(made) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_claim_states_its_outcome_and_what_it_expects(name):
+  assert len((FOLDER / name / "README.md").read_text().splitlines()) <= 30
+  expected = json.loads((FOLDER / name / "expected.json").read_text())
+  assert expected["full"]["numbers"] and expected["full"]["hardware"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixer_accuracy", "mixer_costs"])
+def test_the_cheap_claims_hold(name, tmp_path):
+  claim = importlib.import_module(f"experiments.{name}.run").CLAIM
+  assert claim.command(["--quick", "--check", f"--cache={tmp_path / 'cache.json'}"]) == 0
