@@ -17,7 +17,8 @@ class Budget:
   """What every run of a sweep may spend, so that arms of different cost compare.
 
   kind: 'steps'; 'examples' (steps × batch_size); 'flops' (model FLOPs of all steps together: their matrix products);
-  'seconds' (of training: each run stops, evaluates and saves when they are spent; schedules still follow `steps`).
+  'seconds' (of wall time: each run stops, evaluates and saves when they are spent; `steps` stays the upper limit, and
+  schedules follow it).
   """
 
   kind: str

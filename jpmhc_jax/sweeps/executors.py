@@ -15,7 +15,6 @@ from jpmhc_jax.sweeps.job import outcome, TrainJob
 from jpmhc_jax.sweeps.plan import Planned
 from jpmhc_jax.sweeps.space import SweepError
 
-NAMES = ("local", "slurm", "tpu")
 FOREVER_MIN = 60 * 24 * 365
 # What submitit calls by one name for every cluster; anything else is a parameter of SLURM.
 COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "name")

@@ -17,13 +17,14 @@ class Ending:
 
   runs: Sequence[tuple[Planned, ledger.Record]]
   signal: str = ""
+  refused: int = 0  # points of a search that no run could be made of
 
   @property
   def exit_code(self) -> int:
     """0 when all runs are done, 75 after a signal, else 1."""
     if self.signal:
       return job.INTERRUPTED
-    return 0 if all(record.state in ledger.OVER for _, record in self.runs) else 1
+    return 0 if not self.refused and all(record.state in ledger.OVER for _, record in self.runs) else 1
 
 
 def run_all(pool: Pool, runs: Sequence[Planned]) -> Ending:
@@ -49,12 +50,13 @@ def refresh(pool: Pool, run: Planned) -> ledger.Record:
 
   Raises UserError when the run's folder belongs to something else.
   """
-  record = pool.book.record(run, executors.command(pool.executor.config, run))
-  if record.state == ledger.RUNNING and not job.is_running(run.workdir) and job.outcome(run.workdir):
-    ledger.judge(run.workdir, record)
   path = run.workdir / "config.json"
   changed = configs.differences(configs.restore(path), run.config) if path.is_file() else []
   if changed:
     rows = ", ".join(f"{name}: {old!r} there, {new!r} now" for name, old, new in changed)
     raise UserError(f"{run.workdir} holds another run ({rows}); use a new --workdir for this sweep")
+  record = pool.book.record(run, executors.command(pool.executor.config, run))
+  unseen = record.state in (ledger.RUNNING, ledger.PENDING) and job.outcome(run.workdir) is not None
+  if unseen and not job.is_running(run.workdir):
+    ledger.judge(run.workdir, record)
   return record

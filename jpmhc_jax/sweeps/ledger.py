@@ -85,7 +85,7 @@ def judge(workdir: pathlib.Path, record: Record) -> None:
   record.exit_code, record.started, record.ended = code, found["started"], found["ended"]
   known = {job.DONE: DONE, job.DIVERGED: DIVERGED, job.INTERRUPTED: INTERRUPTED}
   record.state = known.get(code, INTERRUPTED if found["stopped"] else FAILED)
-  record.message = "" if record.state in (DONE, INTERRUPTED) else job.last_words(workdir)
+  record.message = "" if record.state in (DONE, INTERRUPTED) else job.last_words(workdir)[:1000]
 
 
 def scores(workdir: pathlib.Path, asked: str = "") -> tuple[str, bool, list[tuple[int, float]]] | None:

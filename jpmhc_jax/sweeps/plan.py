@@ -29,7 +29,6 @@ class Planned:
   overrides: tuple[str, ...]
   config: schema.Config
   key: str
-  seed: int
 
 
 def load_sweep(spec: str) -> Sweep:
@@ -104,7 +103,7 @@ class Planner:
     # Over what differs from the defaults: a field that a later version adds leaves the keys of old runs alone.
     key = digest({field: value for field, _, value in configs.differences(schema.Config(), config)}, 16)
     name = self.names.setdefault(key, self._free(name, key))
-    return Planned(name, self.workdir / name, (*self.common, *_arguments(point)), config, key, config.seed)
+    return Planned(name, self.workdir / name, (*self.common, *_arguments(point)), config, key)
 
   def _free(self, name: str, key: str) -> str:
     taken = any(other == name for k, other in self.names.items() if k != key)

@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.sweeps import job, ledger
 from jpmhc_jax.sweeps.grid import Ending, refresh
 from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
@@ -30,7 +31,10 @@ class _Trial:
 
 
 class Search:
-  """A study of one sweep. `storage` is any RDB URL of Optuna, SQLite in the sweep's folder by default."""
+  """A study of one sweep. `storage` is any RDB URL of Optuna, SQLite in the sweep's folder by default.
+
+  The study has the folder's name: sweeps of one name on one storage, such as those of several machines, share it.
+  """
 
   def __init__(self, sweep: Sweep, planner: Planner, pool: Pool, *, trials: int, storage: str = "", seed: int = 0):
     self.optuna = _optuna()
@@ -38,6 +42,7 @@ class Search:
     self.space, self.seeds = split_seeds(sweep.space)
     self.folder = planner.workdir.resolve()
     self.active: list[_Trial] = []
+    self.refused = 0
     self.folder.mkdir(parents=True, exist_ok=True)
     self._storage = self.optuna.storages.RDBStorage(storage or f"sqlite:///{self.folder / 'search.db'}")
     self.study = self._study(seed)
@@ -78,8 +83,8 @@ class Search:
         self.pool.say(f"{signals.received.name}: asking the running jobs to save and end; their trials go on next time")
         self.pool.stop_all()
     self._tell_the_best()
-    records = self.pool.book.records
-    return Ending([(run, records[key]) for key, run in runs.items()], signals.received.name if signals.received else "")
+    ended = [(run, self.pool.book.records[key]) for key, run in runs.items()]
+    return Ending(ended, signals.received.name if signals.received else "", self.refused)
 
   def _tell_the_best(self) -> None:
     complete = self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.COMPLETE,))
@@ -111,7 +116,13 @@ class Search:
   def _start(self, trial: Any, point: Point, reported: int = -1) -> None:
     name = f"trial-{trial.number:03d}"
     seeded = [(name, point)] if not self.seeds else [(f"{name},{SEED}={s}", {**point, SEED: s}) for s in self.seeds]
-    runs = [self.planner.one(each, called) for called, each in seeded]
+    try:
+      runs = [self.planner.one(each, called) for called, each in seeded]
+    except UserError as error:  # this point cannot run; others may
+      self.pool.say(f"{name}: {error}")
+      self.refused += 1
+      self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+      return
     trial.set_user_attr("runs", [run.name for run in runs])
     self.active.append(_Trial(trial, runs, [], reported))
     self._next_run(self.active[-1])

@@ -23,7 +23,7 @@ FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
 
 def planned(folder, plan, name=None):
   name = name or plan.replace("/", "-")
-  return Planned(name, folder / name, (f"--plan={plan}",), schema.Config(), name, 0)
+  return Planned(name, folder / name, (f"--plan={plan}",), schema.Config(), name)
 
 
 def make_pool(folder, said=None, jobs=4, retries=1, **options):
@@ -69,6 +69,9 @@ def test_a_restart_skips_what_is_done_and_tries_the_rest(tmp_path):
   records, ending, said = run(tmp_path, "exit0", "exit1/exit1/exit0")
   assert ending.exit_code == 0 and said[0] == "2 runs, 1 done already"
   assert starts(tmp_path, "exit0") == 1 and starts(tmp_path, "exit1-exit1-exit0") == 3
+  (tmp_path / "sweep.json").unlink()  # what is done is known from the runs themselves
+  _, ending, said = run(tmp_path, "exit0", "exit1/exit1/exit0")
+  assert ending.exit_code == 0 and said == ["2 runs, 2 done already"]
 
 
 @pytest.mark.slow
@@ -149,7 +152,7 @@ def test_a_broken_ledger_is_an_error_that_says_what_to_do(tmp_path):
 
 
 def test_commands_are_printed_as_one_types_them(tmp_path):
-  run_ = Planned("a", tmp_path / "a b", ("--config.connection.options=x y",), schema.Config(), "k", 0)
+  run_ = Planned("a", tmp_path / "a b", ("--config.connection.options=x y",), schema.Config(), "k")
   assert executors.command("c.py:tiny", run_) == (
     f"jpmhc train --config=c.py:tiny '--workdir={tmp_path}/a b' '--config.connection.options=x y'"
   )

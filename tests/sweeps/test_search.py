@@ -6,7 +6,7 @@ import sys
 import optuna
 import pytest
 
-from jpmhc_jax.sweeps import between, chain, executors, ledger, product, seeds, Sweep, sweep
+from jpmhc_jax.sweeps import between, cases, chain, executors, ledger, product, seeds, Sweep, sweep
 from jpmhc_jax.sweeps.plan import Planner
 from jpmhc_jax.sweeps.pool import Pool
 from jpmhc_jax.sweeps.search import Search
@@ -99,6 +99,14 @@ def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials
   one._new_point(one.study.ask())
   other._go_on()
   assert other.active == [] and not (tmp_path / "a" / "same" / "search.db").exists()
+
+
+def test_a_point_that_cannot_run_fails_its_trial_alone(search, tmp_path):
+  space = cases({"connection.manifold": "kronecker", "connection.streams": 3})
+  found = search(tmp_path, space, trials=2)
+  ending = found.run()
+  assert (ending.runs, ending.refused, ending.exit_code) == ([], 2, 1)
+  assert [trial.state for trial in found.study.trials] == [optuna.trial.TrialState.FAIL] * 2
 
 
 def test_seeds_cannot_hide_in_a_searched_space(search, tmp_path):

@@ -61,7 +61,7 @@ def make_pool(folder):
 
 
 def planned(folder, plan):
-  return Planned(plan, folder / plan, (f"--plan={plan}",), schema.Config(), plan, 0)
+  return Planned(plan, folder / plan, (f"--plan={plan}",), schema.Config(), plan)
 
 
 def test_jobs_go_through_the_queue_with_their_resources(cluster, tmp_path):
