@@ -27,7 +27,7 @@ def comparison_sections(runs: Sequence[Run]) -> list[Section]:
     Section("runs", "Runs", runs_table(runs, metric)),
     Section("groups", "Mean and spread over seeds", groups_table(groups, metric)),
     Section("comparison", "Curves", comparison_charts(groups, metric)),
-    Section("depth", "Gradients, streams and mixers over depth", depth.group_charts(groups)),
+    Section("depth", "Over depth", depth.group_charts(groups)),
     *([Section("choice", "Chosen families", chosen)] if chosen else []),
     Section("differences", "Differences in configuration", differences_table(runs)),
   ]
@@ -156,11 +156,7 @@ def differences_table(runs: Sequence[Run]) -> Markup:
   rows = [
     [Cell(tag("code", field)), *(_setting(group.runs[0].config.get(field)) for group in groups)] for field in fields
   ]
-  header = [
-    "field",
-    *(", ".join(run.name for run in group.runs[:3]) + (" …" if len(group.runs) > 3 else "") for group in groups),
-  ]
-  return markup.table("Only what differs", header, rows)
+  return markup.table("Only what differs", ["field", *(group.label for group in groups)], rows)
 
 
 def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) -> Markup | None:

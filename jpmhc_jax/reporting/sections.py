@@ -34,7 +34,7 @@ def run_sections(run: Run, examples: int = 1000) -> list[Section]:
     ("curves", "Learning curves", learning_curves(run)),
     ("evaluation", "Evaluation", evaluation_tables(run)),
     ("examples", "Answers", example_gallery(run, examples)),
-    ("depth", "Gradients, streams and mixers over depth", depth.run_charts(run)),
+    ("depth", "Over depth", depth.run_charts(run)),
     ("mixers", "Mixers", mixers(run)),
     ("config", "Configuration", configuration(run)),
     ("environment", "Environment and reproduction", environment(run)),

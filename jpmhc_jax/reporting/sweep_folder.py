@@ -11,6 +11,7 @@ from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 
 Entry = Mapping[str, Any]
+SHOWN = 120  # characters of a remark
 GOOD, WAITING = ("done",), ("pending", "running")
 
 
@@ -48,11 +49,20 @@ def table(entries: Sequence[Entry]) -> Markup:
     kind = "good" if state in GOOD else "open" if state in WAITING else "bad"
     badge = tag("span", state, class_=f"badge {kind}")
     copy = tag("button", "Copy", type="button", class_="copy", hidden=True)
-    command = tag("div", tag("code", entry.get("command", "")), copy, class_="command short")
+    command = tag("div", tag("pre", tag("code", entry.get("command", "")), tabindex="0"), copy, class_="command")
     row = [Cell(entry["name"]), Cell(badge, state), number(entry.get("attempts")), number(entry.get("exit_code"))]
-    rows.append([*row, Cell(entry.get("message") or "–"), Cell(command)])
+    rows.append(
+      [*row, Cell(_folded(entry.get("message") or "–")), Cell(tag("details", tag("summary", "show"), command))]
+    )
   header = ["run", "state", "attempts", "exit code", "remark", "command"]
   return markup.table("State of every run and the command that repeats it", header, rows, class_="sortable")
+
+
+def _folded(words: str) -> Any:
+  """A long remark shows its beginning and unfolds."""
+  if len(words) <= SHOWN:
+    return words
+  return tag("details", tag("summary", f"{words[:SHOWN]} …"), tag("p", words))
 
 
 def section(paths: Sequence[Path], entries: Mapping[Path, Entry]) -> Markup | None:
