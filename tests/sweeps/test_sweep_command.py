@@ -103,7 +103,7 @@ def test_a_real_sweep_is_killed_goes_on_and_is_reported(arguments, tmp_path):
   assert failed["state"] == "failed" and failed["exit_code"] == 2 and "/no/such/folder" in failed["message"]
   assert "/no/such/folder" in done.stdout
   steps = [
-    json.loads(line)["step"] for line in (cayley / "metrics.jsonl").read_text().splitlines() if "lm_loss" in line
+    json.loads(line)["step"] for line in (cayley / "metrics.jsonl").read_text().splitlines() if "train/loss" in line
   ]
   assert steps == [1, 2, 3, 4, 5, 6]  # nothing lost, nothing twice
   page = (tmp_path / "s" / "report.html").read_text()
