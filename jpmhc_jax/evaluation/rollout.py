@@ -28,4 +28,5 @@ def make_rollout(setup: Setup) -> Rollout:
     return setup.kind.answer(model, rows, batch, setup.config)
 
   layout = setup.shardings
-  return jax.jit(rollout, in_shardings=(layout.params, layout.buffers, layout.table, by_row), out_shardings=by_row)
+  inputs = (layout.params, layout.buffers, layout.table, by_row)
+  return jax.jit(meshes.on_mesh(setup.mesh, rollout), in_shardings=inputs, out_shardings=by_row)

@@ -3,7 +3,8 @@
 The rules are in `core.layout`. Here every leaf of the state gets its place on the mesh, or an error says why not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import Any
 
@@ -69,6 +70,17 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
       f"batch_size={batch_size}: expected a multiple of mesh.data*mesh.fsdp*accumulation = {ways}; "
       f"use {math.ceil(batch_size / ways) * ways}"
     )
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function, traced with the mesh around it, so that the activations inside are laid out by `core.layout`."""
+
+  @functools.wraps(function)
+  def traced(*arguments: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments)
+
+  return traced
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

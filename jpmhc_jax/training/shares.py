@@ -33,7 +33,7 @@ class Share:
   def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """The local rows of every process, as global arrays over all devices."""
     if jax.process_count() == 1:
-      return {name: jax.device_put(value, self.sharding) for name, value in batch.items()}
+      return jax.device_put(dict(batch), self.sharding)
     return {name: self._global(value) for name, value in batch.items()}
 
   def _global(self, local: np.ndarray) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -61,7 +62,11 @@ class Setup:
 
   def learning_rate(self, finished_steps: int) -> float:
     """The trunk's learning rate of the next step."""
-    return float(config_schedule(self.config.optimizer, self.config.steps)(finished_steps))
+    return float(self._schedule(finished_steps))
+
+  @functools.cached_property
+  def _schedule(self) -> Callable[[int], Array]:
+    return jax.jit(config_schedule(self.config.optimizer, self.config.steps))  # one program: 10 µs a call, not 1 ms
 
 
 def build_model(config: schema.Config, dataset: Dataset, key: Array) -> nnx.Module:

@@ -33,10 +33,6 @@ def make_train_step(setup: Setup) -> StepFunction:
   puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
-      return one_step(state, batch)
-
-  def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     carry = refresh_carry(setup, state, batch)
     rows = None if state.table is None else state.table[carry.data["puzzle_identifiers"]]
     (grads, row_grads), carry, metrics = accumulate(setup, state, carry, rows)
@@ -60,7 +56,7 @@ def make_train_step(setup: Setup) -> StepFunction:
     return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
 
   return jax.jit(
-    train_step,
+    meshes.on_mesh(setup.mesh, train_step),
     in_shardings=(setup.shardings, meshes.batch_sharding(setup.mesh)),
     out_shardings=(setup.shardings, whole),
     donate_argnums=0,

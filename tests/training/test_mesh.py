@@ -55,12 +55,8 @@ def _assert_mixers_exchange_nothing(mesh, mixers):
     assert not [s for _, shapes in found for s in shapes if {POSITIONS, STREAMS} <= set(s)], mixer
 
 
-def test_mixers_add_no_collective_on_a_mesh_of_all_axes():
-  _assert_mixers_exchange_nothing(WAYS["all"], ["cayley"])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["data", "fsdp", "tensor", "slices"])
+@pytest.mark.parametrize("way", WAYS)
 def test_mixers_add_no_collective(way):
   _assert_mixers_exchange_nothing(WAYS[way], ["cayley", "sinkhorn"])
 
