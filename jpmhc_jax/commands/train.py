@@ -40,6 +40,7 @@ class Train:
       raise ConfigError("--workdir is missing: the folder that the run is kept in, such as --workdir=runs/first")
 
     from jpmhc_jax.commands.session import open_run, processes_of
+    from jpmhc_jax.evaluation import spectrum
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import distributed, loop
     from jpmhc_jax.training.profiling import parse_window
@@ -54,13 +55,15 @@ class Train:
       loop.claim_workdir(config, options.workdir)
       try:
         run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
-        loop.train(run, options.arguments)
+        state = loop.train(run, options.arguments)
       except loop.NonFiniteLossError as error:
         print(f"jpmhc train: {error}", file=sys.stderr)
         return EXIT_DIVERGED
       except loop.Interrupted as notice:
         print(f"jpmhc train: {notice}", file=sys.stderr)
         return EXIT_INTERRUPTED
+      if config.evaluation.spectrum:
+        spectrum.at_the_end(run.setup, run.dataset, state, options.workdir)
       if distributed.is_primary():
         print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
     return 0

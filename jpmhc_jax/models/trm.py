@@ -73,6 +73,15 @@ def supervision_step(
   return latents[0], latents[1]
 
 
+class Part(NamedTuple):
+  """One connection with its sub-layer; the streams pass through `rms_norm(connect(h, sublayer), epsilon, axes)`."""
+
+  name: str
+  connect: Connect
+  sublayer: Callable[[Array], Array]
+  axes: int | tuple[int, ...]
+
+
 class Block(nnx.Module):
   """Two sub-layers in post-norm form: h ← RMS(connect(h, mix tokens)); h ← RMS(connect(h, SwiGLU))."""
 
@@ -104,15 +113,18 @@ class Block(nnx.Module):
     self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
 
   def __call__(self, h: Latent, visit: Visitor | None = None) -> Latent:
-    parts = (
-      ("tokens", self.connect_tokens, self.tokens, self.token_axes),
-      ("features", self.connect_features, self.features, self.feature_axes),
-    )
-    for name, connect, sublayer, axis in parts:
+    for part in self.parts():
       if visit is not None:
-        visit(name, connect, h)
-      h = constrain_hidden(rms_norm(connect(h, sublayer), self.epsilon, axis=axis))
+        visit(part.name, part.connect, h)
+      h = constrain_hidden(rms_norm(part.connect(h, part.sublayer), self.epsilon, axis=part.axes))
     return h
+
+  def parts(self) -> tuple[Part, Part]:
+    """The two halves in order."""
+    return (
+      Part("tokens", self.connect_tokens, self.tokens, self.token_axes),
+      Part("features", self.connect_features, self.features, self.feature_axes),
+    )
 
 
 def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
@@ -190,6 +202,11 @@ class TRM(nnx.Module):
     c = self.connection
     copies = c.expand == "copy" and not c.stream_embedding and c.segments == 1
     return x[:, :, None, :] if copies else self.ends.expand(x)
+
+  def parts(self) -> tuple[Part, ...]:
+    """Every part of one network call in order, named as `visit` names them."""
+    blocks = [(layer, getattr(self, f"block{layer}")) for layer in range(self.model.layers)]
+    return tuple(part._replace(name=f"block{layer}.{part.name}") for layer, block in blocks for part in block.parts())
 
   def network(self, h: Latent, injection: Latent, visit: Visitor | None = None) -> Latent:
     """f(h, v): add v, then the blocks. One network serves both latents.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.reporting import choice, curves, depth, grids, markup
+from jpmhc_jax.reporting import choice, curves, depth, grids, markup, spectra
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
@@ -36,6 +36,7 @@ def run_sections(run: Run, examples: int = 1000) -> list[Section]:
     ("examples", "Answers", example_gallery(run, examples)),
     ("depth", "Over depth", depth.run_charts(run)),
     ("mixers", "Mixers", mixers(run)),
+    *([("spectra", "Jacobian spectra", found)] if (found := spectra.section(run)) else []),
     ("config", "Configuration", configuration(run)),
     ("environment", "Environment and reproduction", environment(run)),
   ]

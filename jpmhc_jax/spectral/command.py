@@ -1,12 +1,15 @@
-"""`jpmhc spectrum`: the design rules as a table, JSON with densities for drawing."""
+"""`jpmhc spectrum`: options of the design rules, and their table."""
 
 import argparse
-import pathlib
+
+from jpmhc_jax.core.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options."""
-  parser.add_argument("--mixer", default="identity,sinkhorn,cayley,iso", help="mixer families, comma-separated")
+  parser.add_argument(
+    "--mixer", default="", help="mixer families, comma-separated; default identity,sinkhorn,cayley,iso, none --workdir"
+  )
   parser.add_argument("--n", type=int, default=4, help="streams")
   parser.add_argument("--depth", default="12,48", help="layers, comma-separated")
   parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
@@ -21,21 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--threshold", type=float, default=0.1, help="singular value under which a direction counts as stalled"
   )
   parser.add_argument("--seed", type=int, default=0, help="seed of the mixer draw")
-  parser.add_argument("--json", default="", help="file to write the numbers and densities to")
 
 
-def run(options: argparse.Namespace) -> int:
-  """Prints one row a mixer and depth, then the recommendation."""
-  from jpmhc_jax.core.errors import UserError
+def families(options: argparse.Namespace) -> list[str]:
+  """The mixer families asked for."""
+  names = options.mixer or "identity,sinkhorn,cayley,iso"
+  return [part.strip() for part in names.split(",") if part.strip()]
+
+
+def report(options: argparse.Namespace):
+  """The design rules (`rules.Report`) for the options. Raises UserError for a depth that is no number."""
   from jpmhc_jax.spectral import rules
 
   try:
     depths = [int(part) for part in options.depth.split(",")]
   except ValueError:
     raise UserError(f"--depth={options.depth!r}: expected whole numbers separated by commas, e.g. 12,48") from None
-  names = [part.strip() for part in options.mixer.split(",") if part.strip()]
-  report = rules.what_if(
-    names,
+  return rules.what_if(
+    families(options),
     options.n,
     depths,
     options.activation,
@@ -45,11 +51,6 @@ def run(options: argparse.Namespace) -> int:
     threshold=options.threshold,
     seed=options.seed,
   )
-  print(table(report))
-  if options.json:
-    report.save(pathlib.Path(options.json))
-    print(f"written: {options.json}")
-  return 0
 
 
 def table(report) -> str:
@@ -63,12 +64,15 @@ def table(report) -> str:
     head,
   ]
   for r in report.predictions:
+    scale = "–" if r.sigma_w is None else f"{r.sigma_w:.3f}"
     lines.append(
-      f"{r.mixer:<16}{r.depth:>6}{r.sigma_w:>9.3f}{r.total_noise:>8.3f}{r.condition:>11.3g}{r.stalled:>9.1%}{r.mean_log:>10.3f}"
+      f"{r.mixer:<16}{r.depth:>6}{scale:>9}{r.total_noise:>8.3f}{r.condition:>11.3g}{r.stalled:>9.1%}{r.mean_log:>10.3f}"
       f"{r.spread_log:>8.3f}{r.gradient_gain:>12.4f}{r.residual:>10.0e}"
     )
   lines.append(f"recommended: {report.recommendation}: {report.reason}.")
-  lines.append(
-    f"sigma_w = {report.sigma_w_advice:.3f} keeps the total noise at 0.05 over isometric mixers at the greatest depth."
-  )
+  if report.sigma_w_advice is not None:
+    lines.append(
+      f"sigma_w = {report.sigma_w_advice:.3f} keeps the total noise at 0.05 over isometric mixers at the greatest "
+      "depth."
+    )
   return "\n".join(lines)

@@ -2,11 +2,11 @@
 
 Two inversions of G. On a line above the axis, ρ(x) ≈ −Im G(x + iη)/π smooths with a Lorentzian of width η. On a ray,
 z = x e^{iθ}, −Im(z G(z))/π is the density of log λ smoothed with width θ: the same relative resolution at every size,
-which
-is what deep products need. Its kernel has mass 1 − θ/π. The error of both is linear in the width; Richardson's
+which is what deep products need. Its kernel has mass 1 − θ/π. The error of both is linear in the width; Richardson's
 2 ρ(width) − ρ(2 width) removes that order, and with it the heavy tails that would spoil second moments.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -83,8 +83,7 @@ def aaa_density(
 
 
 def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[float, float]:
-  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up as
-  dead."""
+  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up."""
   scale = jnp.linalg.norm(layers.mixers, 2, axis=(1, 2))
   noise = jnp.sqrt(
     layers.variance * jnp.linalg.norm(layers.read, 2, axis=(1, 2)) * jnp.linalg.norm(layers.write, 2, axis=(1, 2))
@@ -103,10 +102,23 @@ def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[f
   return float(x[max(low - margin, 0)]), float(x[min(high + margin, len(x) - 1)])
 
 
-def spectrum(layers: Layers, points: int = 200, angle: float = 0.02) -> Spectrum:
-  """Density of log λ over its own support, found first on a coarse ray."""
-  low, high = support(layers)
-  return log_spectrum(layers, jnp.exp(jnp.linspace(jnp.log(low), jnp.log(high), points)), angle)
+def spectrum(
+  layers: Layers | Sequence[Layers], points: int = 200, angle: float = 0.0, floor: float = 1e-12
+) -> Spectrum:
+  """Density of log λ over its own support, found first on a coarse ray.
+
+  layers: one stack, or several of one shape (the same network at several tokens), whose spectra are averaged.
+  angle: smoothing; 0 takes 0.02, or the spacing of the grid where that is coarser: the atoms that block noise leaves
+  (directions that it never reaches) would fall between the points. What lies under `floor` is left to be inferred from
+  the missing mass.
+  """
+  stacks = [layers] if isinstance(layers, Layers) else layers
+  bounds = np.log([support(each, floor) for each in stacks])
+  low, high = bounds[:, 0].min(), bounds[:, 1].max()
+  x = jnp.exp(jnp.linspace(low, high, points))
+  each = [log_spectrum(stack, x, angle or max(0.02, (high - low) / points)) for stack in stacks]
+  mean = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *each)
+  return mean._replace(residual=jnp.max(jnp.stack([one.residual for one in each]), axis=0))
 
 
 def quantile(spectrum: Spectrum, level: float) -> Float[Array, ""]:

@@ -21,17 +21,20 @@ class Resolvent(NamedTuple):
   iterations: jax.Array  # (points,) float; the same for all points of a chunk
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _solved(layers: Layers, z: Complex[Array, " points"], options: Options) -> tuple[Array, Array, Array]:
-  return newton.solve(layers, z, options)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _solved(
+  layers: Layers, z: Complex[Array, " points"], guess: chain.Unknowns, options: Options
+) -> tuple[Array, Array, Array]:
+  return newton.solve(layers, z, guess, options)
 
 
 # u = Φ(u, θ)  ⇒  (1 − ∂Φ/∂u) du = ∂Φ/∂θ dθ: one more Krylov solve with Newton's operator, and none of the iterations.
+# The solution does not depend on the guess.
 @_solved.defjvp
 def _solved_jvp(options, primals, tangents):
-  layers, z = primals
-  unknowns, residual, iterations = _solved(layers, z, options)
-  _, moved = jax.jvp(lambda lay, at: chain.dyson_map(lay, at, unknowns)[0], primals, tangents)
+  layers, z, guess = primals
+  unknowns, residual, iterations = _solved(layers, z, guess, options)
+  _, moved = jax.jvp(lambda lay, at: chain.dyson_map(lay, at, unknowns)[0], primals[:2], tangents[:2])
   scale = newton.relative_scale(unknowns)
   linear = chain.linearised(layers, chain.messages(layers, z, unknowns))
   solve = functools.partial(krylov.gmres, dimension=2 * options.krylov, restarts=2)
@@ -43,9 +46,8 @@ def _solved_jvp(options, primals, tangents):
 
 
 def _chunk(layers: Layers, points: int, options: Options) -> int:
-  """Few points, so that a slow one holds up few others (half the time of 400 at once on 2 cores), and bounded
-  memory."""
-  limit = options.chunk or min(32, 5_000_000 // (layers.depth * layers.streams**2))
+  """Few points, so that a slow one holds up few others, and bounded memory."""
+  limit = options.chunk or min(16, 5_000_000 // (layers.depth * layers.streams**2))
   return int(np.clip(limit, 1, points))
 
 
@@ -53,22 +55,24 @@ def _chunk(layers: Layers, points: int, options: Options) -> int:
 def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = Options()) -> Resolvent:  # noqa: B008
   """G(z) of JᵀJ for Im z > 0: exact as N → ∞ for any layers, equal or not, commuting or not.
 
-  z: complex (points,), upper half-plane. Cost O(L n³) a point and iteration, 15-40 iterations. Differentiable in
-  mixers,
-  noise and z (forward and reverse) through the implicit function theorem. Residuals are returned, not judged: see
-  `checked`.
+  z: complex (points,), upper half-plane. Cost O(L n³) a point and iteration; about 5 iterations beside a
+  solved grid point, 15-40 without one, so z should be ordered along its curve. Differentiable in mixers, noise and z
+  (forward and reverse) through the implicit function theorem. Residuals are returned, not judged: see `checked`.
   """
   if z.dtype != jnp.complex128:
     raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")
   points = z.shape[0]
   chunk = _chunk(layers, points, options)
-  padded = jnp.concatenate([z, jnp.broadcast_to(z[-1:], (-points % chunk,))]).reshape(-1, chunk)
+  # Part j holds every k-th point from the j-th on: its points are the right-hand neighbours of those of part j − 1.
+  parts = jnp.concatenate([z, jnp.broadcast_to(z[-1:], (-points % chunk,))]).reshape(chunk, -1).T
 
-  def solve(part):
-    unknowns, residual, iterations = _solved(layers, part, options)
-    return Resolvent(chain.dyson_map(layers, part, unknowns)[1], residual, iterations)
+  def solve(neighbours, part):
+    unknowns, residual, iterations = _solved(layers, part, neighbours, options)
+    solved = jnp.where(residual < 1e-3, unknowns, jnp.nan)
+    return jax.lax.stop_gradient(solved), Resolvent(chain.dyson_map(layers, part, unknowns)[1], residual, iterations)
 
-  return jax.tree.map(lambda a: a.reshape(-1)[:points], jax.lax.map(solve, padded))
+  nothing = jnp.full((2, layers.depth, chunk), jnp.nan, z.dtype)
+  return jax.tree.map(lambda a: a.T.reshape(-1)[:points], jax.lax.scan(solve, nothing, parts)[1])
 
 
 def checked(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax.spectral import dyson
+from jpmhc_jax.spectral import dyson, moments
 from jpmhc_jax.spectral.layers import full_noise
 
 
@@ -121,8 +121,7 @@ class IdentitySkip:
       return -np.asarray(dyson.checked(layers, np.asarray(x) + 1j * self.eta).g).imag / np.pi
 
   def moment(self, order: int) -> float:
-    """Orders 1 and 2: (1 + σ²)^L and its second analogue from the S-transform of one factor; others are not needed in
-    closed form.
+    """Orders 1 and 2 in closed form, higher ones by `limit_moments`.
 
     For one factor m₁ = 1 + s, m₂ = 1 + 4s + 2s² (s = σ²); free multiplicative powers add m₂/m₁² − 1 over the factors.
     """
@@ -131,7 +130,8 @@ class IdentitySkip:
       return (1 + s) ** self.depth
     if order == 2:
       return (1 + s) ** (2 * self.depth) * (1 + self.depth * ((1 + 4 * s + 2 * s**2) / (1 + s) ** 2 - 1))
-    raise ValueError(f"order={order}: closed forms are known here for 1 and 2; use spectral.moments.limit_moments")
+    with jax.enable_x64(True):
+      return float(moments.limit_moments(full_noise(np.ones((self.depth, 1, 1)), self.sigma), order)[-1])
 
   def sample(self, key: Array, size: int) -> Array:
     product = jnp.eye(size)

@@ -46,6 +46,9 @@ def _stack(mixers: Real, sigma: Real) -> tuple[jax.Array, jax.Array]:
     raise ValueError(f"sigma: shape {sigma.shape}; expected one number or one a layer, ({mixers.shape[0]},)")
   if not isinstance(sigma, jax.core.Tracer) and bool(jnp.any(sigma < 0)):
     raise ValueError(f"sigma: smallest value {float(jnp.min(sigma))}; a standard deviation is >= 0")
+  for name, values in (("mixers", mixers), ("sigma", sigma)):
+    if not isinstance(values, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(values))):
+      raise ValueError(f"{name}: not finite everywhere; a mixer or a noise of NaN or infinity has no spectrum")
   return mixers, jnp.broadcast_to(sigma, mixers.shape[:1])
 
 
@@ -62,13 +65,24 @@ def full_noise(mixers: Real, sigma: Real) -> Layers:
 def block_noise(mixers: Real, sigma: Real, reads: Real, writes: Real) -> Layers:
   """Layers as the hyper-connection block builds them: Y = A (x) I + sigma (b a^T) (x) W, W p x p i.i.d. N(0, 1/p).
 
-  mixers: (L, n, n); sigma: number or (L,); reads a_l and writes b_l: (L, n). Needs float64 (`jax.enable_x64`).
+  mixers: (L, n, n); sigma: number or (L,); reads a_l and writes b_l: (L, n). With m segments Y = A (x) I + sigma
+  (B (x) I) W (A' (x) I) for W mp x mp i.i.d. N(0, 1/mp): reads A' (L, m, n), writes B (L, n, m). Needs float64
+  (`jax.enable_x64`).
   """
   mixers, sigma = _stack(mixers, sigma)
-  outer = []
+  reads, writes = jnp.asarray(reads, jnp.float64), jnp.asarray(writes, jnp.float64)
   for name, vectors in (("reads", reads), ("writes", writes)):
-    vectors = jnp.asarray(vectors, jnp.float64)
-    if vectors.shape != mixers.shape[:2]:
+    if vectors.ndim == 2 and vectors.shape != mixers.shape[:2]:
       raise ValueError(f"{name}: shape {vectors.shape}; expected (layers, streams) = {mixers.shape[:2]}")
-    outer.append(vectors[:, :, None] * vectors[:, None, :])
-  return Layers(mixers, sigma**2 * mixers.shape[1], *outer)
+  reads = reads[:, None, :] if reads.ndim == 2 else reads
+  writes = writes[:, :, None] if writes.ndim == 2 else writes
+  layers, streams, _ = mixers.shape
+  segments = reads.shape[1]
+  if reads.shape != (layers, segments, streams) or writes.shape != (layers, streams, segments):
+    raise ValueError(
+      f"reads {reads.shape}, writes {writes.shape}: expected ({layers}, segments, {streams}) and ({layers}, {streams}, "
+      "segments)"
+    )
+  read = jnp.einsum("lki,lkj->lij", reads, reads)
+  write = jnp.einsum("lik,ljk->lij", writes, writes)
+  return Layers(mixers, sigma**2 * streams / segments, read, write)

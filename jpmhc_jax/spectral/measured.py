@@ -2,44 +2,74 @@
 not."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-Product = Callable[[Float[Array, " inputs"]], Float[Array, " outputs"]]
+Product = Callable[[Float[Array, " _"]], Float[Array, " _"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+  """(x, context) -> (v ↦ J v, u ↦ Jᵀ u), on flat vectors, of `function(x, *context)` with respect to x.
+
+  J v is the reverse derivative of the (linear) reverse derivative: functions with a `custom_vjp` have no forward one.
+  Equal for equal functions, so that programs compiled for one point serve every other.
+  """
+
+  function: Callable[..., Array]
+
+  def __call__(self, at: Float[Array, "..."], context: tuple[Any, ...]) -> tuple[Product, Product]:
+    value, pull = jax.vjp(self._flat(at, context), jnp.ravel(at))
+    _, push = jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(value))
+    return lambda v: push(v)[0], lambda u: pull(u)[0]
+
+  def dense(self, at: Float[Array, "..."], context: tuple[Any, ...]) -> Float[Array, "outputs inputs"]:
+    return jax.jacrev(self._flat(at, context))(jnp.ravel(at))
+
+  def _flat(self, at: Array, context: tuple[Any, ...]) -> Product:
+    return lambda x: jnp.ravel(self.function(x.reshape(at.shape), *context))
 
 
 class Operator(NamedTuple):
-  """A Jacobian by its products; both act on flat vectors."""
+  """The Jacobian of a function at a point."""
 
-  forward: Callable  # J v
-  backward: Callable  # Jᵀ u
-  inputs: int
+  products: Products
+  at: jax.Array
+  context: tuple[Any, ...]
 
-
-def operator(function: Callable[[Array], Array], at: Float[Array, "..."]) -> Operator:
-  """Products with the Jacobian of `function` (array -> array, any shapes) at a point; linearised once."""
-  primal = jnp.ravel(at)
-  flat = lambda x: jnp.ravel(function(x.reshape(at.shape)))  # noqa: E731
-  _, forward = jax.linearize(flat, primal)
-  transpose = jax.linear_transpose(forward, primal)
-  return Operator(forward, lambda u: transpose(u)[0], primal.size)
+  @property
+  def inputs(self) -> int:
+    return self.at.size
 
 
-def singular_values(function: Callable[[Array], Array], at: Float[Array, "..."]) -> Float[Array, " values"]:
+def operator(function: Callable[..., Array], at: Float[Array, "..."], *context: Any) -> Operator:
+  """The Jacobian of `function(x, *context)` -> array, any shapes, with respect to x at a point.
+
+  context: further arguments, pytrees of arrays. The same function object at another point compiles nothing anew.
+  """
+  return Operator(Products(function), jnp.asarray(at), context)
+
+
+def singular_values(function: Callable[..., Array], at: Float[Array, "..."], *context: Any) -> Float[Array, " values"]:
   """All singular values of the Jacobian, descending. Memory O(inputs · outputs): for a few thousand inputs."""
-  primal = jnp.ravel(at)
-  flat = lambda x: jnp.ravel(function(x.reshape(at.shape)))  # noqa: E731
-  jacobian = jax.jacfwd(flat) if primal.size <= jax.eval_shape(flat, primal).size else jax.jacrev(flat)
-  return jnp.linalg.svd(jacobian(primal), compute_uv=False)
+  return _dense_values(Products(function), jnp.asarray(at), context)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3))
-def golub_kahan(forward: Product, backward: Product, start: Float[Array, " inputs"], steps: int) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnums=0)
+def _dense_values(products: Products, at: Array, context: tuple[Any, ...]) -> Array:
+  return jnp.linalg.svd(products.dense(at, context), compute_uv=False)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def golub_kahan(
+  products: Products, at: Float[Array, "..."], context: tuple[Any, ...], start: Float[Array, " inputs"], steps: int
+) -> tuple[Array, Array]:
   """Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation: diagonal and superdiagonal, (steps,) each.
 
   The singular values of the upper bidiagonal matrix approximate the extreme ones of J; steps <= min(inputs, outputs).
@@ -55,6 +85,7 @@ def golub_kahan(forward: Product, backward: Product, start: Float[Array, " input
     alive = size > 10 * jnp.finfo(vector.dtype).eps * reference  # below: the Krylov space is exhausted
     return jnp.where(alive, vector / jnp.where(alive, size, 1.0), 0.0), jnp.where(alive, size, 0.0)
 
+  forward, backward = products(at, context)
   outputs = jax.eval_shape(forward, start).size
   right = jnp.zeros((steps + 1, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
   left = jnp.zeros((steps, outputs), start.dtype)
@@ -75,9 +106,14 @@ def extreme_singular_values(jacobian: Operator, key: Array, steps: int = 32) -> 
   """Ritz singular values, descending; the first few are converged after about 30 steps, the last are upper bounds of
   the least."""
   steps = min(steps, jacobian.inputs)
-  start = jax.random.normal(key, (jacobian.inputs,))
-  diagonal, above = (np.asarray(a, np.float64) for a in golub_kahan(jacobian.forward, jacobian.backward, start, steps))
+  diagonal, above = _bidiagonal(jacobian, key, steps)
   return np.linalg.svd(np.diag(diagonal) + np.diag(above[:-1], 1), compute_uv=False)
+
+
+def _bidiagonal(jacobian: Operator, key: Array, steps: int) -> tuple[np.ndarray, np.ndarray]:
+  start = jax.random.normal(key, (jacobian.inputs,), jacobian.at.dtype)
+  diagonal, above = golub_kahan(jacobian.products, jacobian.at, jacobian.context, start, steps)
+  return np.asarray(diagonal, np.float64), np.asarray(above, np.float64)
 
 
 class Quadrature(NamedTuple):
@@ -108,10 +144,7 @@ def lanczos_quadrature(jacobian: Operator, key: Array, steps: int = 32, probes: 
   steps = min(steps, jacobian.inputs)
   nodes, weights = [], []
   for each in jax.random.split(key, probes):
-    start = jax.random.normal(each, (jacobian.inputs,))
-    diagonal, above = (
-      np.asarray(a, np.float64) for a in golub_kahan(jacobian.forward, jacobian.backward, start, steps)
-    )
+    diagonal, above = _bidiagonal(jacobian, each, steps)
     _, values, right = np.linalg.svd(np.diag(diagonal) + np.diag(above[:-1], 1))
     nodes.append(values**2)
     weights.append(right[:, 0] ** 2)

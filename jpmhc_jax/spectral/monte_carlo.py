@@ -17,9 +17,12 @@ def _square_root(covariance: Float[Array, "layers n n"]) -> Float[Array, "layers
   return (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
 
 
-@functools.partial(jax.jit, static_argnames=("width", "samples"))
-def eigenvalues(layers: Layers, width: int, samples: int, key: Array) -> Float[Array, "samples size"]:
-  """Eigenvalues of JᵀJ, ascending, for `samples` draws with N = streams · width. One draw at a time: memory O(N²)."""
+@functools.partial(jax.jit, static_argnames=("width", "samples", "batch"))
+def eigenvalues(layers: Layers, width: int, samples: int, key: Array, batch: int = 1) -> Float[Array, "samples size"]:
+  """Eigenvalues of JᵀJ, ascending, for `samples` draws with N = streams · width.
+
+  batch: draws made together, memory O(batch N²); 1 is fastest on a CPU, accelerators want more.
+  """
   size = layers.streams * width
   read, write = _square_root(layers.read), _square_root(layers.write)
 
@@ -36,7 +39,7 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array) -> Float[A
     jacobian, _ = jax.lax.scan(layer, jnp.eye(size), (layers.mixers, read, write, layers.variance, keys))
     return jnp.linalg.svd(jacobian, compute_uv=False)[::-1] ** 2
 
-  return jax.lax.map(one, jax.random.split(key, samples))
+  return jax.lax.map(one, jax.random.split(key, samples), batch_size=batch)
 
 
 class Curve(NamedTuple):

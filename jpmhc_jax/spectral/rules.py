@@ -17,6 +17,7 @@ from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
 DRAWS = ("init", "random")
 NOISES = ("block", "full")
+SOLVED = 1e-3  # relative residual above which a density would be drawn wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Prediction:
   mixer: str
   streams: int
   depth: int
-  sigma_w: float
+  sigma_w: float | None  # None where the noise was measured
   total_noise: float  # Σ_l σ_l²
   condition: float  # 99 % over 1 % quantile of the singular values
   stalled: float  # fraction of singular values under the threshold
@@ -54,7 +55,7 @@ class Report:
   noise: str
   recommendation: str
   reason: str
-  sigma_w_advice: float  # σ_w that keeps Σ σ_l² = 0.05 at the greatest depth
+  sigma_w_advice: float | None  # σ_w that keeps Σ σ_l² = 0.05 at the greatest depth; None where noise was measured
 
   def save(self, path: pathlib.Path) -> None:
     """Writes everything, densities included, as JSON."""
@@ -91,24 +92,38 @@ def layer_stack(mixers: np.ndarray, activation: str, sigma_w: float, noise: str,
   return block_noise(mixers, sigma, np.full((depth, streams), 1 / streams), np.ones((depth, streams)))
 
 
-def predict(name: str, layers: Layers, sigma_w: float, threshold: float = 0.1, points: int = 160) -> Prediction:
-  """Spectrum and gradient statistics of a given stack; `name` and `sigma_w` are only carried along. Needs float64."""
-  spectrum = density.spectrum(layers, points)
+def predict(
+  name: str, layers: Layers | Sequence[Layers], sigma_w: float | None, threshold: float = 0.1, points: int = 160
+) -> Prediction:
+  """Spectrum and gradient statistics of a given stack, or the average over several of one shape. Needs float64.
+
+  `name` and `sigma_w` are only carried along. Raises UserError where the equation could not be solved.
+  """
+  stacks = [layers] if isinstance(layers, Layers) else list(layers)
+  spectrum = density.spectrum(stacks, points)
+  worst = float(jnp.max(spectrum.residual))
+  if not worst < SOLVED:
+    s = jnp.linalg.svd(jnp.concatenate([each.mixers for each in stacks]), compute_uv=False)
+    raise UserError(
+      f"{name}: the Dyson equation was solved to a residual of {worst:.0e} only, expected {SOLVED:.0e}; the singular "
+      f"values of the mixers span {float(s.min()):.0e} to {float(s.max()):.0e}: scale them nearer to 1, or add noise"
+    )
   statistics = density.statistics(spectrum, threshold)
-  energy = moments.gradient_energy(layers)
+  energy = sum(moments.gradient_energy(each) for each in stacks[1:]) + moments.gradient_energy(stacks[0])
+  noise = [jnp.sum(each.variance * _trace(each.read) * _trace(each.write)) for each in stacks]
   return Prediction(
     mixer=name,
-    streams=layers.streams,
-    depth=layers.depth,
-    sigma_w=float(sigma_w),
-    total_noise=float(jnp.sum(layers.variance * _trace(layers.read) * _trace(layers.write))),
+    streams=stacks[0].streams,
+    depth=stacks[0].depth,
+    sigma_w=sigma_w,
+    total_noise=float(np.mean(noise)),
     condition=float(statistics.condition),
     stalled=float(statistics.stalled),
     mean_log=float(statistics.mean_log),
     spread_log=float(statistics.spread_log),
-    gradient_gain=float((energy[0] / energy[-1]) ** (0.5 / layers.depth)),
+    gradient_gain=float((energy[0] / energy[-1]) ** (0.5 / stacks[0].depth)),
     dead=float(jnp.maximum(1 - statistics.mass, 0.0)),
-    residual=float(jnp.max(spectrum.residual)),
+    residual=worst,
     singular_values=tuple(np.sqrt(np.asarray(spectrum.x)).tolist()),
     log_density=tuple((2 * np.asarray(spectrum.density)).tolist()),  # d log λ = 2 d log s
   )
@@ -153,6 +168,16 @@ def what_if(
     )
   best, reason = _recommended(predictions, threshold)
   return Report(predictions, threshold, activation, draw, noise, best, reason, advice)
+
+
+def judged(stacks: Mapping[str, Sequence[Layers]], threshold: float = 0.1, points: int = 160) -> Report:
+  """A report on given layers, e.g. those of a checkpoint, by name; several stacks of a name are averaged.
+
+  Needs float64.
+  """
+  predictions = tuple(predict(name, each, None, threshold, points) for name, each in stacks.items())
+  best, reason = _recommended(predictions, threshold)
+  return Report(predictions, threshold, "measured", "checkpoint", "block", best, reason, None)
 
 
 def _recommended(predictions: Sequence[Prediction], threshold: float) -> tuple[str, str]:

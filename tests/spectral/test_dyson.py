@@ -1,14 +1,11 @@
 """The Dyson solver against closed forms, Monte Carlo, finite differences and its own symmetries."""
 
-from hypothesis import given, HealthCheck, Phase, settings
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 import pytest
 
-from jpmhc_jax import manifolds
 from jpmhc_jax.spectral import chain, density, dyson, moments, monte_carlo
 from jpmhc_jax.spectral.layers import block_noise, full_noise
 
@@ -54,36 +51,6 @@ def test_theory_is_monte_carlo_within_sampling_error(kind, noise, layers):
   # 5 standard errors for chance, 2/N for the finite size (N = 72) at these heights above the axis.
   assert np.all(np.abs(each.mean(axis=0) - predicted) < 5 * error + 2 / 72 * np.abs(predicted))
   assert np.sum(np.abs(each.mean(axis=0) - predicted)) < 2 * np.sum(error) + 0.005 * np.sum(np.abs(predicted))
-
-
-@pytest.mark.slow
-@settings(
-  max_examples=8,
-  deadline=None,
-  derandomize=True,
-  phases=[Phase.generate],
-  database=None,
-  suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-  family=st.sampled_from([f for f in sorted(manifolds.FAMILIES) if f not in ("quaternion", "kronecker", "hybrid")]),
-  n=st.sampled_from([2, 4, 8]),
-  layers=st.sampled_from([1, 2, 5, 10, 30]),
-  equal=st.booleans(),
-  seed=st.integers(0, 2**16),
-)
-def test_theory_is_monte_carlo_for_every_family(family, n, layers, equal, seed):
-  keys = jax.random.split(jax.random.key(seed), layers)
-  if equal:
-    keys = jnp.broadcast_to(keys[:1], keys.shape)
-  mixers = np.stack([np.asarray(manifolds.make(family).random(key, n), np.float64) for key in keys])
-  norm = np.max(np.linalg.norm(mixers, 2, axis=(1, 2)))  # products of 30 unnormalised draws span 24 decades
-  stack = full_noise(mixers / norm, np.sqrt(0.3 / layers))
-  predicted = np.asarray(dyson.checked(stack, LINE).g)
-  values = np.asarray(monte_carlo.eigenvalues(stack, 96 // n, 16, jax.random.key(seed)))
-  each = np.mean(1 / (np.asarray(LINE)[None, :, None] - values[:, None, :]), axis=2)
-  error = each.std(axis=0) / np.sqrt(len(each))
-  assert np.all(np.abs(each.mean(axis=0) - predicted) < 6 * error + 0.03 * np.abs(predicted).max())
 
 
 @pytest.mark.parametrize("layers", [1, 5])

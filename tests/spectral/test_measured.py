@@ -1,7 +1,6 @@
 """Measured Jacobian spectra, laws, propagation and the design rules."""
 
 import argparse
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from numpy.testing import assert_allclose
 import pytest
 
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.spectral import command, density, dyson, laws, measured, monte_carlo, propagation, rules
+from jpmhc_jax.spectral import command, compare, density, dyson, laws, measured, monte_carlo, propagation, rules
 from jpmhc_jax.spectral.layers import full_noise
 
 
@@ -73,8 +72,8 @@ def test_identity_skip_and_haar():
   values = np.stack([np.asarray(skip.sample(key, 60)) for key in jax.random.split(jax.random.key(0), 12)])
   mean, error = monte_carlo.mean_and_error(values, lambda v: np.mean(v**2))
   assert abs(mean - skip.moment(2)) < 5 * error + 0.03 * skip.moment(2)
-  with pytest.raises(ValueError, match="limit_moments"):
-    skip.moment(3)
+  mean, error = monte_carlo.mean_and_error(values, lambda v: np.mean(v**3))
+  assert abs(mean - skip.moment(3)) < 5 * error + 0.05 * skip.moment(3)
   assert_allclose(laws.HaarOrthogonal().sample(jax.random.key(0), 20), 1.0, rtol=1e-5)
 
 
@@ -148,17 +147,38 @@ def test_isometric_mixers_predict_alike_and_averaging_ones_stall():
   assert all(row.residual < 1e-8 for row in report.predictions)
 
 
-def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
+def test_options_that_make_no_sense_are_refused():
   parser = argparse.ArgumentParser()
   command.add_arguments(parser)
-  path = tmp_path / "report.json"
-  assert command.run(parser.parse_args(["--mixer=cayley", "--depth=12", f"--json={path}"])) == 0
-  assert "recommended: cayley" in capsys.readouterr().out
-  saved = json.loads(path.read_text())
-  row = saved["predictions"][0]
-  mass = np.trapezoid(row["log_density"], np.log(row["singular_values"]))
-  assert_allclose(mass, 1.0, atol=1e-2)
   with pytest.raises(UserError, match="--depth='a'"):
-    command.run(parser.parse_args(["--depth=a"]))
+    command.report(parser.parse_args(["--depth=a"]))
   with pytest.raises(UserError, match="Did you mean 'cayley'"):
-    command.run(parser.parse_args(["--mixer=cayly"]))
+    command.report(parser.parse_args(["--mixer=cayly"]))
+
+
+def test_a_jacobian_through_a_custom_vjp_is_measured_too():
+  """Such functions have no forward derivative: products and dense matrices must do without."""
+
+  @jax.custom_vjp
+  def double(x):
+    return 2 * x
+
+  double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+  matrix = jax.random.normal(jax.random.key(0), (6, 6))
+  function = lambda x, m: double(jnp.tanh(m @ x))  # noqa: E731
+  exact = measured.singular_values(function, jnp.ones(6), matrix)
+  slope = 1 - jnp.tanh(matrix @ jnp.ones(6)) ** 2
+  assert_allclose(exact, jnp.linalg.svd(2 * slope[:, None] * matrix, compute_uv=False), rtol=1e-4)
+  jacobian = measured.operator(function, jnp.ones(6), matrix)
+  assert_allclose(measured.extreme_singular_values(jacobian, jax.random.key(1), 6), exact, rtol=1e-3)
+
+
+def test_distances_between_weighted_spectra():
+  first = compare.atoms(np.array([1.0, 2.0, 4.0]))
+  assert compare.w1(first, first) == 0
+  assert_allclose(compare.w1(first, compare.atoms(np.array([2.0, 4.0, 8.0]))), np.log(2))
+  assert_allclose(compare.w1(first, compare.atoms(np.array([1.0, 4.0]), np.array([2.0, 1.0]))), np.log(2) / 3)
+  found = compare.summary(compare.atoms(np.array([1e-9, 1.0, 1.0, 2.0]), floor=0.5), 0.1, 0.5)
+  assert_allclose([found.stalled, found.mean_log, found.largest], [0.25, 0.0, 2.0], atol=1e-12)
+  grid = np.linspace(-3, 3, 400)
+  assert_allclose(np.trapezoid(compare.smoothed(first, grid, 0.1), grid), 1.0, rtol=1e-6)

@@ -1,0 +1,254 @@
+"""Measured Jacobian spectra of a trained network beside those that free probability predicts from its coefficients.
+
+Three scales: every part of the network (connection, sub-layer, norm), every network call of the recursion, and the map
+of the carry (z_H, z_L) from the start over many calls. All at one real batch of the run's data, from the initial
+latents, with the evaluated parameters, in float32.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jpmhc_jax.core import streams
+from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.data import Dataset
+from jpmhc_jax.evaluation.linearised import call_layers, carry_layers, Network, part_layers, Stack, stream_layers, Trace
+from jpmhc_jax.spectral import compare, density, measured, rules
+from jpmhc_jax.spectral.layers import block_noise, Layers
+from jpmhc_jax.training.state import prepare, Setup, TrainState
+
+FILE = "spectrum.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+  """How much is measured and predicted."""
+
+  examples: int = 1  # of the batch; every Jacobian is that of all of them together
+  tokens: int = 3  # at which the coefficients are read; predictions are averaged over them
+  steps: int = 96  # of Lanczos
+  probes: int = 2
+  exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
+  points: int = 128  # of the grid of a prediction
+  carry_points: int = 48  # the same for the carry, which is as deep as all calls together; read at one token
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """One Jacobian: its measured spectrum and, where the theory covers it, the predicted one."""
+
+  scale: str  # "part", "recursion" or "carry"
+  name: str
+  calls: int  # 1-based network call of a part or recursion; number of calls of a carry
+  size: int  # inputs of the Jacobian
+  exact: bool
+  floor: float  # singular value under which both sides are cut off
+  measured: compare.Summary
+  predicted: compare.Summary | None
+  w1: float | None  # between the two, in log singular value
+  chance: float  # W1 that the random probes alone are expected to leave
+  residual: float | None  # of the Dyson equation
+  singular_values: tuple[float, ...]  # the axis of the densities of log s below
+  measured_density: tuple[float, ...]
+  predicted_density: tuple[float, ...] | None
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values for JSON."""
+    summaries = {"measured": self.measured._asdict(), "predicted": self.predicted and self.predicted._asdict()}
+    return dataclasses.asdict(self) | summaries
+
+
+@dataclasses.dataclass(frozen=True)
+class Linearised:
+  """The network at a real batch: what to differentiate, where, and the coefficients seen there."""
+
+  network: Network
+  parts: tuple[str, ...]
+  arrays: tuple[Any, Any]  # parameters and buffers
+  x: jax.Array  # embedded inputs
+  latents: jax.Array
+  trace: Trace
+
+
+def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effort: Effort) -> Linearised:
+  """Runs the network on the batch of `step` and reads its coefficients off. Raises UserError for models but TRM."""
+  config = setup.config
+  if config.model.kind != "trm":
+    raise UserError(f"model.kind={config.model.kind!r}: Jacobian spectra are measured for model.kind='trm'")
+  if config.precision.compute != "float32":
+    precision = dataclasses.replace(config.precision, compute="float32")
+    setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh)
+  arrays = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
+  batch = {name: np.asarray(rows[: effort.examples]) for name, rows in dataset.batch(step).items()}
+  puzzles = None if state.table is None else jax.device_get(state.table)[batch["puzzle_identifiers"]]
+  network = Network.of(setup.graph, config.model.recursion)
+  model = network.model(*arrays)
+  x = model.injected(model.embed(jnp.asarray(batch["inputs"]), None if puzzles is None else jnp.asarray(puzzles)))
+  latents = jnp.stack(model.initial_latents(*x.shape[:2]))
+  key = streams.key_for(config.seed, "spectrum", step)
+  tokens = jax.random.choice(key, x.shape[0] * x.shape[1], (effort.tokens,), replace=False)
+  trace = jax.tree.map(np.asarray, jax.jit(network.trace)(latents, *arrays, x, tokens, key))
+  return Linearised(network, tuple(part.name for part in model.parts()), arrays, x, latents, trace)
+
+
+def measure(
+  at: Linearised, effort: Effort, threshold: float = 0.1, say: Callable[[str], None] = lambda line: None
+) -> list[Site]:
+  """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls."""
+  found = []
+  for scale, name, calls, function, point, context, stacks in _sites(at):
+    points = effort.carry_points if scale == "carry" else effort.points
+    jacobian = measured.operator(function, point, *context)
+    seed = jax.random.key(len(found))
+    site = _compared(jacobian, seed, stacks, points, effort, threshold)
+    found.append(Site(scale=scale, name=name, calls=calls, **site))
+    say(describe(found[-1]))
+  return found
+
+
+def _sites(at: Linearised) -> Iterator[tuple[str, str, int, Callable[..., Any], Any, tuple[Any, ...], list[Stack]]]:
+  """(scale, name, calls, function, point, context, one stack of layers a token)."""
+  trace, tokens, calls = at.trace, range(at.trace.mixers.shape[2]), len(at.network.answers)
+  for index, name in enumerate(at.parts):
+    stacks = [part_layers(trace, index, token) for token in tokens]
+    yield "part", name, calls, at.network.part(index), trace.inputs[index], at.arrays, stacks
+  for call in range(calls):
+    stacks = [call_layers(trace, call, token) for token in tokens]
+    yield "recursion", f"call {call + 1}", call + 1, at.network.call, trace.states[call], at.arrays, stacks
+  for count in (at.network.answers.index(True) + 1, calls):
+    # What a call expands and reduces inside is no product of square layers on the carry: measured only.
+    stacks = [] if trace.enter.size else [carry_layers(trace, at.network.answers[:count], 0)]
+    context = (*at.arrays, at.x, jnp.asarray(count))
+    yield "carry", f"calls 1 to {count}", count, at.network.carry, at.latents, context, stacks
+
+
+def _compared(
+  jacobian: measured.Operator, key: jax.Array, stacks: list[Stack], points: int, effort: Effort, threshold: float
+) -> dict[str, Any]:
+  """Everything of a `Site` but its name."""
+  exact = jacobian.inputs <= effort.exact_limit
+  samples = []  # (values, weights), one a probe
+  if exact:
+    values = np.asarray(measured.singular_values(jacobian.products.function, jacobian.at, *jacobian.context))
+    samples.append((values, np.ones_like(values)))
+  else:
+    nodes, weights = measured.lanczos_quadrature(jacobian, key, effort.steps, effort.probes)
+    samples += zip(np.sqrt(nodes), weights, strict=True)
+  floor = float(np.max(samples[0][0])) * (1e-4 if exact else 2 / effort.steps)
+  seen = compare.atoms(*(np.concatenate(side) for side in zip(*samples, strict=True)), floor)
+  # Two halves of the probes differ by twice the error of the whole.
+  halves = [
+    compare.atoms(*(np.concatenate(side) for side in zip(*samples[half::2], strict=True)), floor)
+    for half in (0, 1)
+    if samples[half::2]
+  ]
+  law, residual = _predicted(stacks, points, floor) if stacks else (None, None)
+  both = np.concatenate([seen.log_values, *([law.log_values] if law else [])])
+  grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
+  width = max(0.03, (grid[-1] - grid[0]) / 60)
+  return {
+    "size": jacobian.inputs,
+    "exact": exact,
+    "floor": floor,
+    "measured": compare.summary(seen, threshold, floor),
+    "predicted": compare.summary(law, threshold, floor) if law else None,
+    "w1": compare.w1(seen, law) if law else None,
+    "chance": 0.5 * compare.w1(halves[0], halves[-1]),
+    "residual": residual,
+    "singular_values": tuple(np.exp(grid).tolist()),
+    "measured_density": tuple(compare.smoothed(seen, grid, width).tolist()),
+    "predicted_density": tuple(compare.smoothed(law, grid, width).tolist()) if law else None,
+  }
+
+
+def _predicted(stacks: list[Stack], points: int, floor: float) -> tuple[compare.Atoms | None, float]:
+  with jax.enable_x64(True):
+    layers = [layers_of(stack) for stack in stacks]
+    spectrum = density.spectrum(layers, points, floor=0.5 * floor**2)
+    share = 1.0 / layers[0].streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
+    residual = float(jnp.max(spectrum.residual))
+    return (compare.of_spectrum(spectrum, share, floor) if residual < rules.SOLVED else None), residual
+
+
+def layers_of(stack: Stack) -> Layers:
+  """The stack for the spectral theory. Needs float64."""
+  return block_noise(stack.mixers, stack.sigma, stack.reads, stack.writes)
+
+
+HEADER = f"{'Jacobian of':<20}{'size':>6}{'largest':>18}{'stalled':>16}{'mean log':>16}{'spread':>14}  {'W1':>6}"
+
+
+def describe(site: Site) -> str:
+  """One line below HEADER: measured and predicted pairs, then W1 with its chance."""
+  forms = (("largest", "9.3g"), ("stalled", "8.1%"), ("mean_log", "8.2f"), ("spread_log", "7.2f"))
+  pairs = []
+  for name, form in forms:
+    for side in (site.measured, site.predicted):
+      pairs.append(f"{getattr(side, name):{form}}" if side else f"{'–':>{form.split('.')[0]}}")
+  found = f"{site.w1:6.3f} ± {site.chance:.3f}" if site.w1 is not None else f"{'–':>6}"
+  return f"{site.name:<20}{site.size:>6}{''.join(pairs)}  {found}"
+
+
+def swapped(at: Linearised, families: Sequence[str], threshold: float, points: int, seed: int) -> rules.Report:
+  """Design rules for the last call as it is, and with random members of other families in place of its mixers."""
+  depth, _, streams = at.trace.gains.shape[1:]
+  call, tokens = len(at.network.answers) - 1, range(at.trace.mixers.shape[2])
+  mixers: dict[str, np.ndarray | None] = {"checkpoint": None}
+  mixers |= {name: rules.mixer_stack(name, streams, depth, "random", seed) for name in families}
+  with jax.enable_x64(True):
+    stacks = {
+      name: [layers_of(stream_layers(at.trace, call, token, own)) for token in tokens] for name, own in mixers.items()
+    }
+    return rules.judged(stacks, threshold, points)
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """What spectrum.json holds."""
+
+  step: int
+  threshold: float
+  effort: Effort
+  sites: tuple[Site, ...]
+  design: rules.Report
+
+  def to_dict(self) -> dict[str, Any]:
+    return dataclasses.asdict(self) | {"sites": [site.to_dict() for site in self.sites]}
+
+
+def at_the_end(setup: Setup, dataset: Dataset, state: TrainState, folder: pathlib.Path) -> None:
+  """What `jpmhc spectrum` does, after a run of a single process; a run of several says how to get it later."""
+  if jax.process_count() > 1:
+    print(f"spectra: not measured by {jax.process_count()} processes; run jpmhc spectrum --workdir={folder} in one")
+    return
+  run(setup, dataset, state, int(state.step), folder)
+
+
+def run(
+  setup: Setup,
+  dataset: Dataset,
+  state: TrainState,
+  step: int,
+  folder: pathlib.Path,
+  *,
+  families: Sequence[str] = (),
+  threshold: float = 0.1,
+  effort: Effort = Effort(),  # noqa: B008
+  say: Callable[[str], None] = print,
+) -> Findings:
+  """Measures, predicts, tries other mixers; writes folder/spectrum.json, whole or not at all."""
+  at = linearise(setup, dataset, state, step, effort)
+  design = swapped(at, families, threshold, effort.points, setup.config.seed)
+  say(f"measured, predicted; last call of {len(at.network.answers)}, step {step}")
+  say(HEADER)
+  found = Findings(step, threshold, effort, tuple(measure(at, effort, threshold, say)), design)
+  temporary = (folder / FILE).with_suffix(".tmp")
+  temporary.write_text(json.dumps(found.to_dict()) + "\n")
+  temporary.replace(folder / FILE)
+  return found

@@ -1,0 +1,116 @@
+"""Jacobian spectra: the section of the page with predicted beside measured ones, and stand-alone figures (SVG)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jpmhc_jax.reporting import markup
+from jpmhc_jax.reporting.charts import chart, Line
+from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
+from jpmhc_jax.reporting.workdir import Run
+
+FILE = "spectrum.json"
+STATISTICS = (("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"), ("spread_log", "spread of log"))
+
+
+def section(run: Run) -> Markup | None:
+  """Charts and table of workdir/spectrum.json; a remark when it cannot be read, None when there is none."""
+  path = run.path / FILE
+  if not path.is_file():
+    return None
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return join([_intro(content), tag("div", *_charts(content["sites"]), class_="charts"), _table(content)])
+  except (ValueError, KeyError, TypeError) as error:
+    return markup.note(f"{FILE} cannot be read ({error!r}); write it again with jpmhc spectrum.", kind="warning")
+
+
+def _intro(content: Mapping[str, Any]) -> Markup:
+  words = (
+    f"Singular values of the Jacobian of the checkpoint at step {content['step']}, at a real batch: measured, and "
+    "predicted by free probability from the mixers, reads, writes and noise seen there, with independent Gaussian "
+    "noise in every layer. W1 is the mean distance in log singular value that mass would have to be moved; ± is what "
+    "the random probes alone leave of it. Values under the floor count as the floor in both."
+  )
+  return tag("p", words, class_="quiet")
+
+
+def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
+  for site in _shown(sites):
+    s = np.array(site["singular_values"])
+    lines = [Line("measured", s, np.array(site["measured_density"]), colour=0)]
+    if site["predicted_density"] is not None:
+      lines.append(Line("predicted", s, np.array(site["predicted_density"]), colour=1, dash=1))
+    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True)
+  calls = [site for site in sites if site["scale"] == "recursion"]
+  steps = np.array([site["calls"] for site in calls], np.float64)
+  for key, words in STATISTICS:
+    sides = (("measured", 0, 0), ("predicted", 1, 1))
+    lines = [Line(side, steps, np.array([c[side][key] for c in calls]), colour, dash) for side, colour, dash in sides]
+    yield chart(f"Every network call: {words}", lines, "network call")
+
+
+def _shown(sites: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """Parts, the first and the last call, and the carry."""
+  calls = [site for site in sites if site["scale"] == "recursion"]
+  ends = calls[:1] + calls[1:][-1:]
+  return [site for site in sites if site["scale"] != "recursion" or site in ends]
+
+
+def _table(content: Mapping[str, Any]) -> Markup:
+  rows = []
+  for site in content["sites"]:
+    row = [
+      Cell(site["name"]),
+      number(site["size"]),
+      Cell("exact" if site["exact"] else "Lanczos"),
+      number(site["floor"]),
+    ]
+    for key, _ in STATISTICS:
+      row += [number(side and side[key], percent=key == "stalled") for side in (site["measured"], site["predicted"])]
+    rows.append([*row, number(site["w1"]), number(site["chance"]), number(site["residual"])])
+  pairs = [f"{words}, {side}" for _, words in STATISTICS for side in ("measured", "predicted")]
+  header = ["Jacobian of", "inputs", "method", "floor", *pairs, "W1", "±", "residual"]
+  return markup.table("Measured and predicted singular values", header, rows, class_="sortable")
+
+
+def draw_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> None:
+  """One panel a depth, one curve a mixer: predicted density of log s over s."""
+  depths = sorted({row["depth"] for row in predictions})
+  panels = []
+  for depth in depths:
+    rows = [row for row in predictions if row["depth"] == depth]
+    panels.append((f"depth {depth}", [(r["mixer"], r["singular_values"], r["log_density"], "-") for r in rows]))
+  _draw(panels, path)
+
+
+def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
+  """Measured and predicted density of log s of every part, the first and last call and the carry."""
+  panels = []
+  for site in _shown(sites):
+    curves = [("measured", site["singular_values"], site["measured_density"], "-")]
+    if site["predicted_density"] is not None:
+      curves.append(("predicted", site["singular_values"], site["predicted_density"], "--"))
+    panels.append((site["name"], curves))
+  _draw(panels, path)
+
+
+def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], path: Path) -> None:
+  from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+  columns = min(4, len(panels))
+  rows = -(-len(panels) // columns)
+  figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+  axes = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axis in axes[len(panels) :]:
+    axis.set_axis_off()
+  for axis, (title, curves) in zip(axes, panels, strict=False):
+    for label, x, density, style in curves:
+      axis.plot(x, density, style, label=label, linewidth=1.3)
+    axis.set(title=title, xscale="log", xlabel="singular value", ylabel="density of log s")
+    axis.set_ylim(bottom=0)
+  axes[0].legend(fontsize=8)
+  figure.savefig(path, format="svg", metadata={"Date": None})

@@ -1,0 +1,153 @@
+"""Spectra of a real network: the layers are those of the network, the measurement is that of its Jacobian."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose
+import pytest
+import tiny
+
+from jpmhc_jax import main
+from jpmhc_jax.core import schema
+from jpmhc_jax.evaluation import linearised, spectrum
+from jpmhc_jax.models.trm import supervision_step
+
+EFFORT = spectrum.Effort(examples=1, tokens=2, points=64, carry_points=32, exact_limit=700, steps=48)
+
+
+def _linearised(**connection):
+  config = tiny.config(connection=schema.Connection(**{"manifold": "cayley", "streams": 2} | connection))
+  setup, dataset = tiny.setup(config), tiny.dataset(config)
+  state, rng = jax.device_get(setup.create()), np.random.default_rng(0)
+  noisy = lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)  # noqa: E731
+  state = dataclasses.replace(state, ema=jax.tree.map(noisy, state.params))
+  return config, spectrum.linearise(setup, dataset, state, 3, EFFORT)
+
+
+@pytest.fixture(scope="module")
+def carried():
+  return _linearised()
+
+
+def test_the_calls_are_those_of_the_model(carried):
+  config, at = carried
+  assert len(at.network.answers) == 12
+  model, recursion = at.network.model(*at.arrays), config.model.recursion
+  z_h, z_l = at.latents
+  for _ in range(2):
+    z_h, z_l = supervision_step(model.network, z_h, z_l, at.x, recursion)
+  found = at.network.carry(at.latents, *at.arrays, at.x, jnp.asarray(12))
+  assert_allclose(found, jnp.stack([z_h, z_l]), rtol=2e-4, atol=2e-5)
+
+
+def test_mixers_reads_and_writes_are_those_of_the_connection(carried):
+  _, at = carried
+  model = at.network.model(*at.arrays)
+  part = model.parts()[0]
+  streams = jnp.asarray(at.trace.inputs[0])
+  coefficients, seen = part.connect.coefficients(streams), at.trace.mixers[-1, 0]
+  every = np.moveaxis(np.asarray(coefficients.mix).reshape(2, 2, -1), -1, 0)
+  tokens = [int(np.argmin(np.abs(every - mix).sum(axis=(1, 2)))) for mix in seen]
+  assert_allclose(seen, every[tokens], rtol=1e-5, atol=1e-6)
+  reads = np.asarray(coefficients.read).reshape(2, -1).T
+  assert_allclose(at.trace.reads[-1, 0, :, 0], reads[tokens], rtol=1e-5)
+  out = np.asarray(part.connect(streams, part.sublayer)).reshape(-1, 2, 16)[tokens]
+  assert_allclose(at.trace.gains[-1, 0], 1 / np.sqrt(np.mean(out**2, axis=-1)), rtol=1e-3)
+  # sigma² is the mean square of the sub-layer's Jacobian, times its size
+  u = jnp.einsum("jbl,bljd->bld", coefficients.read, streams)
+  jacobian = jax.jacrev(lambda v: part.sublayer(v.reshape(u.shape)).ravel())(u.ravel())
+  assert_allclose(at.trace.sigma[-1, 0] ** 2, jnp.sum(jacobian**2) / u.size, rtol=0.2)
+
+
+def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
+  _, at = carried
+  stack = linearised.carry_layers(at.trace, at.network.answers[:4], 1)
+  z_h, z_l = np.eye(4)[:2], np.eye(4)[2:]
+  for k, answers in enumerate(at.network.answers[:4]):
+    h = z_h + z_l
+    for mixer in linearised.stream_layers(at.trace, k, 1).mixers:
+      h = mixer @ h
+    z_h, z_l = (h, z_l) if answers else (z_h, h)
+  product = np.eye(4)
+  for mixer in stack.mixers:
+    product = mixer @ product
+  assert_allclose(product, np.concatenate([z_h, z_l]), rtol=1e-9)
+
+
+def test_streams_made_inside_a_call_are_closed_at_its_ends():
+  _, at = _linearised(scope="call", manifold="sinkhorn")
+  assert_allclose(at.trace.enter, [1, 1], rtol=1e-5)
+  assert_allclose(at.trace.leave, [0.5, 0.5], rtol=1e-5)
+  stack, inner = linearised.call_layers(at.trace, 0, 0), linearised.stream_layers(at.trace, 0, 0)
+  product, inside = np.eye(2), np.ones(2)
+  for mixer in stack.mixers:
+    product = mixer @ product
+  for mixer in inner.mixers:
+    inside = mixer @ inside
+  assert_allclose(product, np.diag([inside.mean(), 0]), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_measured_and_predicted_spectra_agree(carried):
+  """Exact and matrix-free agree on the Jacobian; the prediction is near, and nearer than that of a plain identity."""
+  _, at = carried
+  few = dataclasses.replace(at, network=dataclasses.replace(at.network, answers=at.network.answers[:3]))
+  few = dataclasses.replace(
+    few,
+    trace=few.trace._replace(
+      **{k: v[:3] for k, v in few.trace._asdict().items() if k not in ("inputs", "enter", "leave")}
+    ),
+  )
+  sites = {site.name: site for site in spectrum.measure(few, EFFORT)}
+  assert [site.scale for site in sites.values()] == ["part"] * 2 + ["recursion"] * 3 + ["carry"] * 2
+  call = sites["call 3"]
+  model = at.network.model(*at.arrays)
+  state = jnp.asarray(at.trace.states[2])
+  dense = jax.jacrev(lambda h: model.network(h.reshape(state.shape), jnp.zeros_like(state)).ravel())(state.ravel())
+  values = np.linalg.svd(np.asarray(dense), compute_uv=False)
+  assert call.exact and not sites["calls 1 to 3"].exact
+  assert_allclose(call.measured.largest, np.quantile(values, 0.99), rtol=0.05)
+  assert_allclose(call.measured.mean_log, np.mean(np.log(np.maximum(values, call.floor))), atol=1e-3)
+  lanczos = spectrum.measure(few, dataclasses.replace(EFFORT, exact_limit=0, steps=96))[4]
+  clipped = np.mean(np.log(np.maximum(values, lanczos.floor)))
+  assert abs(lanczos.measured.mean_log - clipped) < 0.1
+  for site in sites.values():
+    assert site.residual < 1e-6
+    assert site.w1 < 0.5, (site.name, site.w1)
+
+
+@pytest.mark.slow
+def test_the_command_measures_a_run_and_the_report_draws_it(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  overrides = {
+    "steps": 2, "batch_size": 8, "data.sudoku.train_puzzles": 20, "data.sudoku.test_puzzles": 4, "model.width": 16,
+    "model.heads": 2, "model.mlp_multiple": 8, "model.layers": 1, "connection.streams": 2, "evaluation.spectrum": True,
+  }  # fmt: skip
+  fields = [f"--config.{name}={value}" for name, value in overrides.items()]
+  assert main.main(["train", "--config=configs/sudoku.py:tiny", f"--workdir={workdir}", *fields]) == 0
+  found = json.loads((workdir / "spectrum.json").read_text())
+  assert found["step"] == 2
+  assert {site["scale"] for site in found["sites"]} == {"part", "recursion", "carry"}
+  page = (workdir / "report.html").read_text()
+  assert "Jacobian spectra" in page and "Density of log singular values: block0.tokens" in page
+  (workdir / "spectrum.json").unlink()
+  command = ["spectrum", f"--workdir={workdir}", "--mixer=sinkhorn", "--exact-limit=100", "--lanczos-steps=24"]
+  assert main.main(command) == 0
+  out = capsys.readouterr().out
+  assert "calls 1 to 12" in out and "recommended:" in out
+  again = json.loads((workdir / "spectrum.json").read_text())
+  assert [row["mixer"] for row in again["design"]["predictions"]] == ["checkpoint", "sinkhorn"]
+  assert not again["sites"][0]["exact"]
+  assert (workdir / "spectrum.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_the_design_rules_are_written_and_drawn(tmp_path, capsys):
+  assert main.main(["spectrum", "--mixer=cayley", "--n=2", "--depth=2", f"--out={tmp_path}"]) == 0
+  assert "recommended: cayley" in capsys.readouterr().out
+  row = json.loads((tmp_path / "spectrum.json").read_text())["predictions"][0]
+  mass = np.trapezoid(row["log_density"], np.log(row["singular_values"]))
+  assert_allclose(mass, 1.0, atol=1e-2)
+  assert (tmp_path / "spectrum.svg").stat().st_size > 5000
