@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,11 @@ def _checkpoint(options: argparse.Namespace) -> int:
   run = open_run(configs.restore(options.workdir / "config.json"), options.workdir)
   checkpoints = Checkpoints(options.workdir / "checkpoints")
   try:
-    restored = checkpoints.restore(run.setup, list(run.dataset.identifiers), options.step)
+    restored = checkpoints.restore(run.setup, run.dataset, options.step)
   finally:
     checkpoints.close()
+  for note in restored.notes:
+    print(note, file=sys.stderr)
   folder = options.out or options.workdir
   folder.mkdir(parents=True, exist_ok=True)
   found = spectrum.run(

@@ -22,7 +22,7 @@ from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.models.trm import Part, TRM
 
 LEAST_RECURSIONS = 12
-_PROBES = 2  # for |F'|², an average over all tokens already
+_PROBES = 16  # for |F'|²: an attention layer has few directions that count
 
 
 class Trace(NamedTuple):
@@ -104,7 +104,8 @@ class Network:
     keys = jax.random.split(key, len(self.answers))
     _, (states, inputs, layers) = jax.lax.scan(one, latents, (jnp.asarray(self.answers), keys))
     ends = _ends(model, states[0], key) if inside else (jnp.zeros(0), jnp.zeros(0))
-    return Trace(states, inputs[-1], *layers, *ends)
+    gains, mixers, reads, writes, sigma = layers
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, *ends)
 
 
 def _entering(z: Array, x: Array, answers: Bool[Array, ""]) -> Array:
@@ -188,7 +189,8 @@ def stream_layers(trace: Trace, call: int, token: int, mixers: np.ndarray | None
 
 def part_layers(trace: Trace, index: int, token: int) -> Stack:
   """One part of the last call."""
-  return Stack(*(a[index : index + 1] for a in stream_layers(trace, -1, token)[:4]))
+  mixers, sigma, reads, writes = (a[index : index + 1] for a in stream_layers(trace, -1, token)[:4])
+  return Stack(mixers, sigma, reads, writes)
 
 
 def call_layers(trace: Trace, call: int, token: int) -> Stack:
@@ -221,5 +223,5 @@ def carry_layers(trace: Trace, answers: tuple[bool, ...], token: int) -> Stack:
     shear = np.eye(2 * n)
     shear[own, other] = np.eye(n)
     mixers[k, 0], reads[k, 0] = mixers[k, 0] @ shear, reads[k, 0] @ shear
-  flat = (a.reshape(calls * parts, *a.shape[2:]) for a in (mixers, sigma, reads, writes))
-  return Stack(*flat)
+  mixers, sigma, reads, writes = (a.reshape(-1, *a.shape[2:]) for a in (mixers, sigma, reads, writes))
+  return Stack(mixers, sigma, reads, writes)

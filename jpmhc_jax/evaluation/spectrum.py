@@ -101,7 +101,7 @@ def measure(
   at: Linearised, effort: Effort, threshold: float = 0.1, say: Callable[[str], None] = lambda line: None
 ) -> list[Site]:
   """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls."""
-  found = []
+  found: list[Site] = []
   for scale, name, calls, function, point, context, stacks in _sites(at):
     points = effort.carry_points if scale == "carry" else effort.points
     jacobian = measured.operator(function, point, *context)
@@ -133,7 +133,7 @@ def _compared(
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
   exact = jacobian.inputs <= effort.exact_limit
-  samples = []  # (values, weights), one a probe
+  samples: list[tuple[np.ndarray, np.ndarray]] = []  # (values, weights), one a probe
   if exact:
     values = np.asarray(measured.singular_values(jacobian.products.function, jacobian.at, *jacobian.context))
     samples.append((values, np.ones_like(values)))
@@ -141,13 +141,8 @@ def _compared(
     nodes, weights = measured.lanczos_quadrature(jacobian, key, effort.steps, effort.probes)
     samples += zip(np.sqrt(nodes), weights, strict=True)
   floor = float(np.max(samples[0][0])) * (1e-4 if exact else 2 / effort.steps)
-  seen = compare.atoms(*(np.concatenate(side) for side in zip(*samples, strict=True)), floor)
-  # Two halves of the probes differ by twice the error of the whole.
-  halves = [
-    compare.atoms(*(np.concatenate(side) for side in zip(*samples[half::2], strict=True)), floor)
-    for half in (0, 1)
-    if samples[half::2]
-  ]
+  seen = _joined(samples, floor)
+  first, second = _joined(samples[::2], floor), _joined(samples[1::2] or samples, floor)
   law, residual = _predicted(stacks, points, floor) if stacks else (None, None)
   both = np.concatenate([seen.log_values, *([law.log_values] if law else [])])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
@@ -159,12 +154,17 @@ def _compared(
     "measured": compare.summary(seen, threshold, floor),
     "predicted": compare.summary(law, threshold, floor) if law else None,
     "w1": compare.w1(seen, law) if law else None,
-    "chance": 0.5 * compare.w1(halves[0], halves[-1]),
+    "chance": 0.5 * compare.w1(first, second),  # two halves differ by twice the error of the whole
     "residual": residual,
     "singular_values": tuple(np.exp(grid).tolist()),
     "measured_density": tuple(compare.smoothed(seen, grid, width).tolist()),
     "predicted_density": tuple(compare.smoothed(law, grid, width).tolist()) if law else None,
   }
+
+
+def _joined(samples: Sequence[tuple[np.ndarray, np.ndarray]], floor: float) -> compare.Atoms:
+  values, weights = (np.concatenate(side) for side in zip(*samples, strict=True))
+  return compare.atoms(values, weights, floor)
 
 
 def _predicted(stacks: list[Stack], points: int, floor: float) -> tuple[compare.Atoms | None, float]:

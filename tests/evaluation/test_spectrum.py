@@ -59,7 +59,7 @@ def test_mixers_reads_and_writes_are_those_of_the_connection(carried):
   # sigma² is the mean square of the sub-layer's Jacobian, times its size
   u = jnp.einsum("jbl,bljd->bld", coefficients.read, streams)
   jacobian = jax.jacrev(lambda v: part.sublayer(v.reshape(u.shape)).ravel())(u.ravel())
-  assert_allclose(at.trace.sigma[-1, 0] ** 2, jnp.sum(jacobian**2) / u.size, rtol=0.2)
+  assert_allclose(at.trace.sigma[-1, 0] ** 2, jnp.sum(jacobian**2) / u.size, rtol=0.3)
 
 
 def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
