@@ -157,11 +157,34 @@ class HyperConnection:
 
   def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Coefficients:
     """Read, mix and write coefficients of every token (without token axes for a static generator)."""
+    return self.coefficients_of(parameters, self.logits(parameters, streams))
+
+  @property
+  def logit_sizes(self) -> tuple[int, int, int]:
+    """How many logits the read, the write and the mixer take, in this order."""
+    shapes = (*self.routing.logit_shapes(self.streams), self.mix_shape)
+    return tuple(math.prod(shape) for shape in shapes)  # type: ignore[return-value]
+
+  def logits(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Float[Array, "k *per_token"]:
+    """The logits of read, write and mixer in float32 or wider: bias, or bias + (gate ·) projection of each token."""
+    bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
+    if self.generator == "static":
+      return bias
+    operators = implementation.operators(self.implementation)
+    products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
+    if self.activation == "tanh":
+      products = jnp.tanh(products)
+    per_logit = (slice(None),) + (None,) * (products.ndim - 1)
+    if self.generator == "gated":
+      gates = jnp.repeat(parameters["gate"], np.array(self.logit_sizes), total_repeat_length=sum(self.logit_sizes))
+      products = products * gates[per_logit]
+    return products + bias[per_logit]
+
+  def coefficients_of(self, parameters: Parameters, logits: Float[Array, "k *per_token"]) -> Coefficients:
+    """Coefficients from their logits."""
     read_shape, write_shape = self.routing.logit_shapes(self.streams)
-    sizes = [math.prod(shape) for shape in (read_shape, write_shape, self.mix_shape)]
-    logits = self._logits(parameters, streams, sizes)
     tokens = logits.shape[1:]
-    read, write, mix = jnp.split(logits, np.cumsum(sizes)[:-1].tolist(), axis=0)
+    read, write, mix = jnp.split(logits, np.cumsum(self.logit_sizes)[:-1].tolist(), axis=0)
     return Coefficients(
       self.routing.read(read.reshape(read_shape + tokens)),
       self._mixer(parameters, mix.reshape(self.mix_shape + tokens)),
@@ -202,19 +225,6 @@ class HyperConnection:
       with jax.ensure_compile_time_eval():  # a constant, also where the model is built under jit
         parts.append(np.asarray(self.manifold.identity_logits(self.streams, self.identity_bias)).ravel())
     return np.concatenate(parts)
-
-  def _logits(self, parameters: Parameters, streams: Array, sizes: list[int]) -> Array:
-    bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
-    if self.generator == "static":
-      return bias
-    operators = implementation.operators(self.implementation)
-    products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
-    if self.activation == "tanh":
-      products = jnp.tanh(products)
-    per_logit = (slice(None),) + (None,) * (products.ndim - 1)
-    if self.generator == "gated":
-      products = products * jnp.repeat(parameters["gate"], np.array(sizes), total_repeat_length=sum(sizes))[per_logit]
-    return products + bias[per_logit]
 
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
     if self.ablation != "none":

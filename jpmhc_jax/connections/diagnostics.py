@@ -5,16 +5,31 @@ stochastic mixer contracts and an orthogonal one keeps. Everything is averaged o
 says max or min.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections.connection import Coefficients
+from jpmhc_jax.connections.connection import Coefficients, HyperConnection, Parameters
 from jpmhc_jax.manifolds import Manifold
 
 SAMPLE = 256  # tokens whose matrices are decomposed
+
+# A logit whose coefficients answer it with less than this is flat. Sinkhorn at a diagonal bias of 8 still has 2e-3.
+FLAT = 1e-4
+# Below this a family has stopped learning: float32 gradients of the loss drown in rounding (measured on Sinkhorn, from
+# a diagonal bias of about 14 on, and on softmaxes whose temperature underflows).
+FROZEN = 1e-6
+EQUAL_STREAMS = 1e-6  # share of difference energy that float32 rounding alone gives to copies
+
+# Diagnostics that are 1 when something is wrong, with what to do about it.
+ALARMS = {
+  "frozen_gradient": "the coefficients no longer answer their logits, so their gradients vanish; lower the logits' "
+  "size (connection.identity_bias, optimizer.mixer.learning_rate_multiplier) or raise the temperature",
+  "equal_streams": "all streams are copies of each other; break the symmetry with connection.init=random or "
+  "round_robin, expand=scale or stream_embedding=True",
+}
 
 
 def stream_diagnostics(streams: Float[Array, "*tokens n d"]) -> dict[str, Float[Array, ""]]:
@@ -44,6 +59,62 @@ def _mean_cosine(gram: Float[Array, "t n n"]) -> Float[Array, ""]:
   norms = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2)) + 1e-6
   cosines = gram / (norms[:, :, None] * norms[:, None, :])
   return jnp.mean((jnp.sum(cosines, axis=(1, 2)) - n) / max(n * (n - 1), 1))
+
+
+def connection_diagnostics(
+  rule: HyperConnection, parameters: Parameters, streams: Float[Array, "*tokens n d"]
+) -> tuple[dict[str, Float[Array, ""]], Array | None]:
+  """Everything about one connection and the streams that enter it, and its mixers for `composite_diagnostics`."""
+  coefficients = rule.coefficients(parameters, streams)
+  read, mix, write = coefficients
+  # Distances are those of the manifold's own H; with several segments each has its own read and write vector.
+  untransposed = jnp.swapaxes(mix, 0, 1) if rule.transpose and mix is not None else mix
+  vectors = jnp.moveaxis(read, 0, 1) if rule.routing.segments > 1 else read
+  values = stream_diagnostics(streams) | mixer_diagnostics(rule.manifold, Coefficients(vectors, untransposed, write))
+  return values | logit_diagnostics(rule, parameters, streams), mix
+
+
+def logit_diagnostics(
+  rule: HyperConnection, parameters: Parameters, streams: Float[Array, "*tokens n d"]
+) -> dict[str, Float[Array, ""]]:
+  """How the coefficients answer their logits: with g = ∂⟨c, coefficients⟩/∂logits for a fixed normal c,
+
+  routing_sensitivity and mixer_sensitivity: ‖g‖/‖c‖ of the read and write logits and of the mixer's (1 for linear
+  maps); logit_saturation: share of (logit, token) pairs with |g| < FLAT, of the logits that matter at all (a rotation
+  never sees the diagonal of its logits); frozen_gradient: 1 when a sensitivity is below FROZEN or no number.
+  """
+  sampled = _sample(streams.reshape(-1, *streams.shape[-2:]))
+  logits = rule.logits(parameters, sampled)
+  logits = logits.reshape(logits.shape[0], -1)
+  # The last token has normal logits: those that matter at all are the ones that it answers.
+  typical = jax.random.normal(jax.random.key(1), (logits.shape[0], 1), logits.dtype)
+  coefficients, pullback = jax.vjp(
+    lambda values: rule.coefficients_of(parameters, values), jnp.concatenate([logits, typical], axis=1)
+  )
+  asked = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype), coefficients)
+  gradient, at_typical = jnp.split(pullback(asked)[0], [logits.shape[1]], axis=1)
+  matters = jnp.abs(at_typical) > FLAT
+  flat = jnp.sum((jnp.abs(gradient) < FLAT) & matters)
+  values = {"logit_saturation": flat / jnp.maximum(jnp.sum(matters) * logits.shape[1], 1)}
+  routing = sum(rule.logit_sizes[:2])
+  values["routing_sensitivity"] = _ratio(gradient[:routing], (asked.read, asked.write))
+  if rule.logit_sizes[2] and asked.mix is not None:
+    values["mixer_sensitivity"] = _ratio(gradient[routing:], (asked.mix,))
+  # `>=` is also False for NaN.
+  alive = jnp.stack([value >= FROZEN for name, value in values.items() if name.endswith("_sensitivity")])
+  return values | {"frozen_gradient": 1.0 - jnp.all(alive).astype(jnp.float32)}
+
+
+def _ratio(gradient: Array, cotangents: tuple[Array, ...]) -> Array:
+  """‖g‖/‖c‖ over the sampled tokens; the cotangents hold one token more."""
+  asked = sum(jnp.sum(jnp.square(c[..., :-1])) for c in cotangents)
+  return jnp.sqrt(jnp.sum(jnp.square(gradient)) / asked)
+
+
+def alarms(values: Mapping[str, float]) -> list[str]:
+  """One line for every diagnostic of ALARMS that is on: its name, and what to do."""
+  on = [name for name, value in values.items() if name.rsplit("/", 1)[-1] in ALARMS and value > 0]
+  return [f"{name}: {ALARMS[name.rsplit('/', 1)[-1]]}" for name in on]
 
 
 def mixer_diagnostics(manifold: Manifold, coefficients: Coefficients) -> dict[str, Float[Array, ""]]:

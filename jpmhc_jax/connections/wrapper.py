@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jpmhc_jax import manifolds
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, SubLayer
+from jpmhc_jax.connections.diagnostics import connection_diagnostics
 from jpmhc_jax.core import schema
 
 _AXES = {
@@ -55,6 +56,10 @@ class Connection(nnx.Module):
   def coefficients(self, streams: Float[Array, "*tokens n d"]) -> Coefficients:
     """Read, mix and write coefficients for these streams."""
     return self.rule.coefficients(self._parameters(), streams)
+
+  def diagnostics(self, streams: Float[Array, "*tokens n d"]) -> tuple[dict[str, Float[Array, ""]], Array | None]:
+    """What the connection does to these streams, as scalars by name, and its mixers (n, n, *tokens)."""
+    return connection_diagnostics(self.rule, self._parameters(), streams)
 
   def __call__(self, streams: Float[Array, "*tokens n d"], sublayer: SubLayer) -> Float[Array, "*tokens n d"]:
     """x' = H x + b ⊗ F(aᵀ x)."""

@@ -5,9 +5,10 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from jpmhc_jax.connections.diagnostics import composite_diagnostics, mixer_diagnostics, stream_diagnostics
+from jpmhc_jax.connections.diagnostics import composite_diagnostics, EQUAL_STREAMS
 from jpmhc_jax.training.state import Setup, TrainState
 
 
@@ -33,12 +34,12 @@ def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, c
   rows = None if table is None else table[carry.data["puzzle_identifiers"]]
 
   def probe(connection: Any, streams: Array) -> tuple[dict[str, Array], Array | None]:
-    coefficients = connection.coefficients(streams)
-    found = stream_diagnostics(streams) | mixer_diagnostics(connection.rule.manifold, coefficients)
-    found |= {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}
-    return found, coefficients.mix
+    found, mix = connection.diagnostics(streams)
+    return found | {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}, mix
 
   seen = setup.kind.inspect(model, rows, carry, probe)
   values = {f"{name}/{diagnostic}": v for name, (found, _) in seen.items() for diagnostic, v in found.items()}
   composite = composite_diagnostics([mix for _, mix in seen.values()])
+  energies = [found["difference_energy"] for found, _ in seen.values()]
+  composite["equal_streams"] = (jnp.max(jnp.stack(energies)) < EQUAL_STREAMS).astype(jnp.float32)
   return values | {f"composite/{name}": value for name, value in composite.items()}

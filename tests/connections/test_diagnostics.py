@@ -5,14 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import Coefficients, expand
+from jpmhc_jax.connections import Coefficients, expand, HyperConnection
 from jpmhc_jax.connections.diagnostics import (
+  alarms,
   composite_diagnostics,
+  connection_diagnostics,
+  logit_diagnostics,
   matrices_of,
   mixer_diagnostics,
   SAMPLE,
   stream_diagnostics,
 )
+from jpmhc_jax.core import schema
 from jpmhc_jax.manifolds import Cayley, Identity, Sinkhorn
 
 N, TOKENS = 4, (2, 3)
@@ -167,3 +171,61 @@ def test_matrices_keep_rows_and_columns_and_at_most_the_sample_is_decomposed():
   unseen, seen = quiet.at[0, 0, 3].set(9.0), quiet.at[0, 0, 4].set(9.0)
   assert float(composite_diagnostics([unseen])["largest_singular_value"]) == pytest.approx(1.0)
   assert float(composite_diagnostics([seen])["largest_singular_value"]) == pytest.approx(9.0)
+
+
+def _of_logits(logits, **fields):
+  """Logit diagnostics of a static connection whose bias is given, with every read and write logit at 0."""
+  rule = HyperConnection.from_config(schema.Connection(**({"generator": "static"} | fields)), 8, 0)
+  routing = sum(rule.logit_sizes[:2])
+  bias = jnp.concatenate([jnp.zeros(routing), jnp.ravel(jnp.asarray(logits, jnp.float32))])
+  return _values(jax.jit(lambda: logit_diagnostics(rule, {"bias": bias}, jnp.ones((1, N, 8))))())
+
+
+def test_sensitivities_are_those_of_maps_whose_derivative_is_known():
+  linear = _of_logits(np.eye(N), manifold="unconstrained", read_write="linear")
+  assert [linear["mixer_sensitivity"], linear["routing_sensitivity"]] == pytest.approx([1.0, 1.0])
+  assert linear["logit_saturation"] == linear["frozen_gradient"] == 0
+  # σ'(0) = 1/4 on the read, (2σ)'(0) = 1/2 on the write, with the normal cotangents of the diagnostics.
+  sigmoid = _of_logits(np.eye(N), manifold="unconstrained")
+  assert 0.25 < sigmoid["routing_sensitivity"] < 0.5
+
+
+@pytest.mark.parametrize("bias", [2.0, 6.0])
+def test_the_sensitivity_of_sinkhorn_is_its_jacobian_averaged_over_cotangents(bias):
+  sinkhorn = Sinkhorn()
+  jacobian = jax.jacobian(lambda logits: sinkhorn.project(logits, N))(bias * jnp.eye(N))
+  average = float(jnp.linalg.norm(jacobian)) / N  # √E‖Jᵀc‖² = ‖J‖_F, over √E‖c‖² = n
+  found = _of_logits(bias * np.eye(N), manifold="sinkhorn")
+  assert found["mixer_sensitivity"] == pytest.approx(average, rel=0.6)
+
+
+@pytest.mark.parametrize(
+  ("manifold", "options", "logits"),
+  [
+    ("permutation", "", np.where(np.arange(24) == 0, 0.0, -200.0)),  # softmax weights underflow to 0
+    ("sinkhorn", "", 80.0 * np.eye(N) - 40.0),  # every logit outside the clip
+    ("sinkhorn", "clip=0,temperature=0.05", 8.0 * np.eye(N)),  # tokenbender's constants: exp(−160) is 0
+  ],
+)
+def test_the_alarm_fires_where_the_gradient_is_gone(manifold, options, logits):
+  found = _of_logits(logits, manifold=manifold, options=options)
+  assert found["frozen_gradient"] == 1 and found["mixer_sensitivity"] < 1e-6
+  assert found["logit_saturation"] > 0.3
+  (line,) = alarms({"mixer/block0.tokens/frozen_gradient": 1.0, "mixer/composite/equal_streams": 0.0, "loss": 1.0})
+  assert line.startswith("mixer/block0.tokens/frozen_gradient: the coefficients no longer answer")
+
+
+def test_transposed_mixers_and_segments_are_measured_as_they_are():
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(*TOKENS, N, 4)), jnp.float32)
+  fields = dict(manifold="grassmann", read_write="linear", segments=2, init_scale=1.0)
+  plain, turned = (
+    HyperConnection.from_config(schema.Connection(**fields, transpose=transpose), 8, 0) for transpose in (False, True)
+  )
+  parameters = plain.init(jax.random.key(0))
+  measure = jax.jit(lambda p: [connection_diagnostics(rule, p, x) for rule in (plain, turned)])
+  (values, mix), (others, other) = measure(parameters)
+  np.testing.assert_array_equal(other, jnp.swapaxes(mix, 0, 1))
+  assert float(others["distance_to_set"]) == float(values["distance_to_set"]) < 1e-5
+  read = np.abs(np.asarray(plain.coefficients(parameters, x).read))  # (m, n, *tokens)
+  assert float(values["read_dominance"]) == pytest.approx(float(np.mean(read.max(axis=1) / read.sum(axis=1))), rel=1e-4)

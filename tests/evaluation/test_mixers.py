@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core import schema
 from jpmhc_jax.evaluation.mixers import make_diagnose
 
@@ -40,6 +41,7 @@ def test_every_connection_is_measured_on_the_streams_that_enter_it():
   measured = {name.removeprefix("mixer/").rsplit("/", 1)[0] for name in values}
   assert measured == {"block0.tokens", "block0.features", "composite"}
   assert all(np.isfinite(value) for value in values.values())
+  assert not alarms(values)
 
   flat = np.asarray(streams).reshape(-1, 2, streams.shape[-1])
   centred = flat - flat.mean(axis=1, keepdims=True)
@@ -67,3 +69,11 @@ def test_the_streams_of_a_network_that_expands_inside_a_call_are_measured_too():
   assert values["mixer/block0.tokens/difference_energy"] == pytest.approx(0.0, abs=1e-5)
   assert values["mixer/composite/forward_gain"] == pytest.approx(1.0, abs=1e-5)
   assert values["mixer/composite/backward_gain"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_streams_that_are_copies_everywhere_set_the_alarm_off():
+  symmetric = _setup(manifold="cayley", init="zero", read_write="softmax")
+  values = make_diagnose(symmetric)(symmetric.create())
+  assert values["mixer/composite/equal_streams"] == 1 and values["mixer/block0.tokens/frozen_gradient"] == 0
+  (line,) = alarms(values)
+  assert "break the symmetry with connection.init=random" in line
