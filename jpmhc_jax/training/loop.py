@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.files import storing
 from jpmhc_jax.data import Dataset, loading
@@ -284,7 +285,9 @@ class _Loop:
       self.bar.say(f"step {step}: evaluation {name} {metrics[name]:.4g}")
     if run.diagnose and (metrics or self._due(step, run.config.logging.diagnostics_every)):
       with goodput("diagnose"):
-        self.writers.write(step, run.diagnose(state))
+        values = run.diagnose(state)
+        self.writers.write(step, values)
+        self.bar.warn(step, alarms(values))
       self.observer.paused()
     if metrics:
       self.checkpoints.rank(step, metrics)

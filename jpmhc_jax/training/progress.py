@@ -39,6 +39,7 @@ class ProgressBar:
   def __init__(self, steps: int, start: int, console: Console | None = None):
     self._console = console or Console(quiet=not distributed.is_primary())
     self._steps, self._last_line = steps, 0.0
+    self._alarms: list[str] = []
     self._bar: Progress | None = None
     if self._console.is_terminal:
       columns = (BarColumn(bar_width=20), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn())
@@ -68,6 +69,13 @@ class ProgressBar:
     if step >= self._steps or now - self._last_line > LINE_EVERY_S:
       self._last_line = now
       self.say(f"step {step}/{self._steps}  {summary(scalars)}  {scalars.get('time/eta_s', 0.0):.0f} s left")
+
+  def warn(self, step: int, alarms: list[str]) -> None:
+    """A line that stays for every alarm that was not on at the last call."""
+    for alarm in alarms:
+      if alarm not in self._alarms:
+        self.say(f"step {step}: warning: {alarm}")
+    self._alarms = alarms
 
   def say(self, text: str) -> None:
     """A line that stays."""
