@@ -1,9 +1,12 @@
 """Mixer and stream diagnostics against direct numpy on examples whose answer is known."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jpmhc_jax.connections import Coefficients, expand, HyperConnection
 from jpmhc_jax.connections.diagnostics import (
@@ -18,6 +21,7 @@ from jpmhc_jax.connections.diagnostics import (
 )
 from jpmhc_jax.core import schema
 from jpmhc_jax.manifolds import Cayley, Identity, Sinkhorn
+from jpmhc_jax.training.progress import ProgressBar
 
 N, TOKENS = 4, (2, 3)
 ROUTES = jnp.full((N, *TOKENS), 1 / N)
@@ -229,3 +233,15 @@ def test_transposed_mixers_and_segments_are_measured_as_they_are():
   assert float(others["distance_to_set"]) == float(values["distance_to_set"]) < 1e-5
   read = np.abs(np.asarray(plain.coefficients(parameters, x).read))  # (m, n, *tokens)
   assert float(values["read_dominance"]) == pytest.approx(float(np.mean(read.max(axis=1) / read.sum(axis=1))), rel=1e-4)
+
+
+def test_an_alarm_is_said_once_when_it_comes_on():
+  console = Console(file=io.StringIO())
+  bar = ProgressBar(10, 0, console)
+  for step, on in ((1, []), (2, ["a: stuck"]), (3, ["a: stuck", "b: equal"]), (4, []), (5, ["a: stuck"])):
+    bar.warn(step, on)
+  assert console.file.getvalue().splitlines() == [
+    "step 2: warning: a: stuck",
+    "step 3: warning: b: equal",
+    "step 5: warning: a: stuck",
+  ]
