@@ -80,6 +80,10 @@ class Lifeline:
       time.sleep(self._heartbeat / 4)
 
   def _listen_to(self, index: int, connection: socket.socket) -> None:
+    with connection:
+      self._read(index, connection)
+
+  def _read(self, index: int, connection: socket.socket) -> None:
     while True:
       try:
         line = _line(connection)

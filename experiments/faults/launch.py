@@ -1,0 +1,134 @@
+"""One start of `jpmhc train` as one or several processes on this machine, CPU devices and gloo collectives."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+import sys
+import time
+
+from jpmhc_jax.core.launch import TUNABLES
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = pathlib.Path(__file__).with_name("config.py")
+TIMEOUT_S = 300.0
+POLL_S = 0.003
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """processes x devices of each, written '2x4'."""
+
+  processes: int
+  devices: int
+
+  @classmethod
+  def parse(cls, text: str) -> "Layout":
+    processes, devices = map(int, text.split("x"))
+    return cls(processes, devices)
+
+  def __str__(self) -> str:
+    return f"{self.processes}x{self.devices}"
+
+
+class Start:
+  """The processes of one start. Use as a context: none outlives it."""
+
+  def __init__(self, layout: Layout, workdir: pathlib.Path, steps: int, cache: pathlib.Path, file_limit: int = 0):
+    self.workdir, self.layout = workdir, layout
+    self.began = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._logs = [(workdir.parent / f"{workdir.name}.process{i}.log") for i in range(layout.processes)]
+    address = f"127.0.0.1:{_free_port()}"
+    self.processes = [
+      self._process(i, steps, address, cache, file_limit, log.open("w")) for i, log in enumerate(self._logs)
+    ]
+
+  def _process(
+    self, index: int, steps: int, address: str, cache: pathlib.Path, file_limit: int, log: object
+  ) -> subprocess.Popen:
+    environment = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.layout.devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(cache),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+      "GLIBC_TUNABLES": TUNABLES,
+      "PYTHONPATH": str(ROOT),
+    }
+    if self.layout.processes > 1:
+      environment |= {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(self.layout.processes),
+        "JAX_PROCESS_ID": str(index),
+      }
+    command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={CONFIG}:{steps}", f"--workdir={self.workdir}"]
+
+    def limit() -> None:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    return subprocess.Popen(
+      command,
+      env=environment,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      preexec_fn=limit if file_limit else None,
+    )
+
+  def __enter__(self) -> "Start":
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for process in self.processes:
+      if process.poll() is None:
+        process.kill()
+      process.wait()
+
+  def running(self) -> bool:
+    """Whether no process has ended yet."""
+    return all(process.poll() is None for process in self.processes)
+
+  def wait_for(self, condition: Callable[[], bool]) -> bool:
+    """Waits for the condition; False when a process ends before."""
+    while self.running():
+      if condition():
+        return True
+      if time.monotonic() - self.began > TIMEOUT_S:
+        raise TimeoutError(f"{self.workdir}: nothing happened for {TIMEOUT_S:g} s\n{self.output()}")
+      time.sleep(POLL_S)
+    return False
+
+  def finish(self) -> list[int]:
+    """The exit codes of all processes."""
+    return [process.wait(timeout=TIMEOUT_S) for process in self.processes]
+
+  def output(self) -> str:
+    """What all processes printed."""
+    return "\n".join(log.read_text(errors="replace") for log in self._logs if log.is_file())
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+  """train/loss by step; a line that a kill cut off does not count."""
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+  records: list[Mapping] = [json.loads(line) for line in lines if line.endswith("\n")]
+  return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+
+
+def checkpoints(workdir: pathlib.Path) -> list[int]:
+  """Steps of the complete checkpoints."""
+  return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def fingerprints(workdir: pathlib.Path) -> list[int]:
+  """One exact number for every leaf of the newest checkpoint's state."""
+  bundle = workdir / "checkpoints" / str(checkpoints(workdir)[-1]) / "bundle" / "metadata"
+  return json.loads(bundle.read_text())["fingerprint"]
+
+
+def _free_port() -> int:
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]

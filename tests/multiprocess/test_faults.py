@@ -1,0 +1,46 @@
+"""Real runs that are killed, told to stop, starved of disk and damaged, against one that was left alone."""
+
+import json
+import os
+import pathlib
+import secrets
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _break(tmp_path, *arguments):
+  """The report of the fault-injection harness; its own checks must hold."""
+  out = tmp_path / "report.json"
+  command = [sys.executable, "-m", "experiments.faults.run", f"--json={out}", *arguments]
+  done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+  print(done.stdout)  # the counts, in the log of the tests
+  assert done.returncode == 0, done.stdout + done.stderr
+  report = json.loads(out.read_text())
+  assert report["recovered"] == sum(report["injected"].values()) > 0
+  return report
+
+
+@pytest.mark.slow
+def test_every_kind_of_fault_once_with_a_fixed_seed(tmp_path):
+  report = _break(tmp_path, "--seed=0")
+  assert len(report["injected"]) >= 7  # a start may be over before its kill
+  assert (report["losses_equal"], report["leaves_equal"]) == (report["losses_all"], report["leaves_all"])
+  assert report["damage_reported"] >= 1
+
+
+@pytest.mark.slow
+def test_kills_with_a_fresh_seed(tmp_path):
+  seed = secrets.randbelow(2**32)
+  report = _break(tmp_path, f"--seed={seed}", "--faults=3", "--kinds=kill,kill_save,kill_start", "--layouts=1x1")
+  assert report["seed"] == seed and report["losses_equal"] == report["losses_all"]
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_take_turns_and_a_dead_one_ends_the_others(tmp_path):
+  report = _break(tmp_path, "--seed=1", "--faults=3", "--kinds=kill,sigterm", "--layouts=1x4,2x2,4x1")
+  assert report["largest_difference"] < 1e-5
+  assert report["peers_ended"] >= 1 and report["slowest_peer_s"] < 20
