@@ -12,10 +12,10 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def fingerprint(tree: Any) -> list[int]:
-  """Σᵢ wᵢ·bitsᵢ mod 2³² of every leaf, wᵢ an odd hash of the position i.
+  """Σᵢ h(bitsᵢ ⊕ h(i)) mod 2³² of every leaf; h is a bijection of 32-bit numbers that scatters their bits.
 
-  Any single changed bit changes it. Sums of integers do not depend on their order, so the numbers are the same on every
-  mesh, device count and process count. Leaves of 1, 2 or 4 bytes an element.
+  Any single changed element changes it. Sums of integers do not depend on their order, so the numbers are the same on
+  every mesh, device count and process count. Leaves of 1, 2 or 4 bytes an element.
   """
   leaves = jax.tree.leaves(tree)
   whole = next((leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)), None)
@@ -36,11 +36,11 @@ def _number(leaf: Array) -> UInt32[Array, ""]:
   position = jnp.zeros(leaf.shape, jnp.uint32)
   for axis, size in enumerate(leaf.shape):
     position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-  return jnp.sum(bits * (_mixed(position) | 1), dtype=jnp.uint32)
+  return jnp.sum(_scattered(bits ^ _scattered(position)), dtype=jnp.uint32)
 
 
-def _mixed(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-  """MurmurHash3's 32-bit finaliser: weights linear in the position would not notice two rows that change places."""
+def _scattered(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+  """The 32-bit finaliser of MurmurHash3."""
   x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
