@@ -8,6 +8,7 @@ layer, whatever the depth. One stream is the plain pre-norm transformer.
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -38,6 +39,10 @@ class Layer(Block):
 
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda u: sublayer(rms_norm(u, self.epsilon))
+
+
+def _collect(found: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:
+  found[name] = probe(connection, streams)
 
 
 class Decoder(nnx.Module):
@@ -76,7 +81,10 @@ class Decoder(nnx.Module):
     return constrain_hidden(self.ends.expand(x) if self.ends else x)
 
   def run(
-    self, h: Hidden, probe: Any = None, nudges: Float[Array, "layers b l ..."] | None = None
+    self,
+    h: Hidden,
+    probe: Callable[[Any, Array], Any] | None = None,
+    nudges: Float[Array, "layers b l ..."] | None = None,
   ) -> tuple[Hidden, dict[str, Any]]:
     """Streams behind the last layer, and by sub-layer what `probe(connection, streams)` saw, stacked over the layers.
 
@@ -87,12 +95,8 @@ class Decoder(nnx.Module):
     def body(h: Array, piece: tuple[Layer, Array | None]) -> tuple[Array, dict[str, Any]]:
       layer, nudge = piece
       found: dict[str, Any] = {}
-
-      def visit(name: str, connection: Any, streams: Array) -> None:
-        found[name] = probe(connection, streams)
-
-      h = h if nudge is None else h + nudge
-      return layer(h, visit if probe else None), found
+      visit = None if probe is None else functools.partial(_collect, found, probe)
+      return layer(h if nudge is None else h + nudge, visit), found
 
     return jax.lax.scan(recomputing(body, self.model.rematerialise), h, (self.layers, nudges))
 
