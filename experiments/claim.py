@@ -70,7 +70,11 @@ class Claim:
       self._record(path, mode, numbers)
     if not options.check:
       return 0
-    complaints = compare(numbers, json.loads(path.read_text())[mode]["numbers"])
+    recorded = json.loads(path.read_text()) if path.is_file() else {}
+    if mode not in recorded:
+      print(f"{path}: no {mode} numbers to compare with; --record writes them")
+      return 1
+    complaints = compare(numbers, recorded[mode]["numbers"])
     print("\n".join(complaints) or f"all {len(numbers)} numbers within tolerance of {path}")
     return 1 if complaints else 0
 

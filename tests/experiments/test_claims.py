@@ -38,6 +38,11 @@ def test_quick_and_full_numbers_are_recorded_apart(tmp_path):
   assert _claim(tmp_path, {"a": 1.0}).command(["--quick", "--check"]) == 1
 
 
+def test_a_check_without_recorded_numbers_fails_and_says_so(tmp_path, capsys):
+  assert _claim(tmp_path, {"a": 1.0}).command(["--check"]) == 1
+  assert "no full numbers to compare with; --record writes them" in capsys.readouterr().out
+
+
 def test_a_number_over_seeds_allows_two_deviations_but_never_less_than_its_floor():
   number = Number.over([1.0, 2.0, 3.0], floor=0.5)
   assert (number.value, number.spread, number.tolerance) == (2.0, 1.0, 2.0)
