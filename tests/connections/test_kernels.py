@@ -130,6 +130,7 @@ def _target(platform):
   return "cuda", jax.sharding.use_abstract_mesh(mesh)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize(("tokens", "n", "d"), [(17, 3, 37), (4096, 4, 512)])
 def test_every_kernel_lowers_for_its_target(platform, tokens, n, d):

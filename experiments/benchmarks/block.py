@@ -1,0 +1,198 @@
+"""One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
+
+  python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE] [--figure=FILE]
+
+Forward and backward of a whole block (coefficients, read, identity sub-layer, mix and write) in milliseconds, ours with
+three mixers beside a plain residual x + F(x) and, where PyTorch and `hyper-connections` are installed, its
+HyperConnections and ManifoldConstrainedHyperConnections; then every part against the time of a copy measured in the
+same rounds (roofline), and the block as n, d and the number of tokens grow, with the temporaries that the compiler
+planned.
+Runs on the first device that JAX has.
+"""
+
+import argparse
+from collections.abc import Callable
+import importlib.util
+import pathlib
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks import timing
+from jpmhc_jax.connections import apply, HyperConnection, portable
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.launch import restart_with_fast_allocation
+
+Thunk = Callable[[], Any]
+MIXERS = ("identity", "cayley", "sinkhorn")
+
+
+def compiled_gradient(function: Callable[..., Any], *arguments: Any) -> tuple[Thunk, float]:
+  """Forward and backward pass, and the MiB of temporaries that the compiler planned for it."""
+  out = jax.eval_shape(function, *arguments)
+  cotangent = jax.tree.map(lambda s: jax.random.normal(jax.random.key(3), s.shape, s.dtype), out)
+
+  def both(arguments: Any, cotangent: Any) -> Any:
+    values, pullback = jax.vjp(function, *arguments)
+    return values, pullback(cotangent)
+
+  compiled = jax.jit(both).lower(arguments, cotangent).compile()
+  return lambda: compiled(arguments, cotangent), compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def our_block(mixer: str, tokens: int, n: int, d: int) -> tuple[Thunk, float]:
+  """x' = H x + b ⊗ (aᵀ x), with gradients for streams and parameters."""
+  rule = HyperConnection.from_config(schema.Connection(manifold=mixer, streams=n), d, 0)
+  parameters = rule.init(jax.random.key(0))
+  streams = jax.random.normal(jax.random.key(1), (tokens, n, d))
+  return compiled_gradient(lambda p, x: rule(p, x, lambda u: u), parameters, streams)
+
+
+def plain_residual(tokens: int, d: int) -> tuple[Thunk, float]:
+  """x + F(x) with F the identity: what one stream costs."""
+  return compiled_gradient(lambda x: x + x, jax.random.normal(jax.random.key(1), (tokens, d)))
+
+
+def package_block(name: str, tokens: int, n: int, d: int) -> Thunk:
+  """The same block of the PyPI package on PyTorch's CPU: streams (n, tokens, d), identity branch."""
+  import hyper_connections
+  import torch
+
+  block = getattr(hyper_connections, name)(n, dim=d, branch=torch.nn.Identity())
+  streams = torch.randn(n, tokens, d, requires_grad=True)
+  cotangent = torch.randn(n, tokens, d)
+
+  def run() -> None:
+    block.zero_grad()
+    streams.grad = None
+    block(streams).backward(cotangent)
+
+  return run
+
+
+def parts(tokens: int, n: int, d: int) -> dict[str, tuple[Thunk, float]]:
+  """Every part with the bytes that it cannot avoid moving (streams and vectors; coefficients are small)."""
+  keys = jax.random.split(jax.random.key(0), 6)
+  x, g = (jax.random.normal(key, (tokens, n, d)) for key in keys[:2])
+  y = jax.random.normal(keys[2], (tokens, d))
+  h, b = jax.random.normal(keys[3], (n, n, tokens)), jax.random.normal(keys[4], (n, tokens))
+  w = jax.random.normal(keys[5], (n, d, n * n + 2 * n))
+  streams, vector = x.nbytes, y.nbytes
+
+  def part(function: Callable[..., Any], *arguments: Any) -> Thunk:
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return lambda: compiled(*arguments)
+
+  products = part(apply.statistics, x, w)()[0]
+  square = jnp.ones((tokens,))
+  return {
+    "copy": (part(lambda x: x + 1, x), 2 * streams),
+    "read": (part(portable.read, x, b), streams + vector),
+    "read backward": (part(portable.read_backward, x, b, y), 2 * streams + vector),
+    "mix and write": (part(portable.mix, x, h, b, y), 2 * streams + vector),
+    "mix and write backward": (part(portable.mix_backward, x, h, b, y, g), 3 * streams + 2 * vector),
+    "norm and projection": (part(portable.statistics, x, w), streams),
+    "norm and projection backward": (part(portable.statistics_backward, x, w, products, square), 2 * streams),
+  }
+
+
+def medians(thunks: dict[str, Thunk], rounds: int) -> dict[str, float]:
+  """Median milliseconds of interleaved rounds."""
+  return {name: statistics.median(samples) for name, samples in timing.interleaved(thunks, rounds=rounds).items()}
+
+
+def compare(tokens: int, n: int, d: int, rounds: int) -> list[dict[str, Any]]:
+  """Rows of milliseconds: ours, plain residual, the package."""
+  built = {f"jpmhc_jax {mixer}": our_block(mixer, tokens, n, d) for mixer in MIXERS}
+  built["plain residual"] = plain_residual(tokens, d)
+  thunks = {name: thunk for name, (thunk, _) in built.items()}
+  if importlib.util.find_spec("hyper_connections") is not None:
+    for name in ("HyperConnections", "ManifoldConstrainedHyperConnections"):
+      thunks[f"hyper-connections {name}"] = package_block(name, tokens, n, d)
+  times = medians(thunks, rounds)
+  temporaries = {name: temporary for name, (_, temporary) in built.items()}
+  return [
+    {"block": name, "tokens": tokens, "n": n, "d": d, "ms": ms, "temporary_MiB": temporaries.get(name)}
+    for name, ms in times.items()
+  ]
+
+
+def roofline(tokens: int, n: int, d: int, rounds: int) -> list[dict[str, Any]]:
+  """Bandwidth of every part and its share of the copy's."""
+  found = parts(tokens, n, d)
+  times = medians({name: thunk for name, (thunk, _) in found.items()}, rounds)
+  copy = found["copy"][1] / times["copy"]
+  return [
+    {"part": name, "tokens": tokens, "n": n, "d": d, "ms": times[name], "MB": size / 1e6,
+     "GB_per_s": size / times[name] / 1e6, "of_copy": size / times[name] / copy}
+    for name, (_, size) in found.items()
+  ]  # fmt: skip
+
+
+def scaling(rounds: int) -> list[dict[str, Any]]:
+  """The Cayley block as n, d and tokens grow."""
+  cases = [(1024, n, 128) for n in (1, 2, 4, 8, 16)] + [(1024, 4, d) for d in (32, 64, 256, 512)]
+  cases += [(tokens, 4, 128) for tokens in (256, 4096)]
+  built = {case: our_block("cayley", *case) for case in cases}
+  times = medians({str(case): thunk for case, (thunk, _) in built.items()}, rounds)
+  return [
+    {"tokens": case[0], "n": case[1], "d": case[2], "ms": times[str(case)], "temporary_MiB": built[case][1],
+     "ns_per_stream_feature": 1e6 * times[str(case)] / (case[0] * case[1] * case[2])}
+    for case in cases
+  ]  # fmt: skip
+
+
+def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """The roofline: milliseconds of each part over the megabytes it must move, and the copy's line."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(figsize=(7, 4.5))
+  copy = next(row for row in rows if row["part"] == "copy")
+  largest = max(row["MB"] for row in rows) * 1.2
+  axes.plot(
+    [0, largest], [0, largest * copy["ms"] / copy["MB"]], color="0.5", label="copy, measured in the same rounds"
+  )
+  for row in rows:
+    axes.plot(row["MB"], row["ms"], "o", color="C0")
+    axes.annotate(f"{row['part']} ({row['of_copy']:.0%})", (row["MB"], row["ms"]), fontsize=8, ha="right", va="bottom")
+  axes.set(xlabel="MB that must move", ylabel="ms", title=f"{row['tokens']:,} tokens, n = {row['n']}, d = {row['d']}")
+  axes.legend()
+  figure.tight_layout()
+  figure.savefig(path, dpi=150)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+  """Aligned columns."""
+  for row in rows:
+    print("  ".join(f"{v:>11.3f}" if isinstance(v, float) else f"{v!s:>11}" for v in row.values()))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--tokens", type=int, default=4096)
+  parser.add_argument("--widths", default="128,512")
+  parser.add_argument("--rounds", type=int, default=20)
+  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--figure", type=pathlib.Path, default=None)
+  options = parser.parse_args()
+  widths = [int(width) for width in options.widths.split(",")]
+  blocks = [row for d in widths for row in compare(options.tokens, 4, d, options.rounds)]
+  floors = [row for d in widths for row in roofline(options.tokens, 4, d, options.rounds)]
+  grown = scaling(options.rounds)
+  for title, rows in (("blocks", blocks), ("roofline", floors), ("scaling", grown)):
+    print(f"\n{title}: {', '.join(rows[0])}")
+    show(rows)
+  if options.figure:
+    draw([row for row in floors if row["d"] == widths[0]], options.figure)
+  if options.out:
+    timing.write_json(options.out, {"blocks": blocks, "roofline": floors, "scaling": grown})
+
+
+if __name__ == "__main__":
+  restart_with_fast_allocation()
+  main()
