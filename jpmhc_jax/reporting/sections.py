@@ -52,9 +52,9 @@ def learning_curves(run: Run) -> Markup:
 def summary(run: Run) -> Markup:
   """Headline figures, state of the run, and everything that could not be read."""
   tiles: dict[str, Any] = {"State": status_badge(run), "Steps": markup.format_number(run.last_step)}
-  choice, best = run.headline(), run.best()
-  if choice and best:
-    metric = choice[0]
+  judged_by, best = run.headline(), run.best()
+  if judged_by and best:
+    metric = judged_by[0]
     share = curves.is_share(metric)
     tiles[f"Best {metric}"] = _figure(best.metrics[metric], share, f"at step {best.step}")
     last = run.evaluations[-1]
