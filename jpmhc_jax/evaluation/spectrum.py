@@ -3,6 +3,11 @@
 Three scales: every part of the network (connection, sub-layer, norm), every network call of the recursion, and the map
 of the carry (z_H, z_L) from the start over many calls. All at one real batch of the run's data, from the initial
 latents, with the evaluated parameters, in float32.
+
+How near the two are (W1 in log singular value): 4×4 Sudoku, d = 64, Lanczos resolving 2/96 of the largest value, gave
+0.13–0.36 for single parts, 0.02–0.17 for network calls after 500 steps and 0.2–0.42 after 200, 0.02 for the carry over
+12 calls. Left out by the theory: weights shared between calls, structure in F', the derivatives of H, a and b, and the
+directions that the norms remove (1 in 17 here, where they run over the positions).
 """
 
 from collections.abc import Callable, Iterator, Sequence
