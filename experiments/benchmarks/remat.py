@@ -5,6 +5,17 @@
 Four streams on 10×10 ARC grids, T = 3, n = 4 (see `step`). Prints, per policy: what the compiler plans for temporaries
 (activations kept for the backward pass, mostly), the step time and its ratio to policy none in the same round, and the
 operations with what is recomputed.
+
+| policy | temporaries | operations |
+|---|---|---|
+| none | 621 MiB | ×1.00 |
+| products | 275 MiB | ×1.02 |
+| coefficients | 162 MiB | ×1.20 |
+| block | 159 MiB | ×1.20 |
+| call | 151 MiB | ×1.30 |
+
+Cayley, width 128, batch 16, as the CPU compiler plans them (jax 0.10.2). The coefficients that are saved are 24 numbers a
+token and connection, beside 512 of the streams.
 """
 
 import argparse
