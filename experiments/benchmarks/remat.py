@@ -14,7 +14,7 @@ operations with what is recomputed.
 | block | 159 MiB | ×1.20 |
 | call | 151 MiB | ×1.30 |
 
-Cayley, width 128, batch 16, as the CPU compiler plans them (jax 0.10.2). The coefficients that are saved are 24 numbers a
+Cayley, width 128, batch 16, as the CPU compiler plans them (jax 0.10.2). The saved coefficients are 24 numbers a
 token and connection, beside 512 of the streams.
 """
 
