@@ -71,7 +71,8 @@ def _write_forward(streams, weights, output):
 
 
 def _write_backward(saved, cotangent):
-  return cotangent, *_like(portable.write_backward(*saved, cotangent), saved)
+  weights, output = saved
+  return cotangent, *_like(portable.write_backward(weights, output, cotangent), saved)
 
 
 write.defvjp(_write_forward, _write_backward)

@@ -61,5 +61,5 @@ def _products(x: Array, kernel: Array) -> Array:
 
 _products.defvjp(
   lambda x, kernel: (portable.products(x, kernel), (x, kernel)),
-  lambda saved, cotangent: portable.products_backward(*saved, cotangent),
+  lambda saved, cotangent: portable.products_backward(saved[0], saved[1], cotangent),
 )
