@@ -30,13 +30,13 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int = -1) -> Float[Array, "..."]:
-  """x / √(mean x² + ε) along one axis, computed in float32 or wider, without a learned weight."""
+def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
+  """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return (wide * _rms_scale(wide, epsilon, axis)).astype(x.dtype)
 
 
-def _rms_scale(wide: Array, epsilon: float, axis: int) -> Array:
+def _rms_scale(wide: Array, epsilon: float, axis: int | tuple[int, ...]) -> Array:
   return jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
 
 
