@@ -98,9 +98,12 @@ def test_the_favoured_stream_is_the_layer_index_and_never_drawn():
     Connection(config, width=D, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("family", ["sinkhorn", "birkhoff_newton", "permutation", "kronecker", "circulant"])
+@pytest.mark.parametrize("family", ["sinkhorn", "birkhoff_newton", "permutation", "kronecker"])
 def test_doubly_stochastic_mixers_do_not_start_at_the_mean_matrix(family):
-  """With zero biases (MaxText, Megatron) they would: the most contractive member, where the streams become one."""
+  """With zero biases (MaxText, Megatron) they would: the most contractive member, where the streams become one.
+
+  (The circulant family bounds its leak by construction instead.)
+  """
 
   def start(bias):
     config = schema.Connection(streams=N, manifold=family, generator="static", identity_bias=bias)
