@@ -4,7 +4,8 @@
 
 Expect (2 CPU cores): 400 grid points of n = 4, L = 100 different layers in under 10 s with residual ≤ 1e-8 (1.4 to
 2.9 s measured once compiled, on a busy machine); n = 64, L = 10 solved too (25 to 32 s for 96 points).
-The published methods agree with the default and with Monte Carlo where every AᵀA is a multiple of the identity, and are off by 15 to 50 % elsewhere.
+The published methods agree with the default and with Monte Carlo where every AᵀA is a multiple of the identity, and
+are off by 15 to 50 % elsewhere.
 `error` is the relative L1 error of G(x + 0.05i) against the default, `monte_carlo` the same of samples with N = 200.
 """
 
