@@ -74,6 +74,7 @@ def diagnose(
     return f"parameters {_listed(bad)} are not finite"
   carry = _fresh(setup, state, batch)
   values: Mapping[str, float] = {}
+  advance = _advancing(setup)
   for step in range(setup.config.model.recursion.max_steps):
     looked = dataclasses.replace(state, carry=carry)
     values = mixers(looked) if mixers else {}
@@ -82,10 +83,10 @@ def diagnose(
       layer = broken[0].split("/")[1]
       seen = ", ".join(f"{name.split('/')[-1]} {value:.3g}" for name, value in values.items() if f"/{layer}/" in name)
       return f"supervision step {step + 1} breaks first at {layer} ({seen}); {_largest(state.params)}"
-    losses, gradients, carry = _advance(setup, looked)
-    if not math.isfinite(losses):
+    loss, gradients, carry = advance(looked)
+    if not math.isfinite(loss):
       where = f"after {_layers(values)}" if values else "in the network or its head"
-      return f"loss {losses} at supervision step {step + 1}, {where}; {_largest(state.params)}"
+      return f"loss {loss} at supervision step {step + 1}, {where}; {_largest(state.params)}"
     if gradients:
       return f"the loss is finite, the gradients of {_listed(gradients)} are not; {_largest(state.params)}"
   return f"not repeatable from fresh latents: it came from the carry of earlier steps; {_largest(state.params)}"
@@ -98,28 +99,43 @@ def _fresh(setup: Setup, state: TrainState, batch: Any) -> Any:
   return jax.jit(create)(state, batch)
 
 
-def _advance(setup: Setup, state: TrainState) -> tuple[float, list[str], Any]:
-  """(loss, leaves with a gradient that is no number, the carry one supervision step on)."""
+def _advancing(setup: Setup) -> Callable[[TrainState], tuple[float, list[str], Any]]:
+  """state -> (loss, leaves with a gradient that is no number, the carry one supervision step on)."""
 
-  def loss(params: Any) -> Any:
+  def loss(params: Any, state: TrainState) -> Any:
     rows = None if state.table is None else state.table[state.carry.data["puzzle_identifiers"]]
     return setup.kind.objective(
       params, rows, graph=setup.graph, buffers=state.buffers, carry=state.carry, config=setup.config, key=None
     )
 
-  (value, (carry, _)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
-  return float(value), _not_finite(gradients), carry
+  compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+  def advance(state: TrainState) -> tuple[float, list[str], Any]:
+    (value, (carry, _)), gradients = compiled(state.params, state)
+    return float(value), _not_finite(gradients), carry
+
+  return advance
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+
+
+@jax.jit
+def _sizes(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.max(jnp.abs(x)), tree)
 
 
 def _not_finite(tree: Any) -> list[str]:
-  finite = jax.device_get(jax.jit(lambda t: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), t))(tree))
+  finite = jax.device_get(_finite(tree))
   return [jax.tree_util.keystr(path) for path, good in jax.tree_util.tree_leaves_with_path(finite) if not good]
 
 
 def _largest(params: Any, count: int = 3) -> str:
-  sizes = jax.device_get(jax.jit(lambda t: jax.tree.map(lambda x: jnp.max(jnp.abs(x)), t))(params))
-  leaves = sorted(jax.tree_util.tree_leaves_with_path(sizes), key=lambda item: -item[1])[:count]
-  return "largest parameters " + ", ".join(f"{jax.tree_util.keystr(path)} {size:.3g}" for path, size in leaves)
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_sizes(params)))
+  largest = sorted(leaves, key=lambda item: -item[1])[:count]
+  return "largest parameters " + ", ".join(f"{jax.tree_util.keystr(path)} {size:.3g}" for path, size in largest)
 
 
 def _listed(names: list[str], count: int = 5) -> str:

@@ -1,5 +1,6 @@
 """A killed run, restarted, repeats the next losses and every leaf bit for bit."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -47,11 +48,8 @@ class _StopAfter(Exception):
   pass
 
 
-def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
-  config = _config()
-  whole = loop.train(_run(config, tmp_path / "whole"), ["train"])
-
-  broken = tmp_path / "broken"
+def _dying(call):
+  """`make_train_step` whose step function dies at its `call`-th call."""
   make = loop.make_train_step
 
   def dies(setup):
@@ -59,13 +57,21 @@ def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
 
     def wrapped(state, batch):
       calls.append(1)
-      if len(calls) == 6:
+      if len(calls) == call:
         raise _StopAfter
       return step(state, batch)
 
     return wrapped
 
-  monkeypatch.setattr(loop, "make_train_step", dies)
+  return dies
+
+
+def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
+  config = _config()
+  whole = loop.train(_run(config, tmp_path / "whole"), ["train"])
+
+  broken = tmp_path / "broken"
+  monkeypatch.setattr(loop, "make_train_step", _dying(6))
   with pytest.raises(_StopAfter):
     loop.train(_run(config, broken), ["train"])
   monkeypatch.undo()
@@ -101,6 +107,37 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, one.state, many.state)
   kernel = many.state.params["block0"]["features"]["down"]
   assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
+
+
+@pytest.mark.slow
+def test_fewer_devices_at_every_restart_see_the_same_examples_and_give_the_same_losses(tmp_path, monkeypatch):
+  """8, 4 and 2 devices in turn, split over all three axes, against one device: losses agree to 2e-5."""
+  whole = loop.train(_run(_config(), tmp_path / "whole"), ["train"])
+  meshes = [schema.Mesh(data=2, fsdp=2, tensor=2), schema.Mesh(data=2, tensor=2), schema.Mesh(data=1, fsdp=2)]
+  for mesh, call in zip(meshes, (4, 4, 100), strict=True):
+    monkeypatch.setattr(loop, "make_train_step", _dying(call))
+    with contextlib.suppress(_StopAfter):
+      state = loop.train(_run(_config(mesh=mesh), tmp_path / "moved"), ["train"])
+    monkeypatch.undo()
+  assert int(state.step) == 8
+  np.testing.assert_array_equal(whole.carry.data["inputs"], state.carry.data["inputs"])
+  expected, found = _losses(tmp_path / "whole"), _losses(tmp_path / "moved")
+  assert sorted(found) == list(range(1, 9))
+  for step in expected:
+    np.testing.assert_allclose(found[step], expected[step], rtol=2e-5)
+
+
+def test_a_window_of_scalars_goes_on_over_a_restart(tmp_path, monkeypatch):
+  """A line every 4 steps, killed between a checkpoint at 3 and the line: the mean still covers all 4 steps."""
+  config = dataclasses.replace(_config(), logging=schema.Logging(every=4, tensorboard=False))
+  loop.train(_run(config, tmp_path / "whole"), ["train"])
+  monkeypatch.setattr(loop, "make_train_step", _dying(4))
+  with pytest.raises(_StopAfter):
+    loop.train(_run(config, tmp_path / "broken"), ["train"])
+  monkeypatch.undo()
+  loop.train(_run(config, tmp_path / "broken"), ["train"])
+  assert sorted(_losses(tmp_path / "whole")) == [4, 8]
+  assert _losses(tmp_path / "broken") == _losses(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_other_identifiers_or_a_missing_one_is_refused(tmp_path):

@@ -1,0 +1,160 @@
+"""Damage is noticed, the newest intact checkpoint is used, the damaged one kept aside; a failed write loses nothing."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import CheckpointError, StorageError
+from jpmhc_jax.training import checkpoint, loop
+from jpmhc_jax.training.checkpoint import Checkpoints, kept_steps
+
+
+class _Evaluation:
+  main_metric, higher_is_better = "exact_accuracy", True
+
+  def __call__(self, state, step):
+    return {"exact_accuracy": 0.5}
+
+
+def _config(**changes):
+  return tiny.config(checkpoint=schema.Checkpoint(every=2, keep=3), evaluation=schema.Evaluation(every=100), **changes)
+
+
+def _run(workdir, config=None):
+  config = config or _config()
+  return loop.Run(tiny.setup(config), tiny.dataset(config), workdir, _Evaluation(), None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A workdir with checkpoints of steps 4, 6 and 8, and the state after step 8."""
+  workdir = tmp_path_factory.mktemp("finished")
+  state = loop.train(_run(workdir), ["train"])
+  return workdir, jax.device_get(state)
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  shutil.copytree(finished[0], tmp_path / "run")
+  return tmp_path / "run"
+
+
+def _largest(folder):
+  return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def _truncate(folder):
+  path = _largest(folder / "state")
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(folder):
+  path = _largest(folder / "state")
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 8
+  path.write_bytes(content)
+
+
+def _lose(folder):
+  shutil.rmtree(folder / "bundle")
+
+
+def _half_written(folder):
+  """As when the power fails in the middle: no manifest, and a part of every file."""
+  (folder / "manifest.json").unlink()
+  for path in (folder / "state").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, _lose, _half_written])
+def test_the_newest_intact_checkpoint_is_used_and_the_run_ends_the_same(damage, workdir, finished, capsys):
+  damage(workdir / "checkpoints" / "8")
+  damage(workdir / "checkpoints" / "6")
+  state = loop.train(_run(workdir), ["train"])
+  printed = capsys.readouterr().out
+  for step in (8, 6):
+    assert f"checkpoint {step} is damaged (" in printed
+    assert (workdir / "damaged" / str(step)).is_dir()
+  assert "resuming at step 4" in printed
+  jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+  assert Checkpoints(workdir / "checkpoints").steps() == [4, 6, 8]
+
+
+def test_a_checkpoint_killed_before_its_manifest_is_as_good_as_any(workdir, capsys):
+  (workdir / "checkpoints" / "8" / "manifest.json").unlink()
+  run = _run(workdir)
+  restored = Checkpoints(workdir / "checkpoints").restore(run.setup, run.dataset)
+  assert (restored.step, restored.notes) == (8, ())
+
+
+def test_where_none_is_intact_nothing_is_moved_and_each_is_named(workdir):
+  for step in (4, 6, 8):
+    _truncate(workdir / "checkpoints" / str(step))
+  with pytest.raises(CheckpointError, match=r"no intact checkpoint \(8: state.*; 6: state.*; 4: state.*\). Restore"):
+    loop.train(_run(workdir), ["train"])
+  assert Checkpoints(workdir / "checkpoints").steps() == [4, 6, 8] and not (workdir / "damaged").exists()
+
+
+def test_an_asked_for_step_is_not_replaced_by_another(workdir):
+  _flip(workdir / "checkpoints" / "6")
+  run = _run(workdir)
+  with pytest.raises(CheckpointError, match="6: .*content changed"):
+    Checkpoints(workdir / "checkpoints").restore(run.setup, run.dataset, 6)
+
+
+def test_a_state_of_another_shape_is_a_mistake_and_no_damage(workdir):
+  config = _config(optimizer=schema.Optimizer(learning_rate=1e-2, warmup_steps=4, ema=0.0))
+  run = _run(workdir, config)
+  with pytest.raises(CheckpointError, match="intact, but written by code or a config with another state"):
+    Checkpoints(workdir / "checkpoints").restore(run.setup, run.dataset)
+  assert not (workdir / "damaged").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "error", [OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: No space left")]
+)
+def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_resumes(error, tmp_path, finished, monkeypatch):
+  write = checkpoint.manifest.write
+
+  def full(folder):
+    if folder.name == "6":
+      shutil.rmtree(folder)
+      raise error
+    write(folder)
+
+  monkeypatch.setattr(checkpoint.manifest, "write", full)
+  with pytest.raises(StorageError, match=r"6: checkpoint not written \(.*No space left.*steps 2, 4 are intact; free"):
+    loop.train(_run(tmp_path), ["train"])
+  monkeypatch.undo()
+  state = loop.train(_run(tmp_path), ["train"])
+  jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(StorageError, match="config.json could not be written: .*choose another --workdir"):
+    loop.train(_run(tmp_path / "file" / "run"), ["train"])
+
+
+def test_a_kept_line_that_was_cut_off_and_later_lines_are_dropped(workdir, finished):
+  path = workdir / "metrics.jsonl"
+  whole = path.read_text()
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  path.write_text(whole + '{"step": 9, "train/loss": 1.0}\n{"step": 9, "tra')
+  loop.train(_run(workdir), ["train"])
+  losses = [[json.loads(line).get("train/loss") for line in text.splitlines()] for text in (whole, path.read_text())]
+  assert [x for x in losses[0] if x] == [x for x in losses[1] if x]
+
+
+def test_the_latest_and_the_best_are_kept():
+  scores = {2: 0.5, 4: 0.9, 6: None, 8: 0.7, 3: 2.0}
+  assert kept_steps([2, 4, 6, 8], scores, 1) == {4, 8}
+  assert kept_steps([2, 4, 6, 8], {}, 2) == {6, 8}
+  assert kept_steps([2, 4], {2: 1.0, 4: 1.0}, 1) == {4}
