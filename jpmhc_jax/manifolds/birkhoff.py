@@ -109,14 +109,14 @@ class BirkhoffNewton(_Scaled):
   """Birkhoff polytope by Newton steps on the dual: doubly stochastic to rounding, for any n and any logits.
 
   project: logits (n, n, *tokens) -> P (n, n, *tokens), the scaling of exp(clip(logits, ±clip)) to row and column sums
-  one, which is the Kullback–Leibler projection. `sweeps` Sinkhorn sweeps start it; `steps` damped Newton steps finish
-  it (enough for every corner of the clip box in float32). The backward pass is the exact implicit gradient and saves P
+  one, which is the Kullback–Leibler projection. `sweeps` Sinkhorn sweeps start it; damped Newton steps finish it, until
+  the sums are one to rounding: four at unit logits, fourteen at the corners of the clip box, `steps` at most. The backward pass is the exact implicit gradient and saves P
   and one bit an entry.
   Source: mHC-proj (2606.07574), there for n = 4 with a line search.
   """
 
-  sweeps: int = 20
-  steps: int = 16
+  sweeps: int = 3
+  steps: int = 24
   clip: float = 10.0
 
   def __post_init__(self) -> None:

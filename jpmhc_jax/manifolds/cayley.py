@@ -5,6 +5,7 @@ by Q neither grows nor fades. Q never has the eigenvalue −1 (rotations by exac
 """
 
 import dataclasses
+import functools
 
 import jax
 from jax import Array
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jpmhc_jax.manifolds import linear, quaternion
+from jpmhc_jax.manifolds.blocks import by_blocks
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 
 
@@ -23,10 +25,27 @@ def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
     return jnp.ones_like(skew)
   if n <= 4:
     return _closed_form(skew)
+  return by_blocks(_by_elimination, skew)
+
+
+def _by_elimination(skew: Array) -> Array:
   identity = linear.identity_like(skew)
-  q = 2 * linear.solve(identity + skew, jnp.broadcast_to(identity, skew.shape)) - identity
-  # One Newton–Schulz step squares the error that elimination leaves when S is large.
-  return 1.5 * q - 0.5 * linear.matmul(linear.matmul(q, linear.transpose(q)), q)
+
+  def polished(inverse: Array) -> tuple[Array, Array]:
+    # One Newton–Schulz step squares the error e = max |QQᵀ − I| that elimination leaves when S is large.
+    q = 2 * inverse - identity
+    gram = linear.matmul(q, linear.transpose(q))
+    return 1.5 * q - 0.5 * linear.matmul(gram, q), jnp.max(jnp.abs(gram - identity), axis=(0, 1))
+
+  q, error = polished(linear.inverse_positive(identity + skew))
+  # Blocks without pivots lose up to 1e-2 at logits of ten; those tokens are done again with pivots.
+  lost = ~(error <= float(jnp.finfo(skew.dtype).eps) ** 0.5)
+
+  def with_pivots(q: Array) -> Array:
+    careful, _ = polished(linear.solve(identity + skew, jnp.broadcast_to(identity, skew.shape)))
+    return jnp.where(lost, careful, q)
+
+  return jax.lax.cond(jnp.any(lost), with_pivots, lambda q: q, q)
 
 
 def _closed_form(skew: Array) -> Array:
@@ -121,9 +140,42 @@ class CayleyIterative(_FromSkewPart):
     return self.steps * n**3, self.steps * n**3
 
   def _project(self, logits: Array, n: int) -> Array:
-    w, identity = self.alpha * linear.skew(logits), linear.identity_like(logits)
+    return _truncated(self.alpha * linear.skew(logits), self.steps)
 
-    def step(y: Array, _: None) -> tuple[Array, None]:
-      return identity + 0.5 * linear.matmul(w, identity + y), None
 
-    return jax.lax.scan(step, identity + w, length=self.steps)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _truncated(w, steps):  # type: ignore[no-untyped-def]
+  """Y₀ = I + W, then `steps` times Y ← I + ½ W (I + Y). The gradient is that of the steps; only W is saved."""
+  return by_blocks(lambda w: _iterates(w, steps)[0], w)
+
+
+def _iterates(w: Array, steps: int) -> tuple[Array, Array]:
+  identity = linear.identity_like(w)
+
+  def step(y: Array, _: None) -> tuple[Array, Array]:
+    return identity + 0.5 * linear.apart(w, identity + y), y
+
+  return jax.lax.scan(step, identity + w, length=steps)
+
+
+def _truncated_forward(w, steps):  # type: ignore[no-untyped-def]
+  return _truncated(w, steps), w
+
+
+def _truncated_backward(steps, w, cotangent):  # type: ignore[no-untyped-def]
+  # W̄ += ½ Ȳ (I + Y_k)ᵀ and Ȳ_k = ½ Wᵀ Ȳ, from the last step to the first; then Y₀ = I + W adds Ȳ₀.
+  def backward(w: Array, bar: Array) -> Array:
+    identity, (_, iterates) = linear.identity_like(w), _iterates(w, steps)
+
+    def step(carry: tuple[Array, Array], y: Array) -> tuple[tuple[Array, Array], None]:
+      bar, to_w = carry
+      to_w = to_w + 0.5 * linear.apart(bar, linear.transpose(identity + y))
+      return (0.5 * linear.apart(linear.transpose(w), bar), to_w), None
+
+    (bar, to_w), _ = jax.lax.scan(step, (bar, jnp.zeros_like(w)), iterates, reverse=True)
+    return to_w + bar
+
+  return (by_blocks(backward, w, cotangent),)
+
+
+_truncated.defvjp(_truncated_forward, _truncated_backward)

@@ -2,7 +2,7 @@
 
 One add, subtract, multiply, divide, comparison of two floats (min, max), square root, exponential, logarithm or sigmoid
 counts 1; a reduction of k values counts k − 1; a contraction counts one multiply and one add a product; loops count
-their trips. Moving, selecting, casting, negating and integer arithmetic count 0. Compilers may share or fuse
+their trips, a loop that may end early its largest number of trips. Moving, selecting, casting, negating and integer arithmetic count 0. Compilers may share or fuse
 operations: the count is of the program as written.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
 _ELEMENTWISE = frozenset((
   "add", "sub", "mul", "div", "max", "min", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "logistic", "tanh",
@@ -43,23 +44,34 @@ def _count_jaxpr(jaxpr: Any, products_only: bool = False) -> int:
   return sum(_count_equation(equation, products_only) for equation in jaxpr.eqns)
 
 
-def _repeats(name: str, params: Any) -> int:
+def _repeats(name: str, params: Any, products_only: bool) -> int:
   if name == "pallas_call":
     return math.prod(params["grid_mapping"].grid)
   if name == "shard_map":
     return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+  if name == "while":
+    return _bound(params["cond_jaxpr"].jaxpr, products_only)
   return params["length"] if name == "scan" else 1
+
+
+def _bound(condition: Any, products_only: bool) -> int:
+  """The literal that the condition of a while loop compares its counter with; one trip if only products count."""
+  for equation in condition.eqns:
+    if equation.primitive.name == "lt" and isinstance(getattr(equation.invars[1], "val", None), int | np.integer):
+      return int(equation.invars[1].val)
+  if products_only:
+    return 1
+  raise ValueError("flops: a while loop has no bound on its trips; compare a counter with a constant.")
 
 
 def _count_equation(equation: Any, products_only: bool) -> int:
   name, params = equation.primitive.name, equation.params
-  if name == "while" and not products_only:
-    raise ValueError("flops: a while loop has no static trip count; use scan or fori_loop with constant bounds.")
   if name == "cond":
     return max(_count_jaxpr(branch.jaxpr, products_only) for branch in params["branches"])
   inner = [value for value in params.values() if hasattr(value, "jaxpr") or hasattr(value, "eqns")]
   if inner:
-    return _repeats(name, params) * sum(_count_jaxpr(getattr(value, "jaxpr", value), products_only) for value in inner)
+    repeats = _repeats(name, params, products_only)
+    return repeats * sum(_count_jaxpr(getattr(value, "jaxpr", value), products_only) for value in inner)
   out = equation.outvars[0].aval
   if not equation.invars or not jnp.issubdtype(equation.invars[0].aval.dtype, jnp.inexact):
     return 0

@@ -32,7 +32,26 @@ def transpose(matrix: Float[Array, "n m *tokens"]) -> Float[Array, "m n *tokens"
 
 
 def matmul(a: Float[Array, "n k *#tokens"], b: Float[Array, "k m *#tokens"]) -> Float[Array, "n m *#tokens"]:
-  """The product a b, as a sum of k outer products; token axes broadcast."""
+  """The product a b, as a sum of k outer products; token axes broadcast.
+
+  Beyond four rows it is a product `apart`.
+  """
+  return _matmul(a, b) if a.shape[0] <= 4 else apart(a, b)
+
+
+def apart(a: Float[Array, "n k *#tokens"], b: Float[Array, "k m *#tokens"]) -> Float[Array, "n m *#tokens"]:
+  """The product a b, in a loop over groups of rows, so that it is a program of its own.
+
+  A compiler that fuses a chain of products recomputes each factor for every row of the next (four products of 4,096
+  8x8 tokens: 7.6 ms fused, 1.1 ms apart; 2 CPU cores).
+  """
+  rows = a.shape[0]
+  groups = next((g for g in range(2, rows + 1) if rows % g == 0), 1)
+  parts = jax.lax.map(lambda part: _matmul(part, b), a.reshape(groups, rows // groups, *a.shape[1:]))
+  return parts.reshape(rows, *parts.shape[2:])
+
+
+def _matmul(a: Array, b: Array) -> Array:
   return functools.reduce(operator.add, (a[:, k : k + 1] * b[k : k + 1] for k in range(a.shape[1])))
 
 
@@ -57,14 +76,17 @@ def centre(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   return rows - jnp.mean(rows, axis=0, keepdims=True)
 
 
-def solve(a: Float[Array, "n n *tokens"], b: Float[Array, "n m *tokens"]) -> Float[Array, "n m *tokens"]:
+def solve(
+  a: Float[Array, "n n *tokens"], b: Float[Array, "n m *tokens"], floor: float = 0.0
+) -> Float[Array, "n m *tokens"]:
   """a⁻¹ b by Gauss–Jordan elimination with a pivot row chosen per token.
 
-  Pivots below the smallest normal number are replaced by it, so that a zero matrix gives large numbers and not NaN.
+  Pivots below `floor` (at least the smallest normal number) are replaced by it, so that a singular matrix gives large
+  numbers and not NaN.
   """
   n = a.shape[0]
   work = jnp.concatenate([a, b], axis=1)
-  floor = jnp.finfo(work.dtype).tiny
+  floor = max(floor, jnp.finfo(work.dtype).tiny)
   index = over_tokens(np.arange(n), work[:, 0].astype(jnp.int32), axes=1)
 
   def eliminate(k: Array | int, work: Array) -> Array:
@@ -78,6 +100,51 @@ def solve(a: Float[Array, "n n *tokens"], b: Float[Array, "n m *tokens"]) -> Flo
 
   # A loop, not a written-out chain: a compiler that fuses such a chain recomputes earlier steps at every use.
   return jax.lax.fori_loop(0, n, eliminate, work)[:, n:]
+
+
+def cofactors_4(m: Float[Array, "4 4 *tokens"]) -> Float[Array, "4 4 *tokens"]:
+  """The cofactor matrix, det(m) m⁻ᵀ, written out from the twelve 2 x 2 minors of its upper and lower halves."""
+  pairs = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+  upper = {p: m[0, p[0]] * m[1, p[1]] - m[0, p[1]] * m[1, p[0]] for p in pairs}
+  lower = {p: m[2, p[0]] * m[3, p[1]] - m[2, p[1]] * m[3, p[0]] for p in pairs}
+  entries = []
+  for i in range(4):
+    minors, partner = (lower, 1 - i) if i < 2 else (upper, 5 - i)
+    for j in range(4):
+      x, y, z = (k for k in range(4) if k != j)
+      minor = m[partner, x] * minors[y, z] - m[partner, y] * minors[x, z] + m[partner, z] * minors[x, y]
+      entries.append(minor if (i + j) % 2 == 0 else -minor)
+  return jnp.stack(entries).reshape(m.shape)
+
+
+def embed_4(matrix: Float[Array, "n n *tokens"], corner: Float[Array, "*#tokens"]) -> Float[Array, "4 4 *tokens"]:
+  """diag(matrix, corner, corner, …) for n <= 4."""
+  n = matrix.shape[0]
+  if n == 4:
+    return matrix
+  padded = jnp.pad(matrix, ((0, 4 - n), (0, 4 - n)) + ((0, 0),) * (matrix.ndim - 2))
+  return padded + over_tokens(np.diag(np.arange(4) >= n), matrix) * corner
+
+
+def inverse_positive(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
+  """The inverse of a matrix whose symmetric part is positive definite: no pivots, closed form for n <= 4, then blocks.
+
+  Every leading block and every Schur complement of such a matrix is of the same kind.
+  """
+  n = matrix.shape[0]
+  if n <= 4:
+    whole = embed_4(matrix, jnp.ones((), matrix.dtype))
+    cofactors = cofactors_4(whole)
+    determinant = functools.reduce(operator.add, (whole[0, j] * cofactors[0, j] for j in range(4)))
+    return (transpose(cofactors) / determinant[None, None])[:n, :n]
+  h = 4 if n <= 8 else n // 2
+  a, b, c, d = matrix[:h, :h], matrix[:h, h:], matrix[h:, :h], matrix[h:, h:]
+  a = inverse_positive(a)
+  right, left = matmul(a, b), matmul(c, a)
+  d = inverse_positive(d - matmul(c, right))
+  right_d = matmul(right, d)
+  top = jnp.concatenate([a + matmul(right_d, left), -right_d], axis=1)
+  return jnp.concatenate([top, jnp.concatenate([-matmul(d, left), d], axis=1)])
 
 
 def laplacian_solve(weights: Float[Array, "n n *tokens"], b: Float[Array, "n *tokens"]) -> Float[Array, "n *tokens"]:

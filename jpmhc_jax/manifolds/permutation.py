@@ -69,13 +69,11 @@ class PermutationMixture(DoublyStochastic):
     return jnp.zeros(self.logit_shape(n)).at[0].set(strength)
 
   def _project(self, logits: Array, n: int) -> Array:
+    # One product with a matrix of zeros and ones: it only adds weights.
+    sums = permutation_matrices(self.terms(n)).reshape(-1, n * n).T
     weights = jax.nn.softmax(logits, axis=0)
-    entries: list[list[list[Array]]] = [[[] for _ in range(n)] for _ in range(n)]
-    for weight, permutation in zip(weights, self.terms(n), strict=True):
-      for i, j in enumerate(permutation):
-        entries[i][j].append(weight)
-    zero = jnp.zeros_like(weights[0])
-    return jnp.stack([jnp.stack([sum(entry, zero) for entry in row]) for row in entries])
+    mixed = jnp.tensordot(jnp.asarray(sums, logits.dtype), weights, axes=1, precision=jax.lax.Precision.HIGHEST)
+    return mixed.reshape(n, n, *logits.shape[1:])
 
 
 def permutation_matrices(permutations: tuple[Permutation, ...]) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import operator
 
 import jax
 from jax import Array
@@ -11,6 +13,7 @@ import numpy as np
 
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds.blocks import by_blocks
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 
 # Odd quintics a·x + b·x³ + c·x⁵ that, composed, map [1e-3, 1] to 1 fastest (Polar Express, Amsel et al. 2025,
@@ -26,42 +29,117 @@ _EXPRESS = (
   (1.875, -1.25, 0.375),
 )
 _CUBIC = (1.5, -0.5, 0.0)
+_NEWTON_STEPS = 6  # orthogonal to rounding for every spectrum, one more in float64: see the tests
 
 Coefficients = tuple[float, float, float]
 
 
 def polar(matrix: Float[Array, "n n *tokens"], method: str, steps: int, adjoint: str) -> Float[Array, "n n *tokens"]:
-  """R of A = R P (R orthogonal, P symmetric positive), by odd polynomials of A; see `Polar` for the arguments."""
-  forward = functools.partial(_iterate, method=method, steps=steps)
+  """R of A = R P (R orthogonal, P symmetric positive); see `Polar` for the arguments."""
+  forward = functools.partial(_factor, method=method, steps=steps)
   return forward(matrix) if adjoint == "unrolled" else _polar_implicit(matrix, forward)
 
 
-def odd_iteration(
-  matrix: Float[Array, "n n *tokens"], schedule: tuple[Coefficients, ...]
-) -> Float[Array, "n n *tokens"]:
-  """X ← aX + bX(XᵀX) + cX(XᵀX)², once for each (a, b, c): applies odd polynomials to the singular values."""
-  quintic = any(c for _, _, c in schedule)
-
-  def step(x: Array, coefficients: Array) -> tuple[Array, None]:
-    a, b, c = coefficients
-    gram = linear.matmul(linear.transpose(x), x)
-    inner = b * gram + c * linear.matmul(gram, gram) if quintic else b * gram
-    return a * x + linear.matmul(x, inner), None
-
-  return jax.lax.scan(step, matrix, jnp.asarray(schedule, matrix.dtype))[0]
+def _factor(matrix: Array, method: str, steps: int) -> Array:
+  size = jnp.max(jnp.abs(matrix), axis=(0, 1), keepdims=True)
+  x = matrix / jnp.maximum(size, jnp.finfo(matrix.dtype).tiny)
+  if method == "newton":
+    return by_blocks(_newton, x)
+  schedule = (*_EXPRESS, _CUBIC) if method == "express" else (_CUBIC,) * steps
+  return odd_iteration(x / _gamma(x), schedule)
 
 
-def _iterate(matrix: Array, method: str, steps: int) -> Array:
-  tiny = jnp.finfo(matrix.dtype).tiny
-  x = matrix / jnp.maximum(jnp.max(jnp.abs(matrix), axis=(0, 1), keepdims=True), tiny)
+def _newton(matrix: Array) -> Array:
+  # X ← X/‖X‖ + X⁻ᵀ/‖X⁻ᵀ‖ (Frobenius norms; Higham 1986) up to scale, and the scale is right at the limit. With the
+  # cofactors C = det(X) X⁻ᵀ nothing is divided by the determinant, so a matrix of rank n − 1 has its limit too.
+  n = matrix.shape[0]
+  start = linear.embed_4(matrix, jnp.ones((), matrix.dtype)) if n < 4 else matrix
+
+  def step(_: Array | int, x: Array) -> Array:
+    dual, sign = _dual(x)
+    # Both factors stacked: they are computed once, not once for every entry.
+    factors = jnp.stack([_inverse_norm(x), sign * _inverse_norm(dual)])
+    return x * factors[0] + dual * factors[1]
+
+  # The limit has ‖X‖ = 2, an orthogonal matrix √n.
+  steps = _NEWTON_STEPS + (matrix.dtype == jnp.float64)
+  return 0.5 * math.sqrt(max(n, 4)) * jax.lax.fori_loop(0, steps, step, start)[:n, :n]
+
+
+def _dual(x: Array) -> tuple[Array, Array]:
+  """A multiple of X⁻ᵀ and the sign that makes it a positive one."""
+  if x.shape[0] > 4:
+    identity = jnp.broadcast_to(linear.identity_like(x), x.shape)
+    inverse = linear.solve(x, identity, float(jnp.finfo(x.dtype).eps))
+    return linear.transpose(inverse / jnp.max(jnp.abs(inverse), axis=(0, 1))), jnp.ones((), x.dtype)
+  cofactors = linear.cofactors_4(x)
+  determinant = functools.reduce(operator.add, (x[0, j] * cofactors[0, j] for j in range(4)))
+  return cofactors, jnp.where(determinant < 0, -1.0, 1.0).astype(x.dtype)
+
+
+def _inverse_norm(x: Array) -> Array:
+  return jax.lax.rsqrt(jnp.sum(x * x, axis=(0, 1)) + jnp.finfo(x.dtype).tiny)
+
+
+def _gamma(x: Array) -> Array:
   # σ_max <= ‖(XᵀX)²‖_F^(1/4) <= n^(1/8) σ_max: the source's γ = 1.2 σ_max without knowing σ_max (n^(1/8) = 1.19 at n =
   # 4).
   gram = linear.matmul(linear.transpose(x), x)
   fourth = linear.matmul(gram, gram)
-  gamma = jnp.sqrt(jnp.sqrt(jnp.sqrt(jnp.sum(fourth * fourth, axis=(0, 1), keepdims=True) + tiny)))
-  if method == "express":
-    return odd_iteration(odd_iteration(x / gamma, _EXPRESS), (_CUBIC,))
-  return odd_iteration(x / gamma, (_CUBIC,) * steps)
+  total = jnp.sum(fourth * fourth, axis=(0, 1), keepdims=True) + jnp.finfo(x.dtype).tiny
+  return jnp.sqrt(jnp.sqrt(jnp.sqrt(total)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def odd_iteration(
+  matrix: Float[Array, "n n *tokens"], schedule: tuple[Coefficients, ...]
+) -> Float[Array, "n n *tokens"]:
+  """X ← aX + bX(XᵀX) + cX(XᵀX)², once for each (a, b, c): applies odd polynomials to the singular values.
+
+  The gradient is that of the steps as computed; saved for it: X before every step.
+  """
+  return by_blocks(lambda x: _odd_steps(x, schedule)[0], matrix)
+
+
+def _odd_steps(matrix: Array, schedule: tuple[Coefficients, ...]) -> tuple[Array, Array]:
+  """The last X, and X before every step."""
+
+  def step(x: Array, coefficients: Array) -> tuple[Array, Array]:
+    a, b, c = coefficients
+    gram = linear.apart(linear.transpose(x), x)
+    inner = b * gram + c * linear.apart(gram, gram) if any(c for _, _, c in schedule) else b * gram
+    return a * x + linear.apart(x, inner), x
+
+  return jax.lax.scan(step, matrix, jnp.asarray(schedule, matrix.dtype))
+
+
+def _odd_forward(matrix, schedule):  # type: ignore[no-untyped-def]
+  return by_blocks(lambda x: _odd_steps(x, schedule), matrix)
+
+
+def _odd_backward(schedule, history, cotangent):  # type: ignore[no-untyped-def]
+  # Y = aX + XM, M = bG + cG², G = XᵀX. With K = XᵀȲ + ȲᵀX: X̄ = aȲ + ȲM + X(bK + c(KG + GK)), and GK = (KG)ᵀ.
+  quintic = any(c for _, _, c in schedule)
+
+  def step(bar: Array, saved: tuple[Array, Array]) -> tuple[Array, None]:
+    x, (a, b, c) = saved
+    gram = linear.apart(linear.transpose(x), x)
+    pulled = linear.apart(linear.transpose(x), bar)
+    pulled = pulled + linear.transpose(pulled)
+    inner, outer = b * gram, b * pulled
+    if quintic:
+      both = linear.apart(pulled, gram)
+      inner, outer = inner + c * linear.apart(gram, gram), outer + c * (both + linear.transpose(both))
+    return a * bar + linear.apart(bar, inner) + linear.apart(x, outer), None
+
+  def backward(bar: Array, *history: Array) -> Array:
+    coefficients = jnp.asarray(schedule, bar.dtype)
+    return jax.lax.scan(step, bar, (jnp.stack(history), coefficients), reverse=True)[0]
+
+  return (by_blocks(backward, cotangent, *history),)
+
+
+odd_iteration.defvjp(_odd_forward, _odd_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -76,23 +154,26 @@ def _polar_forward(matrix, forward):  # type: ignore[no-untyped-def]
 
 def _polar_backward(forward, saved, cotangent):  # type: ignore[no-untyped-def]
   # A = RP, dR = RΩ with Ω skew: RᵀdA − dAᵀR = ΩP + PΩ. The operator is self-adjoint, so Ā = R Y with Y skew and
-  # PY + YP = RᵀḠ − ḠᵀR: a Sylvester equation in n(n−1)/2 unknowns, positive definite, solved by elimination.
-  matrix, factor = saved
-  r_t = linear.transpose(factor)
-  right = linear.skew(linear.matmul(r_t, cotangent))
-  stretch = linear.matmul(r_t, matrix)
-  y = skew_sylvester(0.5 * (stretch + linear.transpose(stretch)), right)
-  return (linear.matmul(factor, y),)
+  # PY + YP = RᵀḠ − ḠᵀR: a Sylvester equation in n(n−1)/2 unknowns, positive definite.
+  def pull(matrix: Array, factor: Array, bar: Array) -> Array:
+    r_t = linear.transpose(factor)
+    stretch = linear.apart(r_t, matrix)
+    y = skew_sylvester(0.5 * (stretch + linear.transpose(stretch)), linear.skew(linear.apart(r_t, bar)))
+    return linear.apart(factor, y)
+
+  return (by_blocks(pull, *saved, cotangent),)
 
 
 _polar_implicit.defvjp(_polar_forward, _polar_backward)
 
 
 def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
-  """The skew Y with PY + YP = K for symmetric positive P and skew K."""
+  """The skew Y with PY + YP = K for symmetric positive P and skew K: closed form for n <= 4, elimination beyond."""
   n = p.shape[0]
-  if n == 1:
-    return jnp.zeros_like(p)
+  if n <= 4:
+    corner = functools.reduce(operator.add, (p[i, i] for i in range(n))) / n
+    zero = jnp.zeros((), p.dtype)
+    return _skew_sylvester_4(linear.embed_4(p, corner), linear.embed_4(right, zero))[:n, :n]
   upper = np.triu_indices(n, 1)
   (i, j), (k, m) = (index[:, None] for index in upper), (index[None, :] for index in upper)
 
@@ -108,18 +189,54 @@ def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tok
   return linear.over_tokens(sign, right) * half[position]
 
 
+def _skew_sylvester_4(p: Array, k: Array) -> Array:
+  # so(4) = so(3) ⊕ so(3): Y has self-dual coordinates u and anti-self-dual ones v, Y₀₁, Y₂₃ = u₀ ± v₀ and so on. The
+  # trace of P acts as τ = tr P / 2 on both, its traceless part only between them: τu + Nv = a, Nᵀu + τv = b. So
+  # (I − MᵀM) v = (b − Mᵀa)/τ with M = N/τ, ‖M‖ < 1, and u = a/τ − Mv.
+  tiny, eps = jnp.finfo(p.dtype).tiny, jnp.finfo(p.dtype).eps
+  tau = 1 / jnp.maximum(0.5 * (p[0, 0] + p[1, 1] + p[2, 2] + p[3, 3]), tiny)
+  half = 0.5 * tau
+  a = [half * (k[0, 1] + k[2, 3]), half * (k[0, 2] - k[1, 3]), half * (k[0, 3] + k[1, 2])]
+  b = [half * (k[0, 1] - k[2, 3]), half * (k[0, 2] + k[1, 3]), half * (k[0, 3] - k[1, 2])]
+  first, second = 0.5 * (p[0, 0] - p[3, 3]), 0.5 * (p[1, 1] - p[2, 2])
+  m = [
+    [tau * (first + second), tau * (p[1, 2] - p[0, 3]), tau * (p[0, 2] + p[1, 3])],
+    [tau * (p[0, 3] + p[1, 2]), tau * (first - second), tau * (p[2, 3] - p[0, 1])],
+    [tau * (p[1, 3] - p[0, 2]), tau * (p[0, 1] + p[2, 3]), tau * (0.5 * (p[0, 0] + p[3, 3] - p[1, 1] - p[2, 2]))],
+  ]
+  dot = lambda x, y: x[0] * y[0] + x[1] * y[1] + x[2] * y[2]  # noqa: E731
+  columns = [[row[j] for row in m] for j in range(3)]
+  s = [[(i == j) - dot(columns[i], columns[j]) for j in range(3)] for i in range(3)]
+  rest = [b[j] - dot(columns[j], a) for j in range(3)]
+  # The symmetric 3x3 system by its cofactors.
+  c = [
+    [s[(i + 1) % 3][(j + 1) % 3] * s[(i + 2) % 3][(j + 2) % 3] - s[(i + 1) % 3][(j + 2) % 3] * s[(i + 2) % 3][(j + 1) % 3]
+     for j in range(3)] for i in range(3)
+  ]  # fmt: skip
+  determinant = jnp.maximum(dot(s[0], c[0]), eps * eps)
+  v = [dot(c[j], rest) / determinant for j in range(3)]
+  u = [a[i] - dot(m[i], v) for i in range(3)]
+  upper = {
+    (0, 1): u[0] + v[0], (2, 3): u[0] - v[0], (0, 2): u[1] + v[1],
+    (1, 3): v[1] - u[1], (0, 3): u[2] + v[2], (1, 2): u[2] - v[2],
+  }  # fmt: skip
+  zero = jnp.zeros_like(v[0])
+  entries = [upper.get((i, j), zero) if i <= j else -upper[j, i] for i in range(4) for j in range(4)]
+  return jnp.stack(entries).reshape(k.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Polar(Manifold):
   """O(n) by the polar factor of the logits, both determinants reached.
 
-  project: logits A (n, n, *tokens) -> R (n, n, *tokens), A = R P. method "express": eight quintic steps and a cubic
-  one, on the set to rounding while σ_min/σ_max of the logits is above 1e-3; "newton_schulz": X₀ = A/γ, `steps` times X
-  ← 1.5X − 0.5XXᵀX, as IsoHC, on the set only for well-conditioned logits. `distance` reports how far.
-  adjoint: "implicit" (Sylvester equation, saves A and R) or "unrolled". Singular logits have no polar factor: the
-  value stays finite and off the set.
+  project: logits A (n, n, *tokens) -> R (n, n, *tokens), A = R P. method "newton": X ← X/‖X‖ + X⁻ᵀ/‖X⁻ᵀ‖ six times,
+  on the set to rounding for any logits of rank n or n − 1; "express": eight quintic steps and a cubic one, products
+  only, on the set to rounding while σ_min/σ_max of the logits is above 1e-3; "newton_schulz": X₀ = A/γ, `steps` times
+  X ← 1.5X − 0.5XXᵀX, as IsoHC, on the set only for well-conditioned logits. `distance` reports how far.
+  adjoint: "implicit" (Sylvester equation, saves A and R) or "unrolled" (the gradient of the steps).
   """
 
-  method: str = "express"
+  method: str = "newton"
   steps: int = 5  # of newton_schulz
   adjoint: str = "implicit"
 
@@ -150,7 +267,7 @@ class Polar(Manifold):
 
 def check_polar(method: str, steps: int, adjoint: str) -> None:
   """Raises ConfigError for options that `polar` does not know."""
-  check_choice("connection.options: method", method, ("express", "newton_schulz"))
+  check_choice("connection.options: method", method, ("newton", "express", "newton_schulz"))
   check_choice("connection.options: adjoint", adjoint, ("implicit", "unrolled"))
   if steps < 1:
     raise ConfigError(f"connection.options: steps={steps}: expected a positive number of Newton–Schulz steps.")

@@ -13,23 +13,18 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds.blocks import by_blocks
 
 
 def sinkhorn_bounded(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[Array, "n n *tokens"]:
   """`sweeps` row-then-column normalisations of exp(logits), for logits within ±20: one exponential, then products.
 
-  The largest ratio of entries is e⁴⁰ at most, so scaling vectors stay inside float32.
+  The largest ratio of entries is e⁴⁰ at most, so scaling vectors stay inside float32. Differentiated, it gives the
+  gradient of the sweeps.
   """
-  kernel = jnp.exp(logits - jnp.max(logits, axis=(0, 1), keepdims=True))
-
-  def sweep(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-    columns = carry[1]
-    rows = 1 / linear.matvec(kernel, columns)
-    return (rows, 1 / linear.vecmat(rows, kernel)), None
-
-  ones = jnp.ones_like(kernel[0])
-  (rows, columns), _ = jax.lax.scan(sweep, (ones, ones), length=sweeps)
-  return rows[:, None] * kernel * columns[None]
+  # A common factor of the kernel changes nothing, so the shift carries no gradient.
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=(0, 1), keepdims=True))
+  return scaled(jnp.exp(logits - top), sweeps, 0.0, False)
 
 
 def sinkhorn_log(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[Array, "n n *tokens"]:
@@ -49,34 +44,119 @@ def sinkhorn_epsilon(
   logits: Float[Array, "n n *tokens"], sweeps: int, epsilon: float, softmax_first: bool
 ) -> Float[Array, "n n *tokens"]:
   """Sweeps whose divisors carry + epsilon, as the fused kernels compute them; see `EpsilonSinkhorn`."""
+  if softmax_first:
+    return scaled(jax.nn.softmax(logits, axis=1) + epsilon, sweeps - 1, epsilon, True)
+  return scaled(jnp.exp(logits), sweeps, epsilon, False)
 
-  def divide(p: Array, axis: int) -> Array:
-    return p / (jnp.sum(p, axis=axis, keepdims=True) + epsilon)
 
-  start = jax.nn.softmax(logits, axis=1) + epsilon if softmax_first else divide(jnp.exp(logits), 1)
-  return jax.lax.scan(lambda p, _: (divide(divide(p, 1), 0), None), divide(start, 0), length=sweeps - 1)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def scaled(
+  kernel: Float[Array, "n n *tokens"], sweeps: int, epsilon: float, columns_first: bool
+) -> Float[Array, "n n *tokens"]:
+  """`sweeps` times rows, then columns of a positive kernel are divided by (their sum + epsilon).
+
+  columns_first: after one more division of the columns. Only the vectors u, v of P = diag(u) K diag(v) are iterated.
+  The gradient is that of the sweeps as computed; saved for it: K and the two vectors of every sweep.
+  """
+  return by_blocks(lambda k: _sweeps(k, sweeps, epsilon, columns_first)[0], kernel)
+
+
+_History = tuple[Array, Array]
+
+
+def _sweeps(kernel: Array, sweeps: int, epsilon: float, columns_first: bool) -> tuple[Array, _History]:
+  """P, and u and v from the start to the last sweep, each (sweeps + 1, n, tokens)."""
+  ones = jnp.ones_like(kernel[0])
+
+  def divided(vector: Array, total: Array) -> Array:
+    return vector / (vector * total + epsilon) if epsilon else 1 / total
+
+  def sweep(carry: _History, _: None) -> tuple[_History, _History]:
+    rows = divided(carry[0], linear.matvec(kernel, carry[1]))
+    columns = divided(carry[1], linear.vecmat(rows, kernel))
+    return (rows, columns), (rows, columns)
+
+  start = (ones, divided(ones, jnp.sum(kernel, axis=0)) if columns_first else ones)
+  (rows, columns), history = jax.lax.scan(sweep, start, length=sweeps)
+  every = (jnp.concatenate([start[0][None], history[0]]), jnp.concatenate([start[1][None], history[1]]))
+  return rows[:, None] * kernel * columns[None], every
+
+
+def _scaled_forward(kernel, sweeps, epsilon, columns_first):  # type: ignore[no-untyped-def]
+  matrix, (rows, columns) = by_blocks(lambda k: _sweeps(k, sweeps, epsilon, columns_first), kernel)
+  return matrix, (kernel, rows, columns)
+
+
+def _scaled_backward(sweeps, epsilon, columns_first, saved, cotangent):  # type: ignore[no-untyped-def]
+  # u' = u/(u a + ε) has ∂u'/∂u = ε (u'/u)² and ∂u'/∂a = −u'². With a = Kv: ā = −u'(u' ū'), v̄ += Kᵀā, K̄ += ā vᵀ; the
+  # columns alike. Products are ordered so that nothing leaves float32 where u is large and K small.
+  def backward(kernel: Array, bar: Array, *vectors: Array) -> Array:
+    rows, columns = jnp.stack(vectors[: sweeps + 1]), jnp.stack(vectors[sweeps + 1 :])
+    pulled = bar * kernel
+    to_rows, to_columns = linear.matvec(pulled, columns[-1]), linear.vecmat(rows[-1], pulled)
+    start = (to_rows, to_columns, bar * rows[-1][:, None] * columns[-1][None])
+
+    def undo(to_new: Array, new: Array, old: Array) -> _History:
+      return epsilon * to_new * (new / old) ** 2 if epsilon else jnp.zeros_like(to_new), -(to_new * new) * new
+
+    def step(carry: tuple[Array, Array, Array], saved: tuple[Array, ...]) -> tuple[tuple[Array, Array, Array], None]:
+      to_rows, to_columns, to_kernel = carry
+      new_rows, old_rows, new_columns, old_columns = saved
+      to_columns, to_total = undo(to_columns, new_columns, old_columns)
+      to_kernel = to_kernel + new_rows[:, None] * to_total[None]
+      to_rows, to_sum = undo(to_rows + linear.matvec(kernel, to_total), new_rows, old_rows)
+      to_kernel = to_kernel + to_sum[:, None] * old_columns[None]
+      return (to_rows, to_columns + linear.vecmat(to_sum, kernel), to_kernel), None
+
+    history = (rows[1:], rows[:-1], columns[1:], columns[:-1])
+    (_, to_columns, to_kernel), _ = jax.lax.scan(step, start, history, reverse=True)
+    if columns_first:
+      to_kernel = to_kernel + undo(to_columns, columns[0], jnp.ones_like(columns[0]))[1][None]
+    return to_kernel
+
+  kernel, rows, columns = saved
+  vectors = [vector[:, None] for vector in (*rows, *columns)]
+  return (by_blocks(lambda k, g, *v: backward(k, g, *(x[:, 0] for x in v)), kernel, cotangent, *vectors),)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def newton(logits: Float[Array, "n n *tokens"], sweeps: int, steps: int) -> Float[Array, "n n *tokens"]:
-  """Doubly stochastic scaling of exp(logits), logits within ±20: `sweeps` sweeps, then `steps` damped Newton steps.
+  """Doubly stochastic scaling of exp(logits), logits within ±20: `sweeps` sweeps, then damped Newton steps.
 
   Minimises the convex dual Σ_i log Σ_j exp(X_ij + v_j) − Σ_j v_j over v. The matrix itself is the state, multiplied by
-  exp of each step, so that the rounding of large potentials never enters the sums.
+  exp of each step, so that the rounding of large potentials never enters the sums. A token stops when its column sums
+  are one to rounding, whatever the others do; the loop ends with the last token, after `steps` at most.
   """
   start = linear.transpose(sinkhorn_bounded(linear.transpose(logits), sweeps))  # ends on rows: row sums are one
+  return by_blocks(lambda p: _newton(p, steps), start)
 
-  def step(p: Array, _: None) -> tuple[Array, None]:
+
+def _newton(start: Array, steps: int) -> Array:
+  enough = 4 * start.shape[0] * float(jnp.finfo(start.dtype).eps)
+
+  def missing(p: Array) -> Array:
+    return 1 - jnp.sum(p, axis=0)
+
+  def unfinished(state: tuple[Array, Array, Array]) -> Array:
+    return (state[0] < steps) & (state[2] > enough)
+
+  def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    k, p, _ = state
     # Gradient c − 1, Hessian diag(c) − PᵀP: a graph Laplacian when the rows sum to one.
-    missing = 1 - jnp.sum(p, axis=0)
-    direction = linear.laplacian_solve(linear.matmul(linear.transpose(p), p), missing)
+    right = missing(p)
+    direction = linear.laplacian_solve(linear.matmul(linear.transpose(p), p), right)
     # Along a direction of range r the dual's third derivative is at most r times its second. Then log(1 + r)/r of the
     # step descends for every r, and tends to the full Newton step as r -> 0.
     top = jnp.max(direction, axis=0)
     reach = jnp.maximum(top - jnp.min(direction, axis=0), jnp.finfo(p.dtype).eps)
-    p = p * jnp.exp((jnp.log1p(reach) / reach)[None] * (direction - top[None]))[None]
-    return p / jnp.sum(p, axis=1, keepdims=True), None
+    new = p * jnp.exp((jnp.log1p(reach) / reach)[None] * (direction - top[None]))[None]
+    new = new / jnp.sum(new, axis=1, keepdims=True)
+    p = jnp.where(jnp.max(jnp.abs(right), axis=0) > enough, new, p)
+    return k + 1, p, jnp.max(jnp.abs(missing(p)))
 
-  return jax.lax.scan(step, start, length=steps)[0]
+  return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start, jnp.max(jnp.abs(missing(start)))))[1]
 
 
 def implicit_vjp(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -59,10 +60,13 @@ class SpectralSphere(Manifold):
       return jnp.ones((1, 1, *logits.shape[1:]), logits.dtype)
     angles, size = (n - 1) * (n - 2) // 2, n - 1
     left, right = (self._rotation(logits[k * angles : (k + 1) * angles], size) for k in (0, 1))
-    scaled = left * jnp.tanh(logits[2 * angles :])[None]
-    basis = linear.over_tokens(helmert(n), scaled)
-    inner = linear.matmul(scaled, linear.transpose(right))
-    return linear.matmul(linear.matmul(basis, inner), linear.transpose(basis)) + 1 / n
+    # H = 11ᵀ/n + (B U) diag(s) (B V)ᵀ: the products with the constant B are one matrix product each.
+    basis = jnp.asarray(helmert(n), logits.dtype)
+    turned, other = (
+      jnp.tensordot(basis, rotation, axes=1, precision=jax.lax.Precision.HIGHEST) for rotation in (left, right)
+    )
+    scaled = turned * jnp.tanh(logits[2 * angles :])[None]
+    return linear.matmul(scaled, linear.transpose(other)) + 1 / n
 
   def _rotation(self, logits: Array, size: int) -> Array:
     bounded = self.gamma * jnp.tanh(logits)
