@@ -1,4 +1,4 @@
-"""The PyPI package `hyper-connections` (PyTorch) on the CPU, beside our blocks; optional: pip install '.[benchmarks]'."""
+"""The PyPI package `hyper-connections` (PyTorch) on the CPU, to lay beside our blocks; pip install '.[benchmarks]'."""
 
 from collections.abc import Callable
 import importlib

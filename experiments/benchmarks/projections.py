@@ -46,7 +46,8 @@ def candidates(streams: int, tokens: int) -> dict[str, tuple[Callable[[Array], A
   named: dict[str, Manifold] = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
   named["sinkhorn gauss_seidel"] = make("sinkhorn", adjoint="gauss_seidel")
   named["sinkhorn unrolled"] = make("sinkhorn", adjoint="unrolled")
-  named["iso express"] = make("iso", method="express")
+  named["iso newton"] = make("iso", method="newton")
+  named["iso newton_schulz"] = make("iso", method="newton_schulz")
   for name, manifold in named.items():
     try:
       shape = (*manifold.logit_shape(streams), tokens)

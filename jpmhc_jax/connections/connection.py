@@ -151,9 +151,18 @@ class HyperConnection:
     """
     if not isinstance(self.manifold, manifolds.Choice):
       return {}
-    progress = parameters.get("progress", jnp.zeros((), jnp.float32))
-    weights = self.manifold.weights(parameters["choice"], progress)
+    weights = self.manifold.weights(parameters["choice"], self._progress(parameters))
     return {manifolds.name_of(family): weights[k] for k, family in enumerate(self.manifold.families)}
+
+  @property
+  def follows_progress(self) -> bool:
+    """Whether the mixer depends on the share of the run that is done."""
+    manifold = self.manifold
+    return isinstance(manifold, manifolds.Choice) or (isinstance(manifold, manifolds.Hybrid) and manifold.scheduled)
+
+  @staticmethod
+  def _progress(parameters: Parameters) -> Array:
+    return parameters.get("progress", jnp.zeros((), jnp.float32))
 
   def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Coefficients:
     """Read, mix and write coefficients of every token (without token axes for a static generator)."""
@@ -237,6 +246,8 @@ class HyperConnection:
     elif isinstance(self.manifold, manifolds.Choice):
       weights = jnp.stack(list(self.choice_weights(parameters).values()))
       mixer = self.manifold.blend(logits, self.streams, weights)
+    elif isinstance(self.manifold, manifolds.Hybrid) and self.manifold.scheduled:
+      mixer = self.manifold.blend(logits, self.streams, self.manifold.at(self._progress(parameters)))
     else:
       mixer = self.manifold.project(logits, self.streams)
     return jnp.swapaxes(mixer, 0, 1) if self.transpose else mixer

@@ -8,7 +8,6 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jpmhc_jax import manifolds
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, SubLayer
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
 from jpmhc_jax.core import schema
@@ -42,7 +41,7 @@ class Connection(nnx.Module):
     for name, value in self.rule.init(rngs.params(), traced).items():
       role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
       setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
-    if isinstance(self.rule.manifold, manifolds.Choice):
+    if self.rule.follows_progress:
       self.progress = Progress(jnp.zeros((), jnp.float32), axes=())
 
   def _parameters(self) -> dict[str, Array]:

@@ -8,7 +8,13 @@ import ml_collections
 
 from jpmhc_jax.core.errors import check_choice
 
-VARIANTS = ("trm", "cayley", "sinkhorn", "grassmann", "iso", "identity", "unconstrained")
+# Plain TRM, then every mixer family by its name (a test compares them with manifolds.FAMILIES).
+VARIANTS = (
+  "trm", "cayley", "sinkhorn", "grassmann", "iso", "identity", "unconstrained",
+  "birkhoff_newton", "sinkhorn_epsilon", "permutation", "circulant", "kronecker", "transport", "orthostochastic",
+  "orthostochastic_newton_schulz", "cayley_iterative", "polar", "quaternion", "householder", "sphere", "hybrid",
+  "choice",
+)  # fmt: skip
 
 
 def set_connection(config: ml_collections.ConfigDict, variant: str, *, published: bool) -> None:

@@ -1,6 +1,7 @@
 """Iterations over blocks of tokens that stay in a core's cache."""
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
@@ -10,18 +11,18 @@ import jax.numpy as jnp
 _BLOCK_BYTES = 32 * 1024  # one matrix a token; measured best of 256 to 2,048 tokens at n = 4 (AMD EPYC, 48 KiB of L1)
 
 
-def by_blocks(function: Callable[..., Any], *matrices: Array) -> Any:
-  """function(*matrices) for matrices (n, m, *tokens), computed block by block of tokens on a single CPU device.
+def by_blocks(function: Callable[..., Any], matrix: Array, *others: Array) -> Any:
+  """function(matrix, *others), computed block by block of tokens on a single CPU device.
 
-  `function` gets (n, m, tokens) and may return any tree of arrays (..., tokens), each token a function of itself alone.
-  A chain of ten products of 4x4 matrices then runs three times as fast: it never leaves the cache. Elsewhere the whole
-  array is one block: accelerators want it so, and blocks would cut across the devices of a sharded token axis.
+  `matrix` is (n, m, *tokens), `others` have the same token axes behind any others. `function` gets one token axis and
+  may return any tree of arrays (..., tokens), each token a function of itself alone. A chain of ten products of 4x4
+  matrices then runs three times as fast: it never leaves the cache. Elsewhere the whole array is one block:
+  accelerators want it so, and blocks would cut across the devices of a sharded token axis.
   """
-  tokens = matrices[0].shape[2:]
-  flat = [matrix.reshape(*matrix.shape[:2], -1) for matrix in matrices]
-  count = flat[0].shape[-1]
-  widest = max(flat, key=lambda matrix: matrix.shape[0] * matrix.shape[1])
-  size = max(_BLOCK_BYTES // (widest.shape[0] * widest.shape[1] * widest.dtype.itemsize), 64)
+  tokens = matrix.shape[2:]
+  flat = [array.reshape(*array.shape[: array.ndim - len(tokens)], -1) for array in (matrix, *others)]
+  count = math.prod(tokens)
+  size = max(_BLOCK_BYTES // (matrix.shape[0] * matrix.shape[1] * matrix.dtype.itemsize), 64)
   if count < 2 * size or jax.default_backend() != "cpu" or jax.device_count() > 1:
     found = function(*flat)
   else:
@@ -30,15 +31,13 @@ def by_blocks(function: Callable[..., Any], *matrices: Array) -> Any:
 
 
 def _loop(function: Callable[..., Any], flat: list[Array], count: int, size: int) -> Any:
-  shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct((*m.shape[:2], size), m.dtype) for m in flat))
+  shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct((*a.shape[:-1], size), a.dtype) for a in flat))
 
   def body(block: Array, found: Any) -> Any:
-    # A last block that would run over the end is moved back (dynamic_slice clamps): its tokens are written twice.
+    # A last block that would run over the end is moved back: its first tokens are computed twice.
     start = jnp.minimum(block * size, count - size)
-    part = function(*(jax.lax.dynamic_slice_in_dim(matrix, start, size, -1) for matrix in flat))
-    return jax.tree.map(
-      lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, start, all_.ndim - 1), found, part
-    )
+    part = function(*(jax.lax.dynamic_slice_in_dim(array, start, size, -1) for array in flat))
+    return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, start, -1), found, part)
 
   empty = jax.tree.map(lambda shape: jnp.zeros((*shape.shape[:-1], count), shape.dtype), shapes)
   return jax.lax.fori_loop(0, -(-count // size), body, empty)

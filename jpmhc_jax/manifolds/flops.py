@@ -2,8 +2,9 @@
 
 One add, subtract, multiply, divide, comparison of two floats (min, max), square root, exponential, logarithm or sigmoid
 counts 1; a reduction of k values counts k − 1; a contraction counts one multiply and one add a product; loops count
-their trips, a loop that may end early its largest number of trips. Moving, selecting, casting, negating and integer arithmetic count 0. Compilers may share or fuse
-operations: the count is of the program as written.
+their trips, one that may end early its largest number of them, and a condition its dearer branch. Moving, selecting,
+casting, negating and integer arithmetic count 0. Compilers may share or fuse operations: the count is of the program as
+written.
 """
 
 from collections.abc import Callable

@@ -22,17 +22,30 @@ class Hybrid(Manifold):
 
   project: logits (K, *tokens) = [first's logits, second's logits, gate] flattened -> H (n, n, *tokens). weight >= 0
   fixes λ and drops the gate; weight = −1 learns it, λ = σ(gate): per layer from a static generator, per token from a
-  dynamic one. `blend` takes λ as an argument, for schedules. Convexity keeps what both families share: row and column
-  sums, sign, ‖H‖₂ <= 1.
+  dynamic one. final >= 0 schedules it: λ goes from `weight` to `final`, linearly in the share p of the run that is
+  done, from p = start to p = end (`at`); a function of p, so nothing is retraced and a resumed run repeats. Convexity
+  keeps what both families share: row and column sums, sign, ‖H‖₂ <= 1.
   """
 
   first: Manifold = Iso()
   second: Manifold = Sinkhorn()
   weight: float = _LEARNED
+  final: float = _LEARNED  # −1: λ does not change
+  start: float = 0.0
+  end: float = 1.0
 
   def __post_init__(self) -> None:
     if self.weight != _LEARNED and not 0 <= self.weight <= 1:
       raise ConfigError(f"connection.options: weight={self.weight}: expected a fraction, 0 to 1, or −1 to learn it.")
+    if self.final != _LEARNED and not (0 <= self.final <= 1 and self.weight != _LEARNED):
+      raise ConfigError(
+        f"connection.options: final={self.final}, weight={self.weight}: a schedule goes from one fraction to another, "
+        "e.g. weight=0,final=1; final=−1 for none."
+      )
+    if not 0 <= self.start < self.end <= 1:
+      raise ConfigError(
+        f"connection.options: start={self.start}, end={self.end}: expected shares of the run, 0 <= start < end <= 1."
+      )
 
   @property
   def traits(self) -> Traits:
@@ -43,6 +56,18 @@ class Hybrid(Manifold):
       eigenvalues="closed unit disc" if a.contractive and b.contractive else "any",
       norm="kept at most" if a.contractive and b.contractive else "free",
     )  # fmt: skip
+
+  @property
+  def scheduled(self) -> bool:
+    """Whether λ follows the run's progress."""
+    return self.final != _LEARNED
+
+  def at(self, progress: Float[Array, ""] | float) -> Float[Array, ""] | float:
+    """The scheduled λ when the share `progress` of the run is done."""
+    if not self.scheduled:
+      return self.weight
+    share = jnp.clip((progress - self.start) / (self.end - self.start), 0.0, 1.0)
+    return self.weight + (self.final - self.weight) * share
 
   def _sizes(self, n: int) -> tuple[int, int]:
     return math.prod(self.first.logit_shape(n)), math.prod(self.second.logit_shape(n))

@@ -23,7 +23,8 @@ class Iso(Manifold):
 
   project: logits (n, n, *tokens) -> H (n, n, *tokens) = 11ᵀ/n + U R Uᵀ, U any orthonormal basis of 1^⊥, Π = U Uᵀ:
     method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ); computed as H = Cayley(Π S Π), without a basis;
-    method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`; computed as polar(Π logits Π + c 11ᵀ/n).
+    method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`; computed as
+      polar(Π logits Π + c 11ᵀ/n).
   Zero logits (Cayley) or I (polar) give I. Source: IsoHC (M. Yang, 2026), by Newton–Schulz there.
   """
 

@@ -132,11 +132,11 @@ def _odd_backward(schedule, history, cotangent):  # type: ignore[no-untyped-def]
       inner, outer = inner + c * linear.apart(gram, gram), outer + c * (both + linear.transpose(both))
     return a * bar + linear.apart(bar, inner) + linear.apart(x, outer), None
 
-  def backward(bar: Array, *history: Array) -> Array:
+  def backward(bar: Array, history: Array) -> Array:
     coefficients = jnp.asarray(schedule, bar.dtype)
-    return jax.lax.scan(step, bar, (jnp.stack(history), coefficients), reverse=True)[0]
+    return jax.lax.scan(step, bar, (history, coefficients), reverse=True)[0]
 
-  return (by_blocks(backward, cotangent, *history),)
+  return (by_blocks(backward, cotangent, history),)
 
 
 odd_iteration.defvjp(_odd_forward, _odd_backward)
@@ -189,6 +189,10 @@ def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tok
   return linear.over_tokens(sign, right) * half[position]
 
 
+def _dot(x: list[Array], y: list[Array]) -> Array:
+  return x[0] * y[0] + x[1] * y[1] + x[2] * y[2]
+
+
 def _skew_sylvester_4(p: Array, k: Array) -> Array:
   # so(4) = so(3) ⊕ so(3): Y has self-dual coordinates u and anti-self-dual ones v, Y₀₁, Y₂₃ = u₀ ± v₀ and so on. The
   # trace of P acts as τ = tr P / 2 on both, its traceless part only between them: τu + Nv = a, Nᵀu + τv = b. So
@@ -204,18 +208,15 @@ def _skew_sylvester_4(p: Array, k: Array) -> Array:
     [tau * (p[0, 3] + p[1, 2]), tau * (first - second), tau * (p[2, 3] - p[0, 1])],
     [tau * (p[1, 3] - p[0, 2]), tau * (p[0, 1] + p[2, 3]), tau * (0.5 * (p[0, 0] + p[3, 3] - p[1, 1] - p[2, 2]))],
   ]
-  dot = lambda x, y: x[0] * y[0] + x[1] * y[1] + x[2] * y[2]  # noqa: E731
   columns = [[row[j] for row in m] for j in range(3)]
-  s = [[(i == j) - dot(columns[i], columns[j]) for j in range(3)] for i in range(3)]
-  rest = [b[j] - dot(columns[j], a) for j in range(3)]
+  s = [[(i == j) - _dot(columns[i], columns[j]) for j in range(3)] for i in range(3)]
+  rest = [b[j] - _dot(columns[j], a) for j in range(3)]
   # The symmetric 3x3 system by its cofactors.
-  c = [
-    [s[(i + 1) % 3][(j + 1) % 3] * s[(i + 2) % 3][(j + 2) % 3] - s[(i + 1) % 3][(j + 2) % 3] * s[(i + 2) % 3][(j + 1) % 3]
-     for j in range(3)] for i in range(3)
-  ]  # fmt: skip
-  determinant = jnp.maximum(dot(s[0], c[0]), eps * eps)
-  v = [dot(c[j], rest) / determinant for j in range(3)]
-  u = [a[i] - dot(m[i], v) for i in range(3)]
+  turn = ((1, 2), (2, 0), (0, 1))
+  c = [[s[i][j] * s[k][m] - s[i][m] * s[k][j] for j, m in turn] for i, k in turn]
+  determinant = jnp.maximum(_dot(s[0], c[0]), eps * eps)
+  v = [_dot(c[j], rest) / determinant for j in range(3)]
+  u = [a[i] - _dot(m[i], v) for i in range(3)]
   upper = {
     (0, 1): u[0] + v[0], (2, 3): u[0] - v[0], (0, 2): u[1] + v[1],
     (1, 3): v[1] - u[1], (0, 3): u[2] + v[2], (1, 2): u[2] - v[2],

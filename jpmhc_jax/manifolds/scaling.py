@@ -89,10 +89,10 @@ def _scaled_forward(kernel, sweeps, epsilon, columns_first):  # type: ignore[no-
 
 def _scaled_backward(sweeps, epsilon, columns_first, saved, cotangent):  # type: ignore[no-untyped-def]
   # u' = u/(u a + ε) has ∂u'/∂u = ε (u'/u)² and ∂u'/∂a = −u'². With a = Kv: ā = −u'(u' ū'), v̄ += Kᵀā, K̄ += ā vᵀ; the
-  # columns alike. Products are ordered so that nothing leaves float32 where u is large and K small.
-  def backward(kernel: Array, bar: Array, *vectors: Array) -> Array:
-    rows, columns = jnp.stack(vectors[: sweeps + 1]), jnp.stack(vectors[sweeps + 1 :])
-    pulled = bar * kernel
+  # columns alike. Factors are ordered so that nothing leaves float32 where u is large and K small; products are `apart`
+  # so that none is computed again inside the next.
+  def backward(kernel: Array, bar: Array, rows: Array, columns: Array) -> Array:
+    pulled, transposed = bar * kernel, linear.transpose(kernel)
     to_rows, to_columns = linear.matvec(pulled, columns[-1]), linear.vecmat(rows[-1], pulled)
     start = (to_rows, to_columns, bar * rows[-1][:, None] * columns[-1][None])
 
@@ -104,9 +104,9 @@ def _scaled_backward(sweeps, epsilon, columns_first, saved, cotangent):  # type:
       new_rows, old_rows, new_columns, old_columns = saved
       to_columns, to_total = undo(to_columns, new_columns, old_columns)
       to_kernel = to_kernel + new_rows[:, None] * to_total[None]
-      to_rows, to_sum = undo(to_rows + linear.matvec(kernel, to_total), new_rows, old_rows)
+      to_rows, to_sum = undo(to_rows + linear.apart(kernel, to_total[:, None])[:, 0], new_rows, old_rows)
       to_kernel = to_kernel + to_sum[:, None] * old_columns[None]
-      return (to_rows, to_columns + linear.vecmat(to_sum, kernel), to_kernel), None
+      return (to_rows, to_columns + linear.apart(transposed, to_sum[:, None])[:, 0], to_kernel), None
 
     history = (rows[1:], rows[:-1], columns[1:], columns[:-1])
     (_, to_columns, to_kernel), _ = jax.lax.scan(step, start, history, reverse=True)
@@ -115,8 +115,7 @@ def _scaled_backward(sweeps, epsilon, columns_first, saved, cotangent):  # type:
     return to_kernel
 
   kernel, rows, columns = saved
-  vectors = [vector[:, None] for vector in (*rows, *columns)]
-  return (by_blocks(lambda k, g, *v: backward(k, g, *(x[:, 0] for x in v)), kernel, cotangent, *vectors),)
+  return (by_blocks(backward, kernel, cotangent, rows, columns),)
 
 
 scaled.defvjp(_scaled_forward, _scaled_backward)
@@ -134,7 +133,7 @@ def newton(logits: Float[Array, "n n *tokens"], sweeps: int, steps: int) -> Floa
 
 
 def _newton(start: Array, steps: int) -> Array:
-  enough = 4 * start.shape[0] * float(jnp.finfo(start.dtype).eps)
+  enough = 8 * float(jnp.finfo(start.dtype).eps)
 
   def missing(p: Array) -> Array:
     return 1 - jnp.sum(p, axis=0)
@@ -146,7 +145,7 @@ def _newton(start: Array, steps: int) -> Array:
     k, p, _ = state
     # Gradient c − 1, Hessian diag(c) − PᵀP: a graph Laplacian when the rows sum to one.
     right = missing(p)
-    direction = linear.laplacian_solve(linear.matmul(linear.transpose(p), p), right)
+    direction = linear.laplacian_solve(linear.apart(linear.transpose(p), p), right)
     # Along a direction of range r the dual's third derivative is at most r times its second. Then log(1 + r)/r of the
     # step descends for every r, and tends to the full Newton step as r -> 0.
     top = jnp.max(direction, axis=0)
@@ -172,7 +171,7 @@ def implicit_vjp(
   # subtraction, keep float32 accurate where P is near a permutation: there the naive forms cancel to 1e-7 / (1 − P_ii).
   weights = matrix / jnp.maximum(jnp.sum(matrix, axis=1, keepdims=True), jnp.finfo(matrix.dtype).tiny)
   right = jnp.sum(matrix * _minus_row_mean(cotangent, weights), axis=0)
-  columns = linear.laplacian_solve(linear.matmul(linear.transpose(matrix), weights), right)
+  columns = linear.laplacian_solve(linear.apart(linear.transpose(matrix), weights), right)
   return matrix * _minus_row_mean(cotangent - columns[None], weights)
 
 

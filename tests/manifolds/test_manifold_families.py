@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jpmhc_jax.connections import HyperConnection
+from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import (
   best_generators,
@@ -51,6 +53,8 @@ def test_manifolds_are_static_arguments():
     ("unconstrained", "tanh=yes", r"tanh='yes': 'unconstrained' expects true or false"),
     ("hybrid", "first=sinkhron", r"Did you mean 'sinkhorn'"),
     ("hybrid", "weight=2", r"weight=2.0"),
+    ("hybrid", "final=1", r"final=1.0, weight=-1.0: a schedule goes from one fraction to another"),
+    ("hybrid", "weight=0,final=1,start=1", r"start=1.0, end=1.0: expected shares of the run"),
     ("circulant", "leak=0", r"leak=0.0"),
     ("transport", "delta=1", r"delta=1.0"),
     ("identity", "alpha=1", r"its options: none"),
@@ -136,3 +140,19 @@ def test_operations_are_counted_as_defined():
   assert 150 < forward < 300 and 200 < backward < 350
   assert make("sinkhorn").flops(4)[0] > make("sinkhorn", sweeps=10).flops(4)[0] > forward
   assert make("sinkhorn").flops(4)[1] == make("sinkhorn", sweeps=10).flops(4)[1]  # implicit: flat in the sweeps
+
+
+def test_a_scheduled_blend_goes_from_one_family_to_the_other():
+  manifold = parse("hybrid", "first=cayley,second=sinkhorn,weight=0.2,final=1,start=0.25,end=0.75")
+  assert manifold.scheduled and not Hybrid(weight=0.2).scheduled
+  shares = [float(manifold.at(p)) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+  np.testing.assert_allclose(shares, [0.2, 0.2, 0.6, 1.0, 1.0], atol=1e-6)
+  rule = HyperConnection.from_config(
+    schema.Connection(manifold="hybrid", options="first=cayley,second=sinkhorn,weight=0,final=1"), 8, 0
+  )
+  parameters, streams = rule.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 4, 8))
+  parameters["projection"] = 100 * parameters["projection"]
+  halves = [rule.coefficients(parameters | {"progress": jnp.float32(p)}, streams).mix for p in (0.0, 0.5, 1.0)]
+  assert float(jnp.max(Cayley().distance(halves[0]))) < 1e-6
+  assert float(jnp.max(Sinkhorn().distance(halves[2]))) < 1e-3 and float(jnp.min(halves[2])) >= 0
+  np.testing.assert_allclose(halves[1], (halves[0] + halves[2]) / 2, atol=1e-6)
