@@ -16,6 +16,7 @@ class Describe:
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=None, help="config file and variant whose values are shown")
     parser.add_argument("--mixers", action="store_true", help="print one comparison table of all mixer families")
+    parser.add_argument("--markdown", action="store_true", help="with --mixers: the table as docs/mixers.md has it")
 
   def run(self, options: argparse.Namespace) -> int:
     from rich.console import Console
@@ -24,6 +25,9 @@ class Describe:
     from jpmhc_jax.core import schema
 
     config = configs.load(options.config, options.overrides) if options.config else schema.Config()
+    if options.mixers and options.markdown:
+      print(mixer_markdown(config.connection.streams, config.model.width))
+      return 0
     console = Console()
     table = mixer_table(config.connection.streams, config.model.width) if options.mixers else field_table(config)
     table.title = f"{options.config or 'the defaults'}: {table.title}"
@@ -49,12 +53,30 @@ def field_table(config: Any) -> Any:
   return table
 
 
+_MIXER_HEADINGS = (
+  "name", "set", "dim", "norm", "eigenvalues", "det", "|start − I|", "parameters", "FLOPs/token"
+)  # fmt: skip
+
+
+def mixer_markdown(n: int, d: int) -> str:
+  """The comparison table as a Markdown page."""
+  title = f"# Mixers of n = {n} streams of width d = {d}\n\nWritten by `jpmhc describe --mixers --markdown`."
+  note = (
+    "Dynamic generator with sigmoid read and write: (n·d + 1)(2n + logits) parameters. `dim`: intrinsic dimension of "
+    "the set; `|start − I|`: largest entry of the initial mixer minus the identity; FLOPs: forward + backward of the "
+    "projection as the program is written, where loops that may end early count their bound."
+  )
+  lines = [_MIXER_HEADINGS, ("---",) * len(_MIXER_HEADINGS), *mixer_rows(n, d)]
+  cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+  return "\n".join([title, "", note, "", *cells])
+
+
 def mixer_table(n: int, d: int) -> Any:
   """One row a family: the set, its dimension, what it does to norms and eigenvalues, its start, its cost."""
   from rich.table import Table
 
   table = Table(title=f"mixers of n = {n} streams of width d = {d}; dynamic generator with sigmoid read and write")
-  for heading in ("name", "set", "dim", "norm", "eigenvalues", "det", "|start − I|", "parameters", "FLOPs/token"):
+  for heading in _MIXER_HEADINGS:
     table.add_column(heading, overflow="fold")
   for row in mixer_rows(n, d):
     table.add_row(*row)

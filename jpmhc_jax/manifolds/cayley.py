@@ -43,7 +43,7 @@ def _by_elimination(skew: Array) -> Array:
 
   def with_pivots(q: Array) -> Array:
     careful, _ = polished(linear.solve(identity + skew, jnp.broadcast_to(identity, skew.shape)))
-    return jnp.where(lost, careful, q)
+    return jnp.where(lost[None, None], careful, q)
 
   return jax.lax.cond(jnp.any(lost), with_pivots, lambda q: q, q)
 

@@ -123,6 +123,7 @@ def embed_4(matrix: Float[Array, "n n *tokens"], corner: Float[Array, "*#tokens"
   if n == 4:
     return matrix
   padded = jnp.pad(matrix, ((0, 4 - n), (0, 4 - n)) + ((0, 0),) * (matrix.ndim - 2))
+  corner = jnp.broadcast_to(corner, matrix.shape[2:])[None, None]
   return padded + over_tokens(np.diag(np.arange(4) >= n), matrix) * corner
 
 

@@ -59,7 +59,7 @@ def _newton(matrix: Array) -> Array:
     dual, sign = _dual(x)
     # Both factors stacked: they are computed once, not once for every entry.
     factors = jnp.stack([_inverse_norm(x), sign * _inverse_norm(dual)])
-    return x * factors[0] + dual * factors[1]
+    return x * factors[:1, None] + dual * factors[1:, None]
 
   # The limit has ‖X‖ = 2, an orthogonal matrix √n.
   steps = _NEWTON_STEPS + (matrix.dtype == jnp.float64)
@@ -71,7 +71,7 @@ def _dual(x: Array) -> tuple[Array, Array]:
   if x.shape[0] > 4:
     identity = jnp.broadcast_to(linear.identity_like(x), x.shape)
     inverse = linear.solve(x, identity, float(jnp.finfo(x.dtype).eps))
-    return linear.transpose(inverse / jnp.max(jnp.abs(inverse), axis=(0, 1))), jnp.ones((), x.dtype)
+    return linear.transpose(inverse / jnp.max(jnp.abs(inverse), axis=(0, 1), keepdims=True)), jnp.ones((), x.dtype)
   cofactors = linear.cofactors_4(x)
   determinant = functools.reduce(operator.add, (x[0, j] * cofactors[0, j] for j in range(4)))
   return cofactors, jnp.where(determinant < 0, -1.0, 1.0).astype(x.dtype)

@@ -42,6 +42,7 @@ CASES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
   ("sphere", "", (4,)),
   ("grassmann", "", (4,)),
   ("hybrid", "", (4,)),
+  ("choice", "", (4,)),
 )
 
 ALL = frozenset(case[0] for case in CASES)

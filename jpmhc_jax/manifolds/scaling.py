@@ -152,7 +152,7 @@ def _newton(start: Array, steps: int) -> Array:
     reach = jnp.maximum(top - jnp.min(direction, axis=0), jnp.finfo(p.dtype).eps)
     new = p * jnp.exp((jnp.log1p(reach) / reach)[None] * (direction - top[None]))[None]
     new = new / jnp.sum(new, axis=1, keepdims=True)
-    p = jnp.where(jnp.max(jnp.abs(right), axis=0) > enough, new, p)
+    p = jnp.where((jnp.max(jnp.abs(right), axis=0) > enough)[None, None], new, p)
     return k + 1, p, jnp.max(jnp.abs(missing(p)))
 
   return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start, jnp.max(jnp.abs(missing(start)))))[1]

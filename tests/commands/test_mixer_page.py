@@ -1,0 +1,27 @@
+"""docs/mixers.md is what the command prints today; its parameter counts are functions of n and d."""
+
+import pathlib
+
+import jax
+import pytest
+
+from jpmhc_jax.commands.describe import mixer_markdown
+from jpmhc_jax.connections import HyperConnection
+from jpmhc_jax.core import schema
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
+
+
+def test_page_is_up_to_date():
+  config = schema.Config()
+  expected = mixer_markdown(config.connection.streams, config.model.width)
+  assert PAGE.read_text() == expected + "\n", "jpmhc describe --mixers --markdown > docs/mixers.md"
+
+
+@pytest.mark.parametrize("n, d", ((2, 64), (4, 128)))
+def test_parameters_are_the_stated_function_of_n_and_d(n, d):
+  for manifold, logits in (("sinkhorn", n * n), ("cayley", n * n), ("circulant", n), ("kronecker", 2 * (n // 2)),
+                           ("sphere", (n - 1) ** 2), ("householder", n * n + n + 1)):  # fmt: skip
+    rule = HyperConnection.from_config(schema.Connection(streams=n, manifold=manifold), d, 0)
+    count = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0))))
+    assert count == (n * d + 1) * (2 * n + logits), manifold
