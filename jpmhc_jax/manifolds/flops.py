@@ -58,8 +58,9 @@ def _repeats(name: str, params: Any, products_only: bool) -> int:
 def _bound(condition: Any, products_only: bool) -> int:
   """The literal that the condition of a while loop compares its counter with; one trip if only products count."""
   for equation in condition.eqns:
-    if equation.primitive.name == "lt" and isinstance(getattr(equation.invars[1], "val", None), int | np.integer):
-      return int(equation.invars[1].val)
+    value = np.asarray(getattr(equation.invars[-1], "val", None))  # a literal's value; None for a variable
+    if equation.primitive.name == "lt" and np.issubdtype(value.dtype, np.integer):
+      return int(value)
   if products_only:
     return 1
   raise ValueError("flops: a while loop has no bound on its trips; compare a counter with a constant.")
