@@ -16,7 +16,7 @@ class Describe:
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=None, help="config file and variant whose values are shown")
     parser.add_argument("--mixers", action="store_true", help="print one comparison table of all mixer families")
-    parser.add_argument("--markdown", action="store_true", help="with --mixers: the table as a Markdown page")
+    parser.add_argument("--markdown", action="store_true", help="with --mixers: the table as docs/mixers.md has it")
 
   def run(self, options: argparse.Namespace) -> int:
     from rich.console import Console

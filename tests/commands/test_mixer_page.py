@@ -1,10 +1,21 @@
-"""Parameter counts of the mixer table are functions of n and d."""
+"""docs/mixers.md is what the command prints today; its parameter counts are functions of n and d."""
+
+import pathlib
 
 import jax
 import pytest
 
+from jpmhc_jax.commands.describe import mixer_markdown
 from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core import schema
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
+
+
+def test_page_is_up_to_date():
+  config = schema.Config()
+  expected = mixer_markdown(config.connection.streams, config.model.width)
+  assert PAGE.read_text() == expected + "\n", "jpmhc describe --mixers --markdown > docs/mixers.md"
 
 
 @pytest.mark.parametrize("n, d", ((2, 64), (4, 128)))

@@ -40,7 +40,7 @@ def test_skew_solution_of_the_sylvester_equation(n):
   root, k = RNG.standard_normal((2, 16, n, n))
   p, k = root @ root.swapaxes(1, 2) + 0.01 * np.eye(n), k - k.swapaxes(1, 2)
   with jax.enable_x64(True):
-    y = np.moveaxis(skew_sylvester(tokens_last(p), tokens_last(k)), -1, 0)
+    y = np.moveaxis(np.asarray(skew_sylvester(tokens_last(p), tokens_last(k))), -1, 0)
   np.testing.assert_allclose(p @ y + y @ p, k, atol=1e-10)
   np.testing.assert_allclose(y + y.swapaxes(1, 2), 0, atol=1e-12)
 
