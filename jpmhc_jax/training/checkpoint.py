@@ -30,6 +30,7 @@ from jpmhc_jax.training.state import Setup, TrainState
 
 SCORES = "scores.json"
 DAMAGED = "damaged"
+BUNDLE = {"config", "clock", "data", "fingerprint"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,11 @@ class Checkpoints:
         f"{self.folder / str(step)}: intact, but written by code or a config with another state ({_short(error)})"
       ) from error
     bundle = read["bundle"]
+    if missing := BUNDLE - set(bundle):
+      raise CheckpointError(
+        f"{self.folder / str(step)}: written by an older version (without {', '.join(sorted(missing))}); "
+        "use the version that wrote it, or start anew in another --workdir"
+      )
     self._check_data(step, bytes(np.asarray(read["identifiers"]["names"])).decode(), bundle["data"], dataset)
     state = _from_dict(shapes, read["state"])
     # Restored arrays may share memory with the reader and then cannot be donated: copy them once.

@@ -158,3 +158,14 @@ def test_the_latest_and_the_best_are_kept():
   assert kept_steps([2, 4, 6, 8], scores, 1) == {4, 8}
   assert kept_steps([2, 4, 6, 8], {}, 2) == {6, 8}
   assert kept_steps([2, 4], {2: 1.0, 4: 1.0}, 1) == {4}
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_and_says_what_it_lacks(workdir):
+  folder = workdir / "checkpoints" / "8"
+  (folder / "manifest.json").unlink()
+  path = folder / "bundle" / "metadata"
+  bundle = json.loads(path.read_text())
+  path.write_text(json.dumps({name: value for name, value in bundle.items() if name != "data"}))
+  with pytest.raises(CheckpointError, match=r"8: written by an older version \(without data\)"):
+    loop.train(_run(workdir), ["train"])
+  assert folder.is_dir()  # nothing was moved or deleted
