@@ -1,0 +1,177 @@
+"""Every mixer family: its projection, the whole block, the PyPI package `hyper-connections` beside it, and memory.
+
+  python -m experiments.benchmarks.mixers [--parts=projections,blocks,peers,memory] [--rounds=20] [--out=FILE]
+
+  projections: 4,096 tokens, n = 4 and n = 8, forward and forward+backward, as ratios to Cayley, with the operations
+    each needs: a family slower than 3 x Cayley is explained by its operations or by a chain of loops.
+  blocks: forward and backward of a whole connection around tanh, d = 128 and 512, 4,096 tokens, n = 4, gradients of
+    streams and parameters; ratio to the Cayley block.
+  peers: ours beside hyper-connections 0.4.11 (PyTorch, CPU, two threads) on each family it has; theirs / ours.
+  memory: temporaries the compiler plans for the backward pass as sweeps or steps grow: flat for implicit adjoints.
+
+Medians of ratios within interleaved rounds. The parts named are measured anew; the others stay in the JSON.
+"""
+
+import argparse
+from collections.abc import Callable
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks import peers, projections, timing
+from jpmhc_jax.connections import HyperConnection
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.manifolds import FAMILIES, make
+
+TOKENS = 4096
+PARTS = ("projections", "blocks", "peers", "memory")
+RESULTS = pathlib.Path(__file__).with_name("results") / "mixers_cpu.json"
+# Where time is not operations: what a family slower than 3 x Cayley is made of.
+REASONS = {
+  "orthostochastic": "an 8 x 8 rotation for every 4 x 4 mixer: four times the data and eight times the products",
+  "orthostochastic_newton_schulz": "five published quintic steps, gradient of each: 45 dependent 4 x 4 products",
+  "sinkhorn_epsilon": "twenty published sweeps and the gradient of each: 160 dependent divisions",
+  "sinkhorn unrolled": "twenty sweeps and the gradient of each",
+  "birkhoff_newton": "damped Newton steps until the last token is doubly stochastic to rounding",
+  "choice": "three families at once",
+  "hybrid": "two families at once",
+}
+
+
+def projection_rows(streams: int, rounds: int) -> list[dict[str, Any]]:
+  """Times and operations of every projection."""
+  rows = [row for row in projections.measure(streams, TOKENS, rounds) if not row["name"].startswith("trailing")]
+  cayley = sum(make("cayley").flops(streams))
+  for row in rows:
+    if row["name"] in FAMILIES:
+      row["operations"] = sum(make(row["name"]).flops(streams))
+      row["operations_over_cayley"] = round(row["operations"] / cayley, 1)
+    if row["forward_backward_over_cayley"] > 3:
+      row["why"] = REASONS.get(row["name"], "")
+  return rows
+
+
+def our_block(width: int, streams: int = 4, **connection: Any) -> Callable[[], Any]:
+  """A compiled forward and backward pass of one connection around tanh."""
+  rule = HyperConnection.from_config(schema.Connection(streams=streams, **connection), width, 0)
+  parameters = rule.init(jax.random.key(0))
+  shape = (TOKENS, streams, width)
+  x, cotangent = (jax.random.normal(jax.random.key(seed), shape) for seed in (1, 2))
+
+  def both(parameters: Any, x: jax.Array, cotangent: jax.Array) -> Any:
+    value, pull = jax.vjp(lambda p, x: rule(p, x, jnp.tanh), parameters, x)
+    return value, pull(cotangent)
+
+  compiled = jax.jit(both)
+  return lambda: compiled(parameters, x, cotangent)
+
+
+def block_rows(rounds: int) -> list[dict[str, Any]]:
+  """Every family's block at two widths."""
+  rows = []
+  for width in (128, 512):
+    candidates = {name: our_block(width, manifold=name) for name in FAMILIES if name != "birkhoff"}
+    samples = timing.interleaved(candidates, rounds, warmup=1)
+    for name in candidates:
+      ms, ratio = timing.summary(samples[name]).median_ms, timing.ratio(samples, name, "cayley")
+      rows.append({"name": name, "width": width, "forward_backward_ms": round(ms, 2), "over_cayley": round(ratio, 2)})
+  return rows
+
+
+def peer_rows(rounds: int) -> list[dict[str, Any]]:
+  """Theirs over ours; torch.compile's best effort counts too where it works."""
+  rows = []
+  for width in (128, 512):
+    for family, (_, _, settings) in peers.SHARED.items():
+      candidates = {"ours": our_block(width, **settings), "eager": peers.block(family, 4, width, TOKENS, False)}
+      compiled = peers.block(family, 4, width, TOKENS, True)
+      try:
+        compiled()
+        candidates["compiled"] = compiled
+      except Exception as error:  # no C++ compiler, or a graph torch.compile does not take: eager stays
+        print(f"{family}: torch.compile failed: {str(error).splitlines()[0]}", file=sys.stderr)
+      rows.append({"name": family, "width": width, **_theirs(candidates, rounds)})
+  manifold = make("sinkhorn", clip=0.0, order="columns_first")
+  _, ours = projections.compiled_pair(lambda x: manifold.project(x, 4), (4, 4, TOKENS))
+  alone = {"ours": ours, "eager": peers.projection(4, TOKENS)}
+  return [*rows, {"name": "Sinkhorn-20 projection alone", "width": 0, **_theirs(alone, rounds)}]
+
+
+def _theirs(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+  samples = timing.interleaved(candidates, rounds, warmup=2)
+  found = {f"{name}_ms": round(timing.summary(samples[name]).median_ms, 2) for name in candidates}
+  return found | {f"{name}_over_ours": round(timing.ratio(samples, name, "ours"), 2) for name in candidates}
+
+
+def memory_rows() -> list[dict[str, Any]]:
+  """MiB of temporaries of one forward and backward pass."""
+  cases: dict[str, Callable[[int], Any]] = {
+    "sinkhorn implicit": lambda k: make("sinkhorn", sweeps=k),
+    "sinkhorn gauss_seidel": lambda k: make("sinkhorn", sweeps=k, adjoint="gauss_seidel"),
+    "sinkhorn unrolled": lambda k: make("sinkhorn", sweeps=k, adjoint="unrolled"),
+    "birkhoff_newton": lambda k: make("birkhoff_newton", steps=k),
+    "polar newton_schulz implicit": lambda k: make("polar", method="newton_schulz", steps=k),
+    "polar newton_schulz unrolled": lambda k: make("polar", method="newton_schulz", steps=k, adjoint="unrolled"),
+  }
+  rows = []
+  for name, build in cases.items():
+    row: dict[str, Any] = {"name": name}
+    for steps in (5, 10, 20, 40, 80):
+      manifold = build(steps)
+      shape = jax.ShapeDtypeStruct((4, 4, TOKENS), jnp.float32)
+      both = jax.jit(lambda x, g, manifold=manifold: jax.vjp(lambda x: manifold.project(x, 4), x)[1](g))
+      row[f"T={steps}"] = round(both.lower(shape, shape).compile().memory_analysis().temp_size_in_bytes / 2**20, 2)
+    rows.append(row)
+  return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """The rows as aligned text, every key a column."""
+  keys = list(dict.fromkeys(key for row in rows for key in row))
+  cells = [keys, *([f"{row[key]:,}" if isinstance(row.get(key), int | float) else str(row.get(key, "")) for key in keys]
+           for row in rows)]  # fmt: skip
+  widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
+  return "\n".join(
+    "  ".join(c.ljust(w) if not k else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+    for line in cells
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--parts", default=",".join(PARTS))
+  parser.add_argument("--rounds", type=int, default=20)
+  parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+  options = parser.parse_args()
+  unknown = set(options.parts.split(",")) - set(PARTS)
+  if unknown:
+    parser.error(f"--parts: {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
+  results = json.loads(options.out.read_text()) if options.out.exists() else {}
+  results["command"] = "python -m experiments.benchmarks.mixers"
+  for part in options.parts.split(","):
+    if part == "peers" and (reason := peers.missing()):
+      print(f"peers {reason}")
+      continue
+    rows: Any = {
+      "projections": lambda: {f"n={n}": projection_rows(n, options.rounds) for n in (4, 8)},
+      "blocks": lambda: block_rows(options.rounds),
+      "peers": lambda: peer_rows(options.rounds),
+      "memory": memory_rows,
+    }[part]()
+    results[part] = rows
+    if part == "peers":
+      results["peer_versions"] = peers.versions()
+    for title, some in (rows if isinstance(rows, dict) else {"": rows}).items():
+      print(f"\n{part} {title}\n{table(some)}", flush=True)
+    timing.write_json(options.out, results)
+  print(f"\nwritten to {options.out}")
+
+
+if __name__ == "__main__":
+  restart_with_fast_allocation()
+  main()
