@@ -124,7 +124,7 @@ def test_evaluation_rollout_matches_the_official_code(arrays, name):
 @pytest.mark.parametrize("name", ["attn_T2n2", "attn_T3n4"])
 def test_every_network_call_matches_in_order(arrays, name):
   weights = official.at(arrays, f"{name}/weights")
-  params, buffers = official.convert(weights, name)
+  params, buffers = jax.tree.map(jnp.asarray, official.convert(weights, name))
   graph, _, _ = official.template(name)
   model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
   x = jnp.asarray(arrays[f"{name}/probe/input_embeddings"])[:1]
