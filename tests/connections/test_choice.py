@@ -110,6 +110,7 @@ def test_after_the_choice_the_mixer_is_that_family_exactly():
   np.testing.assert_array_equal(mix, manifolds.make("cayley").project(logits, 4))
 
 
+@pytest.mark.slow
 def test_a_run_anneals_without_retracing_and_reports_its_weights():
   choice = schema.Connection(manifold="choice", options="families=cayley/sinkhorn/iso,end=0.6", streams=2)
   config = dataclasses.replace(tiny.config(connection=choice), steps=5)

@@ -102,6 +102,7 @@ def test_full_counts_and_steps_are_those_of_the_official_runs(shared, dataset):
   assert dataset != "arc1concept" or steps[0] == 51_807
 
 
+@pytest.mark.slow
 def test_every_token_of_arc1_with_concepts_is_that_of_the_official_builder(shared):
   _, names, *splits = _build(_config(shared, "arc1concept", 8))
   for split, expected in zip(splits, ARC1_CONCEPT_8, strict=True):

@@ -94,6 +94,7 @@ def test_linearised_chain_is_the_derivative_of_the_map():
   assert_allclose(chain.derivative(stack, linear, tangent), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_of_predicted_statistics_match_finite_differences():
   rng = np.random.default_rng(6)
   mixers, sigma = _doubly_stochastic(rng, 2, 3) + 0.5 * np.eye(3), np.array([0.3, 0.5])

@@ -136,6 +136,7 @@ def test_richardson_gains_an_order_and_rational_continuation_reaches_the_axis():
   assert error(rational) < 1e-3
 
 
+@pytest.mark.slow
 def test_isometric_mixers_predict_alike_and_averaging_ones_stall():
   report = rules.what_if(("identity", "cayley", "iso", "sinkhorn"), 4, (12,), points=96)
   rows = {row.mixer: row for row in report.predictions}

@@ -143,6 +143,7 @@ def test_the_default_solver_lowers_for_cpu_and_gpu_alike():
     assert "callback" not in text
 
 
+@pytest.mark.slow
 def test_a_mixer_is_optimised_for_its_spectrum():
   """Gradient descent on mixer logits and on log σ narrows the predicted spread of the log singular values."""
   sinkhorn = manifolds.make("sinkhorn")
