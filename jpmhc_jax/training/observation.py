@@ -4,7 +4,6 @@ import pathlib
 import time
 
 import jax
-import numpy as np
 
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training.flops import flops_per_step
@@ -29,7 +28,8 @@ class Observer:
     self.throughput = Throughput(
       config.steps, config.batch_size, flops_per_step(setup, dataset), None if peak is None else peak * devices.size
     )
-    self._step, self._finished_at = step, list[float]()
+    self._step, self._seconds = step, list[float]()
+    self._finished_at: float | None = None
 
   def facts(self) -> dict[str, int | float | None]:
     """For environment.json: model FLOPs of a step over all devices, and the peak of all devices (None = unknown)."""
@@ -37,17 +37,18 @@ class Observer:
 
   def finished(self, step: int) -> None:
     """The result of a step, the `step`-th of the run, has just been read back."""
-    self._step = step
-    self._finished_at.append(time.monotonic())
+    now = time.monotonic()
+    if self._finished_at is not None:
+      self._seconds.append(now - self._finished_at)
+    self._step, self._finished_at = step, now
 
   def paused(self) -> None:
     """Something else took time: the next step time does not count it."""
-    self._finished_at = []
+    self._finished_at = None
 
   def scalars(self, step: int, norms: jax.Array) -> dict[str, float]:
     """All scalars of the steps since the last call; `norms` are the last step's `metrics["layer_norms"]`."""
-    seconds = np.diff(self._finished_at).tolist()
-    self._finished_at = self._finished_at[-1:]
+    seconds, self._seconds = self._seconds, []
     self.goodput.save(step)
     return (
       self.throughput.scalars(step, seconds)

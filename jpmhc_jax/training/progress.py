@@ -68,7 +68,8 @@ class ProgressBar:
     now = time.monotonic()
     if step >= self._steps or now - self._last_line > LINE_EVERY_S:
       self._last_line = now
-      self.say(f"step {step}/{self._steps}  {summary(scalars)}  {scalars.get('time/eta_s', 0.0):.0f} s left")
+      left = f"  {scalars['time/eta_s']:.0f} s left" if "time/eta_s" in scalars else ""
+      self.say(f"step {step}/{self._steps}  {summary(scalars)}{left}")
 
   def warn(self, step: int, alarms: list[str]) -> None:
     """A line that stays for every alarm that was not on at the last call."""
