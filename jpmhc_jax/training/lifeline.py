@@ -14,6 +14,7 @@ import time
 
 EXIT_PEER_LOST = 69
 _GRACE_S = 2.0  # a process with an error of its own says that one instead: all may have the same
+_LEADER_S = _GRACE_S + 1.0  # process 0 ends last: JAX aborts every process that loses its coordinator
 
 
 def _end(message: str) -> None:
@@ -105,7 +106,7 @@ class Lifeline:
         return
       self._lost = True
     self._send(f"stopped {index} {reason}")
-    time.sleep(grace_s)
+    time.sleep(max(grace_s, _LEADER_S) if self._index == 0 and len(self._peers) > 1 else grace_s)
     self._end(
       f"process {self._index} stops because process {index} did ({reason}). The last checkpoint is intact; start all "
       "processes again with the same command to resume"

@@ -39,8 +39,8 @@ def _assert_theory_is_monte_carlo(stack, seed):
   assert np.all(np.abs(each.mean(axis=0) - predicted) < 6 * error + 0.03 * np.abs(predicted).max())
 
 
-# Every n from 2 to 8 and every depth, in as few compiled programs as that takes.
-SHAPES = ((2, 30), (3, 10), (4, 5), (5, 2), (6, 1), (7, 5), (8, 10))
+# As many n and depths as a few compiled programs cover.
+SHAPES = ((3, 10), (4, 5), (5, 2), (6, 1), (7, 5))
 
 
 @pytest.mark.slow
