@@ -41,6 +41,9 @@ STEPS_A_FAULT = 14
 QUOTA_BYTES = 65536
 EXPECTED = {"sigterm": {75}, "quota": {74}}  # of the process that was hit; a killed one has −9
 PEER_LOST = 69
+# Relative difference of a loss where the number of processes changed: sums are taken in another order, and 48 steps of
+# training amplify the last bit to 1.7e-4 (measured with seed 1 on 1x4, 2x2, 4x1).
+OTHER_LAYOUT = 1e-3
 ABORTED = -signal.SIGABRT  # JAX itself ends a process that loses its coordinator, sometimes before the lifeline does
 
 
@@ -226,7 +229,7 @@ def main() -> int:
     report = break_a_run(options.faults, seed, layouts, options.kinds.split(","), pathlib.Path(folder))
   exact = len(layouts) == 1
   same = report.losses_equal == report.losses_all and report.leaves_equal == report.leaves_all
-  if not report.problems and not (same if exact else report.largest_difference < 1e-4):
+  if not report.problems and not (same if exact else report.largest_difference < OTHER_LAYOUT):
     report.problems.append("the run that was broken differs from the one left alone")
   text = json.dumps(dataclasses.asdict(report), indent=2)
   print(text)

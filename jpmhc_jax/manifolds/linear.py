@@ -86,7 +86,7 @@ def solve(
   """
   n = a.shape[0]
   work = jnp.concatenate([a, b], axis=1)
-  floor = max(floor, jnp.finfo(work.dtype).tiny)
+  floor = max(floor, float(jnp.finfo(work.dtype).tiny))
   index = over_tokens(np.arange(n), work[:, 0].astype(jnp.int32), axes=1)
 
   def eliminate(k: Array | int, work: Array) -> Array:
