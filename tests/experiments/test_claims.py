@@ -10,7 +10,7 @@ import pytest
 from experiments.claim import Cache, Claim, compare, Number
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
-NAMES = sorted(path.parent.name for path in FOLDER.glob("*/run.py") if path.parent.name not in ("faults", "fig1_spectra"))
+NAMES = sorted({path.parent.name for path in FOLDER.glob("*/run.py")} - {"faults", "fig1_spectra"})
 
 
 def _claim(folder, values):
