@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import pathlib
-import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,22 +21,15 @@ class Evaluate:
     )
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.commands.session import open_run, processes_of
+    from jpmhc_jax.commands.session import open_run, processes_of, restore
     from jpmhc_jax.core import config as configs
     from jpmhc_jax.evaluation.evaluator import results_folder
     from jpmhc_jax.training import distributed
-    from jpmhc_jax.training.checkpoint import Checkpoints
 
     config = configs.override(configs.restore(options.workdir / "config.json"), options.overrides, only="evaluation")
     with processes_of(config):
       run = open_run(config, options.workdir)
-      checkpoints = Checkpoints(options.workdir / "checkpoints")
-      try:
-        restored = checkpoints.restore(run.setup, run.dataset, options.step)
-      finally:
-        checkpoints.close()
-      for note in restored.notes:
-        print(note, file=sys.stderr)
+      restored = restore(run, options.step)
       metrics = run.evaluate(restored.state, restored.step)
       if distributed.is_primary():
         for name, value in metrics.items():

@@ -1,8 +1,9 @@
-"""What train and evaluate share: from a config to data, setup and evaluator on one workdir."""
+"""What the commands share: from a config to data, setup and evaluator on one workdir, and its checkpoints."""
 
 from collections.abc import Iterator
 import contextlib
 import pathlib
+import sys
 
 import jax
 
@@ -12,6 +13,7 @@ from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.training import distributed, loop
+from jpmhc_jax.training.checkpoint import Checkpoints, Restored
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 
@@ -26,6 +28,18 @@ def open_run(config: schema.Config, workdir: pathlib.Path) -> loop.Run:
   setup = prepare(config, dataset, make_mesh(config.mesh))
   diagnose = make_diagnose(setup) if config.logging.diagnostics_every else None
   return loop.Run(setup, dataset, workdir, Evaluator(setup, dataset, workdir), diagnose)
+
+
+def restore(run: loop.Run, step: int | None) -> Restored:
+  """The checkpoint of a step (None: the latest) of the run's workdir; says on stderr what was found damaged."""
+  checkpoints = Checkpoints(run.workdir / "checkpoints")
+  try:
+    restored = checkpoints.restore(run.setup, run.dataset, step)
+  finally:
+    checkpoints.close()
+  for note in restored.notes:
+    print(note, file=sys.stderr)
+  return restored
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import pathlib
-import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,24 +52,17 @@ class Spectrum:
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
-  from jpmhc_jax.commands.session import open_run
+  from jpmhc_jax.commands.session import open_run, restore
   from jpmhc_jax.core import config as configs
   from jpmhc_jax.evaluation import spectrum
   from jpmhc_jax.reporting import spectra
   from jpmhc_jax.spectral import command
-  from jpmhc_jax.training.checkpoint import Checkpoints
 
   effort = spectrum.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
   )
   run = open_run(configs.restore(options.workdir / "config.json"), options.workdir)
-  checkpoints = Checkpoints(options.workdir / "checkpoints")
-  try:
-    restored = checkpoints.restore(run.setup, run.dataset, options.step)
-  finally:
-    checkpoints.close()
-  for note in restored.notes:
-    print(note, file=sys.stderr)
+  restored = restore(run, options.step)
   folder = options.out or options.workdir
   folder.mkdir(parents=True, exist_ok=True)
   found = spectrum.run(

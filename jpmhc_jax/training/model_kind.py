@@ -5,14 +5,16 @@ a class here, not an `if` there.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable, TypeVar
 
 from flax import nnx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.data import Dataset
 
+M = TypeVar("M", bound=nnx.Module)
 Sums = dict[str, Float[Array, ""]]
 Probe = Callable[[Any, Float[Array, "*tokens n d"]], Any]  # (connection, the streams that enter it) -> arrays
 
@@ -78,3 +80,15 @@ class ModelKind(Protocol):
   def inspect(self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, probe: Probe) -> dict[str, Any]:
     """`probe` of every connection, by name, in the order in which the streams pass them."""
     ...
+
+
+def build(model: Callable[..., M], config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> M:
+  """A model for the data set's vocabulary and sequence length, in the config's compute dtype."""
+  return model(
+    config.model,
+    config.connection,
+    vocab_size=dataset.vocab_size,
+    sequence_length=dataset.sequence_length,
+    dtype=jnp.dtype(config.precision.compute),
+    rngs=rngs,
+  )

@@ -15,7 +15,7 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.models.losses import IGNORED, TOKEN_LOSSES
-from jpmhc_jax.training.model_kind import Probe, Sums
+from jpmhc_jax.training.model_kind import build, Probe, Sums
 
 
 @jax.tree_util.register_dataclass
@@ -45,14 +45,7 @@ class NextByte:
   higher_is_better: bool = False
 
   def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> Decoder:
-    return Decoder(
-      config.model,
-      config.connection,
-      vocab_size=dataset.vocab_size,
-      sequence_length=dataset.sequence_length,
-      dtype=jnp.dtype(config.precision.compute),
-      rngs=rngs,
-    )
+    return build(Decoder, config, dataset, rngs)
 
   def table_shape(self, config: schema.Config, dataset: Dataset) -> None:
     return None

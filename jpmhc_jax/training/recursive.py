@@ -6,14 +6,14 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, initial_carry, refresh
 from jpmhc_jax.models.trm import TRM
 from jpmhc_jax.training import objective as supervision
-from jpmhc_jax.training.model_kind import Probe, Sums
+from jpmhc_jax.training.model_kind import build, Probe
 
 TABLE_ROWS_MULTIPLE = 256
 
@@ -27,16 +27,11 @@ class Recursive:
   )  # fmt: skip
   main_metric: str = "exact_accuracy"
   higher_is_better: bool = True
+  objective = staticmethod(supervision.objective)
+  summarise = staticmethod(supervision.summarise)
 
   def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> TRM:
-    return TRM(
-      config.model,
-      config.connection,
-      vocab_size=dataset.vocab_size,
-      sequence_length=dataset.sequence_length,
-      dtype=jnp.dtype(config.precision.compute),
-      rngs=rngs,
-    )
+    return build(TRM, config, dataset, rngs)
 
   def table_shape(self, config: schema.Config, dataset: Dataset) -> tuple[int, int] | None:
     # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
@@ -49,22 +44,6 @@ class Recursive:
   def refresh(self, model: TRM, carry: Carry, batch: Batch) -> Carry:
     """Halted rows start on the batch's examples from the initial latents."""
     return refresh(carry, model.initial_latents(*carry.z_h.shape[:2]), batch)
-
-  def objective(
-    self,
-    params: Any,
-    rows: Float[Array, "b w"] | None,
-    *,
-    graph: nnx.GraphDef,
-    buffers: Any,
-    carry: Any,
-    config: schema.Config,
-    key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    return supervision.objective(params, rows, graph=graph, buffers=buffers, carry=carry, config=config, key=key)
-
-  def summarise(self, sums: dict[str, float], rows: int) -> dict[str, float]:
-    return supervision.summarise(sums, rows)
 
   def answer(
     self, model: TRM, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config

@@ -23,14 +23,7 @@ def config_file(tmp_path_factory):
     evaluation=schema.Evaluation(every=2),
     logging=schema.Logging(every=1, tensorboard=False, diagnostics_every=2),
   )
-  path = tmp_path_factory.mktemp("configs") / "tiny_config.py"
-  path.write_text(
-    "import ml_collections\n\n\ndef get_config(variant='plain'):\n"
-    f"  config = ml_collections.ConfigDict({configs.to_dict(config)!r}).lock()\n"
-    "  if variant == 'misspelt':\n    config.optimizer.learning_rat = 1e-3\n"
-    "  return config\n"
-  )
-  return path
+  return tiny.write_config(tmp_path_factory.mktemp("configs") / "tiny_config.py", config)
 
 
 @pytest.fixture(scope="module")

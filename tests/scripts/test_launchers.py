@@ -11,7 +11,6 @@ import time
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from scripts import commands, gke, local, slurm, tpu_pod, xla_flags
 
@@ -109,9 +108,7 @@ def test_two_local_processes_train_one_run(tmp_path, capfd):
     checkpoint=schema.Checkpoint(every=0),
     evaluation=schema.Evaluation(every=0, max_examples=4),
   )
-  source = tmp_path / "config.py"
-  values = configs.to_dict(config)
-  source.write_text(f"import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({values!r})\n")
+  source = tiny.write_config(tmp_path / "config.py", config)
   workdir = tmp_path / "run"
   arguments = ["--processes=2", "--devices=1", "--", f"--config={source}", f"--workdir={workdir}"]
   assert local.main(arguments) == 0, capfd.readouterr().out

@@ -12,7 +12,6 @@ import time
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.main import main
 
@@ -36,10 +35,7 @@ def arguments(tmp_path):
     evaluation=schema.Evaluation(every=3),
     logging=schema.Logging(every=1, tensorboard=False, diagnostics_every=3),
   )
-  (tmp_path / "config.py").write_text(
-    "import ml_collections\n\n\ndef get_config():\n"
-    f"  return ml_collections.ConfigDict({configs.to_dict(config)!r}).lock()\n"
-  )
+  tiny.write_config(tmp_path / "config.py", config)
   (tmp_path / "sweep.py").write_text(SWEEP)
   return [
     "sweep", f"--config={tmp_path / 'config.py'}", f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path / 's'}",

@@ -6,7 +6,6 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.main import main
 from jpmhc_jax.training import plan as plans
@@ -27,17 +26,10 @@ def test_the_plan_counts_the_bytes_of_the_arrays_and_allocates_none():
   assert need.executed_flops >= need.model_flops > 2 * need.compiler_flops
 
 
-def _file(folder, config):
-  path = folder / "config.py"
-  values = configs.to_dict(config)
-  path.write_text(f"import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({values!r})\n")
-  return path
-
-
 @pytest.mark.slow
 def test_changes_are_measured_when_a_device_is_too_small(tmp_path, capsys):
   config = tiny.config(mesh=schema.Mesh(data=8), batch_size=64)
-  source = _file(tmp_path, config)
+  source = tiny.write_config(tmp_path / "config.py", config)
   arguments = ["train", f"--config={source}", "--plan", f"--workdir={tmp_path / 'run'}"]
   assert main([*arguments, "--memory=64"]) == 0
   assert "fits" in capsys.readouterr().out
@@ -55,6 +47,6 @@ def test_changes_are_measured_when_a_device_is_too_small(tmp_path, capsys):
 
 
 def test_training_without_a_workdir_is_refused(capsys, tmp_path):
-  source = _file(tmp_path, tiny.config())
+  source = tiny.write_config(tmp_path / "config.py", tiny.config())
   assert main(["train", f"--config={source}"]) == 2
   assert "--workdir is missing" in capsys.readouterr().err

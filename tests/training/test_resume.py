@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
 from jpmhc_jax.training import loop
@@ -172,11 +171,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
 def test_sigterm_saves_and_the_same_command_finishes(tmp_path):
   config = _config(steps=2000, logging=schema.Logging(every=1, tensorboard=False))
   workdir = tmp_path / "run"
-  source = tmp_path / "config.py"
-  source.write_text(
-    "import ml_collections\nfrom jpmhc_jax.core import config\n"
-    f"def get_config():\n  return ml_collections.ConfigDict({configs.to_dict(config)!r})\n"
-  )
+  source = tiny.write_config(tmp_path / "config.py", config)
   command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={source}", f"--workdir={workdir}"]
   environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
   process = subprocess.Popen(command, env=environment)

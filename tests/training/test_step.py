@@ -49,8 +49,8 @@ def test_steps_are_traced_once_and_move_nothing_through_the_host(monkeypatch):
   traces = []
   config = tiny.config()
   setup = tiny.setup(config)
-  objective = type(setup.kind).objective
-  monkeypatch.setattr(type(setup.kind), "objective", lambda *a, **k: traces.append(1) or objective(*a, **k))
+  objective = setup.kind.objective
+  monkeypatch.setattr(setup.kind, "objective", lambda *a, **k: traces.append(1) or objective(*a, **k))
   step, examples, state = make_train_step(setup), tiny.dataset(config), setup.create()
   for k in range(3):
     batch = jax.device_put(examples.batch(k), meshes.batch_sharding(setup.mesh))

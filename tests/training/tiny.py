@@ -1,6 +1,7 @@
 """A run small enough to compile in seconds: 4×4 Sudoku, one block, two streams."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from flax import nnx
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from jpmhc_jax import data
+from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare, Setup
@@ -36,6 +38,17 @@ def config(**changes: Any) -> schema.Config:
     logging=schema.Logging(every=1, tensorboard=False),
   )
   return dataclasses.replace(base, **changes)
+
+
+def write_config(path: pathlib.Path, c: schema.Config) -> pathlib.Path:
+  """A file for `--config` with just this config; its variant "misspelt" sets a field that there is not."""
+  path.write_text(
+    "import ml_collections\n\n\ndef get_config(variant='plain'):\n"
+    f"  config = ml_collections.ConfigDict({configs.to_dict(c)!r}).lock()\n"
+    "  if variant == 'misspelt':\n    config.optimizer.learning_rat = 1e-3\n"
+    "  return config\n"
+  )
+  return path
 
 
 def dataset(c: schema.Config) -> data.Dataset:
