@@ -3,9 +3,10 @@
   python -m experiments.NAME.run [--quick] [--check] [--record] [--cache=FILE]
 
 `expected.json` beside each `run.py` holds, for the full and the quick budget, every number with its spread over seeds
-and the tolerance within which a rerun must come, the seeds, the budget and the hardware. `--check` exits with 1 when a
-number is missing or further away. `--record` writes what was measured; look at it before you commit it. Slow parts are
-kept in the cache file as they come: an interrupted command, run again, goes on where it stopped.
+and the tolerance within which a rerun must come, or the bounds it must keep, the seeds, the budget and the hardware.
+What depends on the machine (bytes that a compiler plans) is noted only, and the claim is a bound on a ratio. `--check`
+exits with 1 when a number is missing or further away. `--record` writes what was measured; look at it before you commit
+it. Slow parts are kept in the cache file as they come: an interrupted command, run again, goes on where it stopped.
 """
 
 import argparse
@@ -26,11 +27,16 @@ from jpmhc_jax.reporting.statistics import spread
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A measured value: its standard deviation over seeds (0 when it has none) and how far a rerun may be from it."""
+  """A measured value, its standard deviation over seeds (0 when it has none) and what a rerun must keep.
+
+  tolerance: how far a rerun may be from the value; None where it may be anywhere. least, most: bounds, None for none.
+  """
 
   value: float
-  tolerance: float
+  tolerance: float | None
   spread: float = 0.0
+  least: float | None = None
+  most: float | None = None
 
   @classmethod
   def over(cls, values: list[float], floor: float) -> "Number":
@@ -38,6 +44,20 @@ class Number:
     sample = spread(values)
     deviation = 0.0 if math.isnan(sample.deviation) else sample.deviation
     return cls(sample.mean, max(2 * deviation, floor), deviation)
+
+  @classmethod
+  def bounded(cls, value: float, least: float | None = None, most: float | None = None) -> "Number":
+    """What is claimed is the bound; the value is what this machine gave."""
+    return cls(value, None, least=least, most=most)
+
+  @classmethod
+  def noted(cls, value: float) -> "Number":
+    """A value of this machine, kept beside the hardware and compared with nothing."""
+    return cls(value, None)
+
+  def to_json(self) -> dict[str, float | None]:
+    """The fields; bounds that are not set are left out."""
+    return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("least", "most") or v is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,26 +104,33 @@ class Claim:
       "seeds": self.seeds if mode == "full" else "the first",
       "budget": self.budget if mode == "full" else "a part of the full one",
       "hardware": hardware(),
-      "numbers": {name: dataclasses.asdict(number) for name, number in numbers.items()},
+      "numbers": {name: number.to_json() for name, number in numbers.items()},
     }
     path.write_text(json.dumps({name: kept[name] for name in ("full", "quick") if name in kept}, indent=1) + "\n")
 
 
-def compare(numbers: Mapping[str, Number], expected: Mapping[str, Mapping[str, float]]) -> list[str]:
-  """Complaints: a number that one side lacks, or that is further off than the expected one's tolerance.
-
-  Two values that are not finite agree when they are the same.
-  """
+def compare(numbers: Mapping[str, Number], expected: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+  """Complaints: a number that one side lacks, or that breaks the expected one's tolerance or bounds."""
   complaints = [f"{name}: measured, but not in expected.json; --record it" for name in numbers.keys() - expected.keys()]
   for name, wanted in expected.items():
-    if name not in numbers:
-      complaints.append(f"{name}: expected {wanted['value']:.6g}, but not measured")
-      continue
-    value = numbers[name].value
-    same = str(value) == str(wanted["value"]) or abs(value - wanted["value"]) <= wanted["tolerance"]
-    if not same:
-      complaints.append(f"{name}: {value:.6g}, expected {wanted['value']:.6g} ± {wanted['tolerance']:.2g}")
+    complaint = (
+      _complaint(numbers[name], wanted) if name in numbers else f"expected {wanted['value']:.6g}, but not measured"
+    )
+    if complaint:
+      complaints.append(f"{name}: {complaint}")
   return sorted(complaints)
+
+
+def _complaint(number: Number, wanted: Mapping[str, float | None]) -> str:
+  """What is wrong with a number; '' if nothing. Two values that are not finite agree when they are the same."""
+  value, tolerance, least, most = number.value, wanted["tolerance"], wanted.get("least"), wanted.get("most")
+  if tolerance is not None and str(value) != str(wanted["value"]) and not abs(value - wanted["value"]) <= tolerance:
+    return f"{value:.6g}, expected {wanted['value']:.6g} ± {tolerance:.2g}"
+  if least is not None and not value >= least:
+    return f"{value:.6g}, expected at least {least:.6g}"
+  if most is not None and not value <= most:
+    return f"{value:.6g}, expected at most {most:.6g}"
+  return ""
 
 
 class Cache:

@@ -50,6 +50,24 @@ def test_a_number_over_seeds_allows_two_deviations_but_never_less_than_its_floor
   assert compare({"x": Number(2.5, 0)}, {"x": {"value": 2.0, "tolerance": 0.5}}) == []
 
 
+def test_a_bound_holds_on_any_machine_and_a_noted_value_is_not_compared(tmp_path, capsys):
+  def claim(ratio, size):
+    numbers = {"ratio": Number.bounded(ratio, least=2.0, most=4.0), "bytes": Number.noted(size)}
+    return Claim(tmp_path, lambda quick, cache: numbers, seeds="1", budget="none")
+
+  assert claim(3.0, 100).command(["--record"]) == 0
+  written = json.loads((tmp_path / "expected.json").read_text())["full"]["numbers"]
+  assert written["ratio"] == {"value": 3.0, "tolerance": None, "spread": 0.0, "least": 2.0, "most": 4.0}
+  assert written["bytes"] == {"value": 100, "tolerance": None, "spread": 0.0}
+  assert claim(2.1, 10**9).command(["--check"]) == 0
+  capsys.readouterr()
+  assert claim(1.9, 100).command(["--check"]) == 1
+  assert capsys.readouterr().out == "ratio: 1.9, expected at least 2\n"
+  assert claim(4.1, 100).command(["--check"]) == 1
+  assert capsys.readouterr().out == "ratio: 4.1, expected at most 4\n"
+  assert claim(math.nan, 100).command(["--check"]) == 1
+
+
 def test_finished_parts_survive_and_other_settings_make_them_anew(tmp_path):
   made = []
 
