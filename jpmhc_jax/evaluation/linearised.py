@@ -1,9 +1,10 @@
 """A trained recursive network as the spectral theory sees it: mixers, reads, writes and noise at real activations.
 
 One part of the network, RMSNorm(H x + b ⊗ F(aᵀ x)), has the Jacobian D (H ⊗ I + (b aᵀ) ⊗ F') up to what is small: D
-holds the norm's scale 1/rms of every stream, and the dependence of H, a, b on the streams and the one direction that
-the norm removes are left out. So a part is a layer of `spectral.layers.block_noise` with mixer D H, write D b, read a
-and σ² = |F'|²/width, all taken from the checkpoint at the tokens of a real batch.
+holds the norm's scale 1/rms of every stream, and the dependence of H, a, b on the streams is left out. So a part is a
+layer of `spectral.layers.block_noise` with mixer D H, write D b, read a and σ² = |F'|²/width, all taken from the
+checkpoint at the tokens of a real batch. The norm of a vector of m entries also removes one direction, the vector's
+own: 1/m of the singular values are zero (`Network.removed`), and the others move by O(1/m), which is left out.
 """
 
 from collections.abc import Callable
@@ -58,6 +59,11 @@ class Network:
 
   def model(self, params: Any, buffers: Any) -> TRM:
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
+
+  def removed(self, params: Any, buffers: Any, streams: Array) -> tuple[float, ...]:
+    """Share of the directions that the norm behind each part removes; a product of parts loses the largest of them."""
+    axes = [np.atleast_1d(part.axes) for part in self.model(params, buffers).parts()]
+    return tuple(1 / math.prod(streams.shape[axis] for axis in each) for each in axes)
 
   def part(self, index: int) -> Callable[..., Array]:
     """(streams, params, buffers) -> streams behind part `index` and its norm."""

@@ -79,6 +79,7 @@ class Linearised:
   x: jax.Array  # embedded inputs
   latents: jax.Array
   trace: Trace
+  removed: tuple[float, ...]  # see `Network.removed`
 
 
 def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effort: Effort) -> Linearised:
@@ -98,8 +99,11 @@ def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effo
   latents = jnp.stack(model.initial_latents(*x.shape[:2]))
   key = streams.key_for(config.seed, "spectrum", step)
   tokens = jax.random.choice(key, x.shape[0] * x.shape[1], (effort.tokens,), replace=False)
-  trace = jax.tree.map(np.asarray, jax.jit(network.trace)(latents, *arrays, x, tokens, key))
-  return Linearised(network, tuple(part.name for part in model.parts()), arrays, x, latents, trace)
+  trace = jax.jit(network.trace)(latents, *arrays, x, tokens, key)
+  # The theory computes with the coefficients on the host; the points at which a Jacobian is taken stay where they are.
+  trace = jax.tree.map(np.asarray, trace)._replace(states=trace.states, inputs=trace.inputs)
+  removed = network.removed(*arrays, trace.inputs[0])
+  return Linearised(network, tuple(part.name for part in model.parts()), arrays, x, latents, trace, removed)
 
 
 def measure(
@@ -107,34 +111,41 @@ def measure(
 ) -> list[Site]:
   """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls."""
   found: list[Site] = []
-  for scale, name, calls, function, point, context, stacks in _sites(at):
+  for scale, name, calls, jacobian, stacks, removed in _sites(at):
     points = effort.carry_points if scale == "carry" else effort.points
-    jacobian = measured.operator(function, point, *context)
     seed = jax.random.key(len(found))
-    site = _compared(jacobian, seed, stacks, points, effort, threshold)
+    site = _compared(jacobian, seed, stacks, removed, points, effort, threshold)
     found.append(Site(scale=scale, name=name, calls=calls, **site))
     say(describe(found[-1]))
   return found
 
 
-def _sites(at: Linearised) -> Iterator[tuple[str, str, int, Callable[..., Any], Any, tuple[Any, ...], list[Stack]]]:
-  """(scale, name, calls, function, point, context, one stack of layers a token)."""
+def _sites(at: Linearised) -> Iterator[tuple[str, str, int, measured.Operator, list[Stack], float]]:
+  """(scale, name, calls, Jacobian, one stack of layers a token, share of directions that the norms remove)."""
   trace, tokens, calls = at.trace, range(at.trace.mixers.shape[2]), len(at.network.answers)
   for index, name in enumerate(at.parts):
-    stacks = [part_layers(trace, index, token) for token in tokens]
-    yield "part", name, calls, at.network.part(index), trace.inputs[index], at.arrays, stacks
+    jacobian = measured.operator(at.network.part(index), trace.inputs[index], *at.arrays)
+    yield "part", name, calls, jacobian, [part_layers(trace, index, token) for token in tokens], at.removed[index]
+  # Streams made inside a call have each lost another direction when their mean leaves it: nothing is lost.
+  removed = 0.0 if trace.enter.size else max(at.removed)
   for call in range(calls):
-    stacks = [call_layers(trace, call, token) for token in tokens]
-    yield "recursion", f"call {call + 1}", call + 1, at.network.call, trace.states[call], at.arrays, stacks
-  for count in (at.network.answers.index(True) + 1, calls):
+    jacobian = measured.operator(at.network.call, trace.states[call], *at.arrays)
+    yield "recursion", f"call {call + 1}", call + 1, jacobian, [call_layers(trace, call, t) for t in tokens], removed
+  for count in sorted({at.network.answers.index(True) + 1, calls}):
     # What a call expands and reduces inside is no product of square layers on the carry: measured only.
     stacks = [] if trace.enter.size else [carry_layers(trace, at.network.answers[:count], 0)]
-    context = (*at.arrays, at.x, jnp.asarray(count))
-    yield "carry", f"calls 1 to {count}", count, at.network.carry, at.latents, context, stacks
+    jacobian = measured.operator(at.network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
+    yield "carry", f"calls 1 to {count}", count, jacobian, stacks, removed
 
 
 def _compared(
-  jacobian: measured.Operator, key: jax.Array, stacks: list[Stack], points: int, effort: Effort, threshold: float
+  jacobian: measured.Operator,
+  key: jax.Array,
+  stacks: list[Stack],
+  removed: float,
+  points: int,
+  effort: Effort,
+  threshold: float,
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
   exact = jacobian.inputs <= effort.exact_limit
@@ -148,7 +159,7 @@ def _compared(
   floor = float(np.max(samples[0][0])) * (1e-4 if exact else 2 / effort.steps)
   seen = _joined(samples, floor)
   first, second = _joined(samples[::2], floor), _joined(samples[1::2] or samples, floor)
-  law, residual = _predicted(stacks, points, floor) if stacks else (None, None)
+  law, residual = _predicted(stacks, removed, points, floor) if stacks else (None, None)
   both = np.concatenate([seen.log_values, *([law.log_values] if law else [])])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
   width = max(0.03, (grid[-1] - grid[0]) / 60)
@@ -172,13 +183,14 @@ def _joined(samples: Sequence[tuple[np.ndarray, np.ndarray]], floor: float) -> c
   return compare.atoms(values, weights, floor)
 
 
-def _predicted(stacks: list[Stack], points: int, floor: float) -> tuple[compare.Atoms | None, float]:
+def _predicted(stacks: list[Stack], removed: float, points: int, floor: float) -> tuple[compare.Atoms | None, float]:
   with jax.enable_x64(True):
     layers = [layers_of(stack) for stack in stacks]
     spectrum = density.spectrum(layers, points, floor=0.5 * floor**2)
     share = 1.0 / layers[0].streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
     residual = float(jnp.max(spectrum.residual))
-    return (compare.of_spectrum(spectrum, share, floor) if residual < rules.SOLVED else None), residual
+    law = compare.of_spectrum(spectrum, share, floor, removed) if residual < rules.SOLVED else None
+    return law, residual
 
 
 def layers_of(stack: Stack) -> Layers:

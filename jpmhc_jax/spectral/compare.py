@@ -39,10 +39,12 @@ def atoms(values: np.ndarray, weights: np.ndarray | None = None, floor: float = 
   return Atoms(np.log(np.maximum(values[order], floor)), weights[order] / weights.sum())
 
 
-def of_spectrum(spectrum: Spectrum, total: float = 1.0, floor: float = 1e-12) -> Atoms:
-  """A predicted logarithmic density; the mass that falls short of `total` lies below the grid."""
+def of_spectrum(spectrum: Spectrum, total: float = 1.0, floor: float = 1e-12, removed: float = 0.0) -> Atoms:
+  """A predicted logarithmic density; the mass that falls short of `total` lies below the grid, a share `removed` of
+  what is left too."""
   weights = np.maximum(np.asarray(spectrum.weights), 0.0)
   dead = max(1.0 - float(np.sum(spectrum.weights)) / total, 0.0)
+  dead += (1 - dead) * removed
   values = np.sqrt(np.asarray(spectrum.x))
   return atoms(np.append(0.0, values), np.append(dead, weights * (1 - dead) / weights.sum()), floor)
 

@@ -22,6 +22,8 @@ _LOOSE = 1e-3  # residual at which a lifted point is solved well enough to move 
 _LARGE = 0.3  # residual above which a Newton step that makes it worse is a failure; next to an edge small ones may grow
 _ROUNDING = 1e-6  # residual below which a Newton step that gains nothing has met the rounding error
 _PATIENCE = 10  # Newton steps that a stage may take
+# Far outside a spectrum an unknown is real but for a part of 1e-17 or less, whose sign rounding decides.
+_REAL = 1e-12
 
 
 class Options(NamedTuple):
@@ -86,6 +88,11 @@ def start(layers: Layers, z: Complex[Array, " points"]) -> tuple[chain.Unknowns,
   return jnp.stack([alpha, beta[:, None] / (z + 1j * total)[None, :]]), total
 
 
+def _below(unknowns: chain.Unknowns) -> Bool[Array, " points"]:
+  """Is every unknown finite and in the closed lower half-plane, up to rounding?"""
+  return jnp.all(jnp.isfinite(unknowns) & (unknowns.imag <= _REAL * jnp.abs(unknowns)), axis=(0, 1))
+
+
 def _choose(points: Bool[Array, " points"], yes: chain.Unknowns, no: chain.Unknowns) -> chain.Unknowns:
   return jnp.where(points[None, None, :], yes, no)
 
@@ -143,7 +150,7 @@ def _iterate(layers: Layers, z: Complex[Array, " points"], lift: Array, options:
     lambda: jnp.zeros_like(defect),
   )
   candidate = state.unknowns + scale * step.reshape(scale.shape)
-  usable = wanted & jnp.all(jnp.isfinite(candidate) & (candidate.imag <= 0), axis=(0, 1))
+  usable = wanted & _below(candidate)
   average = 0.5 * (mapped + state.unknowns)
   following = _choose(moving, _choose(usable, candidate, average), plan.unknowns)
   return plan._replace(unknowns=following, newton=plan.newton + wanted, iteration=state.iteration + 1)
@@ -159,7 +166,7 @@ def solve(
   points = z.shape[0]
   first, total = start(layers, z)
   lift = total + jnp.abs(z)
-  near = jnp.all(jnp.isfinite(guess) & (guess.imag <= 0), axis=(0, 1))
+  near = _below(guess)
   state = State(
     unknowns=_choose(near, guess, first),
     residual=jnp.full(points, jnp.inf),

@@ -92,7 +92,7 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
 
 @pytest.mark.slow
 def test_measured_and_predicted_spectra_agree(carried):
-  """Exact and matrix-free agree on the Jacobian; the prediction is near, and nearer than that of a plain identity."""
+  """Exact and matrix-free agree on the Jacobian, and the prediction is near: 0.6 without the directions of the norms."""
   _, at = carried
   few = dataclasses.replace(at, network=dataclasses.replace(at.network, answers=at.network.answers[:3]))
   few = dataclasses.replace(
@@ -102,7 +102,7 @@ def test_measured_and_predicted_spectra_agree(carried):
     ),
   )
   sites = {site.name: site for site in spectrum.measure(few, EFFORT)}
-  assert [site.scale for site in sites.values()] == ["part"] * 2 + ["recursion"] * 3 + ["carry"] * 2
+  assert [site.scale for site in sites.values()] == ["part"] * 2 + ["recursion"] * 3 + ["carry"]
   call = sites["call 3"]
   model = at.network.model(*at.arrays)
   state = jnp.asarray(at.trace.states[2])
@@ -116,7 +116,7 @@ def test_measured_and_predicted_spectra_agree(carried):
   assert abs(lanczos.measured.mean_log - clipped) < 0.1
   for site in sites.values():
     assert site.residual < 1e-6
-    assert site.w1 < 0.5, (site.name, site.w1)
+    assert site.w1 < 0.3, (site.name, site.w1)
 
 
 @pytest.mark.slow
