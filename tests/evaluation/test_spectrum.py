@@ -92,7 +92,7 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
 
 @pytest.mark.slow
 def test_measured_and_predicted_spectra_agree(carried):
-  """Exact and matrix-free agree on the Jacobian, and the prediction is near (W1 0.5 to 0.8 without what norms remove)."""
+  """Exact and matrix-free agree on the Jacobian, and the prediction is near (W1 above 0.5 without the norms)."""
   _, at = carried
   few = dataclasses.replace(at, network=dataclasses.replace(at.network, answers=at.network.answers[:3]))
   few = dataclasses.replace(
