@@ -69,6 +69,19 @@ def test_a_deep_stack_of_different_layers_solves_to_tolerance():
   assert float(jnp.max(result.g.imag)) < 0
 
 
+def test_a_grid_far_outside_the_spectrum_is_solved_as_fast_as_any():
+  """Unknowns are real there but for 1e-17 and less: the sign of that is rounding, and no reason to refuse a step."""
+  for seed in range(6):
+    rng = np.random.default_rng(seed)
+    mixers = rng.normal(size=(30, 2, 2))
+    mixers *= 0.2 / np.max(np.linalg.norm(mixers, 2, axis=(1, 2)))
+    stack = block_noise(mixers, 0.02, rng.dirichlet(np.ones(2), 30), rng.uniform(0.2, 2, (30, 2)))
+    result = dyson.resolvent(stack, jnp.asarray(LINE))
+    assert float(jnp.max(result.residual)) < 1e-9
+    assert float(jnp.max(result.iterations)) < 30
+    assert_allclose(result.g, 1 / LINE, rtol=1e-9)
+
+
 def test_a_layer_without_noise_is_its_mixer():
   mixer = np.diag([0.5, 1.0, 2.0])[None]
   g = dyson.checked(full_noise(mixer, 0.0), LINE).g

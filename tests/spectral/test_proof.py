@@ -1,5 +1,7 @@
 """The theory's claims for every family and depth, at extreme scales, on another device, and as an objective."""
 
+import functools
+
 from hypothesis import given, HealthCheck, Phase, settings
 from hypothesis import strategies as st
 import jax
@@ -22,11 +24,18 @@ def double():
     yield
 
 
+@functools.cache
+def _members(family, n):
+  """One program for all members of a stack: op by op, drawing from every family at n = 8 compiles gigabytes of them."""
+  manifold = manifolds.make(family)
+  return jax.jit(lambda keys: jax.lax.map(lambda key: manifold.random(key, n), keys))
+
+
 def _random_mixers(family, n, layers, equal, seed):
   """Random members, scaled to norm 1: products of 30 unnormalised draws span 24 decades."""
   keys = jax.random.split(jax.random.key(seed), layers)
   keys = jnp.broadcast_to(keys[:1], keys.shape) if equal else keys
-  mixers = np.stack([np.asarray(manifolds.make(family).random(key, n), np.float64) for key in keys])
+  mixers = np.asarray(_members(family, n)(keys), np.float64)
   return mixers / np.max(np.linalg.norm(mixers, 2, axis=(1, 2)))
 
 
@@ -39,11 +48,19 @@ def _assert_theory_is_monte_carlo(stack, seed):
   assert np.all(np.abs(each.mean(axis=0) - predicted) < 6 * error + 0.03 * np.abs(predicted).max())
 
 
-# As many n and depths as a few compiled programs cover.
-SHAPES = ((3, 10), (4, 5), (5, 2), (6, 1), (7, 5))
+# Every n and every depth.
+SHAPES = ((2, 30), (3, 10), (4, 5), (5, 2), (6, 1), (7, 5), (8, 10))
+
+
+@pytest.fixture
+def few_programs():
+  """Forgets the programs of a shape, which no other test uses."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize(("n", "layers"), SHAPES)
 @settings(
   max_examples=3,
