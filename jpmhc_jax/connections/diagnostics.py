@@ -34,9 +34,8 @@ ALARMS = {
 
 def stream_diagnostics(streams: Float[Array, "*tokens n d"]) -> dict[str, Float[Array, ""]]:
   """difference_energy E⊥/‖x‖² in [0, 1], cosine (mean pairwise), effective_rank in [1, n] of the Gram matrix."""
-  n, d = streams.shape[-2:]
-  x = streams.reshape(-1, n, d).astype(jnp.float32)
-  gram = jnp.einsum("tid,tjd->tij", x, x)
+  n = streams.shape[-2]
+  gram = _gram(streams)
   energy = jnp.trace(gram, axis1=1, axis2=2) + 1e-12
   common = jnp.sum(gram, axis=(1, 2)) / n
   weights = jnp.linalg.eigvalsh(_sample(gram))
@@ -50,8 +49,14 @@ def stream_diagnostics(streams: Float[Array, "*tokens n d"]) -> dict[str, Float[
 
 def stream_cosine(streams: Float[Array, "*tokens n d"]) -> Float[Array, ""]:
   """Mean cosine between two different streams of a token: 1 where the streams are copies of each other."""
+  return _mean_cosine(_gram(streams))
+
+
+def _gram(streams: Float[Array, "*tokens n d"]) -> Float[Array, "t n n"]:
+  """Inner products of a token's streams, up to a factor: squares of a diverging network's streams overflow."""
   x = streams.reshape(-1, *streams.shape[-2:]).astype(jnp.float32)
-  return _mean_cosine(jnp.einsum("tid,tjd->tij", x, x))
+  x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), 1e-30)
+  return jnp.einsum("tid,tjd->tij", x, x)
 
 
 def _mean_cosine(gram: Float[Array, "t n n"]) -> Float[Array, ""]:

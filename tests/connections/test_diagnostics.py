@@ -71,9 +71,11 @@ def test_orthonormal_streams_have_full_rank_and_streams_that_sum_to_zero_only_di
   )
 
 
-def test_stream_diagnostics_equal_their_definitions_on_random_streams():
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e25])
+def test_stream_diagnostics_equal_their_definitions_on_random_streams_of_any_size(size):
+  """Squares of 1e25 overflow in float32: a network that diverges is when the numbers are wanted."""
   x = np.random.default_rng(0).normal(size=(*TOKENS, N, 8)) + 0.7
-  values = _values(stream_diagnostics(jnp.asarray(x, jnp.float32)))
+  values = _values(stream_diagnostics(jnp.asarray(size * x, jnp.float32)))
   energy, cosine, rank = [], [], []
   for token in x.reshape(-1, N, 8):
     centred = token - token.mean(axis=0)
