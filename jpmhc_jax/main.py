@@ -1,8 +1,8 @@
 """`jpmhc train|evaluate|sweep|report|describe|spectrum`, also `python -m jpmhc_jax`.
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
-died · 74 the disk is full or closed · 75 interrupted, state saved, run the same command to resume · 1 anything else,
-with a traceback.
+died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed · 75 interrupted, state saved,
+run the same command to resume · 1 anything else, with a traceback.
 """
 
 import argparse

@@ -3,8 +3,10 @@
   python -m scripts.gke --name=arc1 --image=REGISTRY/jpmhc:1 --accelerator=tpu-v5-lite-podslice --topology=4x4 \\
     --hosts=4 --chips=4 --slices=2 -- --config=configs/arc1.py:cayley --workdir=/runs/arc1 --config.mesh.slices=2
 
-The image holds the installed package; the claim named by --volume is mounted at /runs. A pod that is told to stop gets
-two minutes: the run saves and ends with 75, and the JobSet starts it again up to --restarts times, where it resumes.
+The image holds the installed package. TPU hosts find each other; GPU pods are told where process 0 is and how many they
+are, and take their number from the indexed job. The claim named by --volume is mounted at /runs. A pod that is told to
+stop gets two minutes: the run saves and ends with 75, and the JobSet starts it again up to --restarts times, where it
+resumes.
 """
 
 import argparse
@@ -21,6 +23,12 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
   """The JobSet: one job a slice with one pod a host, restarted as a whole."""
   gpu = options.accelerator.startswith("nvidia")
   environment = xla_flags.gpu_environment() if gpu else xla_flags.tpu_environment(options.slices)
+  if gpu:
+    # The pod's stable name in the JobSet's headless service.
+    environment |= {
+      "JAX_COORDINATOR_ADDRESS": f"{options.name}-slice-0-0.{options.name}:8476",
+      "JAX_NUM_PROCESSES": str(options.hosts),
+    }
   label = "cloud.google.com/gke-accelerator" if gpu else "cloud.google.com/gke-tpu-accelerator"
   chips = {"nvidia.com/gpu" if gpu else "google.com/tpu": options.chips}
   container = {
@@ -85,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--xpk", action="store_true", help="create the workload with xpk on --cluster")
   parser.add_argument("--cluster", default="", help="for --xpk")
   options = parser.parse_args(arguments)
+  if options.slices > 1 and options.accelerator.startswith("nvidia"):
+    parser.error(f"--slices={options.slices}: GPU nodes have no slices; raise --hosts")
   if options.xpk:
     return commands.execute([xpk(options)], options.dry_run)
   text = json.dumps(manifest(options), indent=2)

@@ -1,6 +1,6 @@
-"""One start of `jpmhc train` as one or several processes on this machine, CPU devices and gloo collectives."""
+"""One start of `jpmhc` as one or several processes on this machine, CPU devices and gloo collectives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -38,18 +38,18 @@ class Layout:
 class Start:
   """The processes of one start. Use as a context: none outlives it."""
 
-  def __init__(self, layout: Layout, workdir: pathlib.Path, steps: int, cache: pathlib.Path, file_limit: int = 0):
+  def __init__(
+    self, layout: Layout, workdir: pathlib.Path, arguments: Sequence[str], cache: pathlib.Path, file_limit: int = 0
+  ):
     self.workdir, self.layout = workdir, layout
     self.began = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     self._logs = [(workdir.parent / f"{workdir.name}.process{i}.log") for i in range(layout.processes)]
     address = f"127.0.0.1:{_free_port()}"
-    self.processes = [
-      self._process(i, steps, address, cache, file_limit, log.open("w")) for i, log in enumerate(self._logs)
-    ]
+    self.processes = [self._process(i, arguments, address, cache, file_limit, log) for i, log in enumerate(self._logs)]
 
   def _process(
-    self, index: int, steps: int, address: str, cache: pathlib.Path, file_limit: int, log: object
+    self, index: int, arguments: Sequence[str], address: str, cache: pathlib.Path, file_limit: int, log: pathlib.Path
   ) -> subprocess.Popen:
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
@@ -65,18 +65,19 @@ class Start:
         "JAX_NUM_PROCESSES": str(self.layout.processes),
         "JAX_PROCESS_ID": str(index),
       }
-    command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={CONFIG}:{steps}", f"--workdir={self.workdir}"]
+    command = [sys.executable, "-m", "jpmhc_jax", *arguments]
 
     def limit() -> None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
-    return subprocess.Popen(
-      command,
-      env=environment,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      preexec_fn=limit if file_limit else None,
-    )
+    with log.open("w") as output:
+      return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        preexec_fn=limit if file_limit else None,
+      )
 
   def __enter__(self) -> "Start":
     return self
@@ -108,6 +109,11 @@ class Start:
   def output(self) -> str:
     """What all processes printed."""
     return "\n".join(log.read_text(errors="replace") for log in self._logs if log.is_file())
+
+
+def training(steps: int, workdir: pathlib.Path) -> list[str]:
+  """The command that trains the harness's config in this workdir."""
+  return ["train", f"--config={CONFIG}:{steps}", f"--workdir={workdir}"]
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Int
 import numpy as np
 
+from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.data.batches import BatchPlan, Split
 
 PAD = 0
@@ -133,7 +134,13 @@ class EvaluationBatches:
 
 
 def _collate(split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
-  inputs, labels = split.encode(examples)
+  try:
+    inputs, labels = split.encode(examples)
+  except OSError as error:  # a file that is gone, or a disk that fails, while the run reads it
+    raise DataError(
+      f"{error.filename or 'data'}: cannot be read any more ({error.strerror or error}); bring it back and run the "
+      "same command to resume from the last checkpoint"
+    ) from error
   labels = labels.astype(np.int32)
   labels[labels == PAD] = IGNORED_LABEL
   identifiers = split.identifiers[split.puzzle_of(examples)].astype(np.int32)

@@ -1,13 +1,12 @@
 """Batches ahead of the step: grain reads `dataset.batch(step)` in threads, in order, from any step on."""
 
 from collections.abc import Generator
-import contextlib
 import dataclasses
 import itertools
 
 import grain
 
-from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.dataset import Batch, Dataset, Rows
 
 Stream = Generator[tuple[int, Batch], None, None]
@@ -37,20 +36,8 @@ def load(dataset: Dataset, start: int = 0, rows: Rows = slice(None), prefetch: i
   """
   if prefetch < 0:
     raise ConfigError(f"data.prefetch={prefetch}: expected 0 or more batches.")
-  return _checked(_Steps(dataset, start, rows), prefetch)
-
-
-def _checked(steps: _Steps, prefetch: int) -> Stream:
-  """A data file that is gone, or a disk that fails, while the run reads it."""
-  stream = _prefetched(steps, prefetch) if prefetch else (steps[i] for i in itertools.count())
-  try:
-    with contextlib.closing(stream):
-      yield from stream
-  except OSError as error:
-    raise DataError(
-      f"{error.filename or 'data'}: cannot be read any more ({error.strerror or error}); bring it back and run the "
-      "same command to resume from the last checkpoint"
-    ) from error
+  steps = _Steps(dataset, start, rows)
+  return _prefetched(steps, prefetch) if prefetch else (steps[i] for i in itertools.count())
 
 
 def _prefetched(steps: _Steps, prefetch: int) -> Stream:

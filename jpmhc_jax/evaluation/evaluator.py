@@ -6,7 +6,7 @@ A causal ablation (`evaluation.ablation`) writes into a folder of its own below 
 results of the run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import gzip
 import json
 import pathlib
@@ -20,6 +20,7 @@ from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
 from jpmhc_jax.evaluation.arc import ArcVotes
+from jpmhc_jax.evaluation.continuation import continuations
 from jpmhc_jax.evaluation.partial import Partial
 from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.evaluation.tally import EXAMPLES, Tally
@@ -89,7 +90,14 @@ class Evaluator:
           f"asked to stop in an evaluation, after {done} of {self._length()} batches: saved; run the same command to "
           "resume"
         )
+    if self.dataset.kind == "text":
+      tally.examples = continuations(self._batch(0), lambda batch: self._answers(state, batch))
     return self._merged(tally)
+
+  def _answers(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    fed = {name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")}
+    result = self.rollout(state.evaluated, state.buffers, state.table, self.share.place(fed))
+    return self.share.collect({"predictions": result["predictions"]})["predictions"]
 
   def _merged(self, tally: Tally) -> Tally:
     if jax.process_count() == 1:

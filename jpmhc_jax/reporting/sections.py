@@ -1,6 +1,6 @@
 """The parts of the page that describe one run: summary, evaluations, grids, mixers, configuration, environment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import shlex
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.reporting import choice, curves, depth, grids, markup, spectra
+from jpmhc_jax.reporting import choice, curves, depth, grids, markup, passages, spectra
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
@@ -151,35 +151,42 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
   filters = tag("form", choose, search, large, tag("output", class_="quiet"), class_="filters")
   kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
-  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}. Red frames mark wrong cells."
+  text = all(example.get("kind") == "text" for example in examples)
+  marks = "Marked is what follows the first difference." if text else "Red frames mark wrong cells."
+  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}. {marks}"
   intro = tag("p", words, class_="quiet")
   cards = [example_card(example) for example in examples]
   return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
 
 
 def example_card(example: Mapping[str, Any]) -> Markup:
-  """One puzzle: input, truth, and the answers in order, each with votes and mean halting probability."""
+  """One puzzle: input, truth, and the answers in order, each with votes and mean halting probability; or a passage."""
   kind = example.get("kind", "arc")
   truth, question = example.get("truth"), example.get("input")
   at = example.get("solved_at")
   verdict = "solved" if at == 1 else f"solved by answer {at}" if at else "not solved"
   badge = tag("span", verdict, class_=f"badge {'good' if at else 'bad'}")
   title = f"{example.get('task', '?')}" + (f" · test {example.get('test', 0)}" if kind == "arc" else "")
+  listed = example.get("predictions")
+  predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
+  drawn = passages.draw(example, predictions) if kind == "text" else _grids(kind, question, truth, predictions)
+  heading = tag("p", tag("strong", title), " ", badge)
+  look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
+  return tag("article", heading, drawn, aria_label=f"{title}, {verdict}", **look)
+
+
+def _grids(kind: str, question: Any, truth: Any, predictions: Sequence[Mapping[str, Any]]) -> Markup:
   figures = [
     _grid_figure(kind, question, "Input", given=question),
     _grid_figure(kind, truth, "Truth", given=question),
   ]
-  listed = example.get("predictions")
-  predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
   for i, prediction in enumerate(predictions, start=1):
     label = "Answer" if len(predictions) == 1 else f"Answer {i}"
     grid, details = prediction.get("grid"), _votes_and_q(prediction, kind)
     figures.append(_grid_figure(kind, grid, label, details, truth, question, right=grid == truth))
   if not predictions:
     figures.append(markup.note("No answer was recorded."))
-  heading = tag("p", tag("strong", title), " ", badge)
-  look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
-  return tag("article", heading, tag("div", *figures, class_="grids"), aria_label=f"{title}, {verdict}", **look)
+  return tag("div", *figures, class_="grids")
 
 
 def _votes_and_q(prediction: Mapping[str, Any], kind: str) -> str:

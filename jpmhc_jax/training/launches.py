@@ -31,10 +31,12 @@ def detect(environ: Mapping[str, str], tpu_vm: bool = False, kubernetes_client: 
   """The launch that the variables describe; None for a process on its own.
 
   In this order: plain variables (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; in a Kubernetes job or
-  JobSet the last may come from JOB_COMPLETION_INDEX), a SLURM step of several tasks, a Cloud TPU slice, an indexed
-  Kubernetes job whose service account may be asked (`kubernetes_client`: that package is installed).
+  JobSet the last may come from JOB_COMPLETION_INDEX; JAX_NUM_PROCESSES=1 is a process on its own), a SLURM step of
+  several tasks, a Cloud TPU slice, an indexed Kubernetes job whose service account may be asked (`kubernetes_client`:
+  that package is installed).
 
-  Raises ConfigError for variables that are incomplete or make no sense.
+  Raises ConfigError for variables that are incomplete or make no sense, and for a pod of an indexed job that nothing
+  tells how many it is one of: on its own, each would write the same workdir.
   """
   if any(environ.get(name) for name in VARIABLES[:2]):
     return _plain(environ)
@@ -42,12 +44,20 @@ def detect(environ: Mapping[str, str], tpu_vm: bool = False, kubernetes_client: 
     return _slurm(environ) if environ.get("SLURM_STEP_NODELIST") else None  # a batch script is no task of a step
   if tpu_vm or "," in environ.get("TPU_WORKER_HOSTNAMES", "") or environ.get("MEGASCALE_COORDINATOR_ADDRESS"):
     return Launch("tpu")
-  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ and kubernetes_client:
+  if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+    if not kubernetes_client:
+      raise ConfigError(
+        f"JOB_COMPLETION_INDEX={environ['JOB_COMPLETION_INDEX']}: a pod of an indexed Kubernetes job, which does not "
+        "say how many pods there are; set JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES (scripts/gke.py does), "
+        "JAX_NUM_PROCESSES=1 if every pod is a run of its own, or pip install kubernetes"
+      )
     return Launch("kubernetes")
   return None
 
 
 def _plain(environ: Mapping[str, str]) -> Launch | None:
+  if environ.get("JAX_NUM_PROCESSES") == "1":
+    return None
   values = {name: environ.get(name, "") for name in VARIABLES}
   values["JAX_PROCESS_ID"] = values["JAX_PROCESS_ID"] or environ.get("JOB_COMPLETION_INDEX", "")
   for name, value in values.items():
@@ -61,7 +71,7 @@ def _plain(environ: Mapping[str, str]) -> Launch | None:
     raise ConfigError(f"JAX_COORDINATOR_ADDRESS={address!r}: expected host:port of process 0, such as 10.0.0.1:1234")
   if int(index) >= int(count):
     raise ConfigError(f"JAX_PROCESS_ID={index}: expected 0 to JAX_NUM_PROCESSES - 1 = {int(count) - 1}")
-  return Launch("environment", address, int(count), int(index)) if int(count) > 1 else None
+  return Launch("environment", address, int(count), int(index))
 
 
 def _slurm(environ: Mapping[str, str]) -> Launch:

@@ -1,9 +1,11 @@
 """Where scalars go while a run is on: metrics.jsonl always, TensorBoard events and Weights & Biases if asked."""
 
 from collections.abc import Mapping
+import hashlib
 import json
 import math
 import pathlib
+import re
 from typing import Any, Protocol, runtime_checkable
 
 from jpmhc_jax.core import config as configs
@@ -66,15 +68,19 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """A W&B run that resumes under the workdir's name."""
+  """A W&B run that resumes under the workdir's name; its mode and project are W&B's own variables (WANDB_MODE, …)."""
 
   def __init__(self, workdir: pathlib.Path, config: schema.Config):
     try:
       import wandb
     except ImportError as error:
       raise ConfigError("logging.wandb=True: wandb is not installed; pip install 'jpmhc-jax[wandb]'") from error
-    identity = workdir.resolve().as_posix().strip("/").replace("/", "-")
-    self._run: Any = wandb.init(dir=str(workdir), id=identity, resume="allow", config=configs.to_dict(config))
+    # W&B allows 64 plain characters; the digest keeps two workdirs of one name apart.
+    path = workdir.resolve()
+    identity = f"{re.sub(r'[^A-Za-z0-9_-]', '-', path.name)[:40]}-{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
+    self._run: Any = wandb.init(
+      dir=str(workdir), id=identity, name=path.name, resume="allow", config=configs.to_dict(config)
+    )
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     self._run.log(dict(scalars), step=step)
@@ -90,8 +96,12 @@ class Writers:
     self._folder = workdir
     self._writers: list[Writer] = []
     if distributed.is_primary():
-      with storing(f"metrics in {workdir}"):
-        self._open(config, step)
+      try:
+        with storing(f"metrics in {workdir}"):
+          self._open(config, step)
+      except BaseException:
+        self.close()
+        raise
 
   def _open(self, config: schema.Config, step: int) -> None:
     workdir = self._folder

@@ -38,6 +38,12 @@ def test_a_dry_run_prints_every_command(case, capsys):
   assert subprocess.run(["bash", "-n"], input=printed, text=True, check=False).returncode == 0
 
 
+def test_gpu_nodes_have_no_slices(capsys):
+  with pytest.raises(SystemExit):
+    gke.main([*CASES["gke_gpu"][1], "--slices=2", "--dry-run", *RUN])
+  assert "--slices=2: GPU nodes have no slices; raise --hosts" in capsys.readouterr().err
+
+
 def test_the_gpu_flags_are_known_to_this_xla_and_every_flag_has_its_reason():
   known = subprocess.run(
     [sys.executable, "-c", "import jax; jax.devices()"],

@@ -27,7 +27,9 @@ def test_an_indexed_kubernetes_job_gives_the_process_number():
   assert detect(job) == Launch("environment", "10.0.0.1:1234", 4, 2)
   pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
   assert detect(pod, kubernetes_client=True) == Launch("kubernetes")
-  assert detect(pod) is None
+  with pytest.raises(ConfigError, match="JOB_COMPLETION_INDEX=2: .* set JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"):
+    detect(pod)
+  assert detect(pod | {"JAX_NUM_PROCESSES": "1"}) is None
 
 
 def test_a_slurm_step_of_several_tasks():

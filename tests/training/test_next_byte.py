@@ -74,6 +74,27 @@ def test_bits_per_byte_weighs_every_byte_the_same(config, trained, tmp_path):
   assert json.loads((tmp_path / "evaluation" / "step_6.json").read_text())["metrics"] == metrics
 
 
+def test_windows_are_written_on_with_the_likeliest_bytes(config, trained, tmp_path):
+  """Against the model called on prompts of growing length: 8 of 16 bytes are given, 8 written."""
+  setup, dataset = tiny.setup(config), tiny.dataset(config)
+  Evaluator(setup, dataset, tmp_path)(trained[0], 6)
+  shown = json.loads((tmp_path / "evaluation" / "step_6.json").read_text())["examples"]
+  model, batch = tiny.model_of(setup, trained[0]), dataset.evaluation_batches(24)[0]
+  forward = jax.jit(lambda inputs: model(inputs))
+  sure = [row for row in range(24) if batch["labels"][row, 7] != -100][:12]
+  assert [example["task"] for example in shown] == [f"text {batch['index'][row]}" for row in sure]
+  for row, example in list(zip(sure, shown, strict=True))[:3]:
+    tokens, truth = batch["inputs"][row].copy(), [b for b in batch["labels"][row, 7:15] if b != -100]
+    for k in range(8, 16):  # what lies behind k cannot matter: the model is causal
+      tokens[k:] = 0
+      tokens[k] = forward(tokens[None])[0, k - 1].argmax()
+    assert example["input"].encode() == bytes(b for b in batch["inputs"][row, :8].tolist() if b)
+    assert example["truth"].encode() == bytes(truth)
+    expected = bytes(b for b in tokens[8 : 8 + len(truth)].tolist() if b).decode("utf-8", "replace")
+    assert example["predictions"] == [{"text": expected}]
+    assert example["solved_at"] == (1 if expected == example["truth"] else None)
+
+
 def test_every_layer_is_diagnosed(config, trained):
   values = make_diagnose(tiny.setup(config))(trained[0])
   where = {name.removeprefix("mixer/").rsplit("/", 1)[0] for name in values}
