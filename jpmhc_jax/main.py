@@ -10,7 +10,7 @@ import sys
 
 from jpmhc_jax import commands
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
   if from_shell and command.computes:
     restart_with_fast_allocation()
+    keep_compiled_programs()
   options.overrides, options.arguments = rest, arguments
   try:
     return command.run(options)

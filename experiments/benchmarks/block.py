@@ -1,6 +1,7 @@
 """One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
 
   python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE] [--figure=FILE]
+      [--sections=blocks,roofline,scaling]
 
 Forward and backward of a whole block (coefficients, read, identity sub-layer, mix and write) in milliseconds, ours with
 three mixers beside a plain residual x + F(x) and, where PyTorch and `hyper-connections` are installed, its
@@ -178,19 +179,23 @@ def main() -> None:
   parser.add_argument("--widths", default="128,512")
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--sections", default="blocks,roofline,scaling", help="the others stay as they are in --out")
   parser.add_argument("--figure", type=pathlib.Path, default=None)
   options = parser.parse_args()
   widths = [int(width) for width in options.widths.split(",")]
-  blocks = [row for d in widths for row in compare(options.tokens, 4, d, options.rounds)]
-  floors = [row for d in widths for row in roofline(options.tokens, 4, d, options.rounds)]
-  grown = scaling(options.rounds)
-  for title, rows in (("blocks", blocks), ("roofline", floors), ("scaling", grown)):
+  measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "blocks": lambda: [row for d in widths for row in compare(options.tokens, 4, d, options.rounds)],
+    "roofline": lambda: [row for d in widths for row in roofline(options.tokens, 4, d, options.rounds)],
+    "scaling": lambda: scaling(options.rounds),
+  }
+  sections = {title: measures[title]() for title in options.sections.split(",")}
+  for title, rows in sections.items():
     print(f"\n{title}: {', '.join(rows[0])}")
     show(rows)
-  if options.figure:
-    draw([row for row in floors if row["d"] == widths[0]], options.figure)
+  if options.figure and "roofline" in sections:
+    draw([row for row in sections["roofline"] if row["d"] == widths[0]], options.figure)
   if options.out:
-    timing.write_json(options.out, {"blocks": blocks, "roofline": floors, "scaling": grown})
+    timing.write_json(options.out, {**timing.earlier(options.out), **sections})
 
 
 if __name__ == "__main__":

@@ -1,27 +1,19 @@
-"""What rematerialisation saves and costs: temporaries and step time of one network under every policy.
+"""What rematerialisation saves and costs: temporaries and step time of two networks under every policy.
 
-  python -m experiments.benchmarks.remat [--mixer=cayley] [--width=128] [--batch=16] [--rounds=6] [--out=FILE]
+  python -m experiments.benchmarks.remat [--mixer=cayley] [--width=128] [--batch=8] [--rounds=5] [--out=FILE]
 
-Four streams on 10×10 ARC grids, T = 3, n = 4 (see `step`). Prints, per policy: what the compiler plans for temporaries
-(activations kept for the backward pass, mostly), the step time and its ratio to policy none in the same round, and the
-operations with what is recomputed.
-
-| policy | temporaries | operations |
-|---|---|---|
-| none | 621 MiB | ×1.00 |
-| products | 275 MiB | ×1.02 |
-| coefficients | 162 MiB | ×1.20 |
-| block | 159 MiB | ×1.20 |
-| call | 151 MiB | ×1.30 |
-
-Cayley, width 128, batch 16, as the CPU compiler plans them (jax 0.10.2). The saved coefficients are 24 numbers a
-token and connection, beside 512 of the streams.
+Four streams. The recursive network works on 10×10 ARC grids with T = 3, n = 4 (see `step`), the decoder has 8 layers
+and windows of 128 bytes. Prints, per policy: what the compiler plans for temporaries (activations kept for the backward
+pass, mostly), the step time and its ratio to policy none in the same round, and the operations with what is recomputed.
+The saved coefficients are 24 numbers a token and connection, beside 4·d of the streams. `--networks=trm` or `decoder`
+measures one of them.
 """
 
 import argparse
 import dataclasses
 import pathlib
 import statistics
+from typing import Any
 
 import jax
 
@@ -41,6 +33,21 @@ def with_policy(config: schema.Config, policy: str) -> schema.Config:
   return dataclasses.replace(config, model=dataclasses.replace(config.model, rematerialise=policy))
 
 
+def decoder_config(mixer: str, width: int, batch: int) -> schema.Config:
+  """A causal language model of 8 layers with four streams."""
+  return schema.Config(
+    steps=1000,
+    batch_size=batch,
+    mesh=schema.Mesh(data=1),
+    data=schema.Data(kind="text", prefetch=0, text=schema.TextData(window=128)),
+    model=schema.Model(kind="decoder", width=width, heads=max(width // 32, 1), layers=8, loss="softmax"),
+    connection=schema.Connection(manifold=mixer, streams=4),
+  )
+
+
+NETWORKS = {"trm": run_config, "decoder": decoder_config}
+
+
 def operations(config: schema.Config, dataset: data.Dataset) -> int:
   """Matrix products of a step, recomputed ones included."""
   setup = prepare(config, dataset, make_mesh(config.mesh, jax.devices()[:1]))
@@ -48,39 +55,47 @@ def operations(config: schema.Config, dataset: data.Dataset) -> int:
   return flops.count(make_train_step(setup), state, state.carry.data, products_only=True)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--mixer", default="cayley")
-  parser.add_argument("--width", type=int, default=128)
-  parser.add_argument("--batch", type=int, default=16)
-  parser.add_argument("--rounds", type=int, default=6)
-  parser.add_argument("--out", type=pathlib.Path, default=None)
-  options = parser.parse_args()
-  config = run_config(options.mixer, options.width, options.batch)
-  dataset = data.build(config.data, batch_size=options.batch, seed=0)
-  configs = {policy: with_policy(config, policy) for policy in POLICIES}
-  work = {policy: operations(configs[policy], dataset) for policy in POLICIES}
-  candidates = {policy: candidate(configs[policy], dataset) for policy in POLICIES}
-  samples = timing.interleaved(candidates, rounds=options.rounds, warmup=1)
-  rows = [
+def measure(network: str, config: schema.Config, rounds: int) -> list[dict[str, Any]]:
+  """One row a policy."""
+  dataset = data.build(config.data, batch_size=config.batch_size, seed=0)
+  policies = [policy for policy in POLICIES if network == "trm" or policy != "call"]  # a decoder is one call
+  configs = {policy: with_policy(config, policy) for policy in policies}
+  work = {policy: operations(configs[policy], dataset) for policy in policies}
+  candidates = {policy: candidate(configs[policy], dataset) for policy in policies}
+  samples = timing.interleaved(candidates, rounds=rounds, warmup=1)
+  return [
     {
+      "network": network,
       "policy": policy,
       "temporary_MiB": candidates[policy].temporary_mib,
       "step_ms": statistics.median(samples[policy]),
       "ratio_to_none": timing.ratio(samples, policy, "none"),
       "operations_ratio": work[policy] / work["none"],
     }
-    for policy in POLICIES
+    for policy in policies
   ]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--networks", default="trm,decoder")
+  parser.add_argument("--mixer", default="cayley")
+  parser.add_argument("--width", type=int, default=128)
+  parser.add_argument("--batch", type=int, default=8)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--out", type=pathlib.Path, default=None)
+  options = parser.parse_args()
+  rows = []
+  for name in options.networks.split(","):
+    rows += measure(name, NETWORKS[name](options.mixer, options.width, options.batch), options.rounds)
   for row in rows:
     print(
-      f"{row['policy']:14s} temporaries {row['temporary_MiB']:8.1f} MiB   step {row['step_ms']:7.1f} ms  "
-      f"×{row['ratio_to_none']:.2f}   operations ×{row['operations_ratio']:.2f}"
+      f"{row['network']:8s} {row['policy']:14s} temporaries {row['temporary_MiB']:8.1f} MiB   "
+      f"step {row['step_ms']:7.1f} ms  ×{row['ratio_to_none']:.2f}   operations ×{row['operations_ratio']:.2f}"
     )
   if options.out:
-    timing.write_json(
-      options.out, {"mixer": options.mixer, "width": options.width, "batch": options.batch, "rows": rows}
-    )
+    settings = {name: getattr(options, name) for name in ("mixer", "width", "batch", "rounds")}
+    timing.write_json(options.out, {**settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -73,3 +73,11 @@ def write_json(path: str | pathlib.Path, results: Mapping[str, Any]) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps({"environment": environment(), **results}, indent=1) + "\n")
+
+
+def earlier(path: str | pathlib.Path) -> dict[str, Any]:
+  """Results that a file holds already, without their environment, for a benchmark that is measured in pieces."""
+  path = pathlib.Path(path)
+  found = json.loads(path.read_text()) if path.exists() else {}
+  found.pop("environment", None)
+  return found

@@ -94,16 +94,26 @@ def write_backward(weights: Float[Array, "n *per_token"], y: _Vector, cotangent:
 
 def products(x: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tokens"]:
   """Σ x W, tokens last; the transposition of the result stays out of the product, which would transpose x for it."""
-  return jnp.moveaxis(jax.lax.optimization_barrier(jnp.einsum("...nd,ndk->...k", _wide(x, kernel), kernel)), -1, 0)
+  return jnp.moveaxis(jax.lax.optimization_barrier(_flat(_wide(x, kernel)) @ _flat_rows(kernel)), -1, 0)
 
 
 def products_backward(
   x: _Streams, kernel: Float[Array, "n d k"], cotangent: Float[Array, "k *tokens"]
 ) -> tuple[Array, Array]:
   """x̄ = W s̄,  W̄ = Σ_tokens x s̄."""
-  to_kernel = jax.lax.optimization_barrier(jnp.einsum("k...,...nd->knd", cotangent, _wide(x, cotangent)))
-  rows, columns = jax.lax.optimization_barrier((jnp.moveaxis(cotangent, 0, -1), jnp.moveaxis(kernel, -1, 0)))
-  return jnp.einsum("...k,knd->...nd", rows, columns), jnp.moveaxis(to_kernel, 0, -1)
+  to_kernel = jnp.einsum("k...,...f->kf", cotangent, _flat(_wide(x, cotangent)))
+  rows, columns = jax.lax.optimization_barrier((jnp.moveaxis(cotangent, 0, -1), _flat_rows(kernel).T))
+  to_kernel = jnp.swapaxes(jax.lax.optimization_barrier(to_kernel), 0, 1)
+  return (rows @ columns).reshape(x.shape), to_kernel.reshape(kernel.shape)
+
+
+def _flat(x: _Streams) -> Float[Array, "*tokens f"]:
+  """The streams side by side: a contraction over two axes takes them in an order that copies the streams."""
+  return x.reshape(*x.shape[:-2], -1)
+
+
+def _flat_rows(kernel: Float[Array, "n d k"]) -> Float[Array, "f k"]:
+  return kernel.reshape(-1, kernel.shape[-1])
 
 
 def statistics(x: _Streams, kernel: Float[Array, "n d k"]) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:

@@ -118,6 +118,7 @@ def _attend_backward(causal, saved, cotangent):
   to_scores = (weights * (transposed(value, cotangent) - centre)).astype(dtype)
   to_key = jnp.einsum("bhst,bhtk->bhsk", to_scores, query)
   to_query = jnp.einsum("bhks,bhst->bhkt", jax.lax.optimization_barrier(jnp.swapaxes(key, -1, -2)), to_scores)
+  to_query = jax.lax.optimization_barrier(to_query)  # or the swap below goes into the product, which turns it round
   return jnp.swapaxes(to_query, -1, -2) * _scale(key), to_key, to_value
 
 

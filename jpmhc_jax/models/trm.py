@@ -14,6 +14,7 @@ published TRM. Source: 2510.04871 and its code.
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def supervision_step(
   program holds the network once per direction, whatever T and n are.
   """
 
-  def call(latents: Array, updated: Array) -> tuple[Array, None]:
+  def call(network: Network, x: Array, latents: Array, updated: Array) -> tuple[Array, None]:
     injected = latents[1 - updated] + jnp.where(updated == 1, x, jnp.zeros_like(x))
     new = network(latents[updated], injected)
     return jax.lax.dynamic_update_index_in_dim(latents, new, updated, 0), None
@@ -68,9 +69,19 @@ def supervision_step(
   cycle = np.arange(recursion.inner + 1) < recursion.inner
   latents = jnp.stack([z_h, z_l])
   if recursion.outer > 1:
-    latents, _ = jax.lax.scan(call, latents, jnp.asarray(np.tile(cycle, recursion.outer - 1), jnp.int32))
-  latents, _ = jax.lax.scan(call, jax.lax.stop_gradient(latents), jnp.asarray(cycle, jnp.int32))
+    still = functools.partial(call, _without_gradient(network, latents[0]), jax.lax.stop_gradient(x))
+    latents, _ = jax.lax.scan(still, latents, jnp.asarray(np.tile(cycle, recursion.outer - 1), jnp.int32))
+  learning = functools.partial(call, network, x)
+  latents, _ = jax.lax.scan(learning, jax.lax.stop_gradient(latents), jnp.asarray(cycle, jnp.int32))
   return latents[0], latents[1]
+
+
+def _without_gradient(network: Network, latent: Array) -> Network:
+  """The network with constant parameters. What is merely thrown away in the end (a stopped result) still goes through
+  the rules of differentiation, and pays for the marks of what a backward pass would save.
+  """
+  pure, parameters = jax.closure_convert(network, latent, latent)
+  return lambda h, v: pure(h, v, *jax.lax.stop_gradient(parameters))
 
 
 class Part(NamedTuple):
