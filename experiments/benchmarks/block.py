@@ -3,9 +3,9 @@
   python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE] [--figure=FILE]
       [--sections=blocks,roofline,scaling]
 
-Forward and backward of a whole block (coefficients, read, identity sub-layer, mix and write) in milliseconds, ours with
-three mixers beside a plain residual x + F(x) and, where PyTorch and `hyper-connections` are installed, its
-HyperConnections and ManifoldConstrainedHyperConnections; then every part against the time of a copy measured in the
+Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
+with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
+and mHC layers, eager and compiled; then every part against the time of a copy measured in the
 same rounds (roofline), and the block as n, d and the number of tokens grow, with the temporaries that the compiler
 planned.
 Runs on the first device that JAX has.
@@ -13,7 +13,6 @@ Runs on the first device that JAX has.
 
 import argparse
 from collections.abc import Callable
-import importlib.util
 import pathlib
 import statistics
 from typing import Any
@@ -21,13 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import peers, timing
 from jpmhc_jax.connections import apply, HyperConnection, portable
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 
 Thunk = Callable[[], Any]
 MIXERS = ("identity", "cayley", "sinkhorn")
+PEERS = ("HC", "mHC, Sinkhorn-20")  # families of the PyPI package, see `peers.SHARED`
 
 
 def compiled_gradient(function: Callable[..., Any], *arguments: Any) -> tuple[Thunk, float]:
@@ -44,33 +44,16 @@ def compiled_gradient(function: Callable[..., Any], *arguments: Any) -> tuple[Th
 
 
 def our_block(mixer: str, tokens: int, n: int, d: int) -> tuple[Thunk, float]:
-  """x' = H x + b ⊗ (aᵀ x), with gradients for streams and parameters."""
+  """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters."""
   rule = HyperConnection.from_config(schema.Connection(manifold=mixer, streams=n), d, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (tokens, n, d))
-  return compiled_gradient(lambda p, x: rule(p, x, lambda u: u), parameters, streams)
+  return compiled_gradient(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)
 
 
 def plain_residual(tokens: int, d: int) -> tuple[Thunk, float]:
-  """x + F(x) with F the identity: what one stream costs."""
-  return compiled_gradient(lambda x: x + x, jax.random.normal(jax.random.key(1), (tokens, d)))
-
-
-def package_block(name: str, tokens: int, n: int, d: int) -> Thunk:
-  """The same block of the PyPI package on PyTorch's CPU: streams (n, tokens, d), identity branch."""
-  import hyper_connections
-  import torch
-
-  block = getattr(hyper_connections, name)(n, dim=d, branch=torch.nn.Identity())
-  streams = torch.randn(n, tokens, d, requires_grad=True)
-  cotangent = torch.randn(n, tokens, d)
-
-  def run() -> None:
-    block.zero_grad()
-    streams.grad = None
-    block(streams).backward(cotangent)
-
-  return run
+  """x + tanh(x): what one stream costs."""
+  return compiled_gradient(lambda x: x + jnp.tanh(x), jax.random.normal(jax.random.key(1), (tokens, d)))
 
 
 def parts(tokens: int, n: int, d: int) -> dict[str, tuple[Thunk, float]]:
@@ -109,9 +92,9 @@ def compare(tokens: int, n: int, d: int, rounds: int) -> list[dict[str, Any]]:
   built = {f"jpmhc_jax {mixer}": our_block(mixer, tokens, n, d) for mixer in MIXERS}
   built["plain residual"] = plain_residual(tokens, d)
   thunks = {name: thunk for name, (thunk, _) in built.items()}
-  if importlib.util.find_spec("hyper_connections") is not None:
-    for name in ("HyperConnections", "ManifoldConstrainedHyperConnections"):
-      thunks[f"hyper-connections {name}"] = package_block(name, tokens, n, d)
+  for family in () if peers.missing() else PEERS:
+    for how, compiled in (("eager", False), ("torch.compile", True)):
+      thunks[f"hyper-connections {family}, {how}"] = peers.block(family, n, d, tokens, compiled)
   times = medians(thunks, rounds)
   temporaries = {name: temporary for name, (_, temporary) in built.items()}
   return [
@@ -195,7 +178,9 @@ def main() -> None:
   if options.figure and "roofline" in sections:
     draw([row for row in sections["roofline"] if row["d"] == widths[0]], options.figure)
   if options.out:
-    timing.write_json(options.out, {**timing.earlier(options.out), **sections})
+    timing.write_json(
+      options.out, {**timing.earlier(options.out), **sections, "peers": peers.missing() or peers.versions()}
+    )
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ import functools
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import portable
+
+# What a rematerialisation policy may save instead of the streams: some n² + 2n numbers a token, against n·d.
+COEFFICIENTS = "coefficients"
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -87,7 +91,8 @@ def statistics(
 
 
 def _statistics_forward(streams, kernel, operators):
-  return statistics(streams, kernel, operators), (streams, kernel)
+  found = statistics(streams, kernel, operators)
+  return tuple(checkpoint_name(part, COEFFICIENTS) for part in found), (streams, kernel)
 
 
 def _statistics_backward(operators, saved, cotangents):
