@@ -1,7 +1,7 @@
 """Hyper-connections: n residual streams around any sub-layer, with the mixer on a chosen manifold."""
 
-from jpmhc_jax.connections.apply import COEFFICIENTS, mix_and_write, read, write
-from jpmhc_jax.connections.connection import Coefficients, HyperConnection
+from jpmhc_jax.connections.apply import mix_and_write, read, write
+from jpmhc_jax.connections.connection import COEFFICIENTS, Coefficients, HyperConnection
 from jpmhc_jax.connections.ends import Ends, expand, reduce, StreamEnds
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import GEOMETRIES

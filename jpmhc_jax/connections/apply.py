@@ -12,13 +12,9 @@ import functools
 from typing import Any
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import portable
-
-# What a rematerialisation policy may save instead of the streams: some n² + 2n numbers a token, against n·d.
-COEFFICIENTS = "coefficients"
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -91,8 +87,7 @@ def statistics(
 
 
 def _statistics_forward(streams, kernel, operators):
-  found = statistics(streams, kernel, operators)
-  return tuple(checkpoint_name(part, COEFFICIENTS) for part in found), (streams, kernel)
+  return statistics(streams, kernel, operators), (streams, kernel)
 
 
 def _statistics_backward(operators, saved, cotangents):

@@ -38,6 +38,10 @@ ABLATIONS: dict[str, Callable[[int], np.ndarray | None]] = {
 }
 
 
+# What a rematerialisation policy may save instead of the streams: n² + 2n numbers a token, against n·d.
+COEFFICIENTS = "coefficients"
+
+
 class Coefficients(NamedTuple):
   """What a connection computes per token, float32. `mix` is None for the identity mixer.
 
@@ -50,7 +54,7 @@ class Coefficients(NamedTuple):
 
 
 def _named(coefficient: Array) -> Array:
-  return checkpoint_name(coefficient, apply.COEFFICIENTS)
+  return checkpoint_name(coefficient, COEFFICIENTS)
 
 
 @dataclasses.dataclass(frozen=True)

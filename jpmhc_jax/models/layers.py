@@ -32,38 +32,35 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
   """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""
-  return _rms_norm_forward(x, epsilon, axis)[0]
-
-
-# The scale is kept for the backward pass: a pass over x less, and x itself is not needed again, only y.
-def _rms_norm_forward(x, epsilon, axis):
   wide = _finished(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-  scale = kept(jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon))
-  y = (wide * scale).astype(x.dtype)
-  return y, (y, scale)
-
-
-# y = r x, r = (mean x² + ε)^(−1/2)  ⇒  x̄ = r ȳ − r³ mean(ȳ x) x = r (ȳ − mean(ȳ y) y). Without the barrier XLA on the
-# CPU computes the sum of everything that flows into ȳ twice, once for each of its two uses.
-def _rms_norm_backward(epsilon, axis, saved, cotangent):
-  y, scale = saved
-  wide = y.astype(scale.dtype)
-  cotangent = jax.lax.optimization_barrier(cotangent).astype(scale.dtype)
-  along = jnp.mean(cotangent * wide, axis=axis, keepdims=True)
-  return ((scale * (cotangent - along * wide)).astype(y.dtype),)
-
-
-rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+  return (wide * _rms_scale(wide, epsilon, axis)).astype(x.dtype)
 
 
 def _finished(x: Array) -> Array:
   """x, written to memory before it is used: rounding to its own precision is what no compiler's library call takes in.
 
   XLA on the CPU else hands the sum of squares to a library together with the mixing of the streams in front of it,
-  and that library computes broadcast products at a third of the speed of a loop.
+  and that library is slow at broadcast products: 0.74 ms instead of 0.40 for four streams of 1,856 × 128.
   """
   precision = jnp.finfo(x.dtype)
   return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
+
+
+def _rms_scale(wide: Array, epsilon: float, axis: int | tuple[int, ...]) -> Array:
+  return jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
+
+
+# y = r x, r = (mean x² + ε)^(−1/2)  ⇒  x̄ = r ȳ − r³ mean(ȳ x) x. Without the barrier XLA on the CPU computes the sum of
+# everything that flows into ȳ twice, once for each of its two uses.
+def _rms_norm_backward(epsilon, axis, x, cotangent):
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  cotangent = jax.lax.optimization_barrier(cotangent).astype(wide.dtype)
+  scale = _rms_scale(wide, epsilon, axis)
+  along = jnp.mean(cotangent * wide, axis=axis, keepdims=True)
+  return ((scale * cotangent - scale**3 * along * wide).astype(x.dtype),)
+
+
+rms_norm.defvjp(lambda x, epsilon, axis: (rms_norm(x, epsilon, axis), x), _rms_norm_backward)
 
 
 def rope_tables(length: int, head: int, theta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -76,3 +76,14 @@ def test_bfloat16_leaves_keep_float32_moments():
 def test_unknown_form_is_refused():
   with pytest.raises(ConfigError, match="imoneoi, lucidrains"):
     adam_atan2(1e-3, form="imonei")
+
+
+def test_the_angle_is_that_of_float64_from_the_smallest_ratio_to_the_largest():
+  rng = np.random.default_rng(0)
+  gradients = (rng.normal(size=20_000) * 10.0 ** rng.uniform(-15, 15, 20_000)).astype(np.float32)
+  seconds = (rng.normal(size=20_000) * 10.0 ** rng.uniform(-15, 15, 20_000)).astype(np.float32) ** 2
+  transform = scale_by_adam_atan2(b1=0.0, b2=0.5)
+  state = transform.init(jnp.zeros(20_000))._replace(nu=jnp.asarray(seconds))
+  got = transform.update(jnp.asarray(gradients), state)[0]
+  v = 0.5 * seconds.astype(np.float64) + 0.5 * gradients.astype(np.float64) ** 2
+  assert_allclose(got, np.arctan2(gradients.astype(np.float64), np.sqrt(v / 0.5)), rtol=1e-6)
