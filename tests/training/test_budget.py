@@ -7,8 +7,8 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.commands.session import open_run
 from jpmhc_jax.core import schema
+from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.flops import flops_per_step
 from jpmhc_jax.training.step import make_train_step
@@ -38,12 +38,17 @@ def test_the_cost_grows_with_the_batch():
   assert sixty_four - thirty_two == pytest.approx(2 * (thirty_two - sixteen), rel=1e-3)
 
 
-def test_a_run_out_of_time_evaluates_saves_and_is_not_taken_up_again(tmp_path):
-  config = dataclasses.replace(tiny.config(mesh=schema.Mesh()), steps=10_000, budget_seconds=0.01)
-  state = loop.train(open_run(config, tmp_path), ["train"])
+def test_a_run_out_of_time_evaluates_saves_and_is_not_taken_up_again(tmp_path, compiled_once):
+  config = tiny.config(steps=10_000, budget_seconds=0.01)
+  setup, dataset = tiny.setup(config), tiny.dataset(config)
+
+  def run():
+    return loop.Run(setup, dataset, tmp_path, Evaluator(setup, dataset, tmp_path), None)
+
+  state = loop.train(run(), ["train"])
   assert int(state.step) == 1
   assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["step_1.json"]
-  again = loop.train(open_run(config, tmp_path), ["train"])
+  again = loop.train(run(), ["train"])
   assert int(again.step) == 1
   losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert sum("train/loss" in line for line in losses) == 1

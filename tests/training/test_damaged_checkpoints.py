@@ -13,6 +13,8 @@ from jpmhc_jax.core.errors import CheckpointError, StorageError
 from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints, kept_steps
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 class _Evaluation:
   main_metric, higher_is_better = "exact_accuracy", True
@@ -31,7 +33,7 @@ def _run(workdir, config=None):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(compiled_once, tmp_path_factory):
   """A workdir with checkpoints of steps 4, 6 and 8, and the state after step 8."""
   workdir = tmp_path_factory.mktemp("finished")
   state = loop.train(_run(workdir), ["train"])

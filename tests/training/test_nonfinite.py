@@ -17,6 +17,7 @@ from jpmhc_jax.training import loop, nonfinite
 from jpmhc_jax.training import step as steps
 from jpmhc_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 POISON = 7  # an identifier that no example has
 
 

@@ -20,6 +20,8 @@ from jpmhc_jax.core.errors import CheckpointError, ConfigError
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 class FakeEvaluation:
   """Stands in for the evaluator, which has tests of its own: the loop only needs a number."""

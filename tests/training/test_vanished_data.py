@@ -15,6 +15,7 @@ from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 GONE = "cannot be read any more .No such file or directory.; bring it back and run the same command to resume"
 
 
@@ -33,15 +34,8 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def setup(config):
+def setup(config, compiled_once):
   return tiny.setup(config)
-
-
-@pytest.fixture
-def compiled_once(setup, monkeypatch):
-  """The three starts share one compiled step: how it logs is all that differs between them."""
-  step = loop.make_train_step(setup)
-  monkeypatch.setattr(loop, "make_train_step", lambda _: step)
 
 
 def _reading(split, path):
@@ -54,9 +48,7 @@ def _reading(split, path):
   return dataclasses.replace(split, encode=encode)
 
 
-def test_a_file_that_vanishes_during_a_run_ends_it_and_the_run_goes_on_when_it_is_back(
-  config, setup, compiled_once, tmp_path
-):
+def test_a_file_that_vanishes_during_a_run_ends_it_and_the_run_goes_on_when_it_is_back(config, setup, tmp_path):
   dataset, path = tiny.dataset(config), tmp_path / "examples.bin"
   path.touch()
   whole = loop.train(loop.Run(setup, dataset, tmp_path / "whole", _Accuracy(), None), ["train"])
