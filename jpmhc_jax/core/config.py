@@ -220,9 +220,11 @@ def validate(config: schema.Config) -> schema.Config:
   _check_segments(connection, model.width)
   if model.kind == "decoder":
     _require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
+  if model.kind in ("decoder", "vit"):
     _require(
-      model.rematerialise != "call", "model.rematerialise", "call", "none, products or block: a decoder is one call"
+      model.rematerialise != "call", "model.rematerialise", "call", "none, products or block: a transformer is one call"
     )
+  _require(model.patch >= 1, "model.patch", model.patch, "at least 1 pixel")
   optimizer = c.optimizer
   _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number")
   _require(0 <= optimizer.ema < 1, "optimizer.ema", optimizer.ema, "0 (off) to below 1")

@@ -103,8 +103,19 @@ class TextData:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageData:
+  file: str = field(
+    "",
+    ".npz file with x_train, x_test (n, height, width[, channels]) of uint8 and y_train, y_test (n,) of classes; empty "
+    "takes the 8x8 digits of scikit-learn",
+  )
+  shift: int = field(1, "training images are moved by up to so many pixels in each direction")
+  mirror: bool = field(False, "training images are mirrored left to right half of the time")
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
-  kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze", "text"))
+  kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze", "text", "images"))
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop")
   epochs_per_interval: int = field(
     100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
@@ -113,6 +124,7 @@ class Data:
   sudoku: SudokuData = group(SudokuData, "generated Sudoku")
   maze: MazeData = group(MazeData, "generated mazes")
   text: TextData = group(TextData, "bytes of Python sources")
+  images: ImageData = group(ImageData, "images and their classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +149,14 @@ class Puzzle:
 class Model:
   kind: str = field(
     "trm",
-    "model family: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text",
-    ("trm", "decoder"),
+    "model family: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text, vit = vision "
+    "transformer over data.kind=images",
+    ("trm", "decoder", "vit"),
   )
   width: int = field(512, "d: features of one stream")
   heads: int = field(8, "attention heads")
-  layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the decoder")
+  layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the transformer")
+  patch: int = field(4, "vit: side in pixels of the squares that an image is cut into")
   expansion: float = field(
     4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`"
   )

@@ -4,11 +4,12 @@ from jpmhc_jax.core.errors import check_choice
 from jpmhc_jax.core.schema import Data
 from jpmhc_jax.data.arc import build_arc
 from jpmhc_jax.data.dataset import Dataset
+from jpmhc_jax.data.images import build_images
 from jpmhc_jax.data.maze import build_maze
 from jpmhc_jax.data.sudoku import build_sudoku
 from jpmhc_jax.data.text import build_text
 
-_BUILDERS = {"arc": build_arc, "sudoku": build_sudoku, "maze": build_maze, "text": build_text}
+_BUILDERS = {"arc": build_arc, "sudoku": build_sudoku, "maze": build_maze, "text": build_text, "images": build_images}
 
 
 def build(config: Data, *, batch_size: int, seed: int) -> Dataset:

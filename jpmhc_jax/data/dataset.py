@@ -9,6 +9,7 @@ from jaxtyping import Int
 import numpy as np
 
 from jpmhc_jax.core.errors import DataError
+from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.data.batches import BatchPlan, Split
 
 PAD = 0
@@ -34,6 +35,7 @@ class Dataset:
   """Training batches as a pure function of (seed, step), evaluation batches in stored order.
 
   side: of the square token canvas, 0 where the tokens are no grid. length: of a row; 0 takes side².
+  image: set where the rows are images, which have one label each, class + 1.
   identifiers: name of every puzzle identifier, "<blank>" first.
   test_puzzles: scored ARC tasks by name in the public JSON layout with answers; empty for other kinds.
   notes: facts for `describe`. content: hash of everything that the examples are made of.
@@ -51,6 +53,7 @@ class Dataset:
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   length: int = 0
+  image: ImageFormat | None = None
   pad_id: int = PAD
   ignored_label: int = IGNORED_LABEL
 
@@ -59,11 +62,17 @@ class Dataset:
     return self.length or self.side**2
 
   @property
+  def label_length(self) -> int:
+    """Labels of a row: one for each token, or one for an image."""
+    return 1 if self.image else self.sequence_length
+
+  @property
   def num_identifiers(self) -> int:
     return len(self.identifiers)
 
   def batch(self, step: int, rows: Rows = slice(None)) -> Batch:
-    """Rows of the global batch of a step: inputs, labels (b, s) int32 with −100 ignored, puzzle_identifiers (b,) int32.
+    """Rows of the global batch of a step, int32: inputs (b, s), labels (b, s or 1) with −100 ignored,
+    puzzle_identifiers (b,).
 
     The same for the same (seed, step) on every host and in every order of calls; only the asked rows are encoded.
     """

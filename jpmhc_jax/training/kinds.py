@@ -2,11 +2,12 @@
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.training.image_class import ImageClass
 from jpmhc_jax.training.model_kind import ModelKind
 from jpmhc_jax.training.next_byte import NextByte
 from jpmhc_jax.training.recursive import Recursive
 
-KINDS: dict[str, ModelKind] = {"trm": Recursive(), "decoder": NextByte()}
+KINDS: dict[str, ModelKind] = {"trm": Recursive(), "decoder": NextByte(), "vit": ImageClass()}
 
 
 def kind_of(config: schema.Config) -> ModelKind:

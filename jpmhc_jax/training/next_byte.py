@@ -1,12 +1,10 @@
 """The decoder language model as the trainer sees it: cross entropy of the next byte, nothing carried but the batch."""
 
 from collections.abc import Mapping
-import dataclasses
 import math
 from typing import Any
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -15,15 +13,8 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.models.losses import IGNORED, TOKEN_LOSSES
-from jpmhc_jax.training.model_kind import build, Probe, Sums
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LastBatch:
-  """The examples of the latest step: what diagnostics look at."""
-
-  data: Any
+from jpmhc_jax.training.model_kind import build, Sums
+from jpmhc_jax.training.one_pass import OnePass
 
 
 def byte_sums(logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss: str) -> dict[str, Float[Array, "b"]]:
@@ -36,7 +27,7 @@ def byte_sums(logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss
   }
 
 
-class NextByte:
+class NextByte(OnePass):
   """See `ModelKind`. A row's loss is the mean over its bytes; evaluation weighs every byte the same."""
 
   data_kinds: tuple[str, ...] = ("text",)
@@ -46,15 +37,6 @@ class NextByte:
 
   def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> Decoder:
     return build(Decoder, config, dataset, rngs)
-
-  def table_shape(self, config: schema.Config, dataset: Dataset) -> None:
-    return None
-
-  def initial_carry(self, model: Decoder, batch: Batch) -> LastBatch:
-    return LastBatch(batch)
-
-  def refresh(self, model: Decoder, carry: LastBatch, batch: Batch) -> LastBatch:
-    return LastBatch(batch)
 
   def objective(
     self,
@@ -92,13 +74,4 @@ class NextByte:
       "bits_per_byte": loss / math.log(2),
       "perplexity": math.exp(min(loss, 700.0)),
       "byte_accuracy": sums["right"] / max(sums["bytes"], 1.0),
-    }
-
-  def inspect(self, model: Decoder, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe) -> dict[str, Any]:
-    """One pass over the latest batch: "block0.tokens", "block0.features", "block1.tokens", …"""
-    _, seen = model.run(model.embed(carry.data["inputs"]), probe)
-    return {
-      f"block{layer}.{name}": jax.tree.map(lambda leaf, layer=layer: leaf[layer], found)
-      for layer in range(model.model.layers)
-      for name, found in seen.items()
     }

@@ -135,13 +135,11 @@ def _creator(
 ) -> Callable[[], TrainState]:
   key, kind = streams.key_for(config.seed, "parameters"), kind_of(config)
   table = kind.table_shape(config, dataset)
-  rows = jax.ShapeDtypeStruct((config.batch_size, dataset.sequence_length), jnp.int32)
-  ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+  widths = {"inputs": (dataset.sequence_length,), "labels": (dataset.label_length,), "puzzle_identifiers": ()}
 
   def create() -> TrainState:
     model = build_model(config, dataset, key)
-    batch = {"inputs": rows, "labels": rows, "puzzle_identifiers": ids}
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), batch)
+    zeros = {name: jnp.zeros((config.batch_size, *width), jnp.int32) for name, width in widths.items()}
     _, params, buffers = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     return TrainState(

@@ -22,6 +22,7 @@ RECIPES = {
   "arc1": VARIANTS,
   "arc2": VARIANTS,
   "arc_tiny": (*VARIANTS, "demo"),
+  "digits": ("cayley", "trm", "sinkhorn", "hybrid"),
   "maze": ("tiny", "hard"),
   "stdlib_lm": ("tiny", "depth", "tiny_trm", "depth_hybrid"),
   "sudoku": ("tiny", "6x6", "9x9"),

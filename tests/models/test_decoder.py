@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from drawn import drawn
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -29,15 +30,7 @@ def _decoder(connection, key=0, **changes):
 
 
 def _filled(connection, **changes):
-  """A decoder with normal draws for parameters: no initialiser to compile."""
-  rng = np.random.default_rng(0)
-
-  def fill(leaf):
-    if jnp.issubdtype(leaf.dtype, jnp.integer):
-      return jnp.zeros(leaf.shape, leaf.dtype)
-    return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(16), leaf.dtype)
-
-  return jax.tree.map(fill, jax.eval_shape(lambda: _decoder(connection, **changes)))
+  return drawn(lambda: _decoder(connection, **changes))
 
 
 def _inputs(rows=2):

@@ -1,0 +1,90 @@
+"""A pre-norm transformer with residual streams: what the decoder and the vision transformer have in common.
+
+    h₀ = expand(x);   twice a layer: h ← H h + b ⊗ F(RMS(aᵀ h));   y = RMS(reduce(h))
+
+F is token mixing and SwiGLU in turn, every one wrapped by a hyper-connection of any mixer family. The parameters of the
+layers are stacked on a leading axis and `jax.lax.scan` runs over them: the compiled program holds one layer, whatever
+the depth. One stream is the plain pre-norm transformer.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jpmhc_jax.connections import Ends
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.layout import constrain_hidden
+from jpmhc_jax.models.layers import rms_norm
+from jpmhc_jax.models.trm import Block, recomputing, Visitor
+
+Hidden = Float[Array, "b l ..."]
+
+
+class Layer(Block):
+  """Two sub-layers in pre-norm form: h ← connect(h, mix tokens ∘ RMS); h ← connect(h, SwiGLU ∘ RMS)."""
+
+  def __call__(self, h: Hidden, visit: Visitor | None = None) -> Hidden:
+    parts = (("tokens", self.connect_tokens, self.tokens), ("features", self.connect_features, self.features))
+    for name, connect, sublayer in parts:
+      if visit is not None:
+        visit(name, connect, h)
+      h = constrain_hidden(connect(h, self._behind_norm(sublayer)))
+    return h
+
+  def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda u: sublayer(rms_norm(u, self.epsilon))
+
+
+def _collect(found: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:
+  found[name] = probe(connection, streams)
+
+
+class Transformer(nnx.Module):
+  """The layers and the ends of the streams; subclasses bring the inputs in and read the answer off.
+
+  length: of a sequence, for token mixers that depend on it.
+  """
+
+  def __init__(self, model: schema.Model, connection: schema.Connection, *, length: int, causal: bool, rngs: nnx.Rngs):
+    self.model = model
+    self.ends = Ends(connection, width=model.width, rngs=rngs) if connection.streams > 1 else None
+
+    def layer(key: Array, index: Array) -> Layer:
+      return Layer(model, connection, length, index, nnx.Rngs(params=key), causal=causal)
+
+    self.layers = jax.vmap(layer)(jax.random.split(rngs.params(), model.layers), jnp.arange(model.layers))
+    for variable in jax.tree.leaves(self.layers, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+      variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
+
+  def expanded(self, x: Float[Array, "b l d"]) -> Hidden:
+    """The streams in front of the first layer."""
+    return constrain_hidden(self.ends.expand(x) if self.ends else x)
+
+  def run(
+    self,
+    h: Hidden,
+    probe: Callable[[Any, Array], Any] | None = None,
+    nudges: Float[Array, "layers b l ..."] | None = None,
+  ) -> tuple[Hidden, dict[str, Any]]:
+    """Streams behind the last layer, and by sub-layer what `probe(connection, streams)` saw, stacked over the layers.
+
+    `nudges` are added to the streams in front of each layer: the gradient at zero nudges is the one that reaches each
+    layer.
+    """
+
+    def body(h: Array, piece: tuple[Layer, Array | None]) -> tuple[Array, dict[str, Any]]:
+      layer, nudge = piece
+      found: dict[str, Any] = {}
+      visit = None if probe is None else functools.partial(_collect, found, probe)
+      return layer(h if nudge is None else h + nudge, visit), found
+
+    return jax.lax.scan(recomputing(body, self.model.rematerialise), h, (self.layers, nudges))
+
+  def reduced(self, h: Hidden) -> Float[Array, "b l d"]:
+    """The normed vector that the streams come to behind the last layer."""
+    return rms_norm(self.ends.reduce(h) if self.ends else h, self.model.norm_epsilon)

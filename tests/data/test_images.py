@@ -1,0 +1,88 @@
+"""Images: scikit-learn's digits and .npz files; copies are moves of the image, and what is no image file is refused."""
+
+import numpy as np
+import pytest
+
+from jpmhc_jax import data
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError, DataError
+
+
+def _build(**options):
+  config = schema.Data(kind="images", epochs_per_interval=1, images=schema.ImageData(**options))
+  return data.build(config, batch_size=8, seed=0)
+
+
+@pytest.fixture
+def arrays():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (12, 4, 6, 3), np.uint8)
+  labels = np.arange(12) % 3
+  return {"x_train": images[:9], "y_train": labels[:9], "x_test": images[9:], "y_test": labels[9:]}
+
+
+@pytest.fixture
+def file(tmp_path, arrays):
+  def write(**changes):
+    np.savez(
+      tmp_path / "images.npz", **{name: value for name, value in (arrays | changes).items() if value is not None}
+    )
+    return str(tmp_path / "images.npz")
+
+  return write
+
+
+def test_the_digits_are_split_once_and_for_all():
+  dataset = _build()
+  assert (dataset.train.groups, dataset.evaluation.examples) == (1438, 359)
+  assert (dataset.image.values, dataset.image.top, dataset.image.classes) == (64, 16, 10)
+  seen = {dataset.train.encode(np.array([9 * k]))[0].tobytes() for k in range(1438)}
+  held = dataset.evaluation.encode(np.arange(359))[0]
+  assert not any(row.tobytes() in seen for row in held)  # no digit is on both sides
+  assert _build().content == dataset.content != _build(shift=0).content
+
+
+def test_copies_are_moves_and_mirror_images_of_the_image(file, arrays):
+  dataset = _build(file=file(), shift=1, mirror=True)
+  image = arrays["x_train"][4]
+  pixels, labels = dataset.train.encode(np.arange(4 * 18, 5 * 18))
+  assert np.all(labels == arrays["y_train"][4] + 1)
+  np.testing.assert_array_equal(pixels[0].reshape(4, 6, 3), image)
+  expected = set()
+  for way in (image, image[:, ::-1]):
+    padded = np.pad(way, ((1, 1), (1, 1), (0, 0)))
+    expected |= {padded[r : r + 4, c : c + 6].tobytes() for r in range(3) for c in range(3)}
+  assert len(expected) == 18 and {row.tobytes() for row in pixels} == expected
+
+
+def test_an_epoch_visits_every_image_once_and_batches_hold_classes(file, arrays):
+  dataset = _build(file=file())
+  batch = dataset.batch(0)
+  assert batch["inputs"].shape == (8, 72) and batch["labels"].shape == (8, 1)
+  assert set(batch["labels"].ravel().tolist()) <= {1, 2, 3}
+  assert np.unique(dataset.plan.examples(0) // 9).size == 8
+  last = list(dataset.evaluation_batches(2))[-1]
+  assert last["valid"].tolist() == [True, False] and last["labels"][1, 0] == -100
+  np.testing.assert_array_equal(last["inputs"][0], arrays["x_test"][2].ravel())
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"y_test": None}, "no array y_test"),
+    ({"x_train": np.zeros((9, 4, 6, 3))}, "x_train is float64"),
+    ({"x_test": np.zeros((3, 5, 6, 3), np.uint8)}, "one size"),
+    ({"y_train": np.arange(8)}, "for each of the 9 images"),
+    ({"y_train": np.full(9, -1)}, "from -1 to -1"),
+  ],
+)
+def test_a_file_that_is_not_as_described_is_refused(file, changes, message):
+  with pytest.raises(DataError, match=message):
+    _build(file=file(**changes))
+
+
+def test_fields_and_paths_are_checked(tmp_path):
+  with pytest.raises(ConfigError, match="data.images.shift=-1"):
+    _build(shift=-1)
+  with pytest.raises(DataError, match="cannot be read"):
+    _build(file=str(tmp_path / "none.npz"))

@@ -1,0 +1,70 @@
+"""The vision transformer: patches, order of positions, its wrong sizes; and that it learns real digits."""
+
+import dataclasses
+
+from drawn import drawn
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.images import ImageFormat
+from jpmhc_jax.models.vision import VisionTransformer
+from jpmhc_jax.training.image_class import class_sums
+
+IMAGE = ImageFormat(height=4, width=6, channels=3, top=255, classes=5)
+MODEL = schema.Model(
+  kind="vit", width=16, heads=2, layers=2, patch=2, mlp_multiple=8, positions="learned", puzzle=schema.Puzzle(width=0)
+)
+
+
+def _model(**changes):
+  model = dataclasses.replace(MODEL, **changes)
+  return VisionTransformer(model, schema.Connection(streams=2), image=IMAGE, rngs=nnx.Rngs(params=0))
+
+
+def test_patches_are_the_squares_of_the_image():
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3))
+  patches = jax.eval_shape(_model).patches(jnp.asarray(pixels.reshape(2, -1)))
+  assert patches.shape == (2, 6, 12)
+  np.testing.assert_allclose(patches[1, 4].reshape(2, 2, 3), pixels[1, 2:4, 2:4] / 255 - 0.5, rtol=1e-6)
+
+
+def test_only_learned_positions_tell_where_a_patch_is():
+  pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 6, 3))
+  swapped = np.concatenate([pixels[:, 2:], pixels[:, :2]], axis=1)  # the two rows of patches change places
+
+  def logits(model, x):
+    return jax.jit(lambda model, x: model(x))(model, jnp.asarray(x.reshape(1, -1)))
+
+  blind, seeing = drawn(lambda: _model(positions="none")), drawn(_model)
+  np.testing.assert_allclose(logits(blind, pixels), logits(blind, swapped), atol=1e-5)
+  assert float(jnp.max(jnp.abs(logits(seeing, pixels) - logits(seeing, swapped)))) > 1e-3
+
+
+def test_patches_must_tile_the_image():
+  with pytest.raises(ConfigError, match="model.patch=4: expected a divisor of both sides of the 4×6 images"):
+    _model(patch=4)
+
+
+def test_the_loss_is_that_of_the_class_and_padding_has_none():
+  logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))
+  sums = class_sums(logits, jnp.array([[1], [3], [-100]]), "softmax")
+  np.testing.assert_allclose(sums["lm_loss"], -np.log([0.7, 0.1, 1.0]), atol=1e-6)
+  np.testing.assert_array_equal(sums["accuracy"], [1.0, 0.0, 0.0])
+
+
+def test_it_learns_the_digits():
+  config = tiny.config(
+    batch_size=64,
+    data=schema.Data(kind="images", prefetch=0),
+    model=dataclasses.replace(MODEL, layers=1, patch=4, loss="softmax", recursion=schema.Recursion(max_steps=1)),
+  )
+  _, metrics = tiny.run(config, 100)
+  chance = np.log(10) * 64
+  assert metrics[0]["lm_loss"] > 0.8 * chance and metrics[-1]["lm_loss"] < 0.65 * chance
+  assert metrics[-1]["accuracy"] > 0.4 * 64
