@@ -54,7 +54,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     key = tuple(_freeze(run.config.get(name, _MISSING)) for name in fields) if run.config else (run.anchor,)
     grouped.setdefault(key, []).append(run)
   settings = [{name: m[0].config[name] for name in fields if name in m[0].config} for m in grouped.values()]
-  labels = _without_the_usual(telling(settings))
+  labels = _rounded(_without_the_usual(telling(settings)))
   return [
     Group(_label(label, members[0], len(grouped)), setting, members)
     for label, setting, members in zip(labels, settings, grouped.values(), strict=True)
@@ -110,9 +110,15 @@ def _without_the_usual(labels: Sequence[dict[str, Any]]) -> Sequence[dict[str, A
 def _label(telling_values: Mapping[str, Any], run: Run, groups: int) -> str:
   if groups == 1 or not telling_values:
     return run.name
-  if len(telling_values) == 1:
-    return str(*telling_values.values())
+  if len(telling_values) == 1 and isinstance(word := next(iter(telling_values.values())), str):
+    return word
   return ", ".join(f"{name}={value}" for name, value in telling_values.items())
+
+
+def _rounded(labels: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+  """Drawn numbers have seventeen digits; four of them, as long as that tells the settings apart."""
+  shorter = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in label.items()} for label in labels]
+  return shorter if len({_freeze(label) for label in shorter}) == len({_freeze(label) for label in labels}) else labels
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> float:

@@ -93,3 +93,12 @@ def test_p_values_are_welch_corrected_by_holm():
 def test_too_few_seeds_are_said_to_prove_nothing():
   one = spread([0.5])
   assert "cannot be told from chance" in significance_note([one, one], [float("nan")] * 2)
+
+
+def test_a_drawn_number_is_named_and_rounded_as_far_as_it_tells_the_settings_apart(make_run):
+  def labels(*rates):
+    folders = [make_run(f"rate{rate!r}", optimizer__learning_rate=rate) for rate in rates]
+    return [group.label for group in group_runs(read_runs(folders))]
+
+  assert labels(0.00028648679, 0.0123456789) == ["learning_rate=0.0002865", "learning_rate=0.01235"]
+  assert labels(0.100001, 0.100002) == ["learning_rate=0.100001", "learning_rate=0.100002"]
