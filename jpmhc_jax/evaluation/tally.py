@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.arc import ArcVotes
 
@@ -33,9 +34,11 @@ class Tally:
     if self.votes is not None:
       q = result["q_halt"].astype(np.float32)
       self.votes.add(batch["puzzle_identifiers"], batch["inputs"], result["predictions"], q, valid)
-    elif len(self.examples) < EXAMPLES and self._dataset.side:
-      self.examples += _grids(batch, result, self._dataset)
-      del self.examples[EXAMPLES:]
+    elif len(self.examples) < EXAMPLES and (self._dataset.side or self._dataset.image):
+      shown = (
+        _pictures(batch, result, self._dataset.image) if self._dataset.image else _grids(batch, result, self._dataset)
+      )
+      self.examples = (self.examples + shown)[:EXAMPLES]
 
   def merge(self, other: "Tally") -> None:
     """Adds a tally of later examples."""
@@ -81,3 +84,20 @@ def _grids(batch: dict[str, np.ndarray], result: dict[str, np.ndarray], dataset:
       }
     )
   return shown
+
+
+def _pictures(batch: dict[str, np.ndarray], result: dict[str, np.ndarray], image: ImageFormat) -> list[dict[str, Any]]:
+  """Images with their class and the likeliest one."""
+  return [
+    {
+      "kind": "images",
+      "task": f"image {int(batch['index'][row])}",
+      "test": 0,
+      "input": batch["inputs"][row].reshape(image.height, image.width, image.channels).tolist(),
+      "top": image.top,
+      "truth": int(batch["labels"][row, 0]) - 1,
+      "predictions": [{"class": int(result["predictions"][row, 0])}],
+      "solved_at": 1 if result["accuracy"][row] else None,
+    }
+    for row in np.flatnonzero(batch["valid"])
+  ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.reporting import choice, curves, depth, grids, markup, passages, spectra
+from jpmhc_jax.reporting import choice, curves, depth, grids, markup, passages, pictures, spectra
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
@@ -151,16 +151,16 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
   filters = tag("form", choose, search, large, tag("output", class_="quiet"), class_="filters")
   kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
-  text = all(example.get("kind") == "text" for example in examples)
-  marks = "Marked is what follows the first difference." if text else "Red frames mark wrong cells."
-  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}. {marks}"
+  marks = {"text": "Marked is what follows the first difference.", "images": ""}
+  legend = marks.get(examples[0].get("kind", "") if examples else "", "Red frames mark wrong cells.")
+  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}. {legend}"
   intro = tag("p", words, class_="quiet")
   cards = [example_card(example) for example in examples]
   return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
 
 
 def example_card(example: Mapping[str, Any]) -> Markup:
-  """One puzzle: input, truth, and the answers in order, each with votes and mean halting probability; or a passage."""
+  """One puzzle: input, truth and answers in order, each with votes and mean halting probability; a text; a picture."""
   kind = example.get("kind", "arc")
   truth, question = example.get("truth"), example.get("input")
   at = example.get("solved_at")
@@ -169,7 +169,8 @@ def example_card(example: Mapping[str, Any]) -> Markup:
   title = f"{example.get('task', '?')}" + (f" · test {example.get('test', 0)}" if kind == "arc" else "")
   listed = example.get("predictions")
   predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
-  drawn = passages.draw(example, predictions) if kind == "text" else _grids(kind, question, truth, predictions)
+  drawers = {"text": passages.draw, "images": pictures.draw}
+  drawn = drawers[kind](example, predictions) if kind in drawers else _grids(kind, question, truth, predictions)
   heading = tag("p", tag("strong", title), " ", badge)
   look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
   return tag("article", heading, drawn, aria_label=f"{title}, {verdict}", **look)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -165,7 +166,11 @@ def test_other_puzzles_are_drawn(tmp_path, kind):
 def test_no_run_at_all_is_an_error(tmp_path):
   with pytest.raises(UserError, match="no run folder found .*nowhere.*--workdir"):
     write_report([tmp_path / "nowhere"], tmp_path / "report.html")
-  assert "matplotlib" not in sys.modules
+
+
+def test_the_report_starts_without_matplotlib():
+  check = "import sys, jpmhc_jax.reporting.report; sys.exit('matplotlib' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_accuracies_without_any_halted_sequence_are_left_out(tmp_path):
