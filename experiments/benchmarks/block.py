@@ -1,7 +1,7 @@
 """One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
 
   python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE] [--figure=FILE]
-      [--sections=blocks,roofline,scaling]
+      [--sections=blocks,roofline,scaling,beside_peers]
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
 with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
@@ -87,12 +87,12 @@ def medians(thunks: dict[str, Thunk], rounds: int) -> dict[str, float]:
   return {name: statistics.median(samples) for name, samples in timing.interleaved(thunks, rounds=rounds).items()}
 
 
-def compare(tokens: int, n: int, d: int, rounds: int) -> list[dict[str, Any]]:
-  """Rows of milliseconds: ours, plain residual, the package."""
+def compare(tokens: int, n: int, d: int, rounds: int, with_peers: bool) -> list[dict[str, Any]]:
+  """Rows of milliseconds: ours, plain residual and, if asked for, the package."""
   built = {f"jpmhc_jax {mixer}": our_block(mixer, tokens, n, d) for mixer in MIXERS}
   built["plain residual"] = plain_residual(tokens, d)
   thunks = {name: thunk for name, (thunk, _) in built.items()}
-  for family in () if peers.missing() else PEERS:
+  for family in PEERS if with_peers and not peers.missing() else ():
     for how, compiled in (("eager", False), ("torch.compile", True)):
       thunks[f"hyper-connections {family}, {how}"] = peers.block(family, n, d, tokens, compiled)
   times = medians(thunks, rounds)
@@ -162,12 +162,15 @@ def main() -> None:
   parser.add_argument("--widths", default="128,512")
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--out", type=pathlib.Path, default=None)
-  parser.add_argument("--sections", default="blocks,roofline,scaling", help="the others stay as they are in --out")
+  parser.add_argument(
+    "--sections", default="blocks,roofline,scaling,beside_peers", help="the others stay as they are in --out"
+  )
   parser.add_argument("--figure", type=pathlib.Path, default=None)
   options = parser.parse_args()
   widths = [int(width) for width in options.widths.split(",")]
   measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "blocks": lambda: [row for d in widths for row in compare(options.tokens, 4, d, options.rounds)],
+    "blocks": lambda: [row for d in widths for row in compare(options.tokens, 4, d, options.rounds, False)],
+    "beside_peers": lambda: [row for d in widths for row in compare(options.tokens, 4, d, options.rounds, True)],
     "roofline": lambda: [row for d in widths for row in roofline(options.tokens, 4, d, options.rounds)],
     "scaling": lambda: scaling(options.rounds),
   }
