@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 import tiny
 
@@ -73,6 +74,28 @@ def test_bad_input_is_named_before_anything_starts(arguments, tmp_path, capsys):
   assert main([*arguments, "--search=optuna", "--dry-run"]) == 2
   assert "there is no list of commands" in capsys.readouterr().err
   assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_optuna_searches_with_the_real_trainer(arguments, tmp_path):
+  """The score of a trial is what its run's last evaluation wrote, and both trials are reported."""
+  space = "product(between('optimizer.learning_rate', 1e-3, 1e-1, log=True), sweep('connection.manifold', ['cayley']))"
+  (tmp_path / "sweep.py").write_text(
+    "from jpmhc_jax.sweeps import between, product, Sweep, sweep\n\n\n"
+    f"def get_sweep():\n  return Sweep({space}, metric='accuracy')\n"
+  )
+  assert main([*arguments, "--search=optuna", "--trials=2"]) == 0
+  storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 's' / 'search.db'}")
+  trials = optuna.load_study(study_name="s", storage=storage).trials
+  storage.remove_session()
+  storage.engine.dispose()
+  assert len({trial.user_attrs["point"]["optimizer.learning_rate"] for trial in trials}) == 2
+  for trial in trials:
+    (name,) = trial.user_attrs["runs"]
+    last = json.loads((tmp_path / "s" / name / "evaluation" / "step_6.json").read_text())
+    assert trial.value == pytest.approx(last["metrics"]["accuracy"])
+    assert sorted(trial.intermediate_values) == [3, 6]
+  assert "2 runs: 2 done" in (tmp_path / "s" / "report.html").read_text()
 
 
 @pytest.mark.slow
