@@ -1,16 +1,17 @@
-"""A trained recursive network as the spectral theory sees it: mixers, reads, writes and noise at real activations.
+"""A trained network as the spectral theory sees it: mixers, reads, writes and noise at real activations.
 
 One part of the network, RMSNorm(H x + b ⊗ F(aᵀ x)), has the Jacobian D (H ⊗ I + (b aᵀ) ⊗ F') up to what is small: D
 holds the norm's scale 1/rms of every stream, and the dependence of H, a, b on the streams is left out. So a part is a
 layer of `spectral.layers.block_noise` with mixer D H, write D b, read a and σ² = |F'|²/width, all taken from the
 checkpoint at the tokens of a real batch. The norm of a vector of m entries also removes one direction, the vector's
-own: 1/m of the singular values are zero (`Network.removed`), and the others move by O(1/m), which is left out.
+own: 1/m of the singular values are zero (`Network.removed`), and the others move by O(1/m), which is left out. Where no
+norm follows a part (the decoder's stands inside F) D = 1, and nothing is removed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 import jax
@@ -44,21 +45,41 @@ class Trace(NamedTuple):
 class Network:
   """The calls of a TRM over as many supervision steps as give at least 12, as functions to be linearised.
 
-  `params` and `buffers` are the model's arrays; x is the embedded input, as `TRM.injected` gives it.
+  `params` and `buffers` are the model's arrays; x is the embedded input, as `TRM.injected` gives it. What `spectrum`
+  asks of a network is the same of every kind: `linearised_decoder` has the other one.
   """
+
+  noun: ClassVar[str] = "call"
+  scales: ClassVar[tuple[str, str]] = ("recursion", "carry")  # of one call, of many
 
   graph: nnx.GraphDef
   answers: tuple[bool, ...]  # of every call: does it update z_H, or z_L?
 
   @classmethod
-  def of(cls, graph: nnx.GraphDef, recursion: schema.Recursion) -> "Network":
+  def of(cls, graph: nnx.GraphDef, config: schema.Model) -> "Network":
     """The network of a model's graph and its recursion."""
+    recursion = config.recursion
     cycle = (False,) * recursion.inner + (True,)
     steps = math.ceil(LEAST_RECURSIONS / (len(cycle) * recursion.outer))
     return cls(graph, cycle * recursion.outer * steps)
 
+  @property
+  def calls(self) -> int:
+    return len(self.answers)
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """Numbers of calls after which the carry is looked at: the first cycle, and all."""
+    return tuple(sorted({self.answers.index(True) + 1, self.calls}))
+
   def model(self, params: Any, buffers: Any) -> TRM:
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
+
+  def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
+    """(latents before the first call, embedded input, names of the parts)."""
+    model = self.model(params, buffers)
+    x = model.injected(model.embed(inputs, rows))
+    return jnp.stack(model.initial_latents(*x.shape[:2])), x, tuple(part.name for part in model.parts())
 
   def removed(self, params: Any, buffers: Any, streams: Array) -> tuple[float, ...]:
     """Share of the directions that the norm behind each part removes; a product of parts loses the largest of them."""
@@ -71,12 +92,12 @@ class Network:
     def function(streams: Array, params: Any, buffers: Any) -> Array:
       model = self.model(params, buffers)
       part = model.parts()[index]
-      return _normed(model, part, part.connect(streams, part.sublayer))
+      return _normed(part, part.connect(streams, part.sublayer), model.model.norm_epsilon)
 
     return function
 
-  def call(self, state: Array, params: Any, buffers: Any) -> Array:
-    """One network call, f(h)."""
+  def call(self, state: Array, params: Any, buffers: Any, index: Array) -> Array:
+    """One network call, f(h), the same for every index."""
     return self.model(params, buffers).network(state, jnp.zeros_like(state))
 
   def carry(self, latents: Array, params: Any, buffers: Any, x: Array, calls: Array) -> Array:
@@ -99,19 +120,22 @@ class Network:
     def one(z: Array, turn: tuple[Array, Array]) -> tuple[Array, Any]:
       answers, key = turn
       state = _entering(z, x, answers)
-      h, seen, inputs = model.ends.expand(state) if inside else state, [], []
-      for part, each in zip(model.parts(), jax.random.split(key, len(model.parts())), strict=True):
-        inputs.append(h)
-        h, layer = _layer(model, part, h, tokens, each)
-        seen.append(layer)
-      new = model.ends.reduce(h) if inside else h
-      return _updated(z, new, answers), (state, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *seen))
+      h = model.ends.expand(state) if inside else state
+      h, inputs, layers = through(model.parts(), h, model.model.norm_epsilon, tokens, key)
+      return _updated(z, model.ends.reduce(h) if inside else h, answers), (state, inputs, layers)
 
     keys = jax.random.split(key, len(self.answers))
     _, (states, inputs, layers) = jax.lax.scan(one, latents, (jnp.asarray(self.answers), keys))
     ends = _ends(model, states[0], key) if inside else (jnp.zeros(0), jnp.zeros(0))
-    gains, mixers, reads, writes, sigma = layers
-    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, *ends)
+    return Trace(states, inputs[-1], *layers, *ends)
+
+  def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
+    """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""
+    return None if trace.enter.size else carry_layers(trace, self.answers[:count], token)
+
+  def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> "Stack":
+    """What the design rules judge: the last call."""
+    return stream_layers(trace, -1, token, mixers)
 
 
 def _entering(z: Array, x: Array, answers: Bool[Array, ""]) -> Array:
@@ -122,12 +146,24 @@ def _updated(z: Array, new: Array, answers: Bool[Array, ""]) -> Array:
   return jnp.stack([jnp.where(answers, new, z[0]), jnp.where(answers, z[1], new)])
 
 
-def _normed(model: TRM, part: Part, streams: Array) -> Array:
-  return rms_norm(streams, model.model.norm_epsilon, axis=part.axes)
+def through(
+  parts: Sequence[Part], streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
+) -> tuple[Array, Array, tuple[Array, ...]]:
+  """Streams behind all parts, those in front of each, and (gains, mixers, reads, writes, σ) as in `Trace`."""
+  seen, inputs = [], []
+  for part, each in zip(parts, jax.random.split(key, len(parts)), strict=True):
+    inputs.append(streams)
+    streams, layer = _layer(part, streams, epsilon, tokens, each)
+    seen.append(layer)
+  return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *seen)
+
+
+def _normed(part: Part, streams: Array, epsilon: float) -> Array:
+  return streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
 
 
 def _layer(
-  model: TRM, part: Part, streams: Array, tokens: Array, key: Key[Array, ""]
+  part: Part, streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Array]]:
   """The streams behind a part, and its (gain, mixer, read, write, σ) at the tokens."""
   seen = []
@@ -137,8 +173,8 @@ def _layer(
     return part.sublayer(u)
 
   out = part.connect(streams, spy)
-  normed = _normed(model, part, out)
-  n = model.connection.streams
+  normed = _normed(part, out, epsilon)
+  n = streams.shape[-2] if streams.ndim == 4 else 1
   gain = jnp.sqrt(jnp.sum(normed**2, axis=-1) / (jnp.sum(out**2, axis=-1) + 1e-30)).reshape(-1, n)[tokens]
   if n == 1:
     mix, read, write = (jnp.ones((len(tokens), 1, 1)) for _ in range(3))

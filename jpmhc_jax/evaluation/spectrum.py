@@ -1,13 +1,15 @@
 """Measured Jacobian spectra of a trained network beside those that free probability predicts from its coefficients.
 
-Three scales: every part of the network (connection, sub-layer, norm), every network call of the recursion, and the map
-of the carry (z_H, z_L) from the start over many calls. All at one real batch of the run's data, from the initial
-latents, with the evaluated parameters, in float32.
+Three scales: every part of the network (connection, sub-layer, norm); every network call of TRM's recursion, or every
+layer of the decoder; the whole map, of the carry (z_H, z_L) from the start over many calls or of the streams through
+all layers. All at one real batch of the run's data, with the evaluated parameters, in float32.
 
-How near the two are (W1 in log singular value): 4×4 Sudoku, d = 64, Lanczos resolving 2/96 of the largest value, gave
-0.13–0.36 for single parts, 0.02–0.17 for network calls after 500 steps and 0.2–0.42 after 200, 0.02 for the carry over
-12 calls. Left out by the theory: weights shared between calls, structure in F', the derivatives of H, a and b, and the
-directions that the norms remove (1 in 17 here, where they run over the positions).
+How near the two are is measured every time (W1 in log singular value), and it is no agreement within sampling error.
+The theory holds for independent Gaussian noise in every layer and coefficients that do not depend on the streams. A
+trained network breaks this: TRM's calls share their weights, so that noise adds up coherently or cancels over many
+calls; F' has structure (attention is a product over positions and features, few directions count); H, a and b depend on
+the streams. Single parts come out best. Over many calls most singular values lie below the floor of the measurement,
+where both sides count as the floor: a small W1 there says little, and the largest values may be off by a factor of ten.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +25,15 @@ import numpy as np
 from jpmhc_jax.core import streams
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.evaluation.linearised import call_layers, carry_layers, Network, part_layers, Stack, stream_layers, Trace
+from jpmhc_jax.evaluation import linearised, linearised_decoder
+from jpmhc_jax.evaluation.linearised import call_layers, part_layers, Stack, Trace
 from jpmhc_jax.spectral import compare, density, measured, rules
 from jpmhc_jax.spectral.layers import block_noise, Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 
 FILE = "spectrum.json"
+Network = linearised.Network | linearised_decoder.Network
+NETWORKS: dict[str, type[Network]] = {"trm": linearised.Network, "decoder": linearised_decoder.Network}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +46,16 @@ class Effort:
   probes: int = 2
   exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
   points: int = 128  # of the grid of a prediction
-  carry_points: int = 48  # the same for the carry, which is as deep as all calls together; read at one token
+  carry_points: int = 48  # the same for the whole map, which is as deep as all calls together; read at one token
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
   """One Jacobian: its measured spectrum and, where the theory covers it, the predicted one."""
 
-  scale: str  # "part", "recursion" or "carry"
+  scale: str  # "part"; "recursion" and "carry", or "layer" and "depth"
   name: str
-  calls: int  # 1-based network call of a part or recursion; number of calls of a carry
+  calls: int  # 1-based network call or layer; of the whole map their number
   size: int  # inputs of the Jacobian
   exact: bool
   floor: float  # singular value under which both sides are cut off
@@ -76,34 +81,32 @@ class Linearised:
   network: Network
   parts: tuple[str, ...]
   arrays: tuple[Any, Any]  # parameters and buffers
-  x: jax.Array  # embedded inputs
+  x: jax.Array  # embedded inputs that every call sees
   latents: jax.Array
   trace: Trace
   removed: tuple[float, ...]  # see `Network.removed`
 
 
 def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effort: Effort) -> Linearised:
-  """Runs the network on the batch of `step` and reads its coefficients off. Raises UserError for models but TRM."""
+  """Runs the network on the batch of `step` and reads its coefficients off."""
   config = setup.config
-  if config.model.kind != "trm":
-    raise UserError(f"model.kind={config.model.kind!r}: Jacobian spectra are measured for model.kind='trm'")
+  if config.model.kind not in NETWORKS:
+    raise UserError(f"model.kind={config.model.kind!r}: Jacobian spectra are measured for {', '.join(NETWORKS)}")
   if config.precision.compute != "float32":
     precision = dataclasses.replace(config.precision, compute="float32")
     setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh)
   arrays = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
   batch = {name: np.asarray(rows[: effort.examples]) for name, rows in dataset.batch(step).items()}
-  puzzles = None if state.table is None else jax.device_get(state.table)[batch["puzzle_identifiers"]]
-  network = Network.of(setup.graph, config.model.recursion)
-  model = network.model(*arrays)
-  x = model.injected(model.embed(jnp.asarray(batch["inputs"]), None if puzzles is None else jnp.asarray(puzzles)))
-  latents = jnp.stack(model.initial_latents(*x.shape[:2]))
+  rows = None if state.table is None else jnp.asarray(jax.device_get(state.table)[batch["puzzle_identifiers"]])
+  network = NETWORKS[config.model.kind].of(setup.graph, config.model)
+  latents, x, parts = network.start(*arrays, jnp.asarray(batch["inputs"]), rows)
   key = streams.key_for(config.seed, "spectrum", step)
   tokens = jax.random.choice(key, x.shape[0] * x.shape[1], (effort.tokens,), replace=False)
   trace = jax.jit(network.trace)(latents, *arrays, x, tokens, key)
   # The theory computes with the coefficients on the host; the points at which a Jacobian is taken stay where they are.
   trace = jax.tree.map(np.asarray, trace)._replace(states=trace.states, inputs=trace.inputs)
   removed = network.removed(*arrays, trace.inputs[0])
-  return Linearised(network, tuple(part.name for part in model.parts()), arrays, x, latents, trace, removed)
+  return Linearised(network, parts, arrays, x, latents, trace, removed)
 
 
 def measure(
@@ -112,7 +115,7 @@ def measure(
   """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls."""
   found: list[Site] = []
   for scale, name, calls, jacobian, stacks, removed in _sites(at):
-    points = effort.carry_points if scale == "carry" else effort.points
+    points = effort.carry_points if scale == at.network.scales[1] else effort.points
     seed = jax.random.key(len(found))
     site = _compared(jacobian, seed, stacks, removed, points, effort, threshold)
     found.append(Site(scale=scale, name=name, calls=calls, **site))
@@ -122,20 +125,28 @@ def measure(
 
 def _sites(at: Linearised) -> Iterator[tuple[str, str, int, measured.Operator, list[Stack], float]]:
   """(scale, name, calls, Jacobian, one stack of layers a token, share of directions that the norms remove)."""
-  trace, tokens, calls = at.trace, range(at.trace.mixers.shape[2]), len(at.network.answers)
+  network, trace, tokens = at.network, at.trace, range(at.trace.mixers.shape[2])
   for index, name in enumerate(at.parts):
-    jacobian = measured.operator(at.network.part(index), trace.inputs[index], *at.arrays)
-    yield "part", name, calls, jacobian, [part_layers(trace, index, token) for token in tokens], at.removed[index]
+    jacobian = measured.operator(network.part(index), trace.inputs[index], *at.arrays)
+    yield (
+      "part",
+      name,
+      network.calls,
+      jacobian,
+      [part_layers(trace, index, token) for token in tokens],
+      at.removed[index],
+    )
   # Streams made inside a call have each lost another direction when their mean leaves it: nothing is lost.
   removed = 0.0 if trace.enter.size else max(at.removed)
-  for call in range(calls):
-    jacobian = measured.operator(at.network.call, trace.states[call], *at.arrays)
-    yield "recursion", f"call {call + 1}", call + 1, jacobian, [call_layers(trace, call, t) for t in tokens], removed
-  for count in sorted({at.network.answers.index(True) + 1, calls}):
-    # What a call expands and reduces inside is no product of square layers on the carry: measured only.
-    stacks = [] if trace.enter.size else [carry_layers(trace, at.network.answers[:count], 0)]
-    jacobian = measured.operator(at.network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
-    yield "carry", f"calls 1 to {count}", count, jacobian, stacks, removed
+  one, many = network.scales
+  for call in range(network.calls):
+    jacobian = measured.operator(network.call, trace.states[call], *at.arrays, jnp.asarray(call))
+    stacks = [call_layers(trace, call, token) for token in tokens]
+    yield one, f"{network.noun} {call + 1}", call + 1, jacobian, stacks, removed
+  for count in network.counts:
+    whole = network.layers(trace, count, 0)
+    jacobian = measured.operator(network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
+    yield many, f"{network.noun}s 1 to {count}", count, jacobian, [whole] if whole else [], removed
 
 
 def _compared(
@@ -213,14 +224,14 @@ def describe(site: Site) -> str:
 
 
 def swapped(at: Linearised, families: Sequence[str], threshold: float, points: int, seed: int) -> rules.Report:
-  """Design rules for the last call as it is, and with random members of other families in place of its mixers."""
-  depth, _, streams = at.trace.gains.shape[1:]
-  call, tokens = len(at.network.answers) - 1, range(at.trace.mixers.shape[2])
+  """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
+  tokens = range(at.trace.mixers.shape[2])
+  depth, streams, _ = at.network.design(at.trace, 0).mixers.shape
   mixers: dict[str, np.ndarray | None] = {"checkpoint": None}
   mixers |= {name: rules.mixer_stack(name, streams, depth, "random", seed) for name in families}
   with jax.enable_x64(True):
     stacks = {
-      name: [layers_of(stream_layers(at.trace, call, token, own)) for token in tokens] for name, own in mixers.items()
+      name: [layers_of(at.network.design(at.trace, token, own)) for token in tokens] for name, own in mixers.items()
     }
     return rules.judged(stacks, threshold, points)
 
@@ -262,7 +273,7 @@ def run(
   """Measures, predicts, tries other mixers; writes folder/spectrum.json, whole or not at all."""
   at = linearise(setup, dataset, state, step, effort)
   design = swapped(at, families, threshold, effort.points, setup.config.seed)
-  say(f"measured, predicted; last call of {len(at.network.answers)}, step {step}")
+  say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
   say(HEADER)
   found = Findings(step, threshold, effort, tuple(measure(at, effort, threshold, say)), design)
   temporary = (folder / FILE).with_suffix(".tmp")

@@ -20,7 +20,7 @@ from jpmhc_jax.connections import Ends
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.layout import constrain_hidden
 from jpmhc_jax.models.layers import rms_norm
-from jpmhc_jax.models.trm import Block, recomputing, Visitor
+from jpmhc_jax.models.trm import Block, Part, recomputing, Visitor
 
 Hidden = Float[Array, "b l ..."]
 
@@ -29,12 +29,18 @@ class Layer(Block):
   """Two sub-layers in pre-norm form: h ← connect(h, mix tokens ∘ RMS); h ← connect(h, SwiGLU ∘ RMS)."""
 
   def __call__(self, h: Hidden, visit: Visitor | None = None) -> Hidden:
-    parts = (("tokens", self.connect_tokens, self.tokens), ("features", self.connect_features, self.features))
-    for name, connect, sublayer in parts:
+    for part in self.parts():
       if visit is not None:
-        visit(name, connect, h)
-      h = constrain_hidden(connect(h, self._behind_norm(sublayer)))
+        visit(part.name, part.connect, h)
+      h = constrain_hidden(part.connect(h, part.sublayer))
     return h
+
+  def parts(self) -> tuple[Part, Part]:
+    """The two halves in order, each sub-layer behind its norm; no norm follows a connection."""
+    return (
+      Part("tokens", self.connect_tokens, self._behind_norm(self.tokens), ()),
+      Part("features", self.connect_features, self._behind_norm(self.features), ()),
+    )
 
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda u: sublayer(rms_norm(u, self.epsilon))

@@ -85,7 +85,10 @@ def _without_gradient(network: Network, latent: Array) -> Network:
 
 
 class Part(NamedTuple):
-  """One connection with its sub-layer; the streams pass through `rms_norm(connect(h, sublayer), epsilon, axes)`."""
+  """One connection with its sub-layer; the streams pass through `rms_norm(connect(h, sublayer), epsilon, axes)`.
+
+  No axes, (): no norm follows.
+  """
 
   name: str
   connect: Connect

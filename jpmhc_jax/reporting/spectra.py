@@ -13,6 +13,7 @@ from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Run
 
 FILE = "spectrum.json"
+SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
 STATISTICS = (("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"), ("spread_log", "spread of log"))
 
 
@@ -45,19 +46,20 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
     if site["predicted_density"] is not None:
       lines.append(Line("predicted", s, np.array(site["predicted_density"]), colour=1, dash=1))
     yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True)
-  calls = [site for site in sites if site["scale"] == "recursion"]
+  calls = [site for site in sites if site["scale"] in SERIES]
+  noun = SERIES[calls[0]["scale"]]
   steps = np.array([site["calls"] for site in calls], np.float64)
   for key, words in STATISTICS:
     sides = (("measured", 0, 0), ("predicted", 1, 1))
     lines = [Line(side, steps, np.array([c[side][key] for c in calls]), colour, dash) for side, colour, dash in sides]
-    yield chart(f"Every network call: {words}", lines, "network call")
+    yield chart(f"Every {noun}: {words}", lines, noun)
 
 
 def _shown(sites: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """Parts, the first and the last call, and the carry."""
-  calls = [site for site in sites if site["scale"] == "recursion"]
+  """Parts, the first and the last call or layer, and the whole maps."""
+  calls = [site for site in sites if site["scale"] in SERIES]
   ends = calls[:1] + calls[1:][-1:]
-  return [site for site in sites if site["scale"] != "recursion" or site in ends]
+  return [site for site in sites if site["scale"] not in SERIES or site in ends]
 
 
 def _table(content: Mapping[str, Any]) -> Markup:
@@ -88,7 +90,7 @@ def draw_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> No
 
 
 def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
-  """Measured and predicted density of log s of every part, the first and last call and the carry."""
+  """Measured and predicted density of log s of every part, the first and last call or layer and the whole maps."""
   panels = []
   for site in _shown(sites):
     curves = [("measured", site["singular_values"], site["measured_density"], "-")]

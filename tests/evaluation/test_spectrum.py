@@ -144,6 +144,33 @@ def test_the_command_measures_a_run_and_the_report_draws_it(tmp_path, capsys):
   assert (workdir / "spectrum.svg").read_text().lstrip().startswith("<?xml")
 
 
+def _decoder_run(tmp_path, **model):
+  overrides = {
+    "steps": 2, "batch_size": 8, "data.text.window": 8, "model.width": 16, "model.heads": 2, "model.layers": 2,
+    "connection.streams": 2, "evaluation.max_examples": 8, "evaluation.batch_size": 8,
+  }  # fmt: skip
+  fields = [f"--config.{name}={value}" for name, value in (overrides | model).items()]
+  workdir = tmp_path / "run"
+  assert main.main(["train", "--config=configs/stdlib_lm.py:tiny", f"--workdir={workdir}", *fields]) == 0
+  return workdir
+
+
+@pytest.mark.slow
+def test_a_decoder_is_measured_by_layer_and_through_all_of_them(tmp_path, capsys):
+  workdir = _decoder_run(tmp_path)
+  assert main.main(["spectrum", f"--workdir={workdir}", "--mixer=sinkhorn", "--lanczos-steps=24"]) == 0
+  assert "layers 1 to 2" in capsys.readouterr().out
+  found = json.loads((workdir / "spectrum.json").read_text())
+  names = ["block1.tokens", "block1.features", "layer 1", "layer 2", "layers 1 to 2"]
+  assert [site["name"] for site in found["sites"]] == names
+  for site in found["sites"]:
+    assert site["exact"] and site["residual"] < 1e-6
+    assert site["w1"] < 0.3, (site["name"], site["w1"])
+  assert found["design"]["predictions"][0]["depth"] == 4
+  assert main.main(["report", str(workdir)]) == 0
+  assert "Every layer: largest" in (workdir / "report.html").read_text()
+
+
 def test_the_design_rules_are_written_and_drawn(tmp_path, capsys):
   assert main.main(["spectrum", "--mixer=cayley", "--n=2", "--depth=2", f"--out={tmp_path}"]) == 0
   assert "recommended: cayley" in capsys.readouterr().out
