@@ -50,7 +50,9 @@ class _Scale:
     return round(self.start + (v - low) / (high - low) * (self.end - self.start), 1)
 
 
-def chart(title: str, lines: Sequence[Line], x_label: str, percent: bool = False, log_x: bool = False) -> Markup:
+def chart(
+  title: str, lines: Sequence[Line], x_label: str, percent: bool = False, log_x: bool = False, linear_y: bool = False
+) -> Markup:
   """A figure with one chart, or with a remark when no line has a finite value. Lines longer than needed are thinned."""
   lines = [_thin(line, max(60, POINTS // max(len(lines), 1))) for line in lines]
   finite = np.concatenate([line.ys[np.isfinite(line.ys)] for line in lines] or [np.zeros(0)])
@@ -59,7 +61,7 @@ def chart(title: str, lines: Sequence[Line], x_label: str, percent: bool = False
     return tag("figure", tag("figcaption", title), empty, class_="chart")
   xs = np.concatenate([line.xs for line in lines])
   x_scale = _Scale(*_x_range(xs, log_x), LEFT, WIDTH - RIGHT, log_x)
-  log_y = bool(finite.min() > 0 and finite.max() / finite.min() > 100)
+  log_y = not linear_y and bool(finite.min() > 0 and finite.max() / finite.min() > 100)
   y_scale = _Scale(*_y_range(lines, finite, log_y), HEIGHT - BOTTOM, TOP, log_y)
   drawing = tag(
     "svg",

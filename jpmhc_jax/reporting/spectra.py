@@ -45,7 +45,8 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
     lines = [Line("measured", s, np.array(site["measured_density"]), colour=0)]
     if site["predicted_density"] is not None:
       lines.append(Line("predicted", s, np.array(site["predicted_density"]), colour=1, dash=1))
-    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True)
+    # The tails of a density fall over tens of decades, which would be all that a logarithmic axis shows.
+    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True, linear_y=True)
   calls = [site for site in sites if site["scale"] in SERIES]
   noun = SERIES[calls[0]["scale"]]
   steps = np.array([site["calls"] for site in calls], np.float64)

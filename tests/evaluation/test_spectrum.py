@@ -168,7 +168,9 @@ def test_a_decoder_is_measured_by_layer_and_through_all_of_them(tmp_path, capsys
     assert site["w1"] < 0.3, (site["name"], site["w1"])
   assert found["design"]["predictions"][0]["depth"] == 4
   assert main.main(["report", str(workdir)]) == 0
-  assert "Every layer: largest" in (workdir / "report.html").read_text()
+  page = (workdir / "report.html").read_text()
+  assert "Every layer: largest" in page
+  assert "singular value · log scale" not in page  # that note is about y, and densities are drawn on a linear one
 
 
 def test_the_design_rules_are_written_and_drawn(tmp_path, capsys):
