@@ -1,6 +1,7 @@
 """Every mixer family: its projection, the whole block, the PyPI package `hyper-connections` beside it, and memory.
 
-  python -m experiments.benchmarks.mixers [--parts=projections,blocks,peers,memory] [--rounds=20] [--out=FILE]
+  python -m experiments.benchmarks.mixers [--parts=projections,blocks,peers,memory] [--streams=4,8] [--widths=128,512]
+    [--rounds=20] [--out=FILE]
 
   projections: 4,096 tokens, n = 4 and n = 8, forward and forward+backward, as ratios to Cayley, with the operations
     each needs: a family slower than 3 x Cayley is explained by its operations or by a chain of loops.
@@ -9,11 +10,13 @@
   peers: ours beside hyper-connections 0.4.11 (PyTorch, CPU, two threads) on each family it has; theirs / ours.
   memory: temporaries the compiler plans for the backward pass as sweeps or steps grow: flat for implicit adjoints.
 
-Medians of ratios within interleaved rounds. The parts named are measured anew; the others stay in the JSON.
+Medians of ratios within interleaved rounds. What is named is measured anew (streams are those of the projections,
+widths those of blocks and peers); the rest stays in the JSON, so that a busy machine can be asked piece by piece.
 """
 
 import argparse
 from collections.abc import Callable
+import functools
 import json
 import pathlib
 import sys
@@ -71,35 +74,38 @@ def our_block(width: int, streams: int = 4, **connection: Any) -> Callable[[], A
   return lambda: compiled(parameters, x, cotangent)
 
 
-def block_rows(rounds: int) -> list[dict[str, Any]]:
-  """Every family's block at two widths."""
+def block_rows(width: int, rounds: int) -> list[dict[str, Any]]:
+  """Every family's block, and what the block costs above that of the identity mixer, which projects nothing."""
+  candidates = {name: our_block(width, manifold=name) for name in FAMILIES if name != "birkhoff"}
+  samples = timing.interleaved(candidates, rounds, warmup=1)
   rows = []
-  for width in (128, 512):
-    candidates = {name: our_block(width, manifold=name) for name in FAMILIES if name != "birkhoff"}
-    samples = timing.interleaved(candidates, rounds, warmup=1)
-    for name in candidates:
-      ms, ratio = timing.summary(samples[name]).median_ms, timing.ratio(samples, name, "cayley")
-      rows.append({"name": name, "width": width, "forward_backward_ms": round(ms, 2), "over_cayley": round(ratio, 2)})
+  for name in candidates:
+    ms = timing.summary(samples[name]).median_ms
+    cayley, identity = (timing.ratio(samples, name, base) for base in ("cayley", "identity"))
+    rows.append({"name": name, "forward_backward_ms": round(ms, 2), "over_cayley": round(cayley, 2),
+                 "over_identity": round(identity, 2)})  # fmt: skip
   return rows
 
 
-def peer_rows(rounds: int) -> list[dict[str, Any]]:
-  """Theirs over ours; torch.compile's best effort counts too where it works."""
+def peer_rows(width: int, rounds: int) -> list[dict[str, Any]]:
+  """Theirs over ours; torch.compile's best effort counts too where it works. Width 0: a projection alone."""
+  if width == 0:
+    manifold = make("sinkhorn", clip=0.0, order="columns_first")
+    _, ours = projections.compiled_pair(lambda x: manifold.project(x, 4), (4, 4, TOKENS))
+    return [
+      {"name": "Sinkhorn-20 projection alone", **_theirs({"ours": ours, "eager": peers.projection(4, TOKENS)}, rounds)}
+    ]
   rows = []
-  for width in (128, 512):
-    for family, (_, _, settings) in peers.SHARED.items():
-      candidates = {"ours": our_block(width, **settings), "eager": peers.block(family, 4, width, TOKENS, False)}
-      compiled = peers.block(family, 4, width, TOKENS, True)
-      try:
-        compiled()
-        candidates["compiled"] = compiled
-      except Exception as error:  # no C++ compiler, or a graph torch.compile does not take: eager stays
-        print(f"{family}: torch.compile failed: {str(error).splitlines()[0]}", file=sys.stderr)
-      rows.append({"name": family, "width": width, **_theirs(candidates, rounds)})
-  manifold = make("sinkhorn", clip=0.0, order="columns_first")
-  _, ours = projections.compiled_pair(lambda x: manifold.project(x, 4), (4, 4, TOKENS))
-  alone = {"ours": ours, "eager": peers.projection(4, TOKENS)}
-  return [*rows, {"name": "Sinkhorn-20 projection alone", "width": 0, **_theirs(alone, rounds)}]
+  for family, (_, _, settings) in peers.SHARED.items():
+    candidates = {"ours": our_block(width, **settings), "eager": peers.block(family, 4, width, TOKENS, False)}
+    compiled = peers.block(family, 4, width, TOKENS, True)
+    try:
+      compiled()
+      candidates["compiled"] = compiled
+    except Exception as error:  # no C++ compiler, or a graph torch.compile does not take: eager stays
+      print(f"{family}: torch.compile failed: {str(error).splitlines()[0]}", file=sys.stderr)
+    rows.append({"name": family, **_theirs(candidates, rounds)})
+  return rows
 
 
 def _theirs(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -145,6 +151,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--parts", default=",".join(PARTS))
+  parser.add_argument("--streams", default="4,8")
+  parser.add_argument("--widths", default="128,512")
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
   options = parser.parse_args()
@@ -157,18 +165,20 @@ def main() -> None:
     if part == "peers" and (reason := peers.missing()):
       print(f"peers {reason}")
       continue
-    rows: Any = {
-      "projections": lambda: {f"n={n}": projection_rows(n, options.rounds) for n in (4, 8)},
-      "blocks": lambda: block_rows(options.rounds),
-      "peers": lambda: peer_rows(options.rounds),
-      "memory": memory_rows,
-    }[part]()
-    results[part] = rows
-    if part == "peers":
-      results["peer_versions"] = peers.versions()
-    for title, some in (rows if isinstance(rows, dict) else {"": rows}).items():
-      print(f"\n{part} {title}\n{table(some)}", flush=True)
-    timing.write_json(options.out, results)
+    streams, widths = ([int(text) for text in which.split(",")] for which in (options.streams, options.widths))
+    pieces: dict[str, Callable[[], list[dict[str, Any]]]] = {
+      "projections": {f"n={n}": functools.partial(projection_rows, n, options.rounds) for n in streams},
+      "blocks": {f"d={d}": functools.partial(block_rows, d, options.rounds) for d in widths},
+      "peers": {f"d={d}": functools.partial(peer_rows, d, options.rounds) for d in (*widths, 0)},
+      "memory": {"MiB": memory_rows},
+    }[part]
+    for title, measure in pieces.items():
+      rows = measure()
+      results.setdefault(part, {})[title] = rows
+      print(f"\n{part} {title}\n{table(rows)}", flush=True)
+      if part == "peers":
+        results["peer_versions"] = peers.versions()
+      timing.write_json(options.out, results)
   print(f"\nwritten to {options.out}")
 
 

@@ -25,6 +25,7 @@ from jpmhc_jax.connections import apply, generator, implementation, segments
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
+from jpmhc_jax.manifolds import linear
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
 SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
@@ -87,6 +88,7 @@ class HyperConnection:
   transpose: bool = False  # apply Hᵀ of what the manifold gives
   implementation: str = "auto"  # see `implementation.operators`
   ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
+  ablated_layers: tuple[int, ...] | None = None  # where one rule serves a stack of layers: which of them; None = all
 
   @classmethod
   def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
@@ -236,9 +238,17 @@ class HyperConnection:
     return np.concatenate(parts)
 
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
-    if self.ablation != "none":
-      fixed = ABLATIONS[self.ablation](self.streams)
+    if self.ablation == "none":
+      return self._own_mixer(parameters, logits)
+    fixed = ABLATIONS[self.ablation](self.streams)
+    if self.ablated_layers is None:
       return None if fixed is None else jnp.asarray(fixed, logits.dtype)
+    own, identity = self._own_mixer(parameters, logits), np.eye(self.streams)
+    own = jnp.asarray(identity, logits.dtype) if own is None else own
+    here = jnp.any(parameters["layer_index"] == jnp.asarray(self.ablated_layers))
+    return jnp.where(here, linear.over_tokens(identity if fixed is None else fixed, own), own)
+
+  def _own_mixer(self, parameters: Parameters, logits: Array) -> Array | None:
     if isinstance(self.manifold, manifolds.Identity):
       return None
     if self.stored:

@@ -34,15 +34,28 @@ def ablate(setup: Setup) -> tuple[Setup, list[str]]:
   connections = connections_of(model)
   chosen = _chosen(evaluation.ablation_layers, list(connections))
   for name in chosen:
-    connections[name].rule = dataclasses.replace(connections[name].rule, ablation=evaluation.ablation)
+    connection, layer = connections[name]
+    layers = None if layer is None else (*(connection.rule.ablated_layers or ()), layer)
+    connection.rule = dataclasses.replace(connection.rule, ablation=evaluation.ablation, ablated_layers=layers)
   graph, _, _ = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
   return dataclasses.replace(setup, graph=graph), chosen
 
 
-def connections_of(model: nnx.Module) -> dict[str, Connection]:
-  """Every connection of a model by the name that its diagnostics have: block0.tokens, block0.features, …"""
-  found = ((path, module) for path, module in nnx.iter_modules(model) if isinstance(module, Connection))
-  return {".".join(str(part).removeprefix("connect_") for part in path): module for path, module in found}
+def connections_of(model: nnx.Module) -> dict[str, tuple[Connection, int | None]]:
+  """Every connection of a model by the name that its diagnostics have: block0.tokens, block0.features, block1.tokens, …
+
+  With it, the number of the layer where one module holds a stack of them, else None.
+  """
+  found: dict[str, tuple[Connection, int | None]] = {}
+  for path, module in nnx.iter_modules(model):
+    if isinstance(module, Connection):
+      parts = [str(part).removeprefix("connect_") for part in path]
+      if hasattr(module, "layer_index"):
+        stacked = range(module.layer_index.shape[0])
+        found |= {".".join((f"block{layer}", *parts[1:])): (module, layer) for layer in stacked}
+      else:
+        found[".".join(parts)] = (module, None)
+  return found
 
 
 def folder_name(layers: str) -> str:

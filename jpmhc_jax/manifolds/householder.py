@@ -53,18 +53,45 @@ class Householder(Manifold):
     return jnp.concatenate([jnp.zeros((n * n,)), direction, jnp.full((1,), strength)])
 
   def _project(self, logits: Array, n: int) -> Array:
-    generator = logits[: n * n].reshape(n, n, *logits.shape[1:])
-    rotation = cayley(-0.5 * self.alpha * linear.skew(generator))
-    direction = _unit(logits[n * n : n * n + n])
-    gate = jax.nn.sigmoid(logits[-1])
+    # One split: the gradient of several slices pads each of them.
+    generator, direction, gate = jnp.split(logits, [n * n, n * n + n], axis=0)
+    rotation = cayley(-0.5 * self.alpha * linear.skew(generator.reshape(n, n, *logits.shape[1:])))
+    direction, gate = _scaled(direction), jax.nn.sigmoid(gate[0])
     if self.gate == "hard":
       gate = gate + jax.lax.stop_gradient(jnp.round(gate) - gate)
-    turned = linear.matvec(rotation, direction)
-    return rotation - (2 * (1 - gate))[None, None] * turned[:, None] * direction[None]
+    # Divided by kᵀk, the reflection rounds less than that of a unit vector. A zero direction reflects nothing.
+    length = jnp.maximum(linear.total(direction * direction, 0)[0], 0.5)
+    return _reflected(rotation, direction, 2 * (1 - gate) / length)
 
 
-def _unit(vector: Array) -> Array:
-  # The floor gives a zero direction no reflection and no gradient instead of NaN.
-  scale = jnp.maximum(jnp.max(jnp.abs(vector), axis=0), jnp.finfo(vector.dtype).eps)
-  vector = vector / jax.lax.stop_gradient(scale)[None]
-  return vector / jnp.sqrt(jnp.sum(vector * vector, axis=0) + jnp.finfo(vector.dtype).tiny)[None]
+@jax.custom_vjp
+def _reflected(
+  rotation: Float[Array, "n n *tokens"], direction: Float[Array, "n *tokens"], strength: Float[Array, "*tokens"]
+) -> Float[Array, "n n *tokens"]:
+  """Q (I − β k kᵀ)."""
+  turned = linear.matvec(rotation, direction)
+  return rotation - strength[None, None] * turned[:, None] * direction[None]
+
+
+def _reflected_forward(rotation: Array, direction: Array, strength: Array) -> tuple[Array, tuple[Array, ...]]:
+  return _reflected(rotation, direction, strength), (rotation, direction, strength)
+
+
+def _reflected_backward(saved: tuple[Array, ...], bar: Array) -> tuple[Array, Array, Array]:
+  # With t = Qk and m = H̄k:  Q̄ = H̄ − β m kᵀ,  k̄ = −β (H̄ᵀt + Qᵀm),  β̄ = −tᵀm. The vectors stand behind barriers: fused
+  # into what uses them they would be computed again for every entry.
+  rotation, direction, strength = saved
+  turned, asked = jax.lax.optimization_barrier((linear.matvec(rotation, direction), linear.matvec(bar, direction)))
+  to_direction = -strength[None] * (linear.vecmat(turned, bar) + linear.vecmat(asked, rotation))
+  to_rotation = jax.lax.optimization_barrier(bar - strength[None, None] * asked[:, None] * direction[None])
+  return to_rotation, to_direction, -linear.total(turned * asked, 0)[0]
+
+
+_reflected.defvjp(_reflected_forward, _reflected_backward)
+
+
+def _scaled(vector: Array) -> Array:
+  # To a largest entry of 1, so that squares stay inside float32. H does not depend on the length of the vector, so the
+  # divisor carries no gradient.
+  scale = jnp.maximum(linear.largest(jnp.abs(vector), 0), jnp.finfo(vector.dtype).eps)
+  return vector / jax.lax.stop_gradient(scale)

@@ -7,6 +7,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
+import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds.birkhoff import Sinkhorn
@@ -88,10 +89,11 @@ class Hybrid(Manifold):
     self, logits: Float[Array, "k *tokens"], n: int, weight: Float[Array, "..."] | float
   ) -> Float[Array, "{n} {n} *tokens"]:
     """H for a given λ, a scalar or one a token; any gate logit is ignored."""
-    first, second = self._sizes(n)
+    # One split: the gradient of several slices pads each of them.
+    parts = jnp.split(logits, np.cumsum(self._sizes(n)).tolist(), axis=0)
     a, b = (
       manifold.project(part.reshape(*manifold.logit_shape(n), *logits.shape[1:]), n)
-      for manifold, part in ((self.first, logits[:first]), (self.second, logits[first : first + second]))
+      for manifold, part in ((self.first, parts[0]), (self.second, parts[1]))
     )
     weight = jnp.broadcast_to(weight, logits.shape[1:])
     return a + weight * (b - a) if weight.ndim == 0 else a + weight[None, None] * (b - a)

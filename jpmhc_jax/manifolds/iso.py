@@ -6,6 +6,7 @@ from "moves the mean": Cayley turns copied streams into differences that a mean 
 
 import dataclasses
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -59,7 +60,8 @@ class Iso(Manifold):
 
   def _project(self, logits: Array, n: int) -> Array:
     if self.method == "cayley":
-      return cayley(linear.centre(-0.5 * self.alpha * linear.skew(logits)))
+      # Each entry of the rotation needs all of S: behind a barrier, S is computed once.
+      return cayley(jax.lax.optimization_barrier(linear.centre(-0.5 * self.alpha * linear.skew(logits))))
     # The mean direction is its own singular pair; giving it the scale of the logits keeps the condition number.
-    size = jnp.max(jnp.abs(logits), axis=(0, 1), keepdims=True)
+    size = linear.largest(linear.largest(jnp.abs(logits), 0), 1)
     return polar(linear.centre(logits) + jnp.maximum(size, 1e-30) / n, self.method, self.steps, self.adjoint)

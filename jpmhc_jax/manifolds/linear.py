@@ -65,15 +65,38 @@ def vecmat(x: Float[Array, "n *tokens"], a: Float[Array, "n m *tokens"]) -> Floa
   return functools.reduce(operator.add, (x[i][None] * a[i] for i in range(a.shape[0])))
 
 
+def total(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+  """The sum over a tiny axis, which stays with length 1, as written-out adds.
+
+  XLA on the CPU gives `jnp.sum` to a library, to which it first writes every operand out (the backward pass of Sinkhorn
+  takes 0.33 ms with `jnp.sum` and 0.19 ms with this; 4,096 tokens).
+  """
+  return functools.reduce(operator.add, _slices(array, axis))
+
+
+def largest(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+  """The maximum over a tiny axis, which stays with length 1; written out for the same reason."""
+  return functools.reduce(jnp.maximum, _slices(array, axis))
+
+
+def _slices(array: Array, axis: int) -> list[Array]:
+  return [jax.lax.slice_in_dim(array, k, k + 1, axis=axis) for k in range(array.shape[axis])]
+
+
 def skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """A − Aᵀ (no factor ½)."""
   return matrix - transpose(matrix)
 
 
+@jax.custom_vjp
 def centre(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """Π A Π with Π = I − 11ᵀ/n: the part of A that neither sees nor produces the stream mean."""
-  rows = matrix - jnp.mean(matrix, axis=1, keepdims=True)
-  return rows - jnp.mean(rows, axis=0, keepdims=True)
+  rows = matrix - total(matrix, 1) / matrix.shape[1]
+  return rows - total(rows, 0) / matrix.shape[0]
+
+
+# The map is its own adjoint; differentiated by itself it would pad a slice for every term of the sums.
+centre.defvjp(lambda matrix: (centre(matrix), None), lambda _, cotangent: (centre(cotangent),))
 
 
 def solve(
@@ -161,10 +184,10 @@ def laplacian_solve(weights: Float[Array, "n n *tokens"], b: Float[Array, "n *to
   rows, pivots, rest = [], [], b
   for _ in range(n - 1):
     row = weights[0, 1:]
-    pivot = jnp.maximum(jnp.sum(row, axis=0), floor)
-    share = row / pivot[None]
+    pivot = jnp.maximum(total(row, 0), floor)
+    share = row / pivot
     rows.append(share)
-    pivots.append(rest[0] / pivot)
+    pivots.append(rest[0] / pivot[0])
     weights = weights[1:, 1:] + row[:, None] * share[None]
     rest = rest[1:] + share * rest[:1]
   v = [jnp.zeros_like(b[0])]

@@ -59,18 +59,23 @@ class SpectralSphere(Manifold):
     if n == 1:
       return jnp.ones((1, 1, *logits.shape[1:]), logits.dtype)
     angles, size = (n - 1) * (n - 2) // 2, n - 1
-    left, right = (self._rotation(logits[k * angles : (k + 1) * angles], size) for k in (0, 1))
+    # One split: the gradient of several slices pads each of them.
+    *sides, shrink = jnp.split(logits, [angles, 2 * angles], axis=0)
+    left, right = (self._rotation(side, size) for side in sides)
     # H = 11ᵀ/n + (B U) diag(s) (B V)ᵀ: the products with the constant B are one matrix product each.
     basis = jnp.asarray(helmert(n), logits.dtype)
     turned, other = (
       jnp.tensordot(basis, rotation, axes=1, precision=jax.lax.Precision.HIGHEST) for rotation in (left, right)
     )
-    scaled = turned * jnp.tanh(logits[2 * angles :])[None]
+    scaled = turned * jnp.tanh(shrink)[None]
     return linear.matmul(scaled, linear.transpose(other)) + 1 / n
 
   def _rotation(self, logits: Array, size: int) -> Array:
     bounded = self.gamma * jnp.tanh(logits)
-    skew = jnp.zeros((size, size, *logits.shape[1:]), logits.dtype)
-    for k, (i, j) in enumerate(itertools.combinations(range(size), 2)):
-      skew = skew.at[i, j].set(bounded[k]).at[j, i].set(-bounded[k])
-    return cayley(skew)
+    pairs = list(itertools.combinations(range(size), 2))
+    upper = dict(zip(pairs, jnp.split(bounded, len(pairs), axis=0) if pairs else (), strict=True))
+    zero = jnp.zeros((1, *logits.shape[1:]), logits.dtype)
+    entries = [
+      upper[i, j] if i < j else -upper[j, i] if j < i else zero for i in range(size) for j in range(size)
+    ]  # fmt: skip
+    return cayley(jnp.concatenate(entries).reshape(size, size, *logits.shape[1:]))

@@ -46,6 +46,21 @@ def state():
   return dataclasses.replace(state, ema=noisy)
 
 
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+  """Setup and state of a language model of three layers, whose mixers mix strongly."""
+  folder = tmp_path_factory.mktemp("sources")
+  for i in range(12):
+    (folder / f"module{i}.py").write_text(f"def f{i}(x):\n  return x + {i}\n" * 8)
+  config = tiny.config(
+    data=schema.Data(kind="text", prefetch=0, text=schema.TextData(folder=str(folder), window=16, held_out=4)),
+    model=schema.Model(kind="decoder", width=16, heads=2, layers=3, mlp_multiple=8, loss="softmax"),
+    connection=schema.Connection(manifold="cayley", streams=2, options="alpha=2.0", init_scale=2.0),
+  )
+  setup = tiny.setup(config)
+  return setup, setup.create()
+
+
 @pytest.mark.parametrize("kind", BY_HAND)
 @pytest.mark.parametrize("fields", [{}, {"parameterisation": "manifold"}, {"generator": "static", "transpose": True}])
 def test_a_connection_applies_the_replacement_and_keeps_its_read_and_write(kind, fields):
@@ -72,6 +87,24 @@ def test_only_the_chosen_connection_is_replaced_and_the_parameters_still_fit(sta
   expected = rms_norm(block.connect_features(expected, block.features), block.epsilon)
   np.testing.assert_allclose(after.block0(h), expected, atol=1e-5)
   assert float(jnp.max(jnp.abs(before.block0(h) - expected))) > 0.1
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_single_layers_of_a_scanned_decoder_are_replaced(kind, decoder):
+  setup, state = decoder
+  replaced, names = ablate(_with(setup, ablation=kind, ablation_layers="block1.tokens,block2.*"))
+  assert names == ["block2.features", "block1.tokens", "block2.tokens"]
+  before, after = (tiny.model_of(s, state) for s in (setup, replaced))
+  h = start = jax.random.normal(jax.random.key(2), (2, 4, 2, 16))
+  for k in range(3):
+    layer = jax.tree.map(lambda leaf, k=k: leaf[k], before.layers)
+    for name, connect in (("tokens", layer.connect_tokens), ("features", layer.connect_features)):
+      if f"block{k}.{name}" in names:
+        connect.rule = dataclasses.replace(connect.rule, ablation=kind)
+    h = layer(h)
+  run = jax.jit(lambda model: model.run(start)[0])
+  np.testing.assert_allclose(run(after), h, rtol=1e-4, atol=1e-4 * float(jnp.max(jnp.abs(h))))
+  assert float(jnp.max(jnp.abs(run(before) - h))) > 0.1
 
 
 def test_replacing_identity_mixers_by_the_identity_changes_nothing_and_by_others_does(tmp_path):
