@@ -88,7 +88,9 @@ class HyperConnection:
   transpose: bool = False  # apply Hᵀ of what the manifold gives
   implementation: str = "auto"  # see `implementation.operators`
   ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
-  ablated_layers: tuple[int, ...] | None = None  # where one rule serves a stack of layers: which of them; None = all
+  ablated_indices: tuple[int, ...] | None = (
+    None  # where one rule serves a stack: the `layer_index` of which; None = all
+  )
 
   @classmethod
   def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
@@ -241,11 +243,11 @@ class HyperConnection:
     if self.ablation == "none":
       return self._own_mixer(parameters, logits)
     fixed = ABLATIONS[self.ablation](self.streams)
-    if self.ablated_layers is None:
+    if self.ablated_indices is None:
       return None if fixed is None else jnp.asarray(fixed, logits.dtype)
     own, identity = self._own_mixer(parameters, logits), np.eye(self.streams)
     own = jnp.asarray(identity, logits.dtype) if own is None else own
-    here = jnp.any(parameters["layer_index"] == jnp.asarray(self.ablated_layers))
+    here = jnp.any(parameters["layer_index"] == jnp.asarray(self.ablated_indices))
     return jnp.where(here, linear.over_tokens(identity if fixed is None else fixed, own), own)
 
   def _own_mixer(self, parameters: Parameters, logits: Array) -> Array | None:

@@ -29,14 +29,15 @@ def ablate(setup: Setup) -> tuple[Setup, list[str]]:
   evaluation = setup.config.evaluation
   if evaluation.ablation == "none":
     return setup, []
-  shapes = jax.eval_shape(setup.create)
-  model = nnx.merge(setup.graph, nnx.State(shapes.params), nnx.State(shapes.buffers))
+  # The number that a connection of a stack of layers goes by is one of its buffers.
+  params, buffers = jax.eval_shape(setup.create).params, jax.jit(lambda: setup.create().buffers)()
+  model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
   connections = connections_of(model)
   chosen = _chosen(evaluation.ablation_layers, list(connections))
   for name in chosen:
-    connection, layer = connections[name]
-    layers = None if layer is None else (*(connection.rule.ablated_layers or ()), layer)
-    connection.rule = dataclasses.replace(connection.rule, ablation=evaluation.ablation, ablated_layers=layers)
+    connection, index = connections[name]
+    indices = None if index is None else (*(connection.rule.ablated_indices or ()), index)
+    connection.rule = dataclasses.replace(connection.rule, ablation=evaluation.ablation, ablated_indices=indices)
   graph, _, _ = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
   return dataclasses.replace(setup, graph=graph), chosen
 
@@ -44,15 +45,15 @@ def ablate(setup: Setup) -> tuple[Setup, list[str]]:
 def connections_of(model: nnx.Module) -> dict[str, tuple[Connection, int | None]]:
   """Every connection of a model by the name that its diagnostics have: block0.tokens, block0.features, block1.tokens, …
 
-  With it, the number of the layer where one module holds a stack of them, else None.
+  With it, where one module holds a stack of connections, the `layer_index` of that one; else None.
   """
   found: dict[str, tuple[Connection, int | None]] = {}
   for path, module in nnx.iter_modules(model):
     if isinstance(module, Connection):
       parts = [str(part).removeprefix("connect_") for part in path]
       if hasattr(module, "layer_index"):
-        stacked = range(module.layer_index.shape[0])
-        found |= {".".join((f"block{layer}", *parts[1:])): (module, layer) for layer in stacked}
+        indices = module.layer_index[...].tolist()
+        found |= {".".join((f"block{k}", *parts[1:])): (module, index) for k, index in enumerate(indices)}
       else:
         found[".".join(parts)] = (module, None)
   return found

@@ -199,7 +199,7 @@ def test_sensitivities_are_those_of_maps_whose_derivative_is_known():
 @pytest.mark.parametrize("bias", [2.0, 6.0])
 def test_the_sensitivity_of_sinkhorn_is_its_jacobian_averaged_over_cotangents(bias):
   sinkhorn = Sinkhorn()
-  jacobian = jax.jacobian(lambda logits: sinkhorn.project(logits, N))(bias * jnp.eye(N))
+  jacobian = jax.jit(jax.jacobian(lambda logits: sinkhorn.project(logits, N)))(bias * jnp.eye(N))
   average = float(jnp.linalg.norm(jacobian)) / N  # √E‖Jᵀc‖² = ‖J‖_F, over √E‖c‖² = n
   found = _of_logits(bias * np.eye(N), manifold="sinkhorn")
   assert found["mixer_sensitivity"] == pytest.approx(average, rel=0.6)

@@ -1,4 +1,4 @@
-"""One compiled (projection, vector-Jacobian product) a manifold and size, shared by the tests of this room."""
+"""Compiled projections, alone and with their vector-Jacobian product: one a manifold and size, for all of this room."""
 
 from collections.abc import Callable
 import functools
@@ -19,6 +19,16 @@ def _compiled(manifold: Manifold, n: int) -> Compiled:
     return value, pullback(cotangent)[0]
 
   return jax.jit(value_and_pullback)
+
+
+@functools.cache
+def _projected(manifold: Manifold, n: int) -> Callable[[Array], Array]:
+  return jax.jit(lambda logits: manifold.project(logits, n))
+
+
+@pytest.fixture(scope="session")
+def projected() -> Callable[[Manifold, int], Callable[[Array], Array]]:
+  return _projected
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,9 @@ def test_values_and_gradients_stay_finite_at_huge_logits(name, compiled):
   manifold = make(name)
   base = jax.random.normal(jax.random.key(3), (*manifold.logit_shape(4), TOKENS))
   for logits in (1e4 * jnp.sign(base), 1e4 * base, jnp.zeros_like(base)):
-    for array in compiled(manifold, 4)(logits, cotangent_of(4)):
-      assert bool(jnp.all(jnp.isfinite(array)))
+    for dtype in (jnp.float32, jnp.bfloat16):
+      for array in compiled(manifold, 4)(logits.astype(dtype), cotangent_of(4).astype(dtype)):
+        assert bool(jnp.all(jnp.isfinite(array)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,8 +113,18 @@ def test_a_matrix_without_tokens_is_one_token(name):
   np.testing.assert_allclose(grid[..., 0], several, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("n", (2, 3, 5, 8))
+# Rotations of 5 and more rows are compiled for seconds: always for the families that are one, else with the slow tests.
+COMPOSED = ("choice", "hybrid", "householder", "orthostochastic")
+
+
+@pytest.mark.parametrize(
+  ("n", "name"),
+  [
+    pytest.param(n, name, marks=[pytest.mark.slow] * (n >= 5 and name in COMPOSED))
+    for n in (2, 3, 5, 8)
+    for name in NAMES
+  ],
+)
 def test_other_sizes(name, n):
   if name == "quaternion" or (name == "kronecker" and n in (3, 5)) or (name == "permutation" and n == 8):
     pytest.skip("the family does not exist for this n: see the error tests")

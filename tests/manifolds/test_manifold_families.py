@@ -113,13 +113,14 @@ def test_named_permutations_are_used():
 
 
 @pytest.mark.parametrize("n", (2, 4))
-def test_blending_is_convex_and_schedulable(n):
+def test_blending_is_convex_and_schedulable(n, projected):
   manifold = Hybrid()
   logits = jax.random.normal(jax.random.key(0), (*manifold.logit_shape(n), 3))
-  first, second = (manifold.blend(logits, n, weight) for weight in (0.0, 1.0))
-  np.testing.assert_allclose(manifold.blend(logits, n, 0.25), 0.75 * first + 0.25 * second, atol=1e-6)
-  np.testing.assert_allclose(first, Iso().project(logits[: n * n].reshape(n, n, 3), n), atol=1e-6)
-  per_token = manifold.blend(logits, n, jnp.asarray([0.0, 0.5, 1.0]))
+  blend = jax.jit(lambda weight: manifold.blend(logits, n, weight))
+  first, second = (blend(weight) for weight in (0.0, 1.0))
+  np.testing.assert_allclose(blend(0.25), 0.75 * first + 0.25 * second, atol=1e-6)
+  np.testing.assert_allclose(first, projected(Iso(), n)(logits[: n * n].reshape(n, n, 3)), atol=1e-6)
+  per_token = blend(jnp.asarray([0.0, 0.5, 1.0]))
   np.testing.assert_allclose(per_token[..., 2], second[..., 2], atol=1e-6)
 
 
@@ -152,7 +153,8 @@ def test_a_scheduled_blend_goes_from_one_family_to_the_other():
   )
   parameters, streams = rule.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 4, 8))
   parameters["projection"] = 100 * parameters["projection"]
-  halves = [rule.coefficients(parameters | {"progress": jnp.float32(p)}, streams).mix for p in (0.0, 0.5, 1.0)]
+  mix = jax.jit(lambda progress: rule.coefficients(parameters | {"progress": progress}, streams).mix)
+  halves = [mix(jnp.float32(p)) for p in (0.0, 0.5, 1.0)]
   assert float(jnp.max(Cayley().distance(halves[0]))) < 1e-6
   assert float(jnp.max(parse("birkhoff_newton", "").distance(halves[2]))) < 1e-6
   np.testing.assert_allclose(halves[1], (halves[0] + halves[2]) / 2, atol=1e-6)

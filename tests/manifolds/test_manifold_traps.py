@@ -16,24 +16,24 @@ def diagonal_value(manifold, logits):
   return float(manifold.project(logits, 4)[0, 0])
 
 
-def test_truncated_cayley_is_no_isometry_at_unit_logits_and_the_closed_form_is():
+def test_truncated_cayley_is_no_isometry_at_unit_logits_and_the_closed_form_is(projected):
   # Published: below 1e-3 at two steps. True means over normal logits, alpha = 0.1:
   for size, published in ((0.1, 3.5e-7), (1.0, 3.3e-3), (2.0, 4.5e-2)):
     logits = size * normal(0, 4, 4, 2048)
     truncated = manifolds.CayleyIterative()
-    error = float(jnp.mean(truncated.distance(truncated.project(logits, 4))))
+    error = float(jnp.mean(truncated.distance(projected(truncated, 4)(logits))))
     assert np.isclose(error, published, rtol=0.25, atol=2e-7)
     exact = manifolds.Cayley()
-    assert float(jnp.max(exact.distance(exact.project(logits, 4)))) < 1e-6
-  worst = float(jnp.max(truncated.distance(truncated.project(normal(0, 4, 4, 2048), 4))))
+    assert float(jnp.max(exact.distance(projected(exact, 4)(logits)))) < 1e-6
+  worst = float(jnp.max(truncated.distance(projected(truncated, 4)(normal(0, 4, 4, 2048)))))
   assert worst > 2e-2
 
 
-def test_closed_form_is_the_limit_of_the_iteration_with_its_sign_and_scale():
+def test_closed_form_is_the_limit_of_the_iteration_with_its_sign_and_scale(projected):
   for n in (2, 3, 4, 5):
     logits = 0.5 * normal(1, n, n, 16)
-    limit = manifolds.CayleyIterative(steps=40).project(logits, n)
-    np.testing.assert_allclose(manifolds.Cayley().project(logits, n), limit, atol=5e-7)
+    limit = projected(manifolds.CayleyIterative(steps=40), n)(logits)
+    np.testing.assert_allclose(projected(manifolds.Cayley(), n)(logits), limit, atol=5e-7)
 
 
 def test_orientation_of_the_rotation_is_not_transposed():
@@ -64,7 +64,7 @@ def test_rows_first_and_columns_first_are_transposes_of_each_other():
 
 def test_underflowing_temperature_freezes_the_mixer_and_the_default_start_does_not():
   def slope(manifold, logits):
-    return jax.grad(lambda x: jnp.sum(manifold.project(x, 4) * normal(3, 4, 4)))(logits)
+    return jax.jit(jax.grad(lambda x: jnp.sum(manifold.project(x, 4) * normal(3, 4, 4))))(logits)
 
   frozen = manifolds.Sinkhorn(sweeps=10, temperature=0.05, clip=0.0, adjoint="unrolled")
   published_start = 8 * jnp.eye(4) - 8
@@ -73,13 +73,13 @@ def test_underflowing_temperature_freezes_the_mixer_and_the_default_start_does_n
   assert float(jnp.max(jnp.abs(slope(ours, ours.identity_logits(4, 4.0))))) > 1e-3
 
 
-def test_orthostochastic_start_of_the_published_code_is_the_mean_matrix():
-  published = manifolds.OrthostochasticNewtonSchulz().project(8 * jnp.eye(4) - 8, 4)
+def test_orthostochastic_start_of_the_published_code_is_the_mean_matrix(projected):
+  published = projected(manifolds.OrthostochasticNewtonSchulz(), 4)(8 * jnp.eye(4) - 8)
   np.testing.assert_allclose(published, np.full((4, 4), 0.25), atol=3e-3)
-  exact = manifolds.Polar().project(8 * jnp.eye(4) - 8, 4) ** 2
+  exact = projected(manifolds.Polar(), 4)(8 * jnp.eye(4) - 8) ** 2
   np.testing.assert_allclose(exact, np.full((4, 4), 0.25), atol=1e-6)
   for n in (2, 3, 8):
-    entries = manifolds.Polar().project(8 * jnp.eye(n) - 8, n) ** 2
+    entries = projected(manifolds.Polar(), n)(8 * jnp.eye(n) - 8) ** 2
     np.testing.assert_allclose(jnp.diagonal(entries), np.full(n, (1 - 2 / n) ** 2), atol=1e-6)
 
 
@@ -125,32 +125,32 @@ def test_a_published_doubly_stochastic_matrix_is_a_fixed_point():
   np.testing.assert_allclose(found, matrix, atol=1e-4)
 
 
-def test_twenty_sweeps_miss_the_polytope_at_large_logits_and_newton_does_not():
+def test_twenty_sweeps_miss_the_polytope_at_large_logits_and_newton_does_not(projected):
   logits = 10 * normal(4, 4, 4, 1000)
   sweeps = manifolds.Sinkhorn(clip=0.0)
-  assert 0.02 < float(jnp.mean(sweeps.distance(sweeps.project(logits, 4)))) < 0.2
+  assert 0.02 < float(jnp.mean(sweeps.distance(projected(sweeps, 4)(logits)))) < 0.2
   newton = manifolds.BirkhoffNewton()
-  assert float(jnp.max(newton.distance(newton.project(logits, 4)))) < 1e-6
+  assert float(jnp.max(newton.distance(projected(newton, 4)(logits)))) < 1e-6
 
 
-def test_quaternions_reach_the_rotations_that_cayley_cannot():
+def test_quaternions_reach_the_rotations_that_cayley_cannot(projected):
   quaternion = manifolds.Quaternion()
-  minus = quaternion.project(jnp.asarray([-2.0, 0, 0, 0, 0, 0, 0, 0]), 4)
+  minus = projected(quaternion, 4)(jnp.asarray([-2.0, 0, 0, 0, 0, 0, 0, 0]))
   np.testing.assert_array_equal(minus, -np.eye(4))
-  half_turn = quaternion.project(jnp.asarray([-1.0, 1, 0, 0, -1.0, 1, 0, 0]), 4)
+  half_turn = projected(quaternion, 4)(jnp.asarray([-1.0, 1, 0, 0, -1.0, 1, 0, 0]))
   np.testing.assert_allclose(half_turn, np.diag([1.0, 1, -1, -1]), atol=1e-7)
-  rotated = manifolds.Cayley().project(1e3 * normal(5, 4, 4, 256), 4)
+  rotated = projected(manifolds.Cayley(), 4)(1e3 * normal(5, 4, 4, 256))
   identity = np.eye(4)[..., None]
   gaps = np.linalg.svd(np.moveaxis(np.asarray(rotated) + identity, -1, 0), compute_uv=False)[:, -1]
   assert gaps.min() > 0
 
 
-def test_reflections_are_reached_by_the_gate_and_by_the_polar_factor_only():
+def test_reflections_are_reached_by_the_gate_and_by_the_polar_factor_only(projected, compiled):
   householder = manifolds.Householder()
   closed = householder.identity_logits(4, -4.0)
-  assert np.linalg.det(householder.project(closed, 4)) < -0.99
-  assert np.linalg.det(householder.project(householder.identity_logits(4, 4.0), 4)) > 0.99
-  gradient = jax.grad(lambda x: jnp.sum(householder.project(x, 4) * normal(6, 4, 4)))(closed)
+  reflected, gradient = compiled(householder, 4)(closed, normal(6, 4, 4))
+  assert np.linalg.det(reflected) < -0.99
+  assert np.linalg.det(projected(householder, 4)(householder.identity_logits(4, 4.0))) > 0.99
   assert abs(float(gradient[-1])) > 1e-3  # the rounded gate still learns
-  signs = np.linalg.det(np.moveaxis(np.asarray(manifolds.Polar().project(normal(7, 4, 4, 64), 4)), -1, 0))
+  signs = np.linalg.det(np.moveaxis(np.asarray(projected(manifolds.Polar(), 4)(normal(7, 4, 4, 64))), -1, 0))
   assert signs.min() < -0.99 and signs.max() > 0.99
