@@ -41,6 +41,10 @@ REASONS = {
   "sinkhorn_epsilon": "twenty published sweeps and the gradient of each: 160 dependent divisions",
   "sinkhorn unrolled": "twenty sweeps and the gradient of each",
   "birkhoff_newton": "damped Newton steps until the last token is doubly stochastic to rounding",
+  "polar": "six dependent Newton steps; beyond n = 4 each is an elimination with pivots, as is the backward pass",
+  "iso newton": "as polar",
+  "iso newton_schulz": "five dependent cubic steps; beyond n = 4 the backward pass eliminates n(n-1)/2 unknowns",
+  "sphere": "two rotations of n - 1",
   "choice": "three families at once",
   "hybrid": "two families at once",
 }

@@ -67,7 +67,7 @@ class Grassmann(Manifold):
       column = _scaled(logits[:, k])
       for _ in range(2):  # "twice is enough" (Kahan): the second pass removes what rounding left
         for other in basis:
-          column = column - other * linear.total(other * column, 0)
+          column = column - other * jnp.sum(other * column, axis=0, keepdims=True)
       basis.append(_unit(column))
     u = jnp.stack(basis, axis=1)
     return linear.matmul(u, linear.transpose(u))
@@ -75,10 +75,10 @@ class Grassmann(Manifold):
 
 def _scaled(column: Array) -> Array:
   # H does not depend on the length of a column, so the divisor carries no gradient; it keeps squares inside float32.
-  largest = jax.lax.stop_gradient(linear.largest(jnp.abs(column), 0))
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(column), axis=0, keepdims=True))
   return column / jnp.maximum(largest, jnp.finfo(column.dtype).tiny)
 
 
 def _unit(column: Array) -> Array:
   # Columns have size one before orthogonalisation. The floor, far below it, drops a column that depends on the others.
-  return column / jnp.sqrt(linear.total(column * column, 0) + jnp.finfo(column.dtype).eps ** 2)
+  return column / jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True) + jnp.finfo(column.dtype).eps ** 2)

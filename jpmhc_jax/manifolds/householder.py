@@ -60,7 +60,7 @@ class Householder(Manifold):
     if self.gate == "hard":
       gate = gate + jax.lax.stop_gradient(jnp.round(gate) - gate)
     # Divided by kᵀk, the reflection rounds less than that of a unit vector. A zero direction reflects nothing.
-    length = jnp.maximum(linear.total(direction * direction, 0)[0], 0.5)
+    length = jnp.maximum(jnp.sum(direction * direction, axis=0), 0.5)
     return _reflected(rotation, direction, 2 * (1 - gate) / length)
 
 
@@ -84,7 +84,7 @@ def _reflected_backward(saved: tuple[Array, ...], bar: Array) -> tuple[Array, Ar
   turned, asked = jax.lax.optimization_barrier((linear.matvec(rotation, direction), linear.matvec(bar, direction)))
   to_direction = -strength[None] * (linear.vecmat(turned, bar) + linear.vecmat(asked, rotation))
   to_rotation = jax.lax.optimization_barrier(bar - strength[None, None] * asked[:, None] * direction[None])
-  return to_rotation, to_direction, -linear.total(turned * asked, 0)[0]
+  return to_rotation, to_direction, -jnp.sum(turned * asked, axis=0)
 
 
 _reflected.defvjp(_reflected_forward, _reflected_backward)
@@ -93,5 +93,5 @@ _reflected.defvjp(_reflected_forward, _reflected_backward)
 def _scaled(vector: Array) -> Array:
   # To a largest entry of 1, so that squares stay inside float32. H does not depend on the length of the vector, so the
   # divisor carries no gradient.
-  scale = jnp.maximum(linear.largest(jnp.abs(vector), 0), jnp.finfo(vector.dtype).eps)
+  scale = jnp.maximum(jnp.max(jnp.abs(vector), axis=0, keepdims=True), jnp.finfo(vector.dtype).eps)
   return vector / jax.lax.stop_gradient(scale)

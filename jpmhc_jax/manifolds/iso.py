@@ -63,5 +63,5 @@ class Iso(Manifold):
       # Each entry of the rotation needs all of S: behind a barrier, S is computed once.
       return cayley(jax.lax.optimization_barrier(linear.centre(-0.5 * self.alpha * linear.skew(logits))))
     # The mean direction is its own singular pair; giving it the scale of the logits keeps the condition number.
-    size = linear.largest(linear.largest(jnp.abs(logits), 0), 1)
+    size = jnp.max(jnp.abs(logits), axis=(0, 1), keepdims=True)
     return polar(linear.centre(logits) + jnp.maximum(size, 1e-30) / n, self.method, self.steps, self.adjoint)

@@ -71,16 +71,8 @@ def total(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
   XLA on the CPU gives `jnp.sum` to a library, to which it first writes every operand out (the backward pass of Sinkhorn
   takes 0.33 ms with `jnp.sum` and 0.19 ms with this; 4,096 tokens).
   """
-  return functools.reduce(operator.add, _slices(array, axis))
-
-
-def largest(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-  """The maximum over a tiny axis, which stays with length 1; written out for the same reason."""
-  return functools.reduce(jnp.maximum, _slices(array, axis))
-
-
-def _slices(array: Array, axis: int) -> list[Array]:
-  return [jax.lax.slice_in_dim(array, k, k + 1, axis=axis) for k in range(array.shape[axis])]
+  slices = (jax.lax.slice_in_dim(array, k, k + 1, axis=axis) for k in range(array.shape[axis]))
+  return functools.reduce(operator.add, slices)
 
 
 def skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
@@ -91,7 +83,7 @@ def skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
 @jax.custom_vjp
 def centre(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """Π A Π with Π = I − 11ᵀ/n: the part of A that neither sees nor produces the stream mean."""
-  rows = matrix - total(matrix, 1) / matrix.shape[1]
+  rows = jax.lax.optimization_barrier(matrix - total(matrix, 1) / matrix.shape[1])
   return rows - total(rows, 0) / matrix.shape[0]
 
 

@@ -17,6 +17,7 @@ from jpmhc_jax.manifolds import (
   Sinkhorn,
 )  # fmt: skip
 from jpmhc_jax.manifolds.birkhoff import gauss_seidel_sweeps
+from jpmhc_jax.manifolds.scaling import implicit_vjp
 
 SMOOTH = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
 SMOOTH["sinkhorn"] = Sinkhorn(sweeps=200)  # converged, so that the implicit gradient is the gradient of the map
@@ -96,6 +97,17 @@ def test_gradient_of_twenty_sweeps_is_another_function_near_the_identity(compile
     assert float(jnp.linalg.norm(truncated - fixed_point) / size) > 0.3
     # With the true sums of the P of sweep 20 the direct solve is the nearer of the two.
     assert float(jnp.linalg.norm(implicit - fixed_point)) < 0.5 * float(jnp.linalg.norm(truncated - fixed_point))
+
+
+def test_the_direct_solve_holds_the_true_sums_of_an_unfinished_matrix():
+  """With I in place of diag(r) the system is inconsistent where the sweeps have not converged."""
+  with jax.enable_x64(True):
+    matrix, cotangent = Sinkhorn(sweeps=1).project(biased(4, 4.0), 4), normal(1, 4, 4, 8)
+    found = np.asarray(implicit_vjp(matrix, cotangent))
+  for p, g, gradient in zip(*(np.moveaxis(np.asarray(a), -1, 0) for a in (matrix, cotangent, found)), strict=True):
+    system = np.block([[np.diag(p.sum(axis=1)), p], [p.T, np.diag(p.sum(axis=0))]])
+    uv, *_ = np.linalg.lstsq(system, np.concatenate([(p * g).sum(axis=1), (p * g).sum(axis=0)]), rcond=None)
+    np.testing.assert_allclose(gradient, p * (g - uv[:4, None] - uv[None, 4:]), atol=1e-10)
 
 
 @pytest.mark.parametrize("bias", (0.0, 4.0, 8.0))
