@@ -126,8 +126,9 @@ class Network:
 
     keys = jax.random.split(key, len(self.answers))
     _, (states, inputs, layers) = jax.lax.scan(one, latents, (jnp.asarray(self.answers), keys))
-    ends = _ends(model, states[0], key) if inside else (jnp.zeros(0), jnp.zeros(0))
-    return Trace(states, inputs[-1], *layers, *ends)
+    gains, mixers, reads, writes, sigma = layers
+    enter, leave = _ends(model, states[0], key) if inside else (jnp.zeros(0), jnp.zeros(0))
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, enter, leave)
 
   def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
     """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""

@@ -83,12 +83,14 @@ class Network:
 
     keys = jax.random.split(key, self.calls)
     _, (states, inputs, layers) = jax.lax.scan(one, streams, (model.layers, keys))
-    return Trace(states, inputs[-1], *layers, jnp.zeros(0), jnp.zeros(0))
+    gains, mixers, reads, writes, sigma = layers
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, enter=jnp.zeros(0), leave=jnp.zeros(0))
 
   def layers(self, trace: Trace, count: int, token: int) -> Stack:
     """All parts of the first layers."""
     stacks = [stream_layers(trace, call, token) for call in range(count)]
-    return Stack(*(np.concatenate([stack[field] for stack in stacks]) for field in range(4)))
+    mixers, sigma, reads, writes = (np.concatenate([stack[field] for stack in stacks]) for field in range(4))
+    return Stack(mixers, sigma, reads, writes)
 
   def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> Stack:
     """What the design rules judge: the whole depth, with other mixers (parts, n, n) if given."""

@@ -95,7 +95,7 @@ def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effo
   if config.precision.compute != "float32":
     precision = dataclasses.replace(config.precision, compute="float32")
     setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh)
-  arrays = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
+  arrays: tuple[Any, Any] = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
   batch = {name: np.asarray(rows[: effort.examples]) for name, rows in dataset.batch(step).items()}
   rows = None if state.table is None else jnp.asarray(jax.device_get(state.table)[batch["puzzle_identifiers"]])
   network = NETWORKS[config.model.kind].of(setup.graph, config.model)
