@@ -11,8 +11,6 @@ import os
 import pathlib
 import sys
 
-import jax
-
 TUNABLES = ":".join(
   f"glibc.malloc.{name}={value}"
   for name, value in (("hugetlb", 1), ("mmap_max", 0), ("trim_threshold", 4_000_000_000), ("arena_max", 1))
@@ -48,6 +46,8 @@ def keep_compiled_programs(folder: pathlib.Path | None = None) -> pathlib.Path |
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return None
+  import jax  # not before the process has restarted itself
+
   folder = folder or pathlib.Path.home() / ".cache" / "jpmhc_jax" / _processor()
   jax.config.update("jax_compilation_cache_dir", str(folder))
   return folder
