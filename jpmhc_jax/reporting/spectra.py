@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,5 +116,16 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
       axis.plot(x, density, style, label=label, linewidth=1.3)
     axis.set(title=title, xscale="log", xlabel="singular value", ylabel="density of log s")
     axis.set_ylim(bottom=0)
+    _label_few_decades(axis)
   axes[0].legend(fontsize=8)
   figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _label_few_decades(axis: Any) -> None:
+  """Labels 1, 2 and 5 where the axis holds fewer than two powers of ten: matplotlib's own labels overlap there."""
+  low, high = axis.get_xlim()
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+  if sum(low <= 10.0**power <= high for power in powers) < 2:
+    ticks = [m * 10.0**power for power in powers for m in (1, 2, 5) if low <= m * 10.0**power <= high]
+    axis.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axis.set_xticks([], minor=True)
