@@ -46,7 +46,7 @@ class Network:
   """The calls of a TRM over as many supervision steps as give at least 12, as functions to be linearised.
 
   `params` and `buffers` are the model's arrays; x is the embedded input, as `TRM.injected` gives it. What `spectrum`
-  asks of a network is the same of every kind: `linearised_decoder` has the other one.
+  asks of a network is the same of every kind: `linearised_transformer` has the other one.
   """
 
   noun: ClassVar[str] = "call"

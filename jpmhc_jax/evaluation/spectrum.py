@@ -9,7 +9,8 @@ The theory holds for independent Gaussian noise in every layer and coefficients 
 trained network breaks this: TRM's calls share their weights, so that noise adds up coherently or cancels over many
 calls; F' has structure (attention is a product over positions and features, few directions count); H, a and b depend on
 the streams. Single parts come out best. Over many calls most singular values lie below the floor of the measurement,
-where both sides count as the floor: a small W1 there says little, and the largest values may be off by a factor of ten.
+where both sides count as the floor: a small W1 there says little, and the largest values may be far off (26 times too
+large on a tiny TRM).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +26,19 @@ import numpy as np
 from jpmhc_jax.core import streams
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.evaluation import linearised, linearised_decoder
+from jpmhc_jax.evaluation import linearised, linearised_transformer
 from jpmhc_jax.evaluation.linearised import call_layers, part_layers, Stack, Trace
 from jpmhc_jax.spectral import compare, density, measured, rules
 from jpmhc_jax.spectral.layers import block_noise, Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 
 FILE = "spectrum.json"
-Network = linearised.Network | linearised_decoder.Network
-NETWORKS: dict[str, type[Network]] = {"trm": linearised.Network, "decoder": linearised_decoder.Network}
+Network = linearised.Network | linearised_transformer.Network
+NETWORKS: dict[str, type[Network]] = {
+  "trm": linearised.Network,
+  "decoder": linearised_transformer.Network,
+  "vit": linearised_transformer.Network,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jpmhc_jax import main
 from jpmhc_jax.core import schema
 from jpmhc_jax.evaluation import linearised, spectrum
 from jpmhc_jax.models.trm import supervision_step
+from jpmhc_jax.training.kinds import KINDS
 
 EFFORT = spectrum.Effort(examples=1, tokens=2, points=64, carry_points=32, exact_limit=700, steps=48)
 
@@ -88,6 +89,10 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
   for mixer in inner.mixers:
     inside = mixer @ inside
   assert_allclose(product, np.diag([inside.mean(), 0]), atol=1e-6)
+
+
+def test_every_kind_of_model_has_spectra():
+  assert set(spectrum.NETWORKS) == set(KINDS)
 
 
 @pytest.mark.slow

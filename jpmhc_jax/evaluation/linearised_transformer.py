@@ -1,8 +1,8 @@
-"""A trained decoder as the spectral theory sees it: layer after layer, each with its own weights.
+"""A trained decoder or vision transformer as the spectral theory sees it: layer after layer, each with its own weights.
 
 Of all networks this one fits the theory best: no weights are shared between layers, and the norm stands inside the
 sub-layer. What remains outside of it: attention couples positions and features as a product, not as one full matrix,
-and only backwards in time, so that early positions carry more noise than late ones.
+and a decoder's only backwards in time, so that early positions carry more noise than late ones.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,13 @@ import numpy as np
 from jpmhc_jax.core import schema
 from jpmhc_jax.evaluation.linearised import Stack, stream_layers, through, Trace
 from jpmhc_jax.models.decoder import Decoder
-from jpmhc_jax.models.transformer import Layer
+from jpmhc_jax.models.transformer import Layer, Transformer
+from jpmhc_jax.models.vision import VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """The layers of a decoder as functions to be linearised; the same questions as of a TRM, see `linearised.Network`."""
+  """The layers of a transformer as functions to be linearised; asked the same as a TRM, see `linearised.Network`."""
 
   graph: nnx.GraphDef
   calls: int  # layers, of two parts each
@@ -39,7 +40,7 @@ class Network:
   def counts(self) -> tuple[int, ...]:
     return (self.calls,)
 
-  def model(self, params: Any, buffers: Any) -> Decoder:
+  def model(self, params: Any, buffers: Any) -> Decoder | VisionTransformer:
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
 
   def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
@@ -98,5 +99,5 @@ class Network:
     return stack if mixers is None else stack._replace(mixers=mixers)
 
 
-def _layer(model: Decoder, index: int | Array) -> Layer:
+def _layer(model: Transformer, index: int | Array) -> Layer:
   return jax.tree.map(lambda leaf: leaf[index], model.layers)
