@@ -58,6 +58,7 @@ def test_the_loss_is_that_of_the_class_and_padding_has_none():
   np.testing.assert_array_equal(sums["accuracy"], [1.0, 0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_it_learns_the_digits():
   config = tiny.config(
     batch_size=64,

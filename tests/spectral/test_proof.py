@@ -129,6 +129,7 @@ def test_extreme_noise_gives_its_limit(sigma):
   assert_allclose(dyson.checked(stack, z).g, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_ill_conditioned_mixers_are_solved_or_refused_with_the_residual():
   rng = np.random.default_rng(2)
   rotation = np.linalg.qr(rng.normal(size=(2, 3, 3)))[0]

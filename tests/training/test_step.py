@@ -125,12 +125,16 @@ def test_micro_batches_sum_to_the_whole_batch(reference):
   np.testing.assert_array_equal(state.carry.data["inputs"], tiny.dataset(config).batch(0)["inputs"])
 
 
-@pytest.mark.parametrize("policy", ["none", "coefficients", "block", "call"])
+RARER = ("coefficients", "block", "call")
+
+
+@pytest.mark.parametrize("policy", ["none", *(pytest.param(p, marks=pytest.mark.slow) for p in RARER)])
 def test_rematerialisation_changes_memory_and_not_numbers(policy):
   model = dataclasses.replace(tiny.config().model, rematerialise=policy)
   _assert_same_gradients(_gradients(tiny.config(model=model)), _gradients(tiny.config()))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_with_float32_masters(reference):
   state, metrics = tiny.run(tiny.config(precision=schema.Precision(compute="bfloat16")), 1)
   assert state.carry.z_h.dtype == jnp.bfloat16
