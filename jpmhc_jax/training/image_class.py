@@ -1,11 +1,10 @@
 """The vision transformer as the trainer sees it: cross entropy of an image's class."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.data import Dataset
@@ -36,21 +35,8 @@ class ImageClass(OnePass):
     dtype = jnp.dtype(config.precision.compute)
     return VisionTransformer(config.model, config.connection, image=dataset.image, dtype=dtype, rngs=rngs)
 
-  def objective(
-    self,
-    params: Any,
-    rows: Float[Array, "b w"] | None,
-    *,
-    graph: nnx.GraphDef,
-    buffers: Any,
-    carry: Any,
-    config: schema.Config,
-    key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
-    per_image = class_sums(model(carry.data["inputs"]), carry.data["labels"], config.model.loss)
-    sums = {name: jnp.sum(values) for name, values in per_image.items()}
-    return sums["lm_loss"], (carry, sums)
+  def losses(self, logits: Float[Array, "b classes"], labels: Int[Array, "b 1"], loss: str) -> Sums:
+    return {name: jnp.sum(values) for name, values in class_sums(logits, labels, loss).items()}
 
   def summarise(self, sums: dict[str, float], rows: int) -> dict[str, float]:
     return {"loss": sums["lm_loss"] / rows, "accuracy": sums["accuracy"] / rows}

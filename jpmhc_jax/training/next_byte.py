@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 import math
-from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.data import Dataset
@@ -38,22 +37,10 @@ class NextByte(OnePass):
   def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> Decoder:
     return build(Decoder, config, dataset, rngs)
 
-  def objective(
-    self,
-    params: Any,
-    rows: Float[Array, "b w"] | None,
-    *,
-    graph: nnx.GraphDef,
-    buffers: Any,
-    carry: Any,
-    config: schema.Config,
-    key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
-    sums = byte_sums(model(carry.data["inputs"]), carry.data["labels"], config.model.loss)
+  def losses(self, logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss: str) -> Sums:
+    sums = byte_sums(logits, labels, loss)
     divisor = jnp.maximum(sums["bytes"], 1.0)
-    loss = jnp.sum(sums["nats"] / divisor)
-    return loss, (carry, {"lm_loss": loss, "byte_accuracy": jnp.sum(sums["right"] / divisor)})
+    return {"lm_loss": jnp.sum(sums["nats"] / divisor), "byte_accuracy": jnp.sum(sums["right"] / divisor)}
 
   def summarise(self, sums: dict[str, float], rows: int) -> dict[str, float]:
     loss = sums["lm_loss"] / rows

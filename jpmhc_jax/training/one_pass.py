@@ -1,17 +1,19 @@
 """What the trainer does with models that look at a batch once: nothing is carried from step to step but the batch."""
 
+import abc
 import dataclasses
 from typing import Any
 
+from flax import nnx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.models.vision import VisionTransformer
-from jpmhc_jax.training.model_kind import Probe
+from jpmhc_jax.training.model_kind import Probe, Sums
 
 
 @jax.tree_util.register_dataclass
@@ -22,8 +24,12 @@ class LastBatch:
   data: Any
 
 
-class OnePass:
+class OnePass(abc.ABC):
   """The part of `ModelKind` that all transformers share."""
+
+  @abc.abstractmethod
+  def losses(self, logits: Float[Array, "b ..."], labels: Int[Array, "b ..."], loss: str) -> Sums:
+    """Metrics summed over rows; `lm_loss` is what training minimises."""
 
   def table_shape(self, config: schema.Config, dataset: Dataset) -> None:
     return None
@@ -33,6 +39,21 @@ class OnePass:
 
   def refresh(self, model: Any, carry: LastBatch, batch: Batch) -> LastBatch:
     return LastBatch(batch)
+
+  def objective(
+    self,
+    params: Any,
+    rows: Float[Array, "b w"] | None,
+    *,
+    graph: nnx.GraphDef,
+    buffers: Any,
+    carry: Any,
+    config: schema.Config,
+    key: Key[Array, ""] | None,
+  ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
+    model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
+    sums = self.losses(model(carry.data["inputs"]), carry.data["labels"], config.model.loss)
+    return sums["lm_loss"], (carry, sums)
 
   def inspect(
     self, model: Decoder | VisionTransformer, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe

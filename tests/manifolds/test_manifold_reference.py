@@ -6,7 +6,7 @@ import pytest
 from jpmhc_jax.manifolds import FAMILIES, reference
 
 
-def compare(found, published):
+def assert_same(found, published):
   assert published.keys() == found.keys()
   for key, expected in published.items():
     assert expected.dtype == np.float64
@@ -17,12 +17,12 @@ def compare(found, published):
 def test_vectors_of_two_families_are_regenerated():
   some = frozenset(("kronecker", "birkhoff_newton"))
   published = reference.load()
-  compare(reference.vectors(some), {key: published[key] for key in published if key.startswith(tuple(some))})
+  assert_same(reference.vectors(some), {key: published[key] for key in published if key.startswith(tuple(some))})
 
 
 @pytest.mark.slow
 def test_all_vectors_are_regenerated():
-  compare(reference.vectors(), reference.load())
+  assert_same(reference.vectors(), reference.load())
 
 
 def test_every_family_with_logits_is_published_in_a_small_file():
