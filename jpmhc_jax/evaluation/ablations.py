@@ -31,7 +31,7 @@ def ablate(setup: Setup) -> tuple[Setup, list[str]]:
     return setup, []
   # The number that a connection of a stack of layers goes by is one of its buffers.
   params, buffers = jax.eval_shape(setup.create).params, jax.jit(lambda: setup.create().buffers)()
-  model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
+  model = setup.model(params, buffers)
   connections = connections_of(model)
   chosen = _chosen(evaluation.ablation_layers, list(connections))
   for name in chosen:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -30,7 +29,7 @@ def make_diagnose(setup: Setup) -> Callable[[TrainState], Mapping[str, float]] |
 
 
 def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, carry: Any) -> dict[str, Array]:
-  model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
+  model = setup.model(params, buffers)
   rows = None if table is None else table[carry.data["puzzle_identifiers"]]
 
   def probe(connection: Any, streams: Array) -> tuple[dict[str, Array], Array | None]:

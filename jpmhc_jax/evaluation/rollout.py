@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from flax import nnx
 import jax
 from jaxtyping import Array
 
@@ -23,7 +22,7 @@ def make_rollout(setup: Setup) -> Rollout:
   by_row = meshes.batch_sharding(setup.mesh)
 
   def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
-    model = nnx.merge(setup.graph, nnx.State(params), nnx.State(buffers))
+    model = setup.model(params, buffers)
     rows = None if table is None else table[batch["puzzle_identifiers"]]
     return setup.kind.answer(model, rows, batch, setup.config)
 

@@ -50,15 +50,7 @@ class ModelKind(Protocol):
     ...
 
   def objective(
-    self,
-    params: Any,
-    rows: Float[Array, "b w"] | None,
-    *,
-    graph: nnx.GraphDef,
-    buffers: Any,
-    carry: Any,
-    config: schema.Config,
-    key: Key[Array, ""] | None,
+    self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
   ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
     """Loss summed over rows, (carry after the step, metrics summed over rows; `lm_loss` is one of them)."""
     ...

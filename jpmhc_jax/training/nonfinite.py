@@ -104,9 +104,7 @@ def _advancing(setup: Setup) -> Callable[[TrainState], tuple[float, list[str], A
 
   def loss(params: Any, state: TrainState) -> Any:
     rows = None if state.table is None else state.table[state.carry.data["puzzle_identifiers"]]
-    return setup.kind.objective(
-      params, rows, graph=setup.graph, buffers=state.buffers, carry=state.carry, config=setup.config, key=None
-    )
+    return setup.kind.objective(setup.model(params, state.buffers), rows, state.carry, setup.config, None)
 
   compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
 

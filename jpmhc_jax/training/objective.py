@@ -1,8 +1,5 @@
 """Loss and metrics of one supervision step, as pure functions of parameters, puzzle rows and carry."""
 
-from typing import Any
-
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -10,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key
 from jpmhc_jax.core import schema
 from jpmhc_jax.models.deep_supervision import Carry, halt
 from jpmhc_jax.models.losses import binary_cross_entropy, IGNORED, TOKEN_LOSSES
-from jpmhc_jax.models.trm import Output
+from jpmhc_jax.models.trm import Output, TRM
 
 HALT_WEIGHT = 0.5
 
@@ -18,12 +15,6 @@ HALT_WEIGHT = 0.5
 PER_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 # Sums over all rows; divided by the number of rows when they are reported.
 PER_ROW = ("lm_loss", "q_halt_loss")
-
-
-def forward(graph: nnx.GraphDef, params: Any, buffers: Any, rows: Float[Array, "b w"] | None, carry: Carry) -> Output:
-  """One supervision step of the model on the carry's own data."""
-  model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
-  return model(carry.z_h, carry.z_l, carry.data["inputs"], rows)
 
 
 def losses(output: Output, labels: Int[Array, "b s"], kind: str) -> dict[str, Float[Array, "b"]]:
@@ -49,17 +40,10 @@ def losses(output: Output, labels: Int[Array, "b s"], kind: str) -> dict[str, Fl
 
 
 def objective(
-  params: Any,
-  rows: Float[Array, "b w"] | None,
-  *,
-  graph: nnx.GraphDef,
-  buffers: Any,
-  carry: Carry,
-  config: schema.Config,
-  key: Key[Array, ""] | None,
+  model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, config: schema.Config, key: Key[Array, ""] | None
 ) -> tuple[Float[Array, ""], tuple[Carry, dict[str, Float[Array, ""]]]]:
   """Σ over rows of (lm_loss + ½ q_halt_loss), the carry after the step, and sums of the metrics."""
-  output = forward(graph, params, buffers, rows, carry)
+  output = model(carry.z_h, carry.z_l, carry.data["inputs"], rows)
   per_row = losses(output, carry.data["labels"], config.model.loss)
   steps = carry.steps + 1
   halted = halt(steps, output.q[:, 0], config.model.recursion, key)

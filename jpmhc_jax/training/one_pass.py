@@ -4,7 +4,6 @@ import abc
 import dataclasses
 from typing import Any
 
-from flax import nnx
 import jax
 from jaxtyping import Array, Float, Int, Key
 
@@ -41,17 +40,8 @@ class OnePass(abc.ABC):
     return LastBatch(batch)
 
   def objective(
-    self,
-    params: Any,
-    rows: Float[Array, "b w"] | None,
-    *,
-    graph: nnx.GraphDef,
-    buffers: Any,
-    carry: Any,
-    config: schema.Config,
-    key: Key[Array, ""] | None,
+    self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
   ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    model = nnx.merge(graph, nnx.State(params), nnx.State(buffers))
     sums = self.losses(model(carry.data["inputs"]), carry.data["labels"], config.model.loss)
     return sums["lm_loss"], (carry, sums)
 

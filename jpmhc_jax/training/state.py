@@ -60,6 +60,10 @@ class Setup:
   parameter_count: int
   layers: LayerNorms
 
+  def model(self, params: Any, buffers: Any) -> Any:
+    """The model with these parameters and buffers."""
+    return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
+
   def learning_rate(self, finished_steps: int) -> float:
     """The trunk's learning rate of the next step."""
     return float(self._schedule(finished_steps))

@@ -1,10 +1,8 @@
 """The training step: one donated jax.jit from (state, batch) to (state, metrics)."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -75,13 +73,13 @@ def with_progress(buffers: Any, share: Array) -> Any:
 
 def fresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
   """The carry before the first step; `batch` only gives shapes."""
-  model = nnx.merge(setup.graph, nnx.State(state.params), nnx.State(state.buffers))
+  model = setup.model(state.params, state.buffers)
   return setup.kind.initial_carry(model, jax.tree.map(jnp.zeros_like, batch))
 
 
 def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
   """The carry of the next step."""
-  model = nnx.merge(setup.graph, nnx.State(state.params), nnx.State(state.buffers))
+  model = setup.model(state.params, state.buffers)
   return setup.kind.refresh(model, state.carry, batch)
 
 
@@ -93,17 +91,17 @@ def accumulate(
   Rows are dealt round robin, so that each device keeps its own rows and nothing moves between devices.
   """
   config, pieces = setup.config, setup.config.accumulation
-  differentiate = jax.value_and_grad(
-    functools.partial(setup.kind.objective, graph=setup.graph, buffers=state.buffers, config=config),
-    argnums=(0, 1),
-    has_aux=True,
-  )
+
+  def loss(params: Any, rows: Array | None, carry: Any, key: Array) -> tuple[Array, tuple[Any, Metrics]]:
+    return setup.kind.objective(setup.model(params, state.buffers), rows, carry, config, key)
+
+  differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
   key = streams.key_for(config.seed, "halting", state.step)
 
   def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Metrics]]:
     carry, rows, index = piece
     halting = jax.random.fold_in(key, index)
-    (_, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry=carry, key=halting)
+    (_, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry, halting)
     return jax.tree.map(jnp.add, total, grads), (carry, row_grads, metrics)
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)

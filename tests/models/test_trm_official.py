@@ -12,7 +12,7 @@ import pytest
 from jpmhc_jax.models.deep_supervision import Carry, refresh
 from jpmhc_jax.models.layers import rope_tables
 from jpmhc_jax.models.trm import supervision_step
-from jpmhc_jax.training.objective import forward, objective
+from jpmhc_jax.training.objective import objective
 
 STEPS = 3
 
@@ -27,11 +27,19 @@ def _compiled(name):
   graph, _, _ = official.template(name)
   config = official.config(name)
 
-  def step(params, rows, buffers, carry):
-    loss = functools.partial(objective, graph=graph, buffers=buffers, config=config, key=jax.random.key(0))
-    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, rows, carry=carry)
+  def model(params, buffers):
+    return nnx.merge(graph, nnx.State(params), nnx.State(buffers))
 
-  return jax.jit(step), jax.jit(functools.partial(forward, graph))
+  def step(params, rows, buffers, carry):
+    def loss(params, rows):
+      return objective(model(params, buffers), rows, carry, config, jax.random.key(0))
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, rows)
+
+  def forward(params, buffers, rows, carry):
+    return model(params, buffers)(carry.z_h, carry.z_l, carry.data["inputs"], rows)
+
+  return jax.jit(step), jax.jit(forward)
 
 
 def _stored_carry(arrays, prefix, latents, batch):

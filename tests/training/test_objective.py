@@ -108,9 +108,8 @@ def test_the_head_says_no_before_training_and_the_carry_gets_no_gradient():
 
   def loss(z_h, rows):
     moved = dataclasses.replace(carry, z_h=z_h)
-    value, (_, metrics) = objective(
-      state.params, rows, graph=setup.graph, buffers=state.buffers, carry=moved, config=config, key=jax.random.key(0)
-    )
+    model = setup.model(state.params, state.buffers)
+    value, (_, metrics) = objective(model, rows, moved, config, jax.random.key(0))
     return value, metrics
 
   (_, metrics), (to_carry, to_rows) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(carry.z_h, rows)

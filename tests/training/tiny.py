@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from flax import nnx
 import jax
 import numpy as np
 
@@ -77,4 +76,4 @@ def assert_trees_close(a, b, **tolerance) -> None:
 
 def model_of(prepared: Setup, state: Any) -> Any:
   """The model with the parameters that evaluation uses."""
-  return nnx.merge(prepared.graph, nnx.State(state.evaluated), nnx.State(state.buffers))
+  return prepared.model(state.evaluated, state.buffers)
