@@ -214,14 +214,25 @@ class HyperConnection:
         f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
         "`expand` makes them from a vector"
       )
-    coefficients = jax.tree.map(_named, self.coefficients(parameters, streams))
+    with jax.named_scope("coefficients"):
+      coefficients = jax.tree.map(_named, self.coefficients(parameters, streams))
+    with jax.named_scope("read"):
+      read = self._read(streams, coefficients)
+    output = sublayer(read)
+    with jax.named_scope("mix_and_write"):
+      return self._mix_and_write(streams, coefficients, output)
+
+  def _read(self, streams: Array, coefficients: Coefficients) -> Array:
     if self.routing.segments > 1:
-      output = sublayer(segments.read(streams, coefficients.read))
+      return segments.read(streams, coefficients.read)
+    return apply.read(streams, coefficients.read, implementation.operators(self.implementation))
+
+  def _mix_and_write(self, streams: Array, coefficients: Coefficients, output: Array) -> Array:
+    if self.routing.segments > 1:
       return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)
-    operators = implementation.operators(self.implementation)
-    output = sublayer(apply.read(streams, coefficients.read, operators))
     if coefficients.mix is None:
       return apply.write(streams, coefficients.write, output)
+    operators = implementation.operators(self.implementation)
     return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
 
   def _initial_logits(self, layer_index: Array | None) -> Array:

@@ -30,6 +30,7 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@jax.named_scope("norm")
 def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
   """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""
   wide = _finished(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
@@ -52,6 +53,7 @@ def _rms_scale(wide: Array, epsilon: float, axis: int | tuple[int, ...]) -> Arra
 
 # y = r x, r = (mean x² + ε)^(−1/2)  ⇒  x̄ = r ȳ − r³ mean(ȳ x) x. Without the barrier XLA on the CPU computes the sum of
 # everything that flows into ȳ twice, once for each of its two uses.
+@jax.named_scope("norm")
 def _rms_norm_backward(epsilon, axis, x, cotangent):
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   cotangent = jax.lax.optimization_barrier(cotangent).astype(wide.dtype)
@@ -92,6 +94,7 @@ class Attention(nnx.Module):
     self.out = weight(rngs, (heads, head, width), width, ("heads", None, "embed"))
     self.rope_theta, self.causal = rope_theta, causal
 
+  @jax.named_scope("attention")
   def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     qkv = dense(x, self.qkv[...].astype(x.dtype))
     query, key, value = (qkv[:, :, part] for part in range(3))
@@ -116,6 +119,7 @@ class SwiGLU(nnx.Module):
     self.gate_up = weight(rngs, (width, 2, inner), width, (axis, None, "mlp"))
     self.down = weight(rngs, (inner, width), inner, ("mlp", axis))
 
+  @jax.named_scope("swiglu")
   def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     kernel = self.gate_up[...].astype(x.dtype)
     names = ("batch", *(None,) * (x.ndim - 2), "mlp")

