@@ -4,6 +4,7 @@ from jpmhc_jax.manifolds.birkhoff import BirkhoffNewton, DoublyStochastic, Epsil
 from jpmhc_jax.manifolds.cayley import Cayley, CayleyIterative
 from jpmhc_jax.manifolds.choice import Choice
 from jpmhc_jax.manifolds.contract import Manifold, Traits
+from jpmhc_jax.manifolds.differences import helmert
 from jpmhc_jax.manifolds.families import FAMILIES, make, name_of, parse
 from jpmhc_jax.manifolds.grassmann import Grassmann
 from jpmhc_jax.manifolds.householder import Householder
@@ -14,7 +15,7 @@ from jpmhc_jax.manifolds.orthostochastic import Orthostochastic, Orthostochastic
 from jpmhc_jax.manifolds.permutation import best_generators, Circulant, PermutationMixture, spectral_gap
 from jpmhc_jax.manifolds.polar import Polar
 from jpmhc_jax.manifolds.quaternion import Quaternion
-from jpmhc_jax.manifolds.sphere import helmert, SpectralSphere
+from jpmhc_jax.manifolds.sphere import SpectralSphere
 from jpmhc_jax.manifolds.transport import Transport
 from jpmhc_jax.manifolds.trivial import Identity, Unconstrained
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds import differences, linear
 from jpmhc_jax.manifolds.cayley import cayley
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 from jpmhc_jax.manifolds.polar import check_polar, polar
@@ -24,8 +24,7 @@ class Iso(Manifold):
 
   project: logits (n, n, *tokens) -> H (n, n, *tokens) = 11ᵀ/n + U R Uᵀ, U any orthonormal basis of 1^⊥, Π = U Uᵀ:
     method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ); computed as H = Cayley(Π S Π), without a basis;
-    method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`; computed as
-      polar(Π logits Π + c 11ᵀ/n).
+    method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`.
   Zero logits (Cayley) or I (polar) give I. Source: IsoHC (M. Yang, 2026), by Newton–Schulz there.
   """
 
@@ -62,6 +61,7 @@ class Iso(Manifold):
     if self.method == "cayley":
       # Each entry of the rotation needs all of S: behind a barrier, S is computed once.
       return cayley(jax.lax.optimization_barrier(linear.centre(-0.5 * self.alpha * linear.skew(logits))))
-    # The mean direction is its own singular pair; giving it the scale of the logits keeps the condition number.
-    size = jnp.max(jnp.abs(logits), axis=(0, 1), keepdims=True)
-    return polar(linear.centre(logits) + jnp.maximum(size, 1e-30) / n, self.method, self.steps, self.adjoint)
+    if n == 1:
+      return jnp.ones_like(logits)
+    core = differences.restricted(logits)
+    return differences.extended(polar(core, self.method, self.steps, self.adjoint))

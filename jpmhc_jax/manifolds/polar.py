@@ -9,12 +9,12 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
-import numpy as np
 
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.blocks import by_blocks
 from jpmhc_jax.manifolds.contract import Manifold, Traits
+from jpmhc_jax.manifolds.sylvester import skew_sylvester
 
 # Odd quintics a·x + b·x³ + c·x⁵ that, composed, map [1e-3, 1] to 1 fastest (Polar Express, Amsel et al. 2025,
 # 2505.16932). The published values carry a safety factor 1.01 on x in all but the last step.
@@ -44,7 +44,7 @@ def _factor(matrix: Array, method: str, steps: int) -> Array:
   size = jnp.max(jnp.abs(matrix), axis=(0, 1), keepdims=True)
   x = matrix / jnp.maximum(size, jnp.finfo(matrix.dtype).tiny)
   if method == "newton":
-    return by_blocks(_newton, x)
+    return by_blocks(_newton if x.shape[0] <= 4 else _halley, x)
   schedule = (*_EXPRESS, _CUBIC) if method == "express" else (_CUBIC,) * steps
   return odd_iteration(x / _gamma(x), schedule)
 
@@ -58,12 +58,43 @@ def _newton(matrix: Array) -> Array:
   def step(_: Array | int, x: Array) -> Array:
     dual, sign = _dual(x)
     # Both factors stacked: they are computed once, not once for every entry.
-    factors = jnp.stack([_inverse_norm(x), sign * _inverse_norm(dual)])
+    factors = jnp.stack([linear.inverse_norm(x), sign * linear.inverse_norm(dual)])
     return x * factors[:1, None] + dual * factors[1:, None]
 
   # The limit has ‖X‖ = 2, an orthogonal matrix √n.
   steps = _NEWTON_STEPS + (matrix.dtype == jnp.float64)
   return 0.5 * math.sqrt(max(n, 4)) * jax.lax.fori_loop(0, steps, step, start)[:n, :n]
+
+
+def _halley(matrix: Array) -> Array:
+  # Dynamically weighted Halley steps (Nakatsukasa, Bai and Gygi 2010), X ← X(aI + bXᵀX)(I + cXᵀX)⁻¹: the inverse is
+  # that of a positive matrix, so it needs no pivots. What is singular to rounding is done again by Newton's steps.
+  def step(x: Array, weights: Array) -> tuple[Array, None]:
+    a, b, c = weights
+    gram = linear.apart(linear.transpose(x), x)
+    inverse = linear.inverse_positive(linear.identity_like(x) + c * gram)
+    return b / c * x + (a - b / c) * linear.apart(x, inverse), None
+
+  eps = float(jnp.finfo(matrix.dtype).eps)
+  weights = jnp.asarray(_halley_weights(eps), matrix.dtype)
+  found, _ = jax.lax.scan(step, matrix * linear.inverse_norm(matrix)[None, None], weights)
+  error = linear.apart(found, linear.transpose(found)) - linear.identity_like(found)
+  lost = ~(jnp.sum(error * error, axis=(0, 1)) <= eps)  # NaN is lost too
+  return jax.lax.cond(jnp.any(lost), lambda x: jnp.where(lost[None, None], _newton(x), found), lambda _: found, matrix)
+
+
+def _halley_weights(eps: float) -> list[Coefficients]:
+  """(a, b, c) of the steps that take [eps, 1] to 1 fastest, with c below eps^−½ so that I + cXᵀX keeps digits."""
+  low, found = eps, []
+  while 1 - low > eps:
+    start = min(max(low, eps**0.25), 1 - eps)
+    d = (4 * (1 - start**2) / start**4) ** (1 / 3)
+    a = math.sqrt(1 + d) + 0.5 * math.sqrt(8 - 4 * d + 8 * (2 - start**2) / (start**2 * math.sqrt(1 + d)))
+    b = (a - 1) ** 2 / 4
+    c = a + b - 1
+    found.append((a, b, c))
+    low *= (a + b * low**2) / (1 + c * low**2)
+  return found
 
 
 def _dual(x: Array) -> tuple[Array, Array]:
@@ -75,10 +106,6 @@ def _dual(x: Array) -> tuple[Array, Array]:
   cofactors = linear.cofactors_4(x)
   determinant = functools.reduce(operator.add, (x[0, j] * cofactors[0, j] for j in range(4)))
   return cofactors, jnp.where(determinant < 0, -1.0, 1.0).astype(x.dtype)
-
-
-def _inverse_norm(x: Array) -> Array:
-  return jax.lax.rsqrt(jnp.sum(x * x, axis=(0, 1)) + jnp.finfo(x.dtype).tiny)
 
 
 def _gamma(x: Array) -> Array:
@@ -167,73 +194,15 @@ def _polar_backward(forward, saved, cotangent):  # type: ignore[no-untyped-def]
 _polar_implicit.defvjp(_polar_forward, _polar_backward)
 
 
-def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
-  """The skew Y with PY + YP = K for symmetric positive P and skew K: closed form for n <= 4, elimination beyond."""
-  n = p.shape[0]
-  if n <= 4:
-    corner = functools.reduce(operator.add, (p[i, i] for i in range(n))) / n
-    zero = jnp.zeros((), p.dtype)
-    return _skew_sylvester_4(linear.embed_4(p, corner), linear.embed_4(right, zero))[:n, :n]
-  upper = np.triu_indices(n, 1)
-  (i, j), (k, m) = (index[:, None] for index in upper), (index[None, :] for index in upper)
-
-  def where(mask: np.ndarray, entries: Array) -> Array:
-    return linear.over_tokens(mask, entries) * entries
-
-  # d(PY + YP)_ij / dY_km over the pairs i < j, k < m with Y_mk = −Y_km.
-  system = where(j == m, p[i, k]) + where(i == k, p[m, j]) - where(j == k, p[i, m]) - where(i == m, p[k, j])
-  half = linear.solve(system, right[upper][:, None])[:, 0]
-  position, sign = np.zeros((n, n), int), np.zeros((n, n))
-  position[upper] = position.T[upper] = np.arange(len(upper[0]))
-  sign[upper], sign.T[upper] = 1, -1
-  return linear.over_tokens(sign, right) * half[position]
-
-
-def _dot(x: list[Array], y: list[Array]) -> Array:
-  return x[0] * y[0] + x[1] * y[1] + x[2] * y[2]
-
-
-def _skew_sylvester_4(p: Array, k: Array) -> Array:
-  # so(4) = so(3) ⊕ so(3): Y has self-dual coordinates u and anti-self-dual ones v, Y₀₁, Y₂₃ = u₀ ± v₀ and so on. The
-  # trace of P acts as τ = tr P / 2 on both, its traceless part only between them: τu + Nv = a, Nᵀu + τv = b. So
-  # (I − MᵀM) v = (b − Mᵀa)/τ with M = N/τ, ‖M‖ < 1, and u = a/τ − Mv.
-  tiny, eps = jnp.finfo(p.dtype).tiny, jnp.finfo(p.dtype).eps
-  tau = 1 / jnp.maximum(0.5 * (p[0, 0] + p[1, 1] + p[2, 2] + p[3, 3]), tiny)
-  half = 0.5 * tau
-  a = [half * (k[0, 1] + k[2, 3]), half * (k[0, 2] - k[1, 3]), half * (k[0, 3] + k[1, 2])]
-  b = [half * (k[0, 1] - k[2, 3]), half * (k[0, 2] + k[1, 3]), half * (k[0, 3] - k[1, 2])]
-  first, second = 0.5 * (p[0, 0] - p[3, 3]), 0.5 * (p[1, 1] - p[2, 2])
-  m = [
-    [tau * (first + second), tau * (p[1, 2] - p[0, 3]), tau * (p[0, 2] + p[1, 3])],
-    [tau * (p[0, 3] + p[1, 2]), tau * (first - second), tau * (p[2, 3] - p[0, 1])],
-    [tau * (p[1, 3] - p[0, 2]), tau * (p[0, 1] + p[2, 3]), tau * (0.5 * (p[0, 0] + p[3, 3] - p[1, 1] - p[2, 2]))],
-  ]
-  columns = [[row[j] for row in m] for j in range(3)]
-  s = [[(i == j) - _dot(columns[i], columns[j]) for j in range(3)] for i in range(3)]
-  rest = [b[j] - _dot(columns[j], a) for j in range(3)]
-  # The symmetric 3x3 system by its cofactors.
-  turn = ((1, 2), (2, 0), (0, 1))
-  c = [[s[i][j] * s[k][m] - s[i][m] * s[k][j] for j, m in turn] for i, k in turn]
-  determinant = jnp.maximum(_dot(s[0], c[0]), eps * eps)
-  v = [_dot(c[j], rest) / determinant for j in range(3)]
-  u = [a[i] - _dot(m[i], v) for i in range(3)]
-  upper = {
-    (0, 1): u[0] + v[0], (2, 3): u[0] - v[0], (0, 2): u[1] + v[1],
-    (1, 3): v[1] - u[1], (0, 3): u[2] + v[2], (1, 2): u[2] - v[2],
-  }  # fmt: skip
-  zero = jnp.zeros_like(v[0])
-  entries = [upper.get((i, j), zero) if i <= j else -upper[j, i] for i in range(4) for j in range(4)]
-  return jnp.stack(entries).reshape(k.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Polar(Manifold):
   """O(n) by the polar factor of the logits, both determinants reached.
 
-  project: logits A (n, n, *tokens) -> R (n, n, *tokens), A = R P. method "newton": X ← X/‖X‖ + X⁻ᵀ/‖X⁻ᵀ‖ six times,
-  on the set to rounding for any logits of rank n or n − 1; "express": eight quintic steps and a cubic one, products
-  only, on the set to rounding while σ_min/σ_max of the logits is above 1e-3; "newton_schulz": X₀ = A/γ, `steps` times
-  X ← 1.5X − 0.5XXᵀX, as IsoHC, on the set only for well-conditioned logits. `distance` reports how far.
+  project: logits A (n, n, *tokens) -> R (n, n, *tokens), A = R P. method "newton": X ← X/‖X‖ + X⁻ᵀ/‖X⁻ᵀ‖ six times
+  (n > 4: seven weighted Halley steps), on the set to rounding for any logits of rank n or n − 1; "express": eight
+  quintic steps and a cubic one, products only, on the set to rounding while σ_min/σ_max of the logits is above 1e-3;
+  "newton_schulz": X₀ = A/γ, `steps` times X ← 1.5X − 0.5XXᵀX, as IsoHC, on the set only for well-conditioned logits.
+  `distance` reports how far.
   adjoint: "implicit" (Sylvester equation, saves A and R) or "unrolled" (the gradient of the steps).
   """
 

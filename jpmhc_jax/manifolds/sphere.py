@@ -1,7 +1,6 @@
 """Mean-preserving mixers of spectral norm one: rotate, shrink, rotate the stream differences."""
 
 import dataclasses
-import itertools
 
 import jax
 from jax import Array
@@ -10,18 +9,9 @@ from jaxtyping import Float
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds import linear
+from jpmhc_jax.manifolds import differences, linear
 from jpmhc_jax.manifolds.cayley import cayley
 from jpmhc_jax.manifolds.contract import Manifold, Traits
-
-
-def helmert(n: int) -> np.ndarray:
-  """The Helmert basis (n, n−1) of 1^⊥: column k is (1, …, 1, −k, 0, …, 0)/√(k(k+1)) with k ones, k = 1 … n−1."""
-  basis = np.zeros((n, n - 1))
-  for k in range(1, n):
-    basis[:k, k - 1] = 1 / np.sqrt(k * (k + 1))
-    basis[k, k - 1] = -k / np.sqrt(k * (k + 1))
-  return basis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +52,11 @@ class SpectralSphere(Manifold):
     # One split: the gradient of several slices pads each of them.
     *sides, shrink = jnp.split(logits, [angles, 2 * angles], axis=0)
     left, right = (self._rotation(side, size) for side in sides)
-    # H = 11ᵀ/n + (B U) diag(s) (B V)ᵀ: the products with the constant B are one matrix product each.
-    basis = jnp.asarray(helmert(n), logits.dtype)
-    turned, other = (
-      jnp.tensordot(basis, rotation, axes=1, precision=jax.lax.Precision.HIGHEST) for rotation in (left, right)
-    )
-    scaled = turned * jnp.tanh(shrink)[None]
-    return linear.matmul(scaled, linear.transpose(other)) + 1 / n
+    return differences.extended(linear.matmul(left * jnp.tanh(shrink)[None], linear.transpose(right)))
 
   def _rotation(self, logits: Array, size: int) -> Array:
-    bounded = self.gamma * jnp.tanh(logits)
-    pairs = list(itertools.combinations(range(size), 2))
-    upper = dict(zip(pairs, jnp.split(bounded, len(pairs), axis=0) if pairs else (), strict=True))
-    zero = jnp.zeros((1, *logits.shape[1:]), logits.dtype)
-    entries = [
-      upper[i, j] if i < j else -upper[j, i] if j < i else zero for i in range(size) for j in range(size)
-    ]  # fmt: skip
-    return cayley(jnp.concatenate(entries).reshape(size, size, *logits.shape[1:]))
+    # Which entry of the skew matrix each angle is, as a product: it and its gradient are one pass each.
+    upper = np.zeros((size, size, logits.shape[0]))
+    upper[(*np.triu_indices(size, 1), range(logits.shape[0]))] = 1
+    entries = jnp.asarray(upper - upper.swapaxes(0, 1), logits.dtype)
+    return cayley(jnp.tensordot(entries, self.gamma * jnp.tanh(logits), axes=1, precision=jax.lax.Precision.HIGHEST))

@@ -7,7 +7,7 @@ import pytest
 
 from jpmhc_jax.manifolds import flops, linear, make
 from jpmhc_jax.manifolds.blocks import by_blocks
-from jpmhc_jax.manifolds.polar import skew_sylvester
+from jpmhc_jax.manifolds.sylvester import skew_sylvester
 
 RNG = np.random.default_rng(0)
 
@@ -35,7 +35,7 @@ def test_cofactors_and_products_apart():
   np.testing.assert_allclose(np.moveaxis(product, -1, 0), a @ b, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", (2, 3, 4, 5))
+@pytest.mark.parametrize("n", (2, 3, 4, 5, 8))
 def test_skew_solution_of_the_sylvester_equation(n):
   root, k = RNG.standard_normal((2, 16, n, n))
   p, k = root @ root.swapaxes(1, 2) + 0.01 * np.eye(n), k - k.swapaxes(1, 2)
@@ -45,22 +45,37 @@ def test_skew_solution_of_the_sylvester_equation(n):
   np.testing.assert_allclose(y + y.swapaxes(1, 2), 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("decades", (2, 6))
-def test_newton_reaches_the_polar_factor_of_any_spectrum(decades):
-  left, right = (np.linalg.qr(RNG.standard_normal((5000, 4, 4)))[0] for _ in range(2))
-  spectra = 10 ** (-decades * RNG.random((5000, 1, 4)))
+@pytest.mark.parametrize("decades, n", ((2, 4), (6, 4), (2, 8), (6, 8)))
+def test_newton_reaches_the_polar_factor_of_any_spectrum(decades, n):
+  left, right = (np.linalg.qr(RNG.standard_normal((5000, n, n)))[0] for _ in range(2))
+  spectra = 10 ** (-decades * RNG.random((5000, 1, n)))
   logits = jnp.asarray(tokens_last(left * spectra @ right), jnp.float32)
   manifold = make("polar")
-  factor = jax.jit(lambda x: manifold.project(x, 4))(logits)
+  factor = jax.jit(lambda x: manifold.project(x, n))(logits)
   assert float(jnp.max(manifold.distance(factor))) < 1e-6
   if decades == 2:  # better conditioned than float32 resolves: also the right member of the set
     np.testing.assert_allclose(np.moveaxis(factor, -1, 0), left @ right, atol=1e-4)
 
 
-def test_newton_gives_a_logit_matrix_of_rank_three_a_rotation():
-  left, right = (np.linalg.qr(RNG.standard_normal((64, 4, 4)))[0] for _ in range(2))
-  logits = jnp.asarray(tokens_last(left * np.array([3.0, 2, 1, 0]) @ right), jnp.float32)
-  assert float(jnp.max(make("polar").distance(make("polar").project(logits, 4)))) < 1e-6
+@pytest.mark.parametrize("n", (4, 8))
+def test_newton_gives_a_logit_matrix_of_rank_one_less_a_rotation(n):
+  left, right = (np.linalg.qr(RNG.standard_normal((64, n, n)))[0] for _ in range(2))
+  logits = jnp.asarray(tokens_last(left * np.arange(n) @ right), jnp.float32)
+  logits = logits.at[0, :, ::2].set(0.0)  # singular exactly, and not only to rounding
+  assert float(jnp.max(make("polar").distance(make("polar").project(logits, n)))) < 1e-6
+
+
+def test_gradient_of_the_polar_factor_beyond_four_streams():
+  left, right = (np.linalg.qr(RNG.standard_normal((256, 6, 6)))[0] for _ in range(2))
+  spectra, bar = 10 ** (-3 * RNG.random((256, 6))), RNG.standard_normal((256, 6, 6))
+  k = left.swapaxes(1, 2) @ (bar @ right.swapaxes(1, 2))
+  expected = left @ ((k - k.swapaxes(1, 2)) / (spectra[:, :, None] + spectra[:, None])) @ right
+  for dtype, bound in ((jnp.float32, 1e-3), (jnp.float64, 1e-11)):
+    with jax.enable_x64(True):
+      logits, cotangent = (tokens_last(a).astype(dtype) for a in (left * spectra[:, None] @ right, bar))
+      gradient = jax.jit(lambda x, g: jax.vjp(lambda y: make("polar").project(y, 6), x)[1](g)[0])(logits, cotangent)
+    error = np.abs(np.moveaxis(np.asarray(gradient), -1, 0) - expected).max((1, 2)) / np.abs(expected).max((1, 2))
+    assert error.max() < bound
 
 
 def test_blocks_of_tokens_are_the_whole():
