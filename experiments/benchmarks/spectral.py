@@ -138,7 +138,8 @@ def main() -> int:
     for name in options.parts.split(","):
       check_choice("--parts", name, (*SIZES, "published"))
       rows = part(name, options.quick)
-      results[name] = {"command": " ".join(sys.argv), "environment": timing.environment(), "rows": rows}
+      command = " ".join(["python -m experiments.benchmarks.spectral", *sys.argv[1:]])
+      results[name] = {"command": command, "environment": timing.environment(), "rows": rows}
       timing.write_json(options.out, results)
   return 0
 
