@@ -137,14 +137,23 @@ def cofactors_4(m: Float[Array, "4 4 *tokens"]) -> Float[Array, "4 4 *tokens"]:
   return jnp.stack(entries).reshape(m.shape)
 
 
-def embed_4(matrix: Float[Array, "n n *tokens"], corner: Float[Array, "*#tokens"]) -> Float[Array, "4 4 *tokens"]:
-  """diag(matrix, corner, corner, …) for n <= 4."""
+def cofactors_3(m: Float[Array, "3 3 *tokens"]) -> Float[Array, "3 3 *tokens"]:
+  """The cofactor matrix, det(m) m⁻ᵀ: its rows are the cross products of the other two rows of m."""
+  turn = ((1, 2), (2, 0), (0, 1))
+  entries = [m[i, j] * m[k, p] - m[i, p] * m[k, j] for i, k in turn for j, p in turn]
+  return jnp.stack(entries).reshape(m.shape)
+
+
+def embed(
+  matrix: Float[Array, "n n *tokens"], size: int, corner: Float[Array, "*#tokens"]
+) -> Float[Array, "m m *tokens"]:
+  """diag(matrix, corner, corner, …) of `size` rows at least."""
   n = matrix.shape[0]
-  if n == 4:
+  if n >= size:
     return matrix
-  padded = jnp.pad(matrix, ((0, 4 - n), (0, 4 - n)) + ((0, 0),) * (matrix.ndim - 2))
+  padded = jnp.pad(matrix, ((0, size - n), (0, size - n)) + ((0, 0),) * (matrix.ndim - 2))
   corner = jnp.broadcast_to(corner, matrix.shape[2:])[None, None]
-  return padded + over_tokens(np.diag(np.arange(4) >= n), matrix) * corner
+  return padded + over_tokens(np.diag(np.arange(size) >= n), matrix) * corner
 
 
 def inverse_positive(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:

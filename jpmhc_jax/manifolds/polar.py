@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import operator
 
 import jax
 from jax import Array
@@ -53,7 +52,7 @@ def _newton(matrix: Array) -> Array:
   # X ← X/‖X‖ + X⁻ᵀ/‖X⁻ᵀ‖ (Frobenius norms; Higham 1986) up to scale, and the scale is right at the limit. With the
   # cofactors C = det(X) X⁻ᵀ nothing is divided by the determinant, so a matrix of rank n − 1 has its limit too.
   n = matrix.shape[0]
-  start = linear.embed_4(matrix, jnp.ones((), matrix.dtype)) if n < 4 else matrix
+  start = linear.embed(matrix, 3, jnp.ones((), matrix.dtype))
 
   def step(_: Array | int, x: Array) -> Array:
     dual, sign = _dual(x)
@@ -63,7 +62,7 @@ def _newton(matrix: Array) -> Array:
 
   # The limit has ‖X‖ = 2, an orthogonal matrix √n.
   steps = _NEWTON_STEPS + (matrix.dtype == jnp.float64)
-  return 0.5 * math.sqrt(max(n, 4)) * jax.lax.fori_loop(0, steps, step, start)[:n, :n]
+  return 0.5 * math.sqrt(max(n, 3)) * jax.lax.fori_loop(0, steps, step, start)[:n, :n]
 
 
 def _halley(matrix: Array) -> Array:
@@ -103,8 +102,8 @@ def _dual(x: Array) -> tuple[Array, Array]:
     identity = jnp.broadcast_to(linear.identity_like(x), x.shape)
     inverse = linear.solve(x, identity, float(jnp.finfo(x.dtype).eps))
     return linear.transpose(inverse / jnp.max(jnp.abs(inverse), axis=(0, 1), keepdims=True)), jnp.ones((), x.dtype)
-  cofactors = linear.cofactors_4(x)
-  determinant = functools.reduce(operator.add, (x[0, j] * cofactors[0, j] for j in range(4)))
+  cofactors = linear.cofactors_3(x) if x.shape[0] == 3 else linear.cofactors_4(x)
+  determinant = linear.total(x[0] * cofactors[0], 0)[0]
   return cofactors, jnp.where(determinant < 0, -1.0, 1.0).astype(x.dtype)
 
 

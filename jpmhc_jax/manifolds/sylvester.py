@@ -15,10 +15,10 @@ from jpmhc_jax.manifolds import linear
 def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """The skew Y with PY + YP = K for symmetric positive P and skew K: closed form for n <= 4, iteration beyond."""
   n = p.shape[0]
-  if n <= 4:
+  if n <= 3:
     zero = jnp.zeros((), p.dtype)
-    return _skew_sylvester_4(linear.embed_4(p, _trace(p) / n), linear.embed_4(right, zero))[:n, :n]
-  return _by_newton(p, right)
+    return _skew_sylvester_3(linear.embed(p, 3, _trace(p) / n), linear.embed(right, 3, zero))[:n, :n]
+  return _skew_sylvester_4(p, right) if n == 4 else _by_newton(p, right)
 
 
 def _by_newton(p: Array, k: Array) -> Array:
@@ -47,6 +47,18 @@ def _trace(p: Array) -> Array:
 
 def _dot(x: list[Array], y: list[Array]) -> Array:
   return x[0] * y[0] + x[1] * y[1] + x[2] * y[2]
+
+
+def _skew_sylvester_3(p: Array, k: Array) -> Array:
+  # With axes y, k of Y and K the equation reads (tr(P) I − P) y = k: positive, solved by its cofactors.
+  size = 1 / jnp.maximum(_trace(p), jnp.finfo(p.dtype).tiny)
+  system = linear.identity_like(p) - p * size[None, None]
+  axis = jnp.stack([k[2, 1], k[0, 2], k[1, 0]]) * size[None]
+  cofactors = linear.cofactors_3(system)
+  determinant = linear.total(system[0] * cofactors[0], 0)
+  x, y, z = linear.matvec(cofactors, axis) / jnp.maximum(determinant, jnp.finfo(p.dtype).eps ** 2)
+  zero = jnp.zeros_like(x)
+  return jnp.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(k.shape)
 
 
 def _skew_sylvester_4(p: Array, k: Array) -> Array:

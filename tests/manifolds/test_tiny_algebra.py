@@ -26,13 +26,13 @@ def test_inverse_of_matrices_with_positive_symmetric_part(n):
 
 
 def test_cofactors_and_products_apart():
-  a, b = RNG.standard_normal((2, 8, 4, 4))
-  with jax.enable_x64(True):
-    cofactors = linear.cofactors_4(tokens_last(a))
-    product = linear.apart(tokens_last(a), tokens_last(b))
-  expected = np.linalg.det(a)[:, None, None] * np.linalg.inv(a).swapaxes(1, 2)
-  np.testing.assert_allclose(np.moveaxis(cofactors, -1, 0), expected, atol=1e-12)
-  np.testing.assert_allclose(np.moveaxis(product, -1, 0), a @ b, atol=1e-12)
+  for n, cofactors in ((3, linear.cofactors_3), (4, linear.cofactors_4)):
+    a, b = RNG.standard_normal((2, 8, n, n))
+    with jax.enable_x64(True):
+      found, product = cofactors(tokens_last(a)), linear.apart(tokens_last(a), tokens_last(b))
+    expected = np.linalg.det(a)[:, None, None] * np.linalg.inv(a).swapaxes(1, 2)
+    np.testing.assert_allclose(np.moveaxis(found, -1, 0), expected, atol=1e-12)
+    np.testing.assert_allclose(np.moveaxis(product, -1, 0), a @ b, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", (2, 3, 4, 5, 8))
@@ -45,7 +45,7 @@ def test_skew_solution_of_the_sylvester_equation(n):
   np.testing.assert_allclose(y + y.swapaxes(1, 2), 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("decades, n", ((2, 4), (6, 4), (2, 8), (6, 8)))
+@pytest.mark.parametrize("decades, n", ((2, 3), (2, 4), (6, 4), (2, 8), (6, 8)))
 def test_newton_reaches_the_polar_factor_of_any_spectrum(decades, n):
   left, right = (np.linalg.qr(RNG.standard_normal((5000, n, n)))[0] for _ in range(2))
   spectra = 10 ** (-decades * RNG.random((5000, 1, n)))
