@@ -73,8 +73,11 @@ def _cayley_forward(skew: Array) -> tuple[Array, Array]:
 def _cayley_backward(q: Array, cotangent: Array) -> tuple[Array]:
   # Q = (I+S)⁻¹(I−S)  ⇒  dQ = −(I+S)⁻¹ dS (I+Q), and (I+S)⁻¹ = (I+Q)/2. With cotangent Ḡ: S̄ = −½ (I+Q)ᵀ Ḡ (I+Q)ᵀ: no
   # inverse, nothing stored but Q. The caller builds S from a difference, which takes the skew part.
-  factor = linear.transpose(linear.identity_like(q) + q)
-  return (-0.5 * linear.matmul(linear.matmul(factor, cotangent), factor),)
+  def pull(q: Array, bar: Array) -> Array:
+    factor = linear.transpose(linear.identity_like(q) + q)
+    return -0.5 * linear.matmul(linear.matmul(factor, bar), factor)
+
+  return (pull(q, cotangent) if q.shape[0] <= 4 else by_blocks(pull, q, cotangent),)
 
 
 cayley.defvjp(_cayley_forward, _cayley_backward)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import differences, linear
+from jpmhc_jax.manifolds.blocks import by_blocks
 from jpmhc_jax.manifolds.cayley import cayley
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 
@@ -52,7 +53,7 @@ class SpectralSphere(Manifold):
     # One split: the gradient of several slices pads each of them.
     *sides, shrink = jnp.split(logits, [angles, 2 * angles], axis=0)
     left, right = (self._rotation(side, size) for side in sides)
-    return differences.extended(linear.matmul(left * jnp.tanh(shrink)[None], linear.transpose(right)))
+    return differences.extended(_composed(left, jnp.tanh(shrink), right))
 
   def _rotation(self, logits: Array, size: int) -> Array:
     # Which entry of the skew matrix each angle is, as a product: it and its gradient are one pass each.
@@ -60,3 +61,29 @@ class SpectralSphere(Manifold):
     upper[(*np.triu_indices(size, 1), range(logits.shape[0]))] = 1
     entries = jnp.asarray(upper - upper.swapaxes(0, 1), logits.dtype)
     return cayley(jnp.tensordot(entries, self.gamma * jnp.tanh(logits), axes=1, precision=jax.lax.Precision.HIGHEST))
+
+
+@jax.custom_vjp
+def _composed(
+  left: Float[Array, "m m *tokens"], sizes: Float[Array, "m *tokens"], right: Float[Array, "m m *tokens"]
+) -> Float[Array, "m m *tokens"]:
+  """U diag(s) Vᵀ."""
+  return by_blocks(lambda u, v, s: linear.matmul(u * s[None], linear.transpose(v)), left, right, sizes)
+
+
+def _composed_forward(left: Array, sizes: Array, right: Array) -> tuple[Array, tuple[Array, ...]]:
+  return _composed(left, sizes, right), (left, sizes, right)
+
+
+def _composed_backward(saved: tuple[Array, ...], bar: Array) -> tuple[Array, Array, Array]:
+  # Ū = H̄ V diag(s),  V̄ = H̄ᵀ U diag(s),  s̄ = the diagonal of Uᵀ H̄ V.
+  def pull(bar: Array, left: Array, right: Array, sizes: Array) -> tuple[Array, Array, Array]:
+    turned = linear.matmul(bar, right)
+    to_right = linear.matmul(linear.transpose(bar), left) * sizes[None]
+    return turned * sizes[None], linear.total(left * turned, 0)[0], to_right
+
+  left, sizes, right = saved
+  return by_blocks(pull, bar, left, right, sizes)
+
+
+_composed.defvjp(_composed_forward, _composed_backward)
