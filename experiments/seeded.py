@@ -71,7 +71,7 @@ class Arm:
     state, metrics = self.fresh(seed), []
     for k in range(self.config.steps):
       state, values = self.step(state, jax.device_put(batches.batch(k)))
-      metrics.append({name: float(value) for name, value in values.items() if value.ndim == 0})
+      metrics.append(values.scalars())
       if not np.isfinite(metrics[-1]["lm_loss"]):
         break
       if watch and k + 1 in watch:

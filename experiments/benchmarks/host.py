@@ -3,35 +3,42 @@
   python -m experiments.benchmarks.host [--blocks=24] [--steps=200] [--out=FILE]
 
 A decoder of 24 small blocks with four streams is trained by the loop's own parts, one step at a time and always waiting
-for the device, so that host and device time are apart: placing the batch, dispatching the compiled step, reading its
-metrics back, and the instruments (goodput, profiler window, step times). What is done only every `logging.every` steps
-is timed beside it. In a run the host's part overlaps the device's. The cost of a dispatch is that of the leaves of the
-state (6 µs each on the CPU client, which allocates the results in the caller's thread): layers that are stacked and
-scanned cost as much as one, and 24 unrolled blocks of TRM, 798 leaves, would cost 5 ms.
+for the device, so that host and device time are apart: taking the next batch (a thread places it), dispatching the
+compiled step, telling that thread to go on, reading the metrics back, and the instruments (profiler, step times).
+What is done only every `logging.every` steps is timed beside it. In a run the host's part overlaps the device's.
+
+`floor` is the dispatch of a program that adds one to every leaf of the same state, at the same moment of a step: what
+JAX itself takes. It is in proportion to the leaves, since the CPU client allocates the results in the caller's thread:
+layers that are stacked and scanned cost as much as one.
 """
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from jpmhc_jax import data
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.data import loading
 from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training.ahead import Ahead
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.observation import Observer
 from jpmhc_jax.training.shares import share_of
-from jpmhc_jax.training.state import prepare
-from jpmhc_jax.training.step import make_train_step
+from jpmhc_jax.training.state import prepare, Setup
+from jpmhc_jax.training.step import make_train_step, StepFunction
 from jpmhc_jax.training.writers import Writers
 
-PARTS = ("place", "dispatch", "device", "read_back", "instruments")
+PARTS = ("batch", "dispatch", "begin", "device", "read_back", "instruments")
 
 
 def small(blocks: int) -> schema.Config:
@@ -40,7 +47,7 @@ def small(blocks: int) -> schema.Config:
     steps=1000,
     batch_size=4,
     mesh=schema.Mesh(data=1),
-    data=schema.Data(kind="text", prefetch=0, text=schema.TextData(window=16)),
+    data=schema.Data(kind="text", text=schema.TextData(window=16)),
     model=schema.Model(kind="decoder", width=16, heads=2, layers=blocks, mlp_multiple=8, loss="softmax"),
     logging=schema.Logging(tensorboard=False),
   )
@@ -69,33 +76,53 @@ def measure(config: schema.Config, steps: int, workdir: pathlib.Path) -> tuple[d
   share = share_of(meshes.batch_sharding(setup.mesh), config.batch_size)
   observer, writers = Observer(setup, dataset, workdir, 0, range(0)), Writers(workdir, config, 0)
   step_function, state = make_train_step(setup), setup.create()
-  batch = dataset.batch(0)
-  state, metrics = step_function(state, share.place(batch))
+  batches = Ahead(loading.load(dataset, 0, share.rows, config.data.prefetch), share.place, threads=True)
+  state, metrics = step_function(state, next(batches)[1])
   jax.block_until_ready(state)
   watch = Stopwatch()
-  for step in range(1, steps + 1):
-    watch.start()
-    on_device = share.place(batch)
-    watch.lap("place")
+  watch.start()
+  for step, batch in observer.goodput.waiting(itertools.islice(batches, steps), lambda: False):
+    watch.lap("batch")
     with jax.transfer_guard("disallow"), observer.profiler.step(step):
-      state, metrics = step_function(state, on_device)
+      state, metrics = step_function(state, batch)
     watch.lap("dispatch")
+    batches.begin()
+    watch.lap("begin")
     jax.block_until_ready((state, metrics))
     watch.lap("device")
-    norms = metrics.pop("layer_norms")
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    values = metrics.scalars()
     watch.lap("read_back")
-    for _ in observer.goodput.waiting([step], lambda: False):
-      observer.profiler.finish(step, metrics)
-      observer.finished(step)
+    observer.profiler.finish(step, metrics)
+    observer.finished(step)
     watch.lap("instruments")
     if step % 10 == 0:
-      writers.write(step, values | observer.scalars(step, norms) | {"rate": setup.learning_rate(step)})
+      scalars = observer.scalars(step, metrics.layer_norms)
+      writers.write(step, values | scalars | {"rate": setup.learning_rate(step)})
       watch.lap("log, every 10th step")
-  leaves = len(jax.tree.leaves(state))
-  writers.close()
-  observer.close()
-  return {part: statistics.median(samples) for part, samples in watch.samples.items()}, leaves
+  _measure_floor(setup, step_function, state, batch, watch, steps)
+  for part in (batches, writers, observer):
+    part.close()
+  return {part: statistics.median(samples) for part, samples in watch.samples.items()}, len(jax.tree.leaves(state))
+
+
+def _measure_floor(
+  setup: Setup, step_function: StepFunction, state: Any, batch: Any, watch: Stopwatch, steps: int
+) -> None:
+  """Dispatches of a program with the leaves of the state, each after a step, which leaves the caches as it does."""
+  shardings = setup.shardings
+  trivial = jax.jit(
+    lambda tree: jax.tree.map(lambda x: x + 1, tree),
+    in_shardings=(shardings,),
+    out_shardings=shardings,
+    donate_argnums=0,
+  )
+  other = trivial(jax.tree.map(jnp.copy, state))
+  for _ in range(steps):
+    state, metrics = step_function(state, batch)
+    jax.block_until_ready((state, metrics, other))
+    watch.start()
+    other = trivial(other)
+    watch.lap("floor")
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ class Candidate:
     began = time.perf_counter()
     self.state, metrics = self.step(self.state, self.batch)
     self.dispatch_ms.append(1e3 * (time.perf_counter() - began))
-    return metrics["lm_loss"]
+    return metrics.values
 
 
 def candidate(config: schema.Config, dataset: data.Dataset) -> Candidate:

@@ -1,7 +1,7 @@
 """The training loop.
 
 Order of one turn, step k counting finished steps:
-  1. fetch batch(k) (prefetched) and dispatch the step; the device works while the host goes on
+  1. fetch batch(k) (built and placed ahead) and dispatch the step; the device works while the host goes on
   2. read back the metrics of the step before (never of the one in flight)
   3. every `logging.every` steps: write scalars
   4. save, when due, before every evaluation, and when asked to stop
@@ -10,7 +10,7 @@ Everything random is a function of (seed, step) and the data position is the ste
 the run bit for bit. A restart at k begins with turn k's evaluation if that was not finished.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import pathlib
@@ -18,7 +18,6 @@ import time
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
 from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core import schema
@@ -26,14 +25,15 @@ from jpmhc_jax.core.files import storing
 from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.training import distributed, environment, nonfinite
 from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training.ahead import Ahead
 from jpmhc_jax.training.checkpoint import Checkpoints
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
 from jpmhc_jax.training.observation import Observer
 from jpmhc_jax.training.progress import ProgressBar
-from jpmhc_jax.training.shares import Share, share_of
+from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.step import make_train_step, StepFunction
+from jpmhc_jax.training.step import make_train_step, Metrics, StepFunction
 from jpmhc_jax.training.workdir import claim_workdir
 from jpmhc_jax.training.writers import Writers
 
@@ -116,16 +116,16 @@ def _attempt(
     with storing(str(run.workdir / "environment.json")):
       environment.save(described, run.workdir / "environment.json")
   share = share_of(meshes.batch_sharding(run.setup.mesh), config.batch_size)
-  batches = loading.load(run.dataset, start + clock["offset"], share.rows, config.data.prefetch)
+  stream = loading.load(run.dataset, start + clock["offset"], share.rows, config.data.prefetch)
   with (
     contextlib.closing(observer),
     contextlib.closing(Writers(run.workdir, config, start)) as writers,
-    contextlib.closing(batches),
+    contextlib.closing(Ahead(stream, share.place, threads=config.data.prefetch > 0)) as batches,
     ProgressBar(config.steps, start) as bar,
   ):
     for note in notes:
       bar.say(f"{note}; resuming at step {start}")
-    loop = _Loop(run, step_function, policy, share, checkpoints, writers, bar, interrupts, clock, observer)
+    loop = _Loop(run, step_function, policy, checkpoints, writers, bar, interrupts, clock, observer)
     return loop.run(state, start, batches)
 
 
@@ -141,7 +141,7 @@ class _Dispatched:
   """A step that the devices may still be working on."""
 
   finished: int  # steps, this one included
-  metrics: dict[str, jax.Array]
+  metrics: Metrics
   batch: dict[str, jax.Array]
 
 
@@ -153,7 +153,6 @@ class _Loop:
     run: Run,
     step_function: StepFunction,
     policy: Policy,
-    share: Share,
     checkpoints: Checkpoints,
     writers: Writers,
     bar: ProgressBar,
@@ -161,7 +160,7 @@ class _Loop:
     clock: dict[str, Any],
     observer: Observer,
   ):
-    self.parts, self.step_function, self.policy, self.share = run, step_function, policy, share
+    self.parts, self.step_function, self.policy = run, step_function, policy
     self.checkpoints, self.writers, self.bar, self.interrupts = checkpoints, writers, bar, interrupts
     self.clock, self.observer = clock, observer
     self.began = time.monotonic()
@@ -169,7 +168,7 @@ class _Loop:
     self.pending: _Dispatched | None = None
     self.over = False
 
-  def run(self, state: TrainState, start: int, batches: Generator[tuple[int, dict[str, np.ndarray]]]) -> TrainState:
+  def run(self, state: TrainState, start: int, batches: Ahead) -> TrainState:
     config, goodput, profiler = self.parts.config, self.observer.goodput, self.observer.profiler
     self.over = self._is_over(start)
     if start and not self.checkpoints.evaluated(start):
@@ -177,16 +176,16 @@ class _Loop:
     goodput.switch("compile")
     turns = zip(range(start, start if self.over else config.steps), batches, strict=False)
     for step, (_, batch) in goodput.waiting(turns, self._devices_busy):
-      on_device = self.share.place(batch)
       with jax.transfer_guard("disallow"), profiler.step(step):
-        state, metrics = self.step_function(state, on_device)
+        state, metrics = self.step_function(state, batch)
+      batches.begin()
       if step == start:
         jax.block_until_ready(state.step)
         self.writers.write(step + 1, {"time/compile_s": time.monotonic() - self.began})
         goodput.switch("step")
       profiler.finish(step, metrics)
       self._read_back(state)
-      self.pending = _Dispatched(step + 1, metrics, on_device)
+      self.pending = _Dispatched(step + 1, metrics, batch)
       self.bar.advance(step)
       done, stopping = step + 1, self.interrupts.requested()
       self.over = self._is_over(done)
@@ -217,14 +216,13 @@ class _Loop:
     return self.over or (every > 0 and step % every == 0)
 
   def _devices_busy(self) -> bool:
-    return self.pending is not None and not self.pending.metrics["lm_loss"].is_ready()  # type: ignore[attr-defined]
+    return self.pending is not None and not self.pending.metrics.values.is_ready()  # type: ignore[attr-defined]
 
   def _read_back(self, state: TrainState) -> None:
     if self.pending is None:
       return
     pending, self.pending = self.pending, None
-    norms = pending.metrics.pop("layer_norms")
-    values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    values = pending.metrics.scalars()
     if values["finite"]:
       self.policy.passed()
       self.window.append(values)
@@ -233,7 +231,7 @@ class _Loop:
       self.window.append({"finite": 0.0})
     self.observer.finished(pending.finished)
     if self._due(pending.finished, self.parts.config.logging.every):
-      self._log(pending.finished, norms)
+      self._log(pending.finished, pending.metrics.layer_norms)
 
   def _not_finite(self, pending: _Dispatched, values: Mapping[str, float], state: TrainState) -> None:
     run, step = self.parts, pending.finished

@@ -4,6 +4,7 @@ import pathlib
 import time
 
 import jax
+import numpy as np
 
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training.flops import flops_per_step
@@ -47,14 +48,14 @@ class Observer:
     self._finished_at = None
 
   def scalars(self, step: int, norms: jax.Array) -> dict[str, float]:
-    """All scalars of the steps since the last call; `norms` are the last step's `metrics["layer_norms"]`."""
+    """All scalars of the steps since the last call; `norms` are the last step's `Metrics.layer_norms`."""
     seconds, self._seconds = self._seconds, []
     self.goodput.save(step)
     return (
       self.throughput.scalars(step, seconds)
       | memory_scalars()
       | self.goodput.scalars()
-      | self.layers.scalars(jax.device_get(norms))
+      | self.layers.scalars(np.asarray(norms))
     )
 
   def close(self) -> None:

@@ -25,7 +25,8 @@ POLICIES = ("none", "products", "coefficients", "block", "call")
 class Need:
   """Bytes on one device, and operations of a step over all devices.
 
-  state: bytes of parameters, average (EMA), optimizer, table, carry, buffers and of the batch. temporaries: activations
+  state: bytes of parameters, average (EMA), optimizer, table, carry, buffers and of the batches that wait
+  on the device (at work, the one before, the next). temporaries: activations
   kept for the backward pass and everything else that lives within the step. code: the compiled program.
   model_flops: matrix products of the model. executed_flops: with what is recomputed; both see every turn of a loop.
   compiler_flops: XLA's own count on one device, elementwise work included and loop bodies once.
@@ -100,8 +101,9 @@ def measure(setup: Setup, dataset: Dataset) -> Need:
     "buffers": ((state.buffers, state.step), (setup.shardings.buffers, setup.shardings.step)),
     "batch": (batch, setup.shardings.carry.data),
   }
+  sizes = {name: _bytes_on_one_device(shapes, shardings) for name, (shapes, shardings) in parts.items()}
   return Need(
-    state={name: _bytes_on_one_device(shapes, shardings) for name, (shapes, shardings) in parts.items()},
+    state=sizes | {"batch": 3 * sizes["batch"]},
     temporaries=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
     model_flops=flops_per_step(setup, dataset),

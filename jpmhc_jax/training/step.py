@@ -1,11 +1,13 @@
 """The training step: one donated jax.jit from (state, batch) to (state, metrics)."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
+import numpy as np
 import optax
 
 from jpmhc_jax.core import streams
@@ -14,9 +16,31 @@ from jpmhc_jax.optim.ema import ema_update
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training.model_kind import Sums
 from jpmhc_jax.training.state import Setup, TrainState
 
-Metrics = dict[str, Array]  # scalars; `layer_norms` is (3, layers), see `LayerNorms`
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+  """What a step says about itself, in two arrays: each further one costs the host a buffer and a transfer every step.
+
+  values: one float32 a name. layer_norms: see `LayerNorms`.
+  """
+
+  values: Float[Array, "names"]
+  layer_norms: Float[Array, "3 layers"]
+  names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def of(cls, scalars: dict[str, Array], layer_norms: Float[Array, "3 layers"]) -> "Metrics":
+    return cls(jnp.stack(list(scalars.values())), layer_norms, tuple(scalars))
+
+  def scalars(self) -> dict[str, float]:
+    """The values by name; waits for the step."""
+    return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
+
+
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -25,7 +49,7 @@ def make_train_step(setup: Setup) -> StepFunction:
 
   Order: refresh the carry, gather their puzzle rows, differentiate with respect to parameters and
   rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters. A step whose loss or
-  gradient is not finite (metrics["finite"] = 0) changes no parameter, average or moment, and starts the carry anew.
+  gradient is not finite (`finite` = 0) changes no parameter, average or moment, and starts the carry anew.
   """
   config, whole = setup.config, meshes.replicated(setup.mesh)
   puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
@@ -33,7 +57,7 @@ def make_train_step(setup: Setup) -> StepFunction:
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     carry = refresh_carry(setup, state, batch)
     rows = None if state.table is None else state.table[carry.data["puzzle_identifiers"]]
-    (grads, row_grads), carry, metrics = accumulate(setup, state, carry, rows)
+    (grads, row_grads), carry, scalars = accumulate(setup, state, carry, rows)
     with jax.named_scope("optimizer"):
       updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
       params = optax.apply_updates(state.params, updates)
@@ -43,15 +67,15 @@ def make_train_step(setup: Setup) -> StepFunction:
       ids = carry.data["puzzle_identifiers"]
       table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
     ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
-    metrics["gradient_norm"] = optax.tree.norm(grads)
-    metrics["layer_norms"] = setup.layers(grads, state.params, updates)
+    scalars["gradient_norm"] = optax.tree.norm(grads)
     buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
-    finite = jnp.isfinite(metrics["lm_loss"] + optax.tree.norm((grads, row_grads)))
-    metrics["finite"] = finite.astype(jnp.float32)
+    finite = jnp.isfinite(scalars["lm_loss"] + optax.tree.norm((grads, row_grads)))
+    scalars["finite"] = finite.astype(jnp.float32)
     # The carry is started anew rather than kept: the old one would have to outlive the step, at the cost of its size.
     new = (params, ema, optimizer, table, carry)
     old = (state.params, state.ema, state.optimizer, state.table, fresh_carry(setup, state, batch))
     params, ema, optimizer, table, carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    metrics = Metrics.of(scalars, setup.layers(grads, state.params, updates))
     return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
 
   return jax.jit(
@@ -86,20 +110,20 @@ def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
 
 def accumulate(
   setup: Setup, state: TrainState, carry: Any, rows: Array | None
-) -> tuple[tuple[Any, Array | None], Any, Metrics]:
+) -> tuple[tuple[Any, Array | None], Any, Sums]:
   """Gradients of the mean loss over the global batch; micro-batch k takes every accumulation-th row of the carry.
 
   Rows are dealt round robin, so that each device keeps its own rows and nothing moves between devices.
   """
   config, pieces = setup.config, setup.config.accumulation
 
-  def loss(params: Any, rows: Array | None, carry: Any, key: Array) -> tuple[Array, tuple[Any, Metrics]]:
+  def loss(params: Any, rows: Array | None, carry: Any, key: Array) -> tuple[Array, tuple[Any, Sums]]:
     return setup.kind.objective(setup.model(params, state.buffers), rows, carry, config, key)
 
   differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
   key = streams.key_for(config.seed, "halting", state.step)
 
-  def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Metrics]]:
+  def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Sums]]:
     carry, rows, index = piece
     halting = jax.random.fold_in(key, index)
     (_, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry, halting)

@@ -35,7 +35,7 @@ def test_loss_falls_and_streams_separate(family):
   losses, first = [], jax.tree.map(np.asarray, state.params)
   for k in range(20):
     state, metrics = step(state, jax.device_put(examples.batch(k % 4)))
-    losses.append(float(metrics["lm_loss"]))
+    losses.append(metrics.scalars()["lm_loss"])
   assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4]), losses
   streams = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in separations(state.carry)])
   assert streams.max() > 1e-3

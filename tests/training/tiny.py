@@ -66,7 +66,7 @@ def run(c: schema.Config, steps: int, prepared: Setup | None = None):
   metrics = []
   for k in range(steps):
     state, values = step(state, jax.device_put(examples.batch(k)))
-    metrics.append({name: float(value) for name, value in values.items() if value.ndim == 0})
+    metrics.append(values.scalars())
   return state, metrics
 
 
