@@ -6,7 +6,7 @@ Four streams. The recursive network works on 10×10 ARC grids with T = 3, n = 4 
 and windows of 128 bytes. Prints, per policy: what the compiler plans for temporaries (activations kept for the backward
 pass, mostly), the step time and its ratio to policy none in the same round, and the operations with what is recomputed.
 The saved coefficients are 24 numbers a token and connection, beside 4·d of the streams. `--networks=trm` or `decoder`
-measures one of them.
+measures one of them and keeps the other's rows in FILE.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def measure(network: str, config: schema.Config, rounds: int) -> list[dict[str, 
     {
       "network": network,
       "policy": policy,
+      "rounds": rounds,
       "temporary_MiB": candidates[policy].temporary_mib,
       "step_ms": statistics.median(samples[policy]),
       "ratio_to_none": timing.ratio(samples, policy, "none"),
@@ -94,8 +95,9 @@ def main() -> None:
       f"step {row['step_ms']:7.1f} ms  ×{row['ratio_to_none']:.2f}   operations ×{row['operations_ratio']:.2f}"
     )
   if options.out:
-    settings = {name: getattr(options, name) for name in ("mixer", "width", "batch", "rounds")}
-    timing.write_json(options.out, {**settings, "rows": rows})
+    settings = {name: getattr(options, name) for name in ("mixer", "width", "batch")}
+    others = [row for row in timing.earlier(options.out).get("rows", []) if row["network"] not in options.networks]
+    timing.write_json(options.out, {**settings, "rows": others + rows})
 
 
 if __name__ == "__main__":
