@@ -1,7 +1,7 @@
 """What to do, and what to say, when a loss or a gradient is no number.
 
-The step itself keeps the parameters, averages and moments of the last good step (see `step.keep_unless`), so nothing
-has to be undone here: `optimizer.nonfinite` only decides how the run goes on.
+The step itself keeps the parameters, averages and moments of the last good step (see `step.make_train_step`), so
+nothing has to be undone here: `optimizer.nonfinite` only decides how the run goes on.
 """
 
 import collections
