@@ -6,6 +6,9 @@
 Variants: tiny (8 sub-layers, four Cayley streams), depth (50 sub-layers), and tiny_FAMILY, depth_FAMILY with FAMILY one
 of trm (one stream: the plain transformer), cayley, sinkhorn, grassmann, iso, hybrid, identity, unconstrained. All share
 one generator, norm and read/write form. A twentieth of the files is held out; the corpus is that of the running Python.
+
+Expect of tiny: 2.86, 2.10 and 1.84 bits a byte of held-out files after 250, 500 and 1,000 steps (one seed; 3 minutes on
+2 busy CPU cores).
 """
 
 from jpmhc_jax.core.config import default

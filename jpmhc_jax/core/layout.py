@@ -6,6 +6,8 @@ and, heads and feed-forward columns, over tensor. The streams axis is never spli
 add no collective.
 """
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -52,6 +54,17 @@ def constrain(x: Float[Array, "..."], *names: str | None) -> Float[Array, "..."]
   if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*rules))
+
+
+def batch_split(size: int) -> tuple[str, ...]:
+  """The axes of the ambient mesh that rows of a batch of this size are split over, for `jax.shard_map`.
+
+  (): there is no mesh, it has one device, it is manual already, or it does not divide the rows.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in BATCH if axis in mesh.axis_names and axis not in mesh.manual_axes)
+  devices = math.prod(mesh.shape[axis] for axis in axes)
+  return axes if devices > 1 and size % devices == 0 else ()
 
 
 def constrain_hidden(h: Float[Array, "b l ..."]) -> Float[Array, "b l ..."]:

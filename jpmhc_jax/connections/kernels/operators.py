@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jpmhc_jax.connections.kernels import bodies
+from jpmhc_jax.core.layout import batch_split
 
-TOKEN_AXES = ("data", "fsdp")  # mesh axes that the first token axis is split over
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
 _MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
 
@@ -77,16 +77,13 @@ class Kernels:
   def _run(self, body: Callable[..., None], arguments: "list[_Operand]", results: "list[_Operand]") -> list[Array]:
     """Runs a body over all tokens, on every device's own part of them."""
     local = functools.partial(_call, self, body, [a.kind for a in arguments], results)
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in TOKEN_AXES if axis in mesh.axis_names and axis not in mesh.manual_axes)
     values = [a.value for a in arguments]
-    if not axes:
+    split = batch_split(next(a.value.shape[0] for a in arguments if a.kind not in ("rows", "columns")))
+    if not split:
       return local(*values)
-    per_token, whole = PartitionSpec(axes), PartitionSpec()
+    per_token, whole = PartitionSpec(split), PartitionSpec()
     specs = tuple(whole if a.kind in ("rows", "columns") else per_token for a in arguments)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=[per_token] * len(results), check_vma=False)(
-      *values
-    )
+    return jax.shard_map(local, in_specs=specs, out_specs=[per_token] * len(results), check_vma=False)(*values)
 
 
 @dataclasses.dataclass(frozen=True)
