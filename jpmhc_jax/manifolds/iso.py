@@ -60,7 +60,7 @@ class Iso(Manifold):
   def _project(self, logits: Array, n: int) -> Array:
     if self.method == "cayley":
       # Each entry of the rotation needs all of S: behind a barrier, S is computed once.
-      return cayley(jax.lax.optimization_barrier(linear.centre(-0.5 * self.alpha * linear.skew(logits))))
+      return cayley(jax.lax.optimization_barrier(linear.centred_skew(-0.5 * self.alpha * logits)))
     if n == 1:
       return jnp.ones_like(logits)
     core = differences.restricted(logits)

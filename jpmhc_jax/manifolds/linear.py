@@ -86,14 +86,15 @@ def skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
 
 
 @jax.custom_vjp
-def centre(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
-  """Π A Π with Π = I − 11ᵀ/n: the part of A that neither sees nor produces the stream mean."""
-  rows = jax.lax.optimization_barrier(matrix - total(matrix, 1) / matrix.shape[1])
-  return rows - total(rows, 0) / matrix.shape[0]
+def centred_skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
+  """Π (A − Aᵀ) Π with Π = I − 11ᵀ/n: the skew part that neither sees nor produces the stream mean."""
+  # With the row means r of a skew S, ΠSΠ = S − r1ᵀ + 1rᵀ.
+  means = (total(matrix, 1)[:, 0] - total(matrix, 0)[0]) / matrix.shape[0]
+  return skew(matrix) - (means[:, None] - means[None])
 
 
 # The map is its own adjoint; differentiated by itself it would pad a slice for every term of the sums.
-centre.defvjp(lambda matrix: (centre(matrix), None), lambda _, cotangent: (centre(cotangent),))
+centred_skew.defvjp(lambda matrix: (centred_skew(matrix), None), lambda _, bar: (centred_skew(bar),))
 
 
 def solve(
