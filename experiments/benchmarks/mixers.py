@@ -17,7 +17,6 @@ widths those of blocks and peers); the rest stays in the JSON, so that a busy ma
 import argparse
 from collections.abc import Callable
 import functools
-import json
 import pathlib
 import sys
 from typing import Any
@@ -163,7 +162,7 @@ def main() -> None:
   unknown = set(options.parts.split(",")) - set(PARTS)
   if unknown:
     parser.error(f"--parts: {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
-  results = json.loads(options.out.read_text()) if options.out.exists() else {}
+  results = timing.earlier(options.out)
   results["command"] = "python -m experiments.benchmarks.mixers"
   for part in options.parts.split(","):
     if part == "peers" and (reason := peers.missing()):
