@@ -27,7 +27,8 @@ def count(function: Callable[..., Any], *arguments: Any, products_only: bool = F
   """Floating-point operations of function(*arguments); arguments may be jax.ShapeDtypeStruct.
 
   products_only: only contractions and convolutions, the work of a matrix unit. Then a while loop, whose trips nobody
-  knows, counts one; else it raises ValueError. A Pallas kernel runs once a grid point, a shard_map once a device.
+  knows, counts one; else it raises ValueError. A Pallas kernel runs once a grid point, a shard_map once a
+  share of its arguments: what several devices repeat on the same share counts once.
   """
   return _count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, products_only)
 
@@ -49,7 +50,9 @@ def _repeats(name: str, params: Any, products_only: bool) -> int:
   if name == "pallas_call":
     return math.prod(params["grid_mapping"].grid)
   if name == "shard_map":
-    return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    entries = (entry for spec in params["in_specs"] for entry in spec if entry is not None)
+    axes = {axis for entry in entries for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
   if name == "while":
     return _bound(params["cond_jaxpr"].jaxpr, products_only)
   return params["length"] if name == "scan" else 1

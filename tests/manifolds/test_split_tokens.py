@@ -3,11 +3,14 @@
 import re
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from jpmhc_jax import manifolds
+from jpmhc_jax.manifolds import flops
+from jpmhc_jax.manifolds.blocks import by_blocks
 
 COLLECTIVE = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
 # Those that ask something of all tokens (is one lost? has the last converged?), and one that does not.
@@ -38,3 +41,16 @@ def test_devices_exchange_nothing_and_agree_with_one(name, n):
   assert not COLLECTIVE.findall(program.as_text())
   for found, expected in zip(program(jax.device_put(logits, split)), jax.jit(both)(logits), strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_operations_of_a_split_batch_are_those_of_the_whole_one():
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+  def repeated(matrix):
+    return by_blocks(lambda block: jnp.einsum("ijt,jkt->ikt", block, block) + block, matrix)
+
+  matrix = jnp.ones((3, 3, 8, 5))
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    assert "shard_map" in str(jax.make_jaxpr(repeated)(matrix))
+    assert flops.count(repeated, matrix, products_only=True) == 54 * 40
+    assert flops.count(repeated, matrix) == (54 + 9) * 40
