@@ -20,14 +20,19 @@ from jpmhc_jax.training.state import prepare
 
 def open_run(config: schema.Config, workdir: pathlib.Path) -> loop.Run:
   """Builds data, model layout and evaluator. Nothing is compiled or written but the workdir's evaluation folder."""
-  if config.precision.deterministic:
-    launch.add_xla_flag(launch.DETERMINISTIC_FLAG)
+  _ask_xla(config)
   if config.precision.matmul != "default":
     jax.config.update("jax_default_matmul_precision", config.precision.matmul)
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
   setup = prepare(config, dataset, make_mesh(config.mesh))
   diagnose = make_diagnose(setup) if config.logging.diagnostics_every else None
   return loop.Run(setup, dataset, workdir, Evaluator(setup, dataset, workdir), diagnose)
+
+
+def _ask_xla(config: schema.Config) -> None:
+  """The flags of a config; before anything asks for a device, because XLA reads them once."""
+  if config.precision.deterministic:
+    launch.add_xla_flag(launch.DETERMINISTIC_FLAG)
 
 
 def restore(run: loop.Run, step: int | None) -> Restored:
@@ -48,6 +53,7 @@ def processes_of(config: schema.Config) -> Iterator[None]:
 
   An error that comes out ends this process at once and tells the others, which would wait for it otherwise.
   """
+  _ask_xla(config)
   distributed.join(config.processes)
   try:
     yield

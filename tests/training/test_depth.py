@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.commands.session import open_run
+from jpmhc_jax.commands.session import open_run, processes_of
 from jpmhc_jax.core import launch, schema
+from jpmhc_jax.training import distributed
 from jpmhc_jax.training.step import make_train_step
 
 
@@ -34,12 +35,29 @@ def test_the_program_is_as_long_for_many_recursions_as_for_few(policy):
   assert lengths[0] > 500 and len(set(lengths)) == 1
 
 
+@pytest.fixture
+def flags_are_read():
+  """XLA has read its flags; else it would read the made-up ones of a test, and end the process."""
+  jax.devices()
+
+
+@pytest.mark.usefixtures("flags_are_read")
 def test_the_determinism_switch_asks_xla_once_and_keeps_the_other_flags(monkeypatch, tmp_path):
   monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
   config = tiny.config(mesh=schema.Mesh(), precision=schema.Precision(deterministic=True))
   for _ in range(2):
     open_run(config, tmp_path)
   assert os.environ["XLA_FLAGS"] == f"--xla_one=1 {launch.DETERMINISTIC_FLAG}"
+
+
+@pytest.mark.usefixtures("flags_are_read")
+def test_the_determinism_switch_is_set_before_anything_asks_for_a_device(monkeypatch):
+  """XLA reads its flags once: joining, and claiming the workdir, look for devices already."""
+  monkeypatch.setenv("XLA_FLAGS", "")
+  seen = []
+  monkeypatch.setattr(distributed, "join", lambda settings: seen.append(os.environ["XLA_FLAGS"]))
+  with processes_of(tiny.config(precision=schema.Precision(deterministic=True))):
+    assert seen == [launch.DETERMINISTIC_FLAG]
 
 
 @pytest.mark.slow
