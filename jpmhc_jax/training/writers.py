@@ -5,7 +5,9 @@ import hashlib
 import json
 import math
 import pathlib
+import platform
 import re
+import time
 from typing import Any, Protocol, runtime_checkable
 
 from jpmhc_jax.core import config as configs
@@ -26,11 +28,13 @@ class Writer(Protocol):
 class JsonLines:
   """metrics.jsonl: one object a line, `step` and scalars. Non-finite values are written as null (strict JSON).
 
-  Opened at step s, it first drops lines of later steps, left over from a run that was killed after its checkpoint s.
+  Opened at step s, it first drops damaged lines and those of later steps, left over from a run that was killed after
+  its checkpoint s. `there` names the scalars that step s has already.
   """
 
   def __init__(self, path: pathlib.Path, step: int):
-    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+    kept = {line: values for line in _complete_lines(path) if (values := _values(line)) and values["step"] <= step}
+    self.there = {name for values in kept.values() if values["step"] == step for name in values}
     write_atomically(path, "".join(kept))
     # Unbuffered: what a full disk refuses must not wait in a buffer to fail again at close.
     self._file = path.open("ab", buffering=0)
@@ -47,24 +51,50 @@ class JsonLines:
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
   """Lines that end in a newline; a last line cut off by a kill is dropped."""
-  lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-  return [line for line in lines if line.endswith("\n")]
+  lines = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
+  return [f"{line}\n" for line in lines[:-1]]
+
+
+def _values(line: str) -> dict[str, Any] | None:
+  """What a line says; None when a crash of the machine has damaged it."""
+  try:
+    values = json.loads(line)
+    return values if isinstance(values["step"], int) else None
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 class TensorBoard:
-  """TensorBoard event files in a folder; events after `step` of an earlier start are purged."""
+  """TensorBoard event files in a folder, one a start; events after `step` of an earlier start are purged.
+
+  One event holds all scalars of a step and is in the file when `write` returns. (tensorboardX's SummaryWriter leaves
+  that to a thread: a kill loses two minutes, and on a full disk the thread dies and `add_scalar` waits for ever.)
+  """
 
   def __init__(self, folder: pathlib.Path, step: int):
-    import tensorboardX
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import RecordWriter
 
-    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    folder.mkdir(exist_ok=True)
+    # TensorBoard reads files in the order of their names: second and host. A rollback may come within one second.
+    moment = time.time_ns()
+    name = f"events.out.tfevents.{moment // 10**9}.{platform.node()}.{moment}"
+    self._file: Any = RecordWriter(str(folder / name))
+    self._event, self._summary = Event, Summary
+    self._add(0, file_version="brain.Event:2")
+    self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    for name, value in scalars.items():
-      self._writer.add_scalar(name, value, step)
+    values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+    self._add(step, summary=self._summary(value=values))
 
   def close(self) -> None:
-    self._writer.close()
+    self._file.close()
+
+  def _add(self, step: int, **content: Any) -> None:
+    self._file.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
+    self._file.flush()
 
 
 class WeightsAndBiases:
@@ -90,10 +120,14 @@ class WeightsAndBiases:
 
 
 class Writers:
-  """All writers of a run behind one; process 0 alone has any. A full disk or a closed folder is a StorageError."""
+  """All writers of a run behind one; process 0 alone has any. A full disk or a closed folder is a StorageError.
+
+  What a start at step s writes again of step s, because it was killed in the middle of its evaluation, is left out.
+  """
 
   def __init__(self, workdir: pathlib.Path, config: schema.Config, step: int):
-    self._folder = workdir
+    self._folder, self._start = workdir, step
+    self._there: set[str] = set()
     self._writers: list[Writer] = []
     if distributed.is_primary():
       try:
@@ -105,17 +139,22 @@ class Writers:
 
   def _open(self, config: schema.Config, step: int) -> None:
     workdir = self._folder
-    self._writers.append(JsonLines(workdir / "metrics.jsonl", step))
+    lines = JsonLines(workdir / "metrics.jsonl", step)
+    self._there = lines.there
+    self._writers.append(lines)
     if config.logging.tensorboard:
       self._writers.append(TensorBoard(workdir / "tensorboard", step))
     if config.logging.wandb:
       self._writers.append(WeightsAndBiases(workdir, config))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    if step == self._start:
+      scalars = {name: value for name, value in scalars.items() if name not in self._there}
     with storing(f"metrics in {self._folder}"):
-      for writer in self._writers:
+      for writer in self._writers if scalars else ():
         writer.write(step, scalars)
 
   def close(self) -> None:
-    for writer in self._writers:
-      writer.close()
+    with storing(f"metrics in {self._folder}"):
+      for writer in self._writers:
+        writer.close()
