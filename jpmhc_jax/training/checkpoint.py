@@ -7,10 +7,10 @@ the damaged one is moved aside, never deleted.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -83,6 +83,7 @@ class Checkpoints:
     }
     names = np.frombuffer("\n".join(dataset.identifiers).encode(), np.uint8)
     try:
+      self._forget_score(step)
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -107,9 +108,8 @@ class Checkpoints:
     """Notes the evaluation of a saved step: it decides which checkpoint is the best. Other metrics are ignored."""
     found = metrics.get(self._best_metric, math.nan)
     self._scores[step] = self._sign * found if math.isfinite(found) else None
-    if distributed.is_primary():
-      with storing(str(self.folder / SCORES)):
-        write_atomically(self.folder / SCORES, json.dumps(self._scores))
+    with storing(str(self.folder / SCORES)):
+      self._write_scores()
     kept = kept_steps(self.steps(), self._scores, self._keep)
     for surplus in set(self.steps()) - kept:
       self._manager.delete(surplus)
@@ -199,16 +199,31 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-    target = self.folder.parent / DAMAGED / str(step)
-    if distributed.is_primary():
-      shutil.rmtree(target, ignore_errors=True)
-      target.parent.mkdir(exist_ok=True)
-      (self.folder / str(step)).replace(target)
+    target = distributed.from_primary(lambda: self._move(step))
     self._scores.pop(step, None)
-    distributed.barrier("set aside")
     self._manager.close()
     self._manager = self._open()
-    return target
+    return pathlib.Path(target)
+
+  def _move(self, step: int) -> str:
+    """Beside one of the same step that was damaged before."""
+    folder = self.folder.parent / DAMAGED
+    names = (f"{step}.{k}" if k else str(step) for k in itertools.count())
+    target = next(folder / name for name in names if not (folder / name).exists())
+    with storing(str(target)):
+      folder.mkdir(exist_ok=True)
+      (self.folder / str(step)).replace(target)
+    return str(target)
+
+  def _forget_score(self, step: int) -> None:
+    """A score of a step that is saved only now is that of a checkpoint that was damaged or taken away since."""
+    if step in self._scores:
+      del self._scores[step]
+      self._write_scores()
+
+  def _write_scores(self) -> None:
+    if distributed.is_primary():
+      write_atomically(self.folder / SCORES, json.dumps(self._scores))
 
   def _intact_before(self, step: int) -> list[int]:
     return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and int(p.name) != step)
@@ -234,7 +249,10 @@ def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: i
 
 
 def _read_scores(path: pathlib.Path) -> dict[int, float | None]:
-  return {int(step): score for step, score in json.loads(path.read_text()).items()} if path.is_file() else {}
+  try:
+    return {int(step): score for step, score in json.loads(path.read_text()).items()}
+  except (FileNotFoundError, ValueError, AttributeError):  # none yet, or damaged: the newest is evaluated again
+    return {}
 
 
 def _short(error: BaseException) -> str:

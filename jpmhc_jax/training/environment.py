@@ -1,5 +1,6 @@
 """What a run was made with: versions, git revision, devices, command. Written once, read by people and reports."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -37,7 +38,7 @@ def describe_environment(config: schema.Config, arguments: list[str]) -> dict[st
 def save(environment: dict[str, Any], path: pathlib.Path) -> None:
   """Appends to the list of starts of this workdir: a resumed run keeps what it was first made with."""
   earlier = []
-  if path.is_file():
+  with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # none yet, or damaged: the list starts anew
     last = json.loads(path.read_text())
     earlier = [*last.pop("earlier_starts"), last]
   write_atomically(path, json.dumps(environment | {"earlier_starts": earlier}, indent=2) + "\n")

@@ -88,6 +88,28 @@ def test_the_newest_intact_checkpoint_is_used_and_the_run_ends_the_same(damage, 
   assert Checkpoints(workdir / "checkpoints").steps() == [4, 6, 8]
 
 
+def test_a_score_goes_with_its_checkpoint_and_an_earlier_damaged_one_stays(workdir):
+  """Step 8 is saved again after damage and killed before its evaluation: that is then made, not skipped."""
+  (workdir / "damaged" / "8").mkdir(parents=True)
+  _flip(workdir / "checkpoints" / "8")
+  run = _run(workdir)
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  assert checkpoints.evaluated(8)
+  restored = checkpoints.restore(run.setup, run.dataset)
+  assert restored.step == 6 and restored.notes[0].endswith("damaged/8.1")
+  assert {path.name for path in (workdir / "damaged").iterdir()} == {"8", "8.1"}
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  checkpoints.save(8, restored.state, config=run.config, dataset=run.dataset, clock=restored.clock)
+  assert not Checkpoints(workdir / "checkpoints").evaluated(8)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "checkpoints/scores.json", "goodput.json", "metrics.jsonl"])
+def test_a_damaged_note_of_the_run_does_not_stop_a_restart(name, workdir, finished):
+  (workdir / name).write_bytes(b'{"st\x00\xff')
+  state = loop.train(_run(workdir), ["train"])
+  jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+
+
 def test_a_checkpoint_killed_before_its_manifest_is_as_good_as_any(workdir, capsys):
   (workdir / "checkpoints" / "8" / "manifest.json").unlink()
   run = _run(workdir)
