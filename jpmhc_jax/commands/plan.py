@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.files import storing, write_atomically
 
 
 def show_plan(config: schema.Config, *, memory_gib: float, as_json: bool, workdir: pathlib.Path | None) -> int:
@@ -17,8 +18,9 @@ def show_plan(config: schema.Config, *, memory_gib: float, as_json: bool, workdi
   plan = make_plan(config, dataset, int(memory_gib * 2**30) or None)
   text = json.dumps(as_values(plan), indent=2)
   if workdir:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "plan.json").write_text(text + "\n")
+    with storing(str(workdir / "plan.json")):
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_atomically(workdir / "plan.json", text + "\n")
   print(text if as_json else "\n".join(lines(plan)))
   return 0
 

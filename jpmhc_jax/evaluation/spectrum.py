@@ -25,6 +25,7 @@ import numpy as np
 
 from jpmhc_jax.core import streams
 from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import linearised, linearised_transformer
 from jpmhc_jax.evaluation.linearised import call_layers, part_layers, Stack, Trace
@@ -281,7 +282,6 @@ def run(
   say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
   say(HEADER)
   found = Findings(step, threshold, effort, tuple(measure(at, effort, threshold, say)), design)
-  temporary = (folder / FILE).with_suffix(".tmp")
-  temporary.write_text(json.dumps(found.to_dict()) + "\n")
-  temporary.replace(folder / FILE)
+  with storing(str(folder / FILE)):
+    write_atomically(folder / FILE, json.dumps(found.to_dict()) + "\n")
   return found

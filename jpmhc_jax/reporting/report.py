@@ -5,6 +5,7 @@ import importlib.resources
 from pathlib import Path
 
 from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.reporting import compare, sweep_folder
 from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.sections import run_sections, Section, status_badge
@@ -18,7 +19,8 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
 
   One folder: its summary, curves, evaluations, answers, mixers, configuration and environment. Several: the table of
   runs, comparisons over seeds and the differences in configuration first, then each run. Missing or partial runs are
-  shown as such. Raises UserError when no folder is given or none of them exists.
+  shown as such. Raises UserError when no folder is given or none of them exists, StorageError when the page cannot be
+  written; an earlier page is still there then.
   """
   given = [Path(workdir) for workdir in workdirs]
   folders, entries = sweep_folder.expand(given)
@@ -28,8 +30,10 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
     names = ", ".join(str(run.path) for run in runs) or "none given"
     raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")
   out = Path(out)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(page(runs, sweep_folder.section(given, entries)), encoding="utf-8")
+  content = page(runs, sweep_folder.section(given, entries))
+  with storing(str(out)):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content)
   return out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 from page_parser import Page, read
 import pytest
 
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.reporting.report import write_report
 
 
@@ -33,6 +34,19 @@ def test_tables_hold_the_numbers_of_the_run(make_run, tmp_path):
   last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
   mixers = page.values("Latest value of every diagnostic")
   assert float(mixers["block1.mlp"][0]) == last["mixer/block1.mlp/composite_gain"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_earlier_one(make_run, tmp_path):
+  folder, out = make_run("cayley"), tmp_path / "report.html"
+  out.write_text("earlier")
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    with pytest.raises(StorageError, match="report.html could not be written: .*free space"):
+      write_report([folder], out)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert out.read_text() == "earlier" and [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
 
 
 def test_every_answer_is_drawn_with_votes_and_verdict(make_run, tmp_path, arc_examples):
