@@ -50,7 +50,7 @@ class Train:
         f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
         "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
       )
-    profile = parse_window(options.profile) if options.profile else range(0)
+    profile = parse_window(options.profile, config.steps) if options.profile else range(0)
     with processes_of(config):
       loop.claim_workdir(config, options.workdir)
       try:

@@ -125,6 +125,8 @@ def _attempt(
   ):
     for note in notes:
       bar.say(f"{note}; resuming at step {start}")
+    if 0 < run.profile.stop <= start:
+      bar.say(f"--profile: steps {run.profile.start} to {run.profile.stop - 1} are done already; nothing is traced")
     loop = _Loop(run, step_function, policy, checkpoints, writers, bar, interrupts, clock, observer)
     return loop.run(state, start, batches)
 

@@ -8,11 +8,13 @@ import jax
 from jpmhc_jax.core.errors import ConfigError
 
 
-def parse_window(text: str) -> range:
-  """'100:105' is the steps 100 to 104, counted from 0. Raises ConfigError for anything else."""
+def parse_window(text: str, steps: int) -> range:
+  """'100:105' is the steps 100 to 104, from 0. Raises ConfigError for anything else, or behind the last step."""
   first, colon, last = text.partition(":")
   if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
     raise ConfigError(f"--profile={text}: expected START:STOP with START < STOP, such as --profile=100:105")
+  if int(first) >= steps:
+    raise ConfigError(f"--profile={text}: expected START below steps={steps}")
   return range(int(first), int(last))
 
 

@@ -117,7 +117,13 @@ def test_utilisation_is_flops_over_peak_and_absent_where_the_peak_is_unknown():
 @pytest.mark.parametrize("text", ["5", "5:5", "7:3", "-1:3", "a:b", ":"])
 def test_a_window_that_is_none_is_refused(text):
   with pytest.raises(ConfigError, match="START:STOP"):
-    parse_window(text)
+    parse_window(text, 100)
+
+
+def test_a_window_behind_the_last_step_is_refused():
+  assert parse_window("99:105", 100) == range(99, 105)
+  with pytest.raises(ConfigError, match=r"--profile=100:105: expected START below steps=100"):
+    parse_window("100:105", 100)
 
 
 class _NoEvaluation:
@@ -131,7 +137,7 @@ def test_a_run_writes_its_observations_and_the_profile_of_its_window(tmp_path):
   logging = schema.Logging(every=4, tensorboard=False, peak_tflops=0.5)
   config = tiny.config(checkpoint=schema.Checkpoint(every=0), evaluation=schema.Evaluation(every=0), logging=logging)
   setup = tiny.setup(config)
-  run = loop.Run(setup, tiny.dataset(config), tmp_path, _NoEvaluation(), None, profile=parse_window("3:5"))
+  run = loop.Run(setup, tiny.dataset(config), tmp_path, _NoEvaluation(), None, profile=parse_window("3:5", 8))
   loop.train(run, ["train"])
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   last = {name: value for line in lines if line["step"] == 8 for name, value in line.items()}
