@@ -6,7 +6,7 @@
 The image holds the installed package. TPU hosts find each other; GPU pods are told where process 0 is and how many they
 are, and take their number from the indexed job. The claim named by --volume is mounted at /runs. A pod that is told to
 stop gets two minutes: the run saves and ends with 75, and the JobSet starts it again up to --restarts times, where it
-resumes.
+resumes. Bad input, a loss that is no number and a full disk (2, 3, 74) end it: they would come again.
 """
 
 import argparse
@@ -17,6 +17,10 @@ import sys
 from typing import Any
 
 from scripts import commands, xla_flags
+
+GRACE_S = 120
+FINAL = [2, 3, 74]  # exit codes that a restart does not mend
+AGAIN = [69, 75]  # another process died; told to stop, and saved
 
 
 def manifest(options: argparse.Namespace) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
   selector = {label: options.accelerator}
   pod = {
     "restartPolicy": "Never",
-    "terminationGracePeriodSeconds": 120,
+    "terminationGracePeriodSeconds": GRACE_S,
     "nodeSelector": selector if gpu else selector | {"cloud.google.com/gke-tpu-topology": options.topology},
     "containers": [container],
     "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": options.volume}}],
@@ -52,6 +56,9 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
     "completions": options.hosts,
     "completionMode": "Indexed",
     "backoffLimit": 0,
+    "podFailurePolicy": {
+      "rules": [{"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": FINAL}}]
+    },
     "template": {"spec": pod},
   }
   return {
@@ -62,7 +69,10 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
       "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
     },
     "spec": {
-      "failurePolicy": {"maxRestarts": options.restarts},
+      "failurePolicy": {
+        "maxRestarts": options.restarts,
+        "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+      },
       "replicatedJobs": [{"name": "slice", "replicas": options.slices, "template": {"spec": job}}],
     },
   }
@@ -74,7 +84,9 @@ def xpk(options: argparse.Namespace) -> commands.Command:
   argv = (
     *("xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}"),
     *(f"--tpu-type={options.accelerator}", f"--num-slices={options.slices}", f"--docker-image={options.image}"),
-    *(f"--max-restarts={options.restarts}", f"--command={train}"),
+    # By itself xpk starts again after 42 and 127-255 only, and gives a pod 30 s.
+    *(f"--max-restarts={options.restarts}", f"--restart-on-exit-codes={','.join(map(str, AGAIN))}"),
+    *(f"--termination-grace-period-seconds={GRACE_S}", f"--command={train}"),
   )
   return commands.Command("create the workload", argv)
 
@@ -96,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if options.slices > 1 and options.accelerator.startswith("nvidia"):
     parser.error(f"--slices={options.slices}: GPU nodes have no slices; raise --hosts")
   if options.xpk:
+    if not options.cluster or options.accelerator.startswith(("tpu-", "nvidia")):
+      parser.error("--xpk needs --cluster and xpk's own name of a TPU, such as --accelerator=v5litepod-16")
     return commands.execute([xpk(options)], options.dry_run)
   text = json.dumps(manifest(options), indent=2)
   submit = commands.Command("create the JobSet", ("kubectl", "apply", "-f", "-"), stdin=text)

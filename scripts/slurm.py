@@ -5,6 +5,9 @@
 
 Run it in the project's folder on the login node. Two minutes before a limit SLURM sends SIGTERM; the run saves and ends
 with exit code 75, and the job puts itself back into the queue. `jpmhc train` reads rank and coordinator from SLURM.
+
+A process that dies ends the others itself, with 69, so srun need not kill them: it would also kill those that have
+saved and end a moment later than the first, and answer 137 in place of 75. Nor does it take over --cpus-per-task.
 """
 
 from collections.abc import Sequence
@@ -28,7 +31,7 @@ JOB = """\
 #SBATCH --output={name}-%j.log
 {extra}set -u
 cd {folder}
-srun --label --kill-on-bad-exit=1 {train}
+srun --label --cpus-per-task={cpus} --kill-on-bad-exit=0 --wait=60 {train}
 code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -5,7 +5,8 @@
 
 Asks for the machines, waits until they are there, installs the committed code on every host and trains on all of them:
 `jpmhc train` finds rank and coordinator in the TPU's metadata. The same command resumes (the resource and the
-installation are kept); --delete gives the machines back. The workdir must be a folder that all hosts see, such as a
+installation are kept); --delete gives the machines back, and comes first where the resource was preempted (SUSPENDED).
+uv brings Python: that of the images is older than 3.11. The workdir must be a folder that all hosts see, such as a
 mounted Filestore share.
 """
 
@@ -19,7 +20,8 @@ from scripts import commands, xla_flags
 ARCHIVE = "jpmhc_jax.tar.gz"
 INSTALL = (
   f"rm -rf jpmhc_jax && mkdir jpmhc_jax && tar xzf {ARCHIVE} -C jpmhc_jax && cd jpmhc_jax"
-  " && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu]'"
+  " && curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python=3.13 .venv"
+  " && ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -e '.[tpu]'"
 )
 
 

@@ -44,6 +44,13 @@ def test_gpu_nodes_have_no_slices(capsys):
   assert "--slices=2: GPU nodes have no slices; raise --hosts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [["--cluster=pods"], ["--accelerator=v5litepod-16"]])
+def test_xpk_needs_a_cluster_and_its_own_name_of_the_tpu(wrong, capsys):
+  with pytest.raises(SystemExit):
+    gke.main(["--xpk", "--name=arc1", "--image=registry/jpmhc:1", *wrong, "--dry-run", *RUN])
+  assert "--xpk needs --cluster and xpk's own name of a TPU" in capsys.readouterr().err
+
+
 def test_the_gpu_flags_are_known_to_this_xla_and_every_flag_has_its_reason():
   known = subprocess.run(
     [sys.executable, "-c", "import jax; jax.devices()"],
