@@ -222,7 +222,10 @@ def validate(config: schema.Config) -> schema.Config:
     _require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
   if model.kind in ("decoder", "vit"):
     _require(
-      model.rematerialise != "call", "model.rematerialise", "call", "none, products or block: a transformer is one call"
+      model.rematerialise != "call",
+      "model.rematerialise",
+      "call",
+      "none, products, coefficients or block: a transformer is one call",
     )
   _require(model.patch >= 1, "model.patch", model.patch, "at least 1 pixel")
   optimizer = c.optimizer

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data import Dataset
@@ -123,11 +124,11 @@ def _bytes_on_one_device(shapes: Any, shardings: Any) -> int:
 
 
 def _changes(config: schema.Config, dataset: Dataset) -> Iterator[Change]:
-  """The changes that a step can be compiled with; those that the shapes forbid are left out."""
+  """The changes that a step can be compiled with; those that the config or the shapes forbid are left out."""
   together: dict[str, Any] = {}
   for fields in (*_single_changes(config), together):
     try:
-      changed = with_fields(config, fields)
+      changed = configs.validate(with_fields(config, fields))
       if fields and changed != config:
         yield Change(dict(fields), measure(_prepare(changed, dataset), dataset))
         together |= fields  # a field's later, stronger value wins

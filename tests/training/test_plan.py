@@ -1,11 +1,13 @@
 """The plan before a run: bytes against those of the arrays, operations, and what helps when it does not fit."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 import tiny
 
+from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.main import main
 from jpmhc_jax.training import plan as plans
@@ -48,6 +50,19 @@ def test_changes_are_measured_when_a_device_is_too_small(tmp_path, capsys):
   assert totals['{"mesh.data": -1, "mesh.fsdp": 8}'] < start
   assert list(totals.values())[-1] == min(totals.values())
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["trm", "decoder"])
+def test_no_change_is_proposed_that_the_config_refuses(kind, monkeypatch):
+  """Neither alone nor in what is proposed at last, all changes together."""
+  monkeypatch.setattr(plans, "_prepare", lambda config, dataset: None)
+  monkeypatch.setattr(plans, "measure", lambda setup, dataset: plans.Need({}, 0, 0, 0, 0, 0.0, 0.0))
+  config = tiny.config()
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, kind=kind, token_mixer="attention"))
+  changes = [change.fields for change in plans._changes(config, tiny.dataset(config))]
+  for fields in changes:
+    configs.validate(plans.with_fields(config, fields))
+  assert changes[-1]["model.rematerialise"] == {"trm": "call", "decoder": "block"}[kind]
 
 
 def test_training_without_a_workdir_is_refused(capsys, tmp_path):
