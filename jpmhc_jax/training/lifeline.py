@@ -40,7 +40,11 @@ class Lifeline:
       with server:
         while len(self._peers) < processes - 1:
           connection, _ = server.accept()
-          name, _, rest = _line(connection).partition(" ")
+          connection.settimeout(self._heartbeat)  # whoever else finds the port may say nothing
+          try:
+            name, _, rest = _line(connection).partition(" ")
+          except OSError:
+            name = rest = ""
           if rest == token and name.isdigit():
             self._add(int(name), connection)
           else:

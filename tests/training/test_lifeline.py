@@ -56,6 +56,16 @@ def test_a_process_that_gives_up_says_why(trio):
   assert own.empty()
 
 
+def test_a_stranger_that_finds_the_port_keeps_no_process_waiting():
+  hub = _Hub(2, heartbeat_s=0.3)
+  with socket.create_connection(("127.0.0.1", hub.port)):  # and says nothing
+    peer, _ = hub.joined_by(1)
+    hub.ready.join(5.0)
+    assert not hub.ready.is_alive()
+  for lifeline in (hub.lifeline, peer):
+    lifeline.close()
+
+
 def test_the_end_of_all_is_no_death(trio):
   hub, peers = trio
   for lifeline, _ in peers:
