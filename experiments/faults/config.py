@@ -21,5 +21,5 @@ def get_config(variant: str = "60") -> ml_collections.ConfigDict:
   c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.ema = 3e-4, 4, 0.9
   c.checkpoint.every, c.checkpoint.keep, c.evaluation.every = 4, 3, 10
   c.evaluation.batch_size, c.evaluation.save_every = 8, 1
-  c.logging.every, c.logging.tensorboard, c.logging.diagnostics_every = 1, False, 0
+  c.logging.every, c.logging.tensorboard, c.logging.diagnostics_every = 1, True, 0
   return c
