@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.connections import apply, Connection, implementation, portable
-from jpmhc_jax.connections.kernels import Kernels
+from jpmhc_jax.connections.kernels import Kernels, operators
 from jpmhc_jax.core import schema
 
 PLATFORMS = ("gpu", "tpu")
@@ -38,7 +38,7 @@ def _stage(operators):
 
 
 def _values_and_gradients(operators, arguments, dtype, used=(1, 1, 1, 1)):
-  arguments = [jnp.asarray(a, dtype) for a in arguments]
+  arguments = [jnp.asarray(a, dtype) for a in arguments]  # None: as they are
 
   @jax.jit
   def both(arguments):
@@ -93,6 +93,18 @@ def test_bfloat16_streams_are_computed_in_float32(platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
+def test_bfloat16_gradients_are_those_of_the_formulas(platform):
+  arguments = _inputs((5,))
+  halves = [name in ("streams", "output") for name in NAMES]
+  rounded = [jnp.asarray(a, jnp.bfloat16 if h else jnp.float32) for a, h in zip(arguments, halves, strict=True)]
+  out, gradients = _values_and_gradients(Kernels(platform, interpret=True), rounded, None)
+  for gradient, argument in zip(gradients, rounded, strict=True):
+    assert gradient.dtype == argument.dtype
+  expected = _values_and_gradients(portable, rounded, None)
+  _assert_near(*(jax.tree.map(lambda a: a.astype(jnp.float32), r) for r in ((out, gradients), expected)), 2**-7)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(platform):
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   batch = ("data", "fsdp")
@@ -144,6 +156,28 @@ def test_every_kernel_lowers_for_its_target(platform, tokens, n, d):
   with context:
     lowered = jax.jit(both).trace(arguments).lower(lowering_platforms=(name,)).as_text()
   assert len(re.findall(r"custom_call @(?:tpu_custom_call|__gpu\$xla.gpu.triton|triton_kernel_call)", lowered)) == 6
+
+
+@pytest.mark.parametrize("n", [1, 4, 8, 16])
+@pytest.mark.parametrize("d", [64, 512, 4096])
+def test_what_a_tpu_kernel_holds_fits_its_memory(n, d):
+  """Sums of the mixer's gradient take a row of 128 lanes each: at n = 16 more than the streams."""
+  layout = operators._Layout.of("tpu", 4096, n, d, 1)
+  streams, sums = (4 * layout.block * width for width in (n * layout.shape.d, 128 * n * (n + 1)))
+  assert streams <= 2 << 20 and sums <= 4 << 20  # of 16 MiB, with three arrays of streams in two buffers each
+
+
+def test_a_tpu_takes_the_streams_as_they_are():
+  """It tiles the last two axes: streams as (tokens, n·d) would be copied before and after every kernel."""
+  assert operators._Layout.of("tpu", 1856, 8, 768, 1).rows == 1856
+  arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((1024,), 4, 128, k=24)]
+
+  def both(arguments):
+    out, pullback = jax.vjp(_stage(Kernels("tpu")), *arguments)
+    return out, pullback(out)
+
+  lowered = jax.jit(both).trace(arguments).lower(lowering_platforms=("tpu",)).as_text()
+  assert "tensor<1024x4x128xf32>" in lowered and "tensor<1024x512xf32>" not in lowered
 
 
 def test_a_fall_back_is_announced():

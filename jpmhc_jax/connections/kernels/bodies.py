@@ -1,6 +1,7 @@
 """What one kernel instance does with its block of tokens; the same source for Triton and for Mosaic.
 
-Streams arrive as (tokens, n·d) with stream j in columns j·d … (j+1)·d, coefficients tokens first with one column each.
+Streams arrive as (tokens, n·d) with stream j in columns j·d … (j+1)·d, or apart as (tokens, n, d); coefficients tokens
+first with one column each.
 The instance walks over the features in chunks, so that registers hold one chunk of every stream; a sum over the
 features is carried along that walk in float32. No two instances write the same place: two runs are equal to the bit.
 """
@@ -16,21 +17,27 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Streams, features of a stream (padded), features a chunk."""
+  """Streams, features of a stream (padded), features a chunk, and whether the streams have an axis of their own."""
 
   n: int
   d: int
   chunk: int
+  apart: bool
 
   def walk(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
     """Folds `body(first feature, carry)` over the chunks."""
     if self.chunk == self.d:
       return body(0, start)
-    return jax.lax.fori_loop(0, self.d // self.chunk, lambda k, carry: body(k * self.chunk, carry), start)
+    first = (lambda k: pl.multiple_of(k * self.chunk, self.chunk)) if self.apart else (lambda k: k * self.chunk)
+    return jax.lax.fori_loop(0, self.d // self.chunk, lambda k, carry: body(first(k), carry), start)
 
-  def stream(self, j: int, first: Any) -> tuple[slice, Any]:
+  def stream(self, j: int, first: Any) -> tuple[Any, ...]:
     """The index of a chunk of stream j."""
-    return slice(None), pl.ds(j * self.d + first, self.chunk)
+    return (slice(None), j, pl.ds(first, self.chunk)) if self.apart else (slice(None), self.features(j, first))
+
+  def features(self, j: int, first: Any) -> Any:
+    """A chunk of stream j along an axis of all n·d features."""
+    return pl.ds(j * self.d + first, self.chunk)
 
   def vector(self, first: Any) -> tuple[slice, Any]:
     """The index of a chunk of a single vector."""
@@ -138,7 +145,7 @@ def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -
     products, square = sums
     for j in range(shape.n):
       stream = _load(x, shape.stream(j, first))
-      rows = _load(w, (pl.ds(j * shape.d + first, shape.chunk), slice(None)))
+      rows = _load(w, (shape.features(j, first), slice(None)))
       products += jnp.dot(stream, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
       square += _dot(stream, stream)
     return products, square
@@ -155,9 +162,8 @@ def statistics_backward(shape: Shape, x: Any, w: Any, g: Any, g_square: Any, to_
   def chunk(first, carry):
     for j in range(shape.n):
       index = shape.stream(j, first)
-      rows = jnp.dot(
-        cotangent, _load(w, index), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-      )  # fmt: skip
+      columns = _load(w, (slice(None), shape.features(j, first)))
+      rows = jnp.dot(cotangent, columns, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
       _store(to_x, index, rows + scale * _load(x, index))
     return carry
 

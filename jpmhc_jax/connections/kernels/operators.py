@@ -142,14 +142,21 @@ class _Layout:
 
   @classmethod
   def of(cls, platform: str, tokens: int, n: int, d: int, columns: int) -> "_Layout":
-    """Blocks of 16 tokens and 64 features for Triton; all features of about a megabyte of streams for Mosaic."""
+    """Blocks of 16 tokens and 64 features for Triton; about a megabyte of streams for Mosaic, 128 features at a time.
+
+    Mosaic takes the streams with an axis of their own: a TPU tiles the last two axes of an array, so that (n, d) as n·d
+    would be a copy of the streams before and after every kernel. On a GPU the flat form costs nothing.
+    """
     if platform == "gpu":
       chunk = min(_TRITON_CHUNK, max(16, pl.next_power_of_2(d)))
-      block, shape = _TRITON_TOKENS, bodies.Shape(n, _padded(d, chunk), chunk)
+      block, shape = _TRITON_TOKENS, bodies.Shape(n, _padded(d, chunk), chunk, apart=False)
     else:
       wide = _padded(d, _MOSAIC_LANES)
-      block = min(max(8, _MOSAIC_BYTES // (4 * n * wide) // 8 * 8), _padded(tokens, 8))
-      shape = bodies.Shape(n, wide, wide)
+      per_token = max(4 * n * wide, _MOSAIC_LANES * n * (n + 1))  # or a quarter of the sums: 128 lanes for each
+      most = min(max(8, _MOSAIC_BYTES // per_token // 8 * 8), _padded(tokens, 8))
+      whole = (block for block in range(most, most // 4, -8) if tokens % block == 0)
+      block = next(whole, most)  # without padding, which copies the streams, where the tokens allow it
+      shape = bodies.Shape(n, wide, _MOSAIC_LANES, apart=True)
     least = 16 if platform == "gpu" else _MOSAIC_LANES
     return cls(tokens, _padded(tokens, block), block, d, shape, max(pl.next_power_of_2(columns), least))
 
@@ -166,8 +173,13 @@ class _Layout:
       return padded if kind == "rows" else padded.T
     tokens = (0, self.rows - self.tokens)
     if kind == "streams":
-      return jnp.pad(value.reshape(self.tokens, self.shape.n, last), (tokens, (0, 0), features)).reshape(self.rows, -1)
+      padded = jnp.pad(value.reshape(self.tokens, self.shape.n, last), (tokens, (0, 0), features))
+      return padded if self.shape.apart else padded.reshape(self.rows, -1)
     return jnp.pad(value.reshape(self.tokens, last), (tokens, (0, self.width(kind, last, factor) - last)))
+
+  def flat_shape(self, kind: str, width: int) -> tuple[int, ...]:
+    """The shape of a result as the bodies see it."""
+    return (self.rows, self.shape.n, self.shape.d) if kind == "streams" and self.shape.apart else (self.rows, width)
 
   def trimmed(self, kind: str, array: Array, leading: tuple[int, ...], last: int) -> Array:
     """A flat result without its padding, in the shape of the tokens."""
@@ -178,6 +190,8 @@ class _Layout:
 
   def spec(self, kind: str, width: int) -> pl.BlockSpec:
     """A block of tokens, or the whole of a kernel."""
+    if kind == "streams" and self.shape.apart:
+      return pl.BlockSpec((self.block, self.shape.n, self.shape.d), lambda i: (i, 0, 0))
     if kind == "rows":
       return pl.BlockSpec((self.shape.n * self.shape.d, width), lambda i: (0, 0))
     if kind == "columns":
@@ -197,9 +211,11 @@ def _call(
   widths = [layout.width(r.kind, last, factor) for r, last in zip(results, lasts, strict=True)]
   found = pl.pallas_call(
     functools.partial(body, layout.shape),
-    out_shape=[jax.ShapeDtypeStruct((layout.rows, w), r.value.dtype) for r, w in zip(results, widths, strict=True)],
+    out_shape=[
+      jax.ShapeDtypeStruct(layout.flat_shape(r.kind, w), r.value.dtype) for r, w in zip(results, widths, strict=True)
+    ],
     grid=(layout.rows // layout.block,),
-    in_specs=[layout.spec(kind, array.shape[1]) for kind, array in zip(kinds, flat, strict=True)],
+    in_specs=[layout.spec(kind, array.shape[-1]) for kind, array in zip(kinds, flat, strict=True)],
     out_specs=[layout.spec(r.kind, w) for r, w in zip(results, widths, strict=True)],
     compiler_params=triton.CompilerParams(num_warps=4) if kernels.platform == "gpu" else None,
     interpret=kernels.interpret,
