@@ -1,14 +1,14 @@
 """One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
 
   python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE] [--figure=FILE]
-      [--sections=blocks,roofline,scaling,beside_peers]
+      [--sections=blocks,roofline,scaling,beside_peers] [--implementation=xla]
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
 with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
 and mHC layers, eager and compiled; then every part against the time of a copy measured in the
 same rounds (roofline), and the block as n, d and the number of tokens grow, with the temporaries that the compiler
 planned.
-Runs on the first device that JAX has.
+Runs on the first device that JAX has. `--implementation=pallas_gpu` or `pallas_tpu` measures the kernels there.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import peers, timing
-from jpmhc_jax.connections import apply, HyperConnection, portable
+from jpmhc_jax.connections import HyperConnection, implementation
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 
@@ -43,9 +43,10 @@ def compiled_gradient(function: Callable[..., Any], *arguments: Any) -> tuple[Th
   return lambda: compiled(arguments, cotangent), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def our_block(mixer: str, tokens: int, n: int, d: int) -> tuple[Thunk, float]:
-  """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters."""
-  rule = HyperConnection.from_config(schema.Connection(manifold=mixer, streams=n), d, 0)
+def our_block(mixer: str, tokens: int, n: int, d: int, computed_by: str) -> tuple[Thunk, float]:
+  """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters; the apply stage by an implementation."""
+  connection = schema.Connection(manifold=mixer, streams=n, implementation=computed_by)
+  rule = HyperConnection.from_config(connection, d, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (tokens, n, d))
   return compiled_gradient(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)
@@ -56,8 +57,9 @@ def plain_residual(tokens: int, d: int) -> tuple[Thunk, float]:
   return compiled_gradient(lambda x: x + jnp.tanh(x), jax.random.normal(jax.random.key(1), (tokens, d)))
 
 
-def parts(tokens: int, n: int, d: int) -> dict[str, tuple[Thunk, float]]:
+def parts(tokens: int, n: int, d: int, computed_by: str) -> dict[str, tuple[Thunk, float]]:
   """Every part with the bytes that it cannot avoid moving (streams and vectors; coefficients are small)."""
+  operators = implementation.operators(computed_by)
   keys = jax.random.split(jax.random.key(0), 6)
   x, g = (jax.random.normal(key, (tokens, n, d)) for key in keys[:2])
   y = jax.random.normal(keys[2], (tokens, d))
@@ -69,16 +71,16 @@ def parts(tokens: int, n: int, d: int) -> dict[str, tuple[Thunk, float]]:
     compiled = jax.jit(function).lower(*arguments).compile()
     return lambda: compiled(*arguments)
 
-  products = part(apply.statistics, x, w)()[0]
+  products = part(operators.statistics, x, w)()[0]
   square = jnp.ones((tokens,))
   return {
     "copy": (part(lambda x: x + 1, x), 2 * streams),
-    "read": (part(portable.read, x, b), streams + vector),
-    "read backward": (part(portable.read_backward, x, b, y), 2 * streams + vector),
-    "mix and write": (part(portable.mix, x, h, b, y), 2 * streams + vector),
-    "mix and write backward": (part(portable.mix_backward, x, h, b, y, g), 3 * streams + 2 * vector),
-    "norm and projection": (part(portable.statistics, x, w), streams),
-    "norm and projection backward": (part(portable.statistics_backward, x, w, products, square), 2 * streams),
+    "read": (part(operators.read, x, b), streams + vector),
+    "read backward": (part(operators.read_backward, x, b, y), 2 * streams + vector),
+    "mix and write": (part(operators.mix, x, h, b, y), 2 * streams + vector),
+    "mix and write backward": (part(operators.mix_backward, x, h, b, y, g), 3 * streams + 2 * vector),
+    "norm and projection": (part(operators.statistics, x, w), streams),
+    "norm and projection backward": (part(operators.statistics_backward, x, w, products, square), 2 * streams),
   }
 
 
@@ -87,9 +89,9 @@ def medians(thunks: dict[str, Thunk], rounds: int) -> dict[str, float]:
   return {name: statistics.median(samples) for name, samples in timing.interleaved(thunks, rounds=rounds).items()}
 
 
-def compare(tokens: int, n: int, d: int, rounds: int, with_peers: bool) -> list[dict[str, Any]]:
+def compare(tokens: int, n: int, d: int, rounds: int, with_peers: bool, computed_by: str) -> list[dict[str, Any]]:
   """Rows of milliseconds: ours, plain residual and, if asked for, the package."""
-  built = {f"jpmhc_jax {mixer}": our_block(mixer, tokens, n, d) for mixer in MIXERS}
+  built = {f"jpmhc_jax {mixer}": our_block(mixer, tokens, n, d, computed_by) for mixer in MIXERS}
   built["plain residual"] = plain_residual(tokens, d)
   thunks = {name: thunk for name, (thunk, _) in built.items()}
   for family in PEERS if with_peers and not peers.missing() else ():
@@ -103,9 +105,9 @@ def compare(tokens: int, n: int, d: int, rounds: int, with_peers: bool) -> list[
   ]
 
 
-def roofline(tokens: int, n: int, d: int, rounds: int) -> list[dict[str, Any]]:
+def roofline(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[dict[str, Any]]:
   """Bandwidth of every part and its share of the copy's."""
-  found = parts(tokens, n, d)
+  found = parts(tokens, n, d, computed_by)
   times = medians({name: thunk for name, (thunk, _) in found.items()}, rounds)
   copy = found["copy"][1] / times["copy"]
   return [
@@ -115,11 +117,11 @@ def roofline(tokens: int, n: int, d: int, rounds: int) -> list[dict[str, Any]]:
   ]  # fmt: skip
 
 
-def scaling(rounds: int) -> list[dict[str, Any]]:
+def scaling(rounds: int, computed_by: str) -> list[dict[str, Any]]:
   """The Cayley block as n, d and tokens grow."""
   cases = [(1024, n, 128) for n in (1, 2, 4, 8, 16)] + [(1024, 4, d) for d in (32, 64, 256, 512)]
   cases += [(tokens, 4, 128) for tokens in (256, 4096)]
-  built = {case: our_block("cayley", *case) for case in cases}
+  built = {case: our_block("cayley", *case, computed_by) for case in cases}
   times = medians({str(case): thunk for case, (thunk, _) in built.items()}, rounds)
   return [
     {"tokens": case[0], "n": case[1], "d": case[2], "ms": times[str(case)], "temporary_MiB": built[case][1],
@@ -165,14 +167,20 @@ def main() -> None:
   parser.add_argument(
     "--sections", default="blocks,roofline,scaling,beside_peers", help="the others stay as they are in --out"
   )
+  parser.add_argument("--implementation", default="auto", choices=implementation.IMPLEMENTATIONS)
   parser.add_argument("--figure", type=pathlib.Path, default=None)
   options = parser.parse_args()
   widths = [int(width) for width in options.widths.split(",")]
+  computed_by = options.implementation
+
+  def size(d: int) -> tuple[int, int, int, int]:
+    return options.tokens, 4, d, options.rounds
+
   measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "blocks": lambda: [row for d in widths for row in compare(options.tokens, 4, d, options.rounds, False)],
-    "beside_peers": lambda: [row for d in widths for row in compare(options.tokens, 4, d, options.rounds, True)],
-    "roofline": lambda: [row for d in widths for row in roofline(options.tokens, 4, d, options.rounds)],
-    "scaling": lambda: scaling(options.rounds),
+    "blocks": lambda: [row for d in widths for row in compare(*size(d), False, computed_by)],
+    "beside_peers": lambda: [row for d in widths for row in compare(*size(d), True, computed_by)],
+    "roofline": lambda: [row for d in widths for row in roofline(*size(d), computed_by)],
+    "scaling": lambda: scaling(options.rounds, computed_by),
   }
   sections = {title: measures[title]() for title in options.sections.split(",")}
   for title, rows in sections.items():
@@ -182,7 +190,14 @@ def main() -> None:
     draw([row for row in sections["roofline"] if row["d"] == widths[0]], options.figure)
   if options.out:
     timing.write_json(
-      options.out, {**timing.earlier(options.out), **sections, "peers": peers.missing() or peers.versions()}
+      options.out,
+      {
+        **timing.earlier(options.out),
+        **sections,
+        "implementation": computed_by,
+        "rounds": options.rounds,
+        "peers": peers.missing() or peers.versions(),
+      },
     )
 
 

@@ -7,7 +7,7 @@
     each needs: a family slower than 3 x Cayley is explained by its operations or by a chain of loops.
   blocks: forward and backward of a whole connection around tanh, d = 128 and 512, 4,096 tokens, n = 4, gradients of
     streams and parameters; ratio to the Cayley block.
-  peers: ours beside hyper-connections 0.4.11 (PyTorch, CPU, two threads) on each family it has; theirs / ours.
+  peers: ours beside hyper-connections 0.4.11 (PyTorch, on the same device) on each family it has; theirs / ours.
   memory: temporaries the compiler plans for the backward pass as sweeps or steps grow: flat for implicit adjoints.
 
 Medians of ratios within interleaved rounds. What is named is measured anew (streams are those of the projections,

@@ -1,12 +1,18 @@
-"""The PyPI package `hyper-connections` (PyTorch) on the CPU, to lay beside our blocks; pip install '.[benchmarks]'."""
+"""The PyPI package `hyper-connections` (PyTorch), to lay beside our blocks; pip install '.[benchmarks]'.
+
+It runs where JAX does: on the CPU with a thread for every core, or on the GPU.
+"""
 
 from collections.abc import Callable
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from typing import Any
 
-THREADS = 2
+import jax
+
+THREADS = os.cpu_count() or 1
 # Its families and ours: (module, what the layer is built with, our connection settings).
 SHARED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
   "HC": (
@@ -31,7 +37,35 @@ SHARED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def missing() -> str:
   """Why the package cannot be measured here, or the empty string."""
   absent = [name for name in ("torch", "hyper_connections") if importlib.util.find_spec(name) is None]
-  return f"skipped: {' and '.join(absent)} not installed; pip install '.[benchmarks]'" if absent else ""
+  if absent:
+    return f"skipped: {' and '.join(absent)} not installed; pip install '.[benchmarks]'"
+  backend = jax.default_backend()
+  if backend == "tpu" or (backend == "gpu" and not _cuda()):
+    return f"skipped: JAX runs on {backend!r} devices and this PyTorch does not"
+  return ""
+
+
+def _cuda() -> bool:
+  import torch
+
+  return torch.cuda.is_available()
+
+
+def _place() -> str:
+  return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def _gradient(outputs: Callable[[], Any], wanted: list[Any], cotangent: Any) -> Callable[[], Any]:
+  """Forward and backward, until the device is done."""
+  import torch
+
+  def run() -> Any:
+    found = torch.autograd.grad(outputs(), wanted, cotangent, allow_unused=True)
+    if cotangent.is_cuda:
+      torch.cuda.synchronize()
+    return found
+
+  return run
 
 
 def versions() -> dict[str, str]:
@@ -47,12 +81,11 @@ def block(family: str, streams: int, width: int, tokens: int, compiled: bool) ->
   torch.manual_seed(0)
   module, options, _ = SHARED[family]
   init, expand, _ = importlib.import_module(module).get_init_and_expand_reduce_stream_functions(streams, **options)
-  layer = init(dim=width, branch=torch.nn.Tanh(), layer_index=0)
-  x = expand(torch.randn(1, tokens, width)).detach().requires_grad_()
+  layer = init(dim=width, branch=torch.nn.Tanh(), layer_index=0).to(_place())
+  x = expand(torch.randn(1, tokens, width, device=_place())).detach().requires_grad_()
   cotangent = torch.randn_like(x)
   run = torch.compile(layer) if compiled else layer
-  wanted = [x, *layer.parameters()]
-  return lambda: torch.autograd.grad(run(x), wanted, cotangent, allow_unused=True)
+  return _gradient(lambda: run(x), [x, *layer.parameters()], cotangent)
 
 
 def projection(streams: int, tokens: int, sweeps: int = 20) -> Callable[[], Any]:
@@ -61,6 +94,5 @@ def projection(streams: int, tokens: int, sweeps: int = 20) -> Callable[[], Any]
 
   torch.set_num_threads(THREADS)
   sinkhorn = importlib.import_module("hyper_connections.mHCv2").sinkhorn_knopps
-  logits = torch.randn(tokens, streams, streams, requires_grad=True)
-  cotangent = torch.randn(tokens, streams, streams)
-  return lambda: torch.autograd.grad(sinkhorn(logits, sweeps), logits, cotangent)
+  logits = torch.randn(tokens, streams, streams, requires_grad=True, device=_place())
+  return _gradient(lambda: sinkhorn(logits, sweeps), [logits], torch.randn_like(logits))

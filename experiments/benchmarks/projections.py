@@ -2,9 +2,9 @@
 
   python -m experiments.benchmarks.projections [--tokens 4096] [--streams 4] [--rounds 40] [--out runs/projections.json]
 
-Expect (2 CPU cores, 4,096 tokens, n = 4): Cayley near 0.1 ms forward, Sinkhorn-20 near 0.4 ms forward and 1 ms with
-its backward; the trailing-layout references, a log-domain unrolled Sinkhorn and the batched iteration of
-Cayley, 30 to 100 times slower. On a loaded machine only the ratios mean something.
+Expect (2 CPU cores, 4,096 tokens, n = 4): Cayley near 0.2 ms forward, Sinkhorn-20 near 0.35 ms forward and 0.75 ms
+with its backward; the trailing-layout references, a log-domain unrolled Sinkhorn and the batched iteration of
+Cayley, 20 to 70 times slower. On a loaded machine only the ratios mean something.
 """
 
 import argparse

@@ -18,7 +18,6 @@ import argparse
 from collections.abc import Callable
 import dataclasses
 import importlib.util
-import json
 import pathlib
 import statistics
 import time
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmarks import timing
 from jpmhc_jax.manifolds.parameters import Geometry, Grassmann, Orthogonal
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 
@@ -217,7 +217,7 @@ def main() -> None:
   if not has_pymanopt:
     print("pymanopt is not installed, so its rows are missing: pip install pymanopt")
   if arguments.out:
-    arguments.out.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    timing.write_json(arguments.out, {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def main() -> None:
     f"\nthe projections alone, 4,096 tokens, n = 4, tokens last beside the trailing layout\n{projections.table(alone)}"
   )
   if options.out:
-    timing.write_json(options.out, {"rows": table, "projections": alone})
+    timing.write_json(options.out, {"rounds": options.rounds, "rows": table, "projections": alone})
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
+import sys
 import time
 from typing import Any
 
 import jax
+import jaxlib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +60,33 @@ def ratio(samples: Mapping[str, list[float]], name: str, base: str) -> float:
 
 
 def environment() -> dict[str, Any]:
-  """What the numbers depend on: machine, cores, load, versions, devices."""
+  """What the numbers depend on: command, processor, cores, load, versions, devices."""
   return {
+    "command": _command(),
     "machine": platform.machine(),
+    "processor": _processor(),
     "cores": os.cpu_count(),
     "load": os.getloadavg()[0],
     "python": platform.python_version(),
     "jax": jax.__version__,
-    "devices": [str(device) for device in jax.devices()],
+    "jaxlib": jaxlib.__version__,
+    "devices": [f"{device} ({device.device_kind})" for device in jax.devices()],
   }
+
+
+def _command() -> str:
+  module = getattr(sys.modules["__main__"], "__spec__", None)
+  program = ["-m", module.name] if module else sys.argv[:1]
+  return shlex.join(["python", *program, *sys.argv[1:]])
+
+
+def _processor() -> str:
+  """The processor's name where the system tells it."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def write_json(path: str | pathlib.Path, results: Mapping[str, Any]) -> None:

@@ -1,0 +1,83 @@
+"""The benchmarks: what their JSON tells of a run, what they measure where, and that the README repeats the results."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import pytest
+
+from experiments.benchmarks import block, peers, timing
+from jpmhc_jax.connections import implementation
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks"
+README = (FOLDER / "README.md").read_text()
+
+
+def _results(name):
+  return json.loads((FOLDER / "results" / f"{name}_cpu.json").read_text())
+
+
+def test_results_tell_command_hardware_and_versions(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["block.py", "--rounds=2"])
+  timing.write_json(tmp_path / "out.json", {"rows": []})
+  environment = json.loads((tmp_path / "out.json").read_text())["environment"]
+  assert environment["command"].startswith("python ") and environment["command"].endswith(" --rounds=2")
+  assert environment.keys() >= {"processor", "cores", "load", "python", "jax", "jaxlib"}
+  assert environment["devices"] == [f"{device} ({device.device_kind})" for device in jax.devices()]
+
+
+def test_a_block_and_its_parts_are_computed_by_the_implementation_that_was_asked_for(monkeypatch):
+  def refuse(name):
+    raise LookupError(name)
+
+  monkeypatch.setattr(implementation, "operators", refuse)
+  with pytest.raises(LookupError, match="pallas_gpu"):
+    block.parts(8, 2, 16, "pallas_gpu")
+  with pytest.raises(LookupError, match="pallas_tpu"):
+    block.our_block("cayley", 8, 2, 16, "pallas_tpu")
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_the_package_is_not_laid_beside_another_device(backend, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(peers, "_cuda", lambda: False)
+  assert f"JAX runs on '{backend}' devices" in peers.missing()
+
+
+def test_the_roofline_in_the_readme_is_that_of_the_results():
+  shares = {(row["part"], row["d"]): f"{row['of_copy']:.0%}" for row in _results("block")["roofline"]}
+  found = re.search(r"Share of the copy's bandwidth .*?29 %", README, re.DOTALL).group().replace(" %", "%")
+  written = re.findall(r"(\d+%) and\s+(\d+%)", found)
+  parts = [part for part in dict.fromkeys(part for part, _ in shares) if part != "copy"]
+  assert written == [(shares[part, 128], shares[part, 512]) for part in parts]
+
+
+def test_the_profile_in_the_readme_is_that_of_the_results():
+  profiles = _results("profile")["ms_by_scope"].values()
+  groups = {
+    "attention and SwiGLU": ("attention", "swiglu"),
+    "norm of": ("norm",),
+    "coefficients:": ("coefficients",),
+    "read, mix and write": ("read", "mix_and_write"),
+    "optimiser,": ("optimizer", "other"),
+  }
+  for title, scopes in groups.items():
+    sums = [sum(sum(profile[scope].values()) for scope in scopes) for profile in profiles]
+    row = re.search(rf"^\| {title}[^|]*\|(.*)\|$", README, re.MULTILINE).group(1)
+    assert [cell.strip() for cell in row.split("|")] == [f"{ms:.0f}" for ms in sums]
+
+
+def test_the_growth_in_the_readme_is_that_of_the_results():
+  rows = _results("growth")["rows"]
+  for title, keep in (
+    ("TRM, T = 3, n = 1", lambda row: row.get("T") == 3),
+    ("decoder of", lambda row: row["network"] == "decoder"),
+  ):
+    kept = sorted(filter(keep, rows), key=lambda row: row.get("n", row.get("layers")))
+    row = re.search(rf"^\| {title}[^|]*\|([^|]*)\|([^|]*)\|$", README, re.MULTILINE)
+    for cell, column in zip(row.groups(), ("compile_s", "temporary_MiB"), strict=True):
+      assert re.findall(r"[\d.]+", cell.replace("MiB", "")) == [f"{case[column]:.1f}" for case in kept]
