@@ -23,6 +23,7 @@ from jpmhc_jax.core.layout import batch_split
 
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
 _MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
+_MOSAIC_TOKENS = 512  # of a block at most: Mosaic unrolls over them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ class _Layout:
     else:
       wide = _padded(d, _MOSAIC_LANES)
       per_token = max(4 * n * wide, _MOSAIC_LANES * n * (n + 1))  # or a quarter of the sums: 128 lanes for each
-      most = min(max(8, _MOSAIC_BYTES // per_token // 8 * 8), _padded(tokens, 8))
+      most = min(max(8, _MOSAIC_BYTES // per_token // 8 * 8), _MOSAIC_TOKENS, _padded(tokens, 8))
       whole = (block for block in range(most, most // 4, -8) if tokens % block == 0)
       block = next(whole, most)  # without padding, which copies the streams, where the tokens allow it
       shape = bodies.Shape(n, wide, _MOSAIC_LANES, apart=True)
