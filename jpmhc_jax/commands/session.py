@@ -37,7 +37,7 @@ def _ask_xla(config: schema.Config) -> None:
 
 def restore(run: loop.Run, step: int | None) -> Restored:
   """The checkpoint of a step (None: the latest) of the run's workdir; says on stderr what was found damaged."""
-  checkpoints = Checkpoints(run.workdir / "checkpoints")
+  checkpoints = Checkpoints(run.workdir / "checkpoints", owner=False)
   try:
     restored = checkpoints.restore(run.setup, run.dataset, step)
   finally:

@@ -48,9 +48,21 @@ class _Damaged(Exception):
 
 
 class Checkpoints:
-  """The checkpoints of one workdir: the latest few and the best by one metric."""
+  """The checkpoints of one workdir: the latest few and the best by one metric.
 
-  def __init__(self, folder: pathlib.Path, *, keep: int = 2, best_metric: str = "", higher_is_better: bool = True):
+  owner: this process trains the run, and removes what a killed save left. Others leave it: the run may be saving now.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    *,
+    keep: int = 2,
+    best_metric: str = "",
+    higher_is_better: bool = True,
+    owner: bool = True,
+  ):
+    self._owner = owner
     self.folder, self._best_metric, self._sign = folder, best_metric, 1.0 if higher_is_better else -1.0
     self._scores: dict[int, float | None] = _read_scores(folder / SCORES)
     self._keep = max(keep, 1)
@@ -61,7 +73,7 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     policy = _LatestAndBest(self._keep, lambda: self._scores)
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=self._owner)
     return ocp.CheckpointManager(self.folder.absolute(), options=options)
 
   def steps(self) -> list[int]:

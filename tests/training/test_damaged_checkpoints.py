@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
+from jpmhc_jax.commands import session
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, StorageError
 from jpmhc_jax.training import checkpoint, loop
@@ -108,6 +110,20 @@ def test_a_damaged_note_of_the_run_does_not_stop_a_restart(name, workdir, finish
   (workdir / name).write_bytes(b'{"st\x00\xff')
   state = loop.train(_run(workdir), ["train"])
   jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+
+
+def test_a_save_that_is_under_way_survives_an_evaluation_of_the_run(workdir):
+  """`jpmhc evaluate` beside a training run; the training run itself removes what a killed save left."""
+  unfinished = workdir / "checkpoints" / "10.orbax-checkpoint-tmp"
+  unfinished.mkdir()
+  assert session.restore(_run(workdir), None).step == 8
+  assert unfinished.is_dir()
+  owner = Checkpoints(workdir / "checkpoints")
+  deadline = time.monotonic() + 10  # orbax removes it in a thread
+  while unfinished.exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  owner.close()
+  assert not unfinished.exists()
 
 
 def test_a_checkpoint_killed_before_its_manifest_is_as_good_as_any(workdir, capsys):
