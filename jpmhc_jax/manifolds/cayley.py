@@ -70,17 +70,19 @@ def _cayley_forward(skew: Array) -> tuple[Array, Array]:
   return q, q
 
 
-def _cayley_backward(q: Array, cotangent: Array) -> tuple[Array]:
-  # Q = (I+S)⁻¹(I−S)  ⇒  dQ = −(I+S)⁻¹ dS (I+Q), and (I+S)⁻¹ = (I+Q)/2. With cotangent Ḡ: S̄ = −½ (I+Q)ᵀ Ḡ (I+Q)ᵀ: no
-  # inverse, nothing stored but Q. The caller builds S from a difference, which takes the skew part.
+def cayley_pullback(q: Float[Array, "n n *tokens"], cotangent: Float[Array, "n n *tokens"]) -> Array:
+  """S̄ = −½ (I+Q)ᵀ Ḡ (I+Q)ᵀ for the cotangent Ḡ of Q = cayley(S); its skew part is the gradient."""
+
+  # dQ = −(I+S)⁻¹ dS (I+Q), and (I+S)⁻¹ = (I+Q)/2: no inverse, nothing stored but Q.
   def pull(q: Array, bar: Array) -> Array:
     factor = linear.transpose(linear.identity_like(q) + q)
     return -0.5 * linear.matmul(linear.matmul(factor, bar), factor)
 
-  return (pull(q, cotangent) if q.shape[0] <= 4 else by_blocks(pull, q, cotangent),)
+  return pull(q, cotangent) if q.shape[0] <= 4 else by_blocks(pull, q, cotangent)
 
 
-cayley.defvjp(_cayley_forward, _cayley_backward)
+# The caller builds S from a difference, which takes the skew part.
+cayley.defvjp(_cayley_forward, lambda q, cotangent: (cayley_pullback(q, cotangent),))
 
 
 class _FromSkewPart(Manifold):

@@ -30,5 +30,5 @@ def extended(core: Float[Array, "m m *tokens"]) -> Float[Array, "n n *tokens"]:
 def _both_sides(basis: np.ndarray, matrix: Array) -> Array:
   # L A Lᵀ as one matrix product with the tokens for columns.
   kron, rows = jnp.asarray(np.kron(basis, basis), matrix.dtype), basis.shape[0]
-  flat = matrix.reshape(-1, *matrix.shape[2:])
+  flat = matrix.reshape(matrix.shape[0] ** 2, *matrix.shape[2:])
   return jnp.tensordot(kron, flat, axes=1, precision=jax.lax.Precision.HIGHEST).reshape(rows, rows, *matrix.shape[2:])

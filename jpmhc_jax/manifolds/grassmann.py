@@ -76,7 +76,8 @@ class Grassmann(Manifold):
 def _scaled(column: Array) -> Array:
   # H does not depend on the length of a column, so the divisor carries no gradient; it keeps squares inside float32.
   largest = jax.lax.stop_gradient(jnp.max(jnp.abs(column), axis=0, keepdims=True))
-  return column / jnp.maximum(largest, jnp.finfo(column.dtype).tiny)
+  # A compiler may multiply this divisor by that of `_unit`: the root keeps their product a normal number.
+  return column / jnp.maximum(largest, float(jnp.finfo(column.dtype).tiny) ** 0.5)
 
 
 def _unit(column: Array) -> Array:

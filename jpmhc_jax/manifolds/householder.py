@@ -92,6 +92,7 @@ _reflected.defvjp(_reflected_forward, _reflected_backward)
 
 def _scaled(vector: Array) -> Array:
   # To a largest entry of 1, so that squares stay inside float32. H does not depend on the length of the vector, so the
-  # divisor carries no gradient.
-  scale = jnp.maximum(jnp.max(jnp.abs(vector), axis=0, keepdims=True), jnp.finfo(vector.dtype).eps)
-  return vector / jax.lax.stop_gradient(scale)
+  # divisor carries no gradient. What is shorter than rounding has no direction: half a reflection would not be one.
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(vector), axis=0, keepdims=True))
+  eps = jnp.finfo(vector.dtype).eps
+  return jnp.where(size < eps, 0.0, vector) / jnp.maximum(size, eps)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.manifolds import differences, linear
-from jpmhc_jax.manifolds.cayley import cayley
+from jpmhc_jax.manifolds import differences, linear, quaternion
+from jpmhc_jax.manifolds.cayley import cayley, cayley_pullback
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 from jpmhc_jax.manifolds.polar import check_polar, polar
 
@@ -23,7 +23,7 @@ class Iso(Manifold):
   """SO(n−1) or O(n−1) on stream differences.
 
   project: logits (n, n, *tokens) -> H (n, n, *tokens) = 11ᵀ/n + U R Uᵀ, U any orthonormal basis of 1^⊥, Π = U Uᵀ:
-    method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ); computed as H = Cayley(Π S Π), without a basis;
+    method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ), which is H = Cayley(Π S Π);
     method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`.
   Zero logits (Cayley) or I (polar) give I. Source: IsoHC (M. Yang, 2026), by Newton–Schulz there.
   """
@@ -59,9 +59,39 @@ class Iso(Manifold):
 
   def _project(self, logits: Array, n: int) -> Array:
     if self.method == "cayley":
-      # Each entry of the rotation needs all of S: behind a barrier, S is computed once.
-      return cayley(jax.lax.optimization_barrier(linear.centred_skew(-0.5 * self.alpha * logits)))
+      return _rotation(-0.5 * self.alpha * logits)
     if n == 1:
       return jnp.ones_like(logits)
     core = differences.restricted(logits)
     return differences.extended(polar(core, self.method, self.steps, self.adjoint))
+
+
+@jax.custom_vjp
+def _rotation(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
+  """Cayley(Π (A − Aᵀ) Π), with rows that sum to one to rounding at any size of A. Saves only the result.
+
+  In floating point Π S Π maps 1 to rounding of S, not to zero: the forms below cannot see 1 at all.
+  """
+  n, skew = matrix.shape[0], linear.skew(matrix)
+  if n <= 2:
+    return jnp.broadcast_to(linear.identity_like(matrix), matrix.shape)
+  if n > 4:
+    return differences.extended(cayley(differences.restricted(skew)))
+  # The quaternions p, q of `cayley` with ΠSΠ for S: p e q = e for the unit quaternion e along 1, which conjugates the
+  # imaginary units in turn. So q holds the negatives of p, one place on, and the Pfaffian is zero. For n = 3 all
+  # entries of ΠSΠ are ± one number, and the fourth axis stays.
+  one = jnp.ones_like(matrix[0, 0])
+  if n == 3:
+    s = (skew[0, 1] - skew[0, 2] + skew[1, 2]) / 3
+    return quaternion.rotation([one, s, -s, s], [one, s, -s, -s])[:3, :3]
+  a, b, c, d, e, f = (skew[i, j] for i, j in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)))
+  x, y, z = 0.5 * (a - c + d + f), 0.5 * (b - e - a + f), 0.5 * (c + d - b - e)
+  return quaternion.rotation([one, x, y, z], [one, -y, -z, -x])
+
+
+def _rotation_forward(matrix: Array) -> tuple[Array, Array]:
+  rotation = _rotation(matrix)
+  return rotation, rotation
+
+
+_rotation.defvjp(_rotation_forward, lambda rotation, bar: (linear.centred_skew(cayley_pullback(rotation, bar)),))

@@ -28,7 +28,9 @@ Components = list[Array]
 def rotation(p: Components, q: Components) -> Float[Array, "4 4 *tokens"]:
   """L(p) R(q) / (|p| |q|): the rotation x ↦ p x q / (|p| |q|), from the four components of each quaternion."""
   # The 16 entries are written out and stacked once: one fused loop over tokens, no intermediate matrices.
-  scale = 1 / jnp.sqrt(jnp.maximum(squared_norm(p) * squared_norm(q), np.finfo(np.float32).tiny))
+  # Two roots: the product of the squares leaves float32 where the lengths themselves do not.
+  length, other = (jnp.sqrt(jnp.maximum(squared_norm(r), np.finfo(np.float32).tiny)) for r in (p, q))
+  scale = 1 / (length * other)
   p = [scale * component for component in p]
   entries = [
     functools.reduce(

@@ -138,6 +138,9 @@ def _newton(start: Array, steps: int) -> Array:
   def missing(p: Array) -> Array:
     return 1 - jnp.sum(p, axis=0)
 
+  def worst(p: Array) -> Array:
+    return jnp.max(jnp.abs(missing(p)), initial=0.0)  # there may be no token
+
   def unfinished(state: tuple[Array, Array, Array]) -> Array:
     return (state[0] < steps) & (state[2] > enough)
 
@@ -153,9 +156,9 @@ def _newton(start: Array, steps: int) -> Array:
     new = p * jnp.exp((jnp.log1p(reach) / reach)[None] * (direction - top[None]))[None]
     new = new / jnp.sum(new, axis=1, keepdims=True)
     p = jnp.where((jnp.max(jnp.abs(right), axis=0) > enough)[None, None], new, p)
-    return k + 1, p, jnp.max(jnp.abs(missing(p)))
+    return k + 1, p, worst(p)
 
-  return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start, jnp.max(jnp.abs(missing(start)))))[1]
+  return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start, worst(start)))[1]
 
 
 def implicit_vjp(

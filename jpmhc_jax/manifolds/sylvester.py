@@ -27,7 +27,8 @@ def _by_newton(p: Array, k: Array) -> Array:
   # 2s/(λ_i + λ_j), which is 2s times the solution. Here f(x) = αx + β/x with factors α + β/(λ_i λ_j), as in `polar`
   # (Roberts 1980 on the sign function).
   n, eps = p.shape[0], float(jnp.finfo(p.dtype).eps)
-  size = 1 / jnp.maximum(_trace(p), jnp.finfo(p.dtype).tiny)[None, None]
+  # The steps multiply K by 1/ε² at most in between: where P vanishes, the root leaves them room for it.
+  size = 1 / jnp.maximum(_trace(p), float(jnp.finfo(p.dtype).tiny) ** 0.5)[None, None]
   # Rounding may leave a vanishing eigenvalue negative, and then f would drive it to −s.
   p, k = p * size + eps * linear.identity_like(p), k * size
 
