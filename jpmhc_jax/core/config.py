@@ -10,13 +10,14 @@ import json
 import pathlib
 import re
 import runpy
+import traceback
 from typing import Any
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import ranges, schema
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
 from jpmhc_jax.core.files import write_atomically
 
@@ -39,10 +40,29 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
   if not path.is_file():
     raise ConfigError(f"--config={spec}: no file {path}; expected something like configs/sudoku.py:tiny")
   try:
-    loaded = runpy.run_path(str(path))["get_config"](*([variant] if variant else []))
+    loaded = run_file(path, "get_config", variant)
   except (AttributeError, KeyError, TypeError) as error:
     raise _config_file_error(path, error) from error
+  if not isinstance(loaded, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"{path}: get_config() returned a {type(loaded).__name__}; expected what core.config.default() is"
+    )
   return _apply(loaded, overrides)
+
+
+def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
+  """Calls a function of a Python file, with the variant if there is one.
+
+  Raises ConfigError with the line for a file that is no Python, imports what is not there, or uses unknown names;
+  lets AttributeError, KeyError (no such function) and TypeError through, whose meaning the caller knows.
+  """
+  try:
+    return runpy.run_path(str(path))[function](*([variant] if variant else []))
+  except (ImportError, NameError, SyntaxError, UnicodeDecodeError) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    line = getattr(error, "lineno", None) or next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+    where = f"{path}, line {line}" if line else f"{path}"
+    raise ConfigError(f"{where}: {type(error).__name__}: {getattr(error, 'msg', None) or error}") from error
 
 
 def override(config: schema.Config, overrides: Sequence[str], only: str) -> schema.Config:
@@ -61,7 +81,7 @@ def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schem
   try:
     parsed(argv)
   except (flags.Error, TypeError, ValueError) as error:
-    raise ConfigError(f"{error}{_expected_types(overrides)}") from error
+    raise ConfigError(f"{error}{_expected_type(overrides, str(error))}") from error
   return validate(from_dict(holder.value.to_dict()))
 
 
@@ -89,11 +109,13 @@ def _check_overrides(overrides: Sequence[str]) -> None:
       raise ConfigError(f"{argument}: expected {argument}=VALUE")
 
 
-def _expected_types(overrides: Sequence[str]) -> str:
+def _expected_type(overrides: Sequence[str], said: str) -> str:
+  """What the field that the parser complains of takes; all overridden fields where it names none."""
   values = dict(leaves(schema.Config()))
-  names = [argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0] for argument in overrides]
-  expected = ", ".join(f"{name}: {type(values[name]).__name__} such as {values[name]!r}" for name in names)
-  return f" (expected {expected})" if names else ""
+  names = dict.fromkeys(argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0] for argument in overrides)
+  named = [name for name in names if f"--{_FLAG}.{name}=" in said] or names
+  expected = ", ".join(f"{name}: {type(values[name]).__name__} such as {values[name]!r}" for name in named)
+  return f" (expected {expected})" if named else ""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -188,25 +210,19 @@ def _check_segments(connection: schema.Connection, width: int) -> None:
 def validate(config: schema.Config) -> schema.Config:
   """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
   c, model, connection = config, config.model, config.connection
-  for name in ("steps", "batch_size", "accumulation"):
-    _require(getattr(c, name) >= 1, name, getattr(c, name), "at least 1")
+  for name, value, expected in ranges.out_of_range(dict(leaves(config))):
+    raise ConfigError(f"{name}={value!r}: expected {expected}")
   _require(
     c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
   )
-  _require(c.budget_seconds >= 0, "budget_seconds", c.budget_seconds, "0 (no limit) or a positive number")
   _require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
-  head = model.width // max(model.heads, 1)
+  head = model.width // model.heads
   _require(
     model.positions != "rope" or head % 2 == 0,
     "model.heads",
     model.heads,
     "an even width per head (rope rotates pairs)",
   )
-  for name in ("outer", "inner", "max_steps"):
-    _require(
-      getattr(model.recursion, name) >= 1, f"model.recursion.{name}", getattr(model.recursion, name), "at least 1"
-    )
-  _require(0 <= model.recursion.exploration <= 1, "model.recursion.exploration", model.recursion.exploration, "0 to 1")
   puzzle = model.puzzle
   _require(
     0 <= puzzle.width <= puzzle.slots * model.width,
@@ -214,9 +230,6 @@ def validate(config: schema.Config) -> schema.Config:
     puzzle.width,
     f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
   )
-  _require(puzzle.slots >= 1, "model.puzzle.slots", puzzle.slots, "at least 1 (the halting head reads position 0)")
-  _require(connection.streams >= 1, "connection.streams", connection.streams, "at least 1 (1 = plain residual network)")
-  _require(connection.temperature > 0, "connection.temperature", connection.temperature, "a positive number")
   _check_segments(connection, model.width)
   if model.kind == "decoder":
     _require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
@@ -227,12 +240,7 @@ def validate(config: schema.Config) -> schema.Config:
       "call",
       "none, products, coefficients or block: a transformer is one call",
     )
-  _require(model.patch >= 1, "model.patch", model.patch, "at least 1 pixel")
   optimizer = c.optimizer
-  _require(optimizer.learning_rate > 0, "optimizer.learning_rate", optimizer.learning_rate, "a positive number")
-  _require(0 <= optimizer.ema < 1, "optimizer.ema", optimizer.ema, "0 (off) to below 1")
-  _require(optimizer.nonfinite_limit >= 1, "optimizer.nonfinite_limit", optimizer.nonfinite_limit, "at least 1")
-  _require(c.processes.heartbeat_s >= 1, "processes.heartbeat_s", c.processes.heartbeat_s, "at least 1 second")
   _require(
     len(optimizer.step_boundaries) == len(optimizer.step_factors),
     "optimizer.step_factors",

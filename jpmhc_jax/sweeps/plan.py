@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import pathlib
-import runpy
 
 import jax
 
@@ -37,11 +36,12 @@ def load_sweep(spec: str) -> Sweep:
   path = pathlib.Path(name)
   if not path.is_file():
     raise SweepError(f"--sweep={spec}: no file {path}; expected something like configs/sweeps/mixers.py")
-  function = runpy.run_path(str(path)).get("get_sweep")
-  if function is None:
-    raise SweepError(f"{path}: no function get_sweep() in it; see configs/sweeps/mixers.py")
   try:
-    found = function(*([variant] if variant else []))
+    found = configs.run_file(path, "get_sweep", variant)
+  except KeyError as error:
+    if str(error) == "'get_sweep'":
+      raise SweepError(f"{path}: no function get_sweep() in it; see configs/sweeps/mixers.py") from error
+    raise
   except TypeError as error:
     raise SweepError(f"{path}: {error}") from error
   if isinstance(found, Space):

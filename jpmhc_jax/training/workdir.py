@@ -26,14 +26,15 @@ FREE = (
 def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
   """Makes the workdir this run's: writes config.json, or checks that the one there is the same but for `FREE` fields.
 
-  Raises ConfigError with the differing fields when the workdir belongs to another config, or when processes do not see
-  the same folder; StorageError when it is not writable.
+  A start that failed before its first record leaves a config.json that binds nobody. Raises ConfigError with the
+  differing fields when the workdir belongs to another config, or when processes do not see the same folder;
+  StorageError when it is not writable.
   """
   path = workdir / "config.json"
   if distributed.is_primary():
     with storing(str(path)):
       workdir.mkdir(parents=True, exist_ok=True)
-      if path.is_file():
+      if path.is_file() and _holds_a_run(workdir):
         _check_same(configs.restore(path), config, workdir)
       configs.save(config, path)
   distributed.barrier("workdir")
@@ -44,6 +45,13 @@ def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
     )
   if not distributed.is_primary():
     _check_same(configs.restore(path), config, workdir)
+
+
+def _holds_a_run(workdir: pathlib.Path) -> bool:
+  """Whether anything was recorded or saved there, which another config must not go on with."""
+  checkpoints = workdir / "checkpoints"
+  metrics = workdir / "metrics.jsonl"
+  return (metrics.is_file() and metrics.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def _check_same(there: schema.Config, now: schema.Config, workdir: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import ranges, schema
 from jpmhc_jax.core.errors import ConfigError
 
 GOOD = """
@@ -48,6 +48,12 @@ def test_variant_and_overrides_reach_the_config(config_file):
     ),
     ("--config.steps=0", "steps=0: expected at least 1"),
     ("--config.model.heads=7", "model.width=512: expected a multiple of model.heads=7"),
+    ("--config.model.heads=0", "model.heads=0: expected at least 1"),
+    ("--config.model.heads=-1", "model.heads=-1: expected at least 1"),
+    ("--config.model.expansion=0", "model.expansion=0.0: expected a positive number"),
+    ("--config.evaluation.batch_size=-1", "evaluation.batch_size=-1: expected 0 or a positive number"),
+    ("--config.optimizer.beta2=1.0", "optimizer.beta2=1.0: expected 0 to below 1"),
+    ("--config.connection.init_scale=nan", "connection.init_scale=nan: expected a finite number"),
     ("--config.batch_size=5", None),
     ("--config.optimizer.step_factors=(0.1,)", "expected as many entries as optimizer.step_boundaries"),
     ("--config.model.puzzle.width=9000", "expected 0 to slots"),
@@ -61,6 +67,27 @@ def test_bad_overrides_are_refused_with_field_and_remedy(config_file, override, 
     return
   with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
     configs.load(str(config_file), [override])
+
+
+def test_a_wrong_type_is_explained_for_its_field_alone(config_file):
+  with pytest.raises(ConfigError, match=r"steps=x.*\(expected steps: int such as 1000\)$"):
+    configs.load(str(config_file), ["--config.seed=1", "--config.steps=x", "--config.batch_size=4"])
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("def get_config(:\n", r"config.py, line 1: SyntaxError: invalid syntax"),
+    ("\nimport no_such_module\n", r"config.py, line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+    ("def get_config():\n  return undefined\n", r"config.py, line 2: NameError: name 'undefined' is not defined"),
+    ("def get_config():\n  return {}\n", r"config.py: get_config\(\) returned a dict; expected"),
+    ("x = 3\n", r"no function get_config"),
+  ],
+)
+def test_a_file_that_is_no_config_is_refused_with_the_line(tmp_path, content, message):
+  (tmp_path / "config.py").write_text(content)
+  with pytest.raises(ConfigError, match=message):
+    configs.load(str(tmp_path / "config.py"))
 
 
 @pytest.mark.parametrize(
@@ -124,3 +151,8 @@ def test_every_field_is_documented_and_every_choice_contains_its_default():
   for name, default, meaning, choices in configs.documentation():
     assert len(meaning) > 10, name
     assert not choices or default in choices, name
+
+
+def test_every_range_is_that_of_a_field_and_holds_its_default():
+  """`out_of_range` looks every name up, so a misspelt one would fail here."""
+  assert list(ranges.out_of_range(dict(configs.leaves(schema.Config())))) == []

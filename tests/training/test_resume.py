@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
 from jpmhc_jax.training import loop
@@ -158,8 +159,18 @@ def test_a_checkpoint_of_other_identifiers_or_a_missing_one_is_refused(tmp_path)
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields(tmp_path):
   loop.claim_workdir(_config(), tmp_path)
+  (tmp_path / "metrics.jsonl").write_text("{}\n")
   loop.claim_workdir(_config(), tmp_path)
   with pytest.raises(ConfigError, match=r"seed: 0 there, 3 now\n  model.*|seed: 0 there, 3 now"):
+    loop.claim_workdir(_config(seed=3), tmp_path)
+
+
+def test_a_start_that_failed_before_its_first_step_leaves_the_workdir_free(tmp_path):
+  loop.claim_workdir(_config(seed=1), tmp_path)
+  loop.claim_workdir(_config(seed=2), tmp_path)
+  assert configs.restore(tmp_path / "config.json").seed == 2
+  (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+  with pytest.raises(ConfigError, match="seed: 2 there, 3 now"):
     loop.claim_workdir(_config(seed=3), tmp_path)
 
 
