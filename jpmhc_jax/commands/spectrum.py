@@ -36,17 +36,20 @@ class Spectrum:
     )
 
   def run(self, options: argparse.Namespace) -> int:
+    from jpmhc_jax.core.files import storing
     from jpmhc_jax.reporting import spectra
     from jpmhc_jax.spectral import command
 
     if options.workdir is not None:
       return _checkpoint(options)
+    folder = options.out or pathlib.Path("runs/spectrum")
+    with storing(str(folder)):  # before the work: a folder that cannot be written should not cost a minute
+      folder.mkdir(parents=True, exist_ok=True)
     report = command.report(options)
     print(command.table(report))
-    folder = options.out or pathlib.Path("runs/spectrum")
-    folder.mkdir(parents=True, exist_ok=True)
-    report.save(folder / "spectrum.json")
-    spectra.draw_predictions([dataclasses.asdict(row) for row in report.predictions], folder / "spectrum.svg")
+    with storing(str(folder)):
+      report.save(folder / "spectrum.json")
+      spectra.draw_predictions([dataclasses.asdict(row) for row in report.predictions], folder / "spectrum.svg")
     print(f"written: {folder / 'spectrum.json'}, {folder / 'spectrum.svg'}")
     return 0
 

@@ -42,7 +42,7 @@ class Sweep:
     if options.search and printed:
       raise SweepError("--search draws its points while it runs: there is no list of commands to print")
     sweep = load_sweep(options.sweep)
-    book = ledger.Ledger(options.workdir, _about(options))
+    book = ledger.Ledger(options.workdir, _about(options) | {"metric": sweep.metric})
     planner = Planner(options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names)
     if options.search:
       study = search.Search(sweep, planner, _pool(options, book), trials=options.trials, storage=options.storage)

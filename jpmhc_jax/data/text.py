@@ -48,7 +48,8 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> Dataset:
   kept = [text for path, text in texts.items() if not is_held_out(path, options.held_out)]
   if not held or not kept:
     raise ConfigError(
-      f"data.text.folder={str(folder)!r}: {len(kept)} files to train on and {len(held)} held out; expected some of each"
+      f"data.text.folder={str(folder)!r}: {len(kept)} files to train on and {len(held)} held out; expected both: "
+      f"a folder with *.py files, or a smaller data.text.held_out={options.held_out}"
     )
   content = digest("text", "\n".join(texts), *texts.values(), str(options.window), str(options.held_out))
   if options.sha256 and options.sha256 != content:

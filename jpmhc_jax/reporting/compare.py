@@ -66,7 +66,7 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
         Cell(link, run.name),
         Cell(status_badge(run), run.status),
         number(run.config.get("seed")),
-        *(_scores(run, name) if metric else []),
+        *(_scores(run, metric) if metric else []),
         number(_last(run, "train/loss")),
         number(run.last_step),
         number(_median(run, "time/step_ms")),
@@ -86,7 +86,7 @@ def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Ma
   if metric is None:
     return markup.note("No run has an evaluation yet, so there is nothing to average.")
   name, larger = metric
-  best = [[e.metrics[name] for run in g.judged() if (e := run.best()) and name in e.metrics] for g in groups]
+  best = [[e.metrics[name] for run in g.judged() if (e := run.best(metric))] for g in groups]
   last = [[s.last() for run in g.judged() if (s := run.evaluation_series(name))] for g in groups]
   spreads = [spread(sample) for sample in last]
   order = sorted(range(len(groups)), key=lambda i: _order(spreads[i].mean, larger))
@@ -219,9 +219,9 @@ def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
   return [chart(title, lines, axis, percent=True, log_x=True)] if lines else []
 
 
-def _scores(run: Run, name: str) -> list[Cell]:
-  share, best, series = curves.is_share(name), run.best(), run.evaluation_series(name)
-  known = best if best is not None and name in best.metrics else None
+def _scores(run: Run, metric: tuple[str, bool]) -> list[Cell]:
+  name = metric[0]
+  share, known, series = curves.is_share(name), run.best(metric), run.evaluation_series(name)
   return [
     number(known.metrics[name] if known else None, share),
     number(known.step if known else None),

@@ -24,11 +24,12 @@ def expand(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Entry]]:
   entries: dict[Path, Entry] = {}
   for path in paths:
     found = _entries(path)
+    asked = str((_read(path) or {}).get("metric", ""))
     folders += [path] if found is None else []
     for entry in found or ():
       folder = (path / str(entry["workdir"])).resolve()
       folders.append(folder)
-      entries[folder] = entry
+      entries[folder] = {"metric": asked, **entry}
   return list(dict.fromkeys(folder.resolve() for folder in folders)), entries
 
 

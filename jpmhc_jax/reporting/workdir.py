@@ -51,6 +51,7 @@ class Run:
   series: Mapping[str, Series]
   evaluations: Sequence[Evaluation]
   problems: Sequence[str]
+  asked: str = ""  # the metric that the sweep is judged by, if it names one
   fate: str = ""  # what the sweep says of a run that is not done: failed, diverged, pruned, pending, …
 
   @property
@@ -93,11 +94,12 @@ class Run:
   def headline(self) -> tuple[str, bool] | None:
     """Name of the metric this run is judged by, and whether larger is better."""
     recorded = {name for evaluation in self.evaluations for name in evaluation.metrics}
-    return headline(recorded, self.config.get("checkpoint.best_metric", ""))
+    asked = self.asked if self.asked in recorded else self.config.get("checkpoint.best_metric", "")
+    return headline(recorded, asked)
 
-  def best(self) -> Evaluation | None:
-    """The evaluation with the best headline metric (the first of equals); None without a finite one."""
-    choice = self.headline()
+  def best(self, by: tuple[str, bool] | None = None) -> Evaluation | None:
+    """The best evaluation by the headline metric, or by another; the first of equals, None without a finite one."""
+    choice = by or self.headline()
     if choice is None:
       return None
     metric, larger = choice
@@ -105,10 +107,15 @@ class Run:
     return max(scored, key=lambda e: e.metrics[metric] if larger else -e.metrics[metric], default=None)
 
 
-def read_runs(workdirs: Sequence[Path], fates: Mapping[Path, tuple[str, str]] | None = None) -> list[Run]:
+def read_runs(
+  workdirs: Sequence[Path],
+  fates: Mapping[Path, tuple[str, str]] | None = None,
+  metrics: Mapping[Path, str] | None = None,
+) -> list[Run]:
   """Reads every folder; names are folder names, with as many parents as it takes to tell them apart.
 
-  `fates`: what a sweep knows of the runs in it that are not done, (state, remark) by resolved folder.
+  `fates`: what a sweep knows of the runs in it that are not done, (state, remark) by resolved folder; `metrics`: the
+  metric that it asks for.
   """
   paths = [Path(workdir).resolve() for workdir in workdirs]
   depth = 1
@@ -122,6 +129,7 @@ def read_runs(workdirs: Sequence[Path], fates: Mapping[Path, tuple[str, str]] | 
       anchor += "-x"
     anchors[anchor] = path
   runs = [read_run(path, names[path], anchor) for anchor, path in anchors.items()]
+  runs = [dataclasses.replace(run, asked=(metrics or {}).get(run.path, "")) for run in runs]
   return [_with_fate(run, *fates[run.path]) if fates and run.path in fates else run for run in runs]
 
 

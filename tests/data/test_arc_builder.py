@@ -40,7 +40,7 @@ _FULL_BUILD = """
 import json, sys
 from jpmhc_jax import data
 from jpmhc_jax.core.schema import ArcData, Data
-arc = ArcData(dataset=sys.argv[1], concept_folder=sys.argv[2])
+arc = ArcData(dataset=sys.argv[1], concept_folder=sys.argv[2] if sys.argv[1].endswith("concept") else "")
 built = data.build(Data(arc=arc, epochs_per_interval=10_000), batch_size=768, seed=0)
 splits = [[split.groups, split.puzzles, split.examples] for split in (built.train, built.evaluation)]
 counts = [built.num_identifiers, *splits, built.notes["tasks_short_of_augmentations"]]
@@ -217,6 +217,8 @@ def test_subsets_choose_what_is_trained_on():
     ({"min_side": 11}, "min_side=11 exceeds"),
     ({"min_side": 1, "max_side": 1}, "widen it"),
     ({"dataset": "arc1concept"}, "data.arc.concept_folder=''"),
+    ({"folder": "/mine"}, "data.arc.folder='/mine' is not read with data.arc.dataset='arc1'; expected 'folder'"),
+    ({"concept_folder": "/corpus"}, "data.arc.concept_folder='/corpus' is not read with data.arc.dataset='arc1'"),
     ({"dataset": "folder", "folder": "/nowhere"}, "data.arc.folder='/nowhere'"),
   ],
 )

@@ -5,7 +5,7 @@ import json
 from page_parser import Page, read
 import pytest
 
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.reporting.report import write_report
 from jpmhc_jax.reporting.workdir import read_runs
 
@@ -54,6 +54,39 @@ def test_runs_and_sweeps_mix_without_repeats(sweep, make_run, tmp_path):
   other = make_run("other", connection__manifold="cayley")
   page = Page(write_report([sweep, other, sweep / "iso-0"], tmp_path / "r.html").read_text(encoding="utf-8"))
   assert len(page.table("Runs")) == 1 + 7
+
+
+def test_runs_are_judged_by_the_metric_that_the_sweep_asks_for(sweep, tmp_path):
+  about = json.loads((sweep / "sweep.json").read_text())
+  (sweep / "sweep.json").write_text(json.dumps(about | {"metric": "loss"}))
+  page = read(sweep, out=tmp_path / "report.html")
+  found = {row[0][0]: row for row in page.table("Runs")[1:]}
+  assert [cell[0] for cell in page.table("Runs")[0]][3:6] == ["best loss", "at step", "last loss"]
+  losses = [e.metrics["loss"] for e in read_runs([sweep / "iso-0"])[0].evaluations]
+  assert float(found["iso-0"][3][1]) == min(losses)
+  means = [float(row[2][1]) for row in page.table("loss: mean")[1:] if row[2][1]]
+  assert means == sorted(means)  # the smallest loss first
+
+
+def test_the_best_of_a_run_that_keeps_checkpoints_by_another_metric_is_that_of_the_table(make_run, tmp_path):
+  folders = [make_run(f"r{i}", seed=i) for i in range(2)]
+  other = make_run("other", seed=2, checkpoint__best_metric="loss")
+  evaluations = read_runs([other])[0].evaluations
+  scores = {e.step: e.metrics["pass@2"] for e in evaluations}
+  worst = min(scores, key=lambda step: scores[step])
+  path = other / "evaluation" / f"step_{worst}.json"  # the best by loss is made the worst by pass@2
+  content = json.loads(path.read_text())
+  content["metrics"]["loss"] = -1.0
+  path.write_text(json.dumps(content))
+  page = read(*folders, other, out=tmp_path / "report.html")
+  row = next(row for row in page.table("Runs")[1:] if row[0][0] == "other")
+  assert float(row[3][1]) == max(scores.values())
+
+
+def test_a_page_that_cannot_be_written_is_a_storage_error(sweep, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(StorageError, match="r.html could not be written"):
+    write_report([sweep], tmp_path / "file" / "r.html")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"runs": [{"name": "a"}]}'])
