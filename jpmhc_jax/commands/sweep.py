@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -43,7 +44,10 @@ class Sweep:
       raise SweepError("--search draws its points while it runs: there is no list of commands to print")
     sweep = load_sweep(options.sweep)
     book = ledger.Ledger(options.workdir, _about(options) | {"metric": sweep.metric})
-    planner = Planner(options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names)
+    check = functools.partial(_check_metric, sweep.metric)
+    planner = Planner(
+      options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names, check
+    )
     if options.search:
       study = search.Search(sweep, planner, _pool(options, book), trials=options.trials, storage=options.storage)
       with contextlib.closing(study):
@@ -62,6 +66,15 @@ class Sweep:
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
   return {"command": ["jpmhc", *options.arguments], "config": options.config, "sweep": options.sweep}
+
+
+def _check_metric(metric: str, config: Any) -> None:
+  """A metric that the runs will not record is found before the first of them starts."""
+  from jpmhc_jax.core.errors import check_choice
+  from jpmhc_jax.evaluation.metric_names import metric_names
+
+  if metric:
+    check_choice("Sweep.metric", metric, metric_names(config))
 
 
 def _pool(options: argparse.Namespace, book: Any) -> Any:

@@ -46,7 +46,8 @@ class Sweep:
   """What `get_sweep()` returns when it says more than the space.
 
   space: the points; budget: what each run may spend, ('flops', 1e15) or a Budget, None leaves `steps` of the config;
-  metric: what a search maximises or minimises ('' takes the main metric of the data kind).
+  metric: what a search maximises or minimises and reports rank by, of what the runs' evaluations record ('' takes the
+  main metric of the data kind).
   """
 
   space: Space

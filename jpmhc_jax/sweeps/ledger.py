@@ -89,10 +89,14 @@ def judge(workdir: pathlib.Path, record: Record) -> None:
 
 
 def scores(workdir: pathlib.Path, asked: str = "") -> tuple[str, bool, list[tuple[int, float]]] | None:
-  """(metric, whether larger is better, (step, value) of every evaluation so far); None without an evaluation."""
+  """(metric, whether larger is better, (step, value) of every evaluation so far); None where none holds the metric.
+
+  asked: the metric; '' takes the main one of those recorded. No other stands in for one that is not recorded.
+  """
   evaluations = list(_evaluations(workdir / "metrics.jsonl"))
-  choice = headline({name for _, values in evaluations for name in values}, asked)
-  if choice is None:
+  recorded = {name for _, values in evaluations for name in values}
+  choice = headline(recorded, asked)
+  if choice is None or (asked and asked not in recorded):
     return None
   return *choice, [(step, values[choice[0]]) for step, values in evaluations if choice[0] in values]
 

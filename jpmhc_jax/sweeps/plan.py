@@ -1,6 +1,6 @@
 """From a sweep file and a base config to checked runs: names, folders, overrides, budgets. Nothing starts here."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -17,6 +17,8 @@ from jpmhc_jax.sweeps.space import Space, SweepError
 from jpmhc_jax.training import flops
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
+
+Check = Callable[[schema.Config], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,11 @@ class Planner:
     workdir: pathlib.Path,
     flops_per_step: Cost,
     known: Mapping[str, str] | None = None,
+    check: Check = lambda _: None,
   ):
     self.base, self.common, self.budget, self.workdir = config, tuple(overrides), budget, workdir
     self.flops_per_step, self.names = flops_per_step, dict(known or {})  # key -> name
+    self.check = check  # raises UserError for a config whose runs could not be compared
 
   def all(self, points: Iterable[Point]) -> list[Planned]:
     """One run a point, in order; points that resolve to the same config are one run.
@@ -90,6 +94,7 @@ class Planner:
     runs: dict[str, Planned] = {}
     for point, name in zip(points, run_names(points), strict=True):
       run = self.one(point, name)
+      self.check(run.config)
       runs.setdefault(run.key, run)
     return list(runs.values())
 

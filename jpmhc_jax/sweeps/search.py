@@ -123,6 +123,8 @@ class Search:
       self.refused += 1
       self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
       return
+    for run in runs:
+      self.planner.check(run.config)  # not this point's fault: the trial stays open and goes on at the next start
     trial.set_user_attr("runs", [run.name for run in runs])
     self.active.append(_Trial(trial, runs, [], reported))
     self._next_run(self.active[-1])

@@ -14,6 +14,7 @@ import tiny
 from jpmhc_jax.core import schema
 from jpmhc_jax.evaluation.arc import PASS_KS
 from jpmhc_jax.evaluation.evaluator import Evaluator
+from jpmhc_jax.evaluation.metric_names import metric_names
 
 TRUTH, WRONG = 0, 1
 
@@ -89,6 +90,7 @@ def test_metrics_over_a_padded_last_batch_equal_a_computation_by_hand(evaluated,
   }
   expected["loss"] = expected["lm_loss"] + 0.5 * expected["q_halt_loss"]
   assert evaluated[0] == pytest.approx(expected, rel=1e-5)
+  assert set(metric_names(_setup().config)) == set(evaluated[0])
 
 
 def test_every_example_is_written_once_with_its_answer_and_the_metrics(evaluated, answers, dataset):
@@ -169,6 +171,7 @@ def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   plain = {f"pass@{k}" for k in PASS_KS} | {f"strict/pass@{k}" for k in PASS_KS}
   plain |= {"unaugmented/pass@1", "augmentations_voted"}
   assert plain | {f"pooled/{name}" for name in plain} <= set(metrics)
+  assert set(metric_names(setup.config)) == set(metrics)
   assert evaluator.main_metric in plain
   assert all(metrics[f"pooled/{name}"] == metrics[name] for name in plain)
   assert all(metrics[f"pass@{a}"] <= metrics[f"pass@{b}"] for a, b in zip(PASS_KS, PASS_KS[1:], strict=False))

@@ -1,5 +1,6 @@
 """Optuna over the algebra's space with a stand-in for the trainer: it finds, prunes, survives and counts seeds."""
 
+import json
 import pathlib
 import sys
 
@@ -107,6 +108,29 @@ def test_a_point_that_cannot_run_fails_its_trial_alone(search, tmp_path):
   ending = found.run()
   assert (ending.runs, ending.refused, ending.exit_code) == ([], 2, 1)
   assert [trial.state for trial in found.study.trials] == [optuna.trial.TrialState.FAIL] * 2
+
+
+def test_a_trial_whose_metric_is_not_recorded_stays_open(search, tmp_path):
+  found = search(tmp_path, sweep("optimizer.learning_rate", [0.3]), trials=1)
+  found.planner.check = refuse
+  with pytest.raises(SweepError, match="no such metric"):
+    found.run()
+  assert [trial.state for trial in found.study.trials] == [optuna.trial.TrialState.RUNNING]
+  again = search(tmp_path, sweep("optimizer.learning_rate", [0.3]), trials=1)
+  assert again.run().exit_code == 0
+  assert [trial.value for trial in again.study.trials] == [pytest.approx(0.3)]
+
+
+def test_no_other_metric_stands_in_for_the_one_asked_for(tmp_path):
+  lines = [{"step": step, "evaluation/loss": 2.0 / step, "evaluation/exact_accuracy": 0.1 * step} for step in (1, 2)]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  assert ledger.scores(tmp_path) == ("exact_accuracy", True, [(1, 0.1), (2, 0.2)])
+  assert ledger.scores(tmp_path, "loss") == ("loss", False, [(1, 2.0), (2, 1.0)])
+  assert ledger.scores(tmp_path, "bits_per_bite") is None
+
+
+def refuse(config):
+  raise SweepError("no such metric")
 
 
 def test_seeds_cannot_hide_in_a_searched_space(search, tmp_path):

@@ -76,6 +76,21 @@ def test_bad_input_is_named_before_anything_starts(arguments, tmp_path, capsys):
   assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], ["--search=optuna", "--trials=2"], []])
+def test_a_metric_that_the_runs_will_not_record_is_refused_before_the_first(more, arguments, tmp_path, capsys):
+  (tmp_path / "sweep.py").write_text(
+    "from jpmhc_jax.sweeps import Sweep, sweep\n\n\n"
+    "def get_sweep():\n  return Sweep(sweep('optimizer.learning_rate', [1e-3, 1e-2]), metric='exact_acuracy')\n"
+  )
+  assert main([*arguments, *more]) == 2
+  error = capsys.readouterr().err
+  assert "Sweep.metric='exact_acuracy': expected one of loss, lm_loss" in error
+  assert "Did you mean 'exact_accuracy'?" in error and "Traceback" not in error
+  assert not list(tmp_path.glob("s/*/metrics.jsonl"))
+  (tmp_path / "sweep.py").write_text((tmp_path / "sweep.py").read_text().replace("acuracy", "accuracy"))
+  assert main([*arguments, "--dry-run"]) == 0
+
+
 @pytest.mark.slow
 def test_optuna_searches_with_the_real_trainer(arguments, tmp_path):
   """The score of a trial is what its run's last evaluation wrote, and both trials are reported."""

@@ -12,6 +12,7 @@ import tiny
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.evaluator import Evaluator
+from jpmhc_jax.evaluation.metric_names import metric_names
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.main import main
 
@@ -72,6 +73,7 @@ def test_bits_per_byte_weighs_every_byte_the_same(config, trained, tmp_path):
   right = (logits.argmax(axis=-1) == batch["labels"])[labelled]
   assert metrics["byte_accuracy"] == pytest.approx(right.mean(), rel=1e-6)
   assert json.loads((tmp_path / "evaluation" / "step_6.json").read_text())["metrics"] == metrics
+  assert set(metric_names(setup.config)) == set(metrics)
 
 
 def test_windows_are_written_on_with_the_likeliest_bytes(config, trained, tmp_path):
