@@ -53,8 +53,7 @@ class Train:
         "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
       )
     profile = parse_window(options.profile, config.steps) if options.profile else range(0)
-    with processes_of(config):
-      loop.claim_workdir(config, options.workdir)
+    with processes_of(config), loop.claimed(config, options.workdir):
       try:
         run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
         state = loop.train(run, options.arguments)

@@ -22,6 +22,10 @@ class CheckpointError(UserError):
   """A checkpoint is missing, unreadable or belongs to another config."""
 
 
+class WorkdirError(UserError):
+  """Another process trains in the workdir."""
+
+
 class StorageError(UserError):
   """The disk is full, or a folder cannot be written. What was saved before is intact."""
 

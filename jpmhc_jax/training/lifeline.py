@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from jpmhc_jax.training import lease
+
 EXIT_PEER_LOST = 69
 _GRACE_S = 2.0  # a process with an error of its own says that one instead: all may have the same
 _LEADER_S = _GRACE_S + 1.0  # process 0 ends last: JAX aborts every process that loses its coordinator
@@ -19,6 +21,7 @@ _LEADER_S = _GRACE_S + 1.0  # process 0 ends last: JAX aborts every process that
 
 def _end(message: str) -> None:
   print(f"jpmhc: {message}", file=sys.stderr, flush=True)
+  lease.give_back_all()
   os._exit(EXIT_PEER_LOST)
 
 

@@ -23,7 +23,7 @@ from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.files import storing
 from jpmhc_jax.data import Dataset, loading
-from jpmhc_jax.training import distributed, environment, nonfinite
+from jpmhc_jax.training import distributed, environment, lease, nonfinite
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.ahead import Ahead
 from jpmhc_jax.training.checkpoint import Checkpoints
@@ -34,10 +34,10 @@ from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step, Metrics, StepFunction
-from jpmhc_jax.training.workdir import claim_workdir
+from jpmhc_jax.training.workdir import claim_workdir, claimed
 from jpmhc_jax.training.writers import Writers
 
-__all__ = ["claim_workdir", "Diagnose", "Evaluate", "Interrupted", "NonFiniteLossError", "Run", "train"]
+__all__ = ["claim_workdir", "claimed", "Diagnose", "Evaluate", "Interrupted", "NonFiniteLossError", "Run", "train"]
 
 
 @runtime_checkable
@@ -74,10 +74,14 @@ def train(run: Run, arguments: list[str]) -> TrainState:
 
   Raises NonFiniteLossError when the loss is no number and `optimizer.nonfinite` does not let the run go on, Interrupted
   after SIGTERM or SIGINT (both leave a checkpoint to resume from), StorageError when something cannot be written,
-  CheckpointError when a checkpoint does not fit.
+  CheckpointError when a checkpoint does not fit, WorkdirError when another process trains in the workdir.
   """
+  with claimed(run.config, run.workdir):
+    return _train(run, arguments)
+
+
+def _train(run: Run, arguments: list[str]) -> TrainState:
   config = run.config
-  claim_workdir(config, run.workdir)
   checkpoints = Checkpoints(
     run.workdir / "checkpoints",
     keep=config.checkpoint.keep,
@@ -249,6 +253,7 @@ class _Loop:
     self.bar.say(f"{what}: update dropped")
 
   def _log(self, step: int, norms: jax.Array) -> None:
+    lease.check()
     config = self.parts.config
     good = [values for values in self.window if values["finite"]]
     scalars: dict[str, float] = {}
@@ -268,6 +273,7 @@ class _Loop:
 
   def _save(self, state: TrainState, step: int) -> None:
     """Blocks until it is on disk: the next step donates the state's buffers."""
+    lease.confirm()
     run, clock = self.parts, self.clock | {"seconds": self._elapsed(), "window": self.window}
     with self.observer.goodput("save"):
       self.checkpoints.save(step, state, config=run.config, dataset=run.dataset, clock=clock)

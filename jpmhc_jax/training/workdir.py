@@ -1,5 +1,7 @@
-"""A run's folder and the config that it belongs to."""
+"""A run's folder, the config that it belongs to, and the one start that may write there."""
 
+from collections.abc import Iterator
+import contextlib
 import pathlib
 
 import jax
@@ -8,7 +10,7 @@ from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.files import storing
-from jpmhc_jax.training import distributed
+from jpmhc_jax.training import distributed, lease
 
 # What a resumed run may change: it moves no number by more than the order of a sum. 'mesh.' stands for the group.
 FREE = (
@@ -21,6 +23,22 @@ FREE = (
   "optimizer.nonfinite",
   "optimizer.nonfinite_limit",
 )
+
+
+@contextlib.contextmanager
+def claimed(config: schema.Config, workdir: pathlib.Path) -> Iterator[None]:
+  """Inside the block the workdir is this start's alone: process 0 holds its `lease`; see also `claim_workdir`.
+
+  What this start has claimed it may claim again. Evaluations and reports ask for nothing. Raises WorkdirError when
+  another process trains there, and what `claim_workdir` raises.
+  """
+  with contextlib.ExitStack() as stack:
+    if distributed.is_primary():
+      with storing(str(workdir / "config.json")):
+        workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(lease.held(workdir))
+    claim_workdir(config, workdir)
+    yield
 
 
 def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import tiny
 
 from jpmhc_jax.commands import session
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import CheckpointError, StorageError
+from jpmhc_jax.core.errors import CheckpointError, StorageError, WorkdirError
 from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints, kept_steps
 
@@ -181,6 +181,20 @@ def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(StorageError, match="config.json could not be written: .*choose another --workdir"):
     loop.train(_run(tmp_path / "file" / "run"), ["train"])
+
+
+def test_a_start_that_was_overtaken_saves_nothing_more(tmp_path, monkeypatch):
+  confirm = loop.lease.confirm
+
+  def overtaken():
+    if (tmp_path / "checkpoints" / "4").exists():
+      (tmp_path / "running.json").write_text("{}")
+    confirm()
+
+  monkeypatch.setattr(loop.lease, "confirm", overtaken)
+  with pytest.raises(WorkdirError, match="another process has taken over"):
+    loop.train(_run(tmp_path), ["train"])
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 4]
 
 
 def test_a_kept_line_that_was_cut_off_and_later_lines_are_dropped(workdir, finished):

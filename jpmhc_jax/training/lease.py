@@ -1,0 +1,223 @@
+"""One training run at a time in a workdir: process 0 names itself in a file there and renews it while it trains.
+
+A clean end removes the file; what a killed process left is no obstacle. Where the process would be visible (same
+machine, same process namespace), it is looked up: its number and the moment it was started. Elsewhere (another host,
+another container) the file's time decides, on the file system's own clock, or watching the file for as long. Locks of
+the kernel are not used: network file systems have none, or keep those of a dead host.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import secrets
+import sys
+import threading
+import time
+from typing import Any
+
+from jpmhc_jax.core.errors import WorkdirError
+from jpmhc_jax.core.files import storing
+
+NAME = "running.json"
+RENEW_S = 15.0
+STALE_S = 90.0  # six renewals; network file systems may show a file's time a minute late
+GRACE_S = 3.0  # a process that was just killed may need a moment to be gone
+_POLL_S = 0.25
+
+
+class Lease:
+  """The right to train in one folder."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.path = folder / NAME
+    self._own = json.dumps(_describe_self())
+    self._successor: str | None = None
+    self._over = threading.Event()
+    self._renewing = threading.Thread(target=self._keep, daemon=True)
+
+  def take(self) -> None:
+    """Returns when it is this process's. Raises WorkdirError when another process trains there."""
+    while not self._create():
+      with contextlib.suppress(FileNotFoundError):  # given back just now
+        found = self.path.read_text()
+        self._wait_for_its_end(found)
+        if self.path.read_text() == found:
+          self.path.unlink()
+    self._renewing.start()
+
+  def confirm(self) -> None:
+    """Raises WorkdirError when another process has taken over, having heard nothing of this one for STALE_S."""
+    self._renew()
+    self.check()
+
+  def check(self) -> None:
+    """As `confirm`, without a look at the file: what the last renewal found."""
+    if self._successor is not None:
+      raise WorkdirError(
+        f"{self.path.parent}: {_name(self._successor)} has taken over, because this process was silent for more than "
+        f"{STALE_S:g} s, or {NAME} was removed; this one stops and writes nothing more"
+      )
+
+  def give_back(self) -> None:
+    self._over.set()
+    with contextlib.suppress(OSError):
+      if self.path.read_text() == self._own:
+        self.path.unlink()
+
+  def _create(self) -> bool:
+    with storing(str(self.path)):
+      try:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+      except FileExistsError:
+        return False
+      try:
+        with os.fdopen(descriptor, "w") as file:
+          file.write(self._own)
+      except BaseException:
+        self.path.unlink(missing_ok=True)
+        raise
+    return True
+
+  def _wait_for_its_end(self, found: str) -> None:
+    """Returns when the process that `found` names is gone; FileNotFoundError when it gave the folder back."""
+    holder = _read(found)
+    local = holder.get("machine") == _machine()
+    renewed, began = self.path.stat().st_mtime_ns, time.monotonic()
+    patience = GRACE_S if local else STALE_S
+    if not local and self._age_s(renewed) <= STALE_S:
+      print(f"jpmhc: {self.path}: {_name(found)} may be training here; looking for a sign of life", file=sys.stderr)
+    while _lives(holder) if local else self._age_s(renewed) <= STALE_S:
+      over = time.monotonic() - began > patience
+      if self.path.stat().st_mtime_ns != renewed or (local and over):
+        if self.path.read_text() != found:
+          return  # another one now: it is looked at anew
+        raise WorkdirError(
+          f"{self.path.parent} is in use: {_name(found)} trains there. Wait for its end or stop it, or choose another "
+          f"--workdir. Where it is surely gone: rm {self.path}"
+        )
+      if over:
+        return
+      time.sleep(_POLL_S)
+
+  def _age_s(self, renewed_ns: int) -> float:
+    """Seconds since then on the clock of the file system, which may be another machine's."""
+    probe = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}")
+    with storing(str(probe)):
+      probe.touch()
+      try:
+        return (probe.stat().st_mtime_ns - renewed_ns) / 1e9
+      finally:
+        probe.unlink()
+
+  def _renew(self) -> None:
+    try:
+      there = self.path.read_text()
+      if there == self._own:
+        os.utime(self.path)
+      elif not self._over.is_set():
+        self._successor = there
+    except FileNotFoundError:
+      if not self._over.is_set():
+        self._successor = ""
+    except OSError:
+      pass  # a network file system may come back; the next renewal tells
+
+  def _keep(self) -> None:
+    while not self._over.wait(RENEW_S) and self._successor is None:
+      self._renew()
+
+
+_held: dict[pathlib.Path, Lease] = {}
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+  """Holds the lease of an existing folder inside the block; one that this process holds already is not taken again."""
+  folder = folder.resolve()
+  if folder in _held:
+    yield
+    return
+  lease = Lease(folder)
+  lease.take()
+  _held[folder] = lease
+  try:
+    yield
+  finally:
+    del _held[folder]
+    lease.give_back()
+
+
+def confirm() -> None:
+  """Looks whether every folder that this process holds is still its own; see `Lease.confirm`."""
+  for lease in _held.values():
+    lease.confirm()
+
+
+def check() -> None:
+  """The same from memory; see `Lease.check`."""
+  for lease in _held.values():
+    lease.check()
+
+
+def give_back_all() -> None:
+  """For an end without unwinding."""
+  for lease in list(_held.values()):
+    lease.give_back()
+
+
+def _describe_self() -> dict[str, Any]:
+  return {
+    "host": platform.node(),
+    "pid": os.getpid(),
+    "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "started": _started(os.getpid()),
+    "machine": _machine(),
+    "token": secrets.token_hex(8),
+  }
+
+
+def _machine() -> str:
+  """What two processes share that see each other's numbers: host name, boot, process namespace."""
+  parts = [platform.node()]
+  with contextlib.suppress(OSError):
+    parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    parts.append(os.readlink("/proc/self/ns/pid"))
+  return " ".join(parts)
+
+
+def _started(pid: int) -> str | None:
+  """When a process was started, in the system's own count, '' where it does not say; None when there is none."""
+  try:
+    state, *fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]
+  except OSError:
+    pass
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return None
+  except PermissionError:
+    pass
+  return ""
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+  return _started(holder["pid"]) in (holder["started"], "")
+
+
+def _read(text: str) -> dict[str, Any]:
+  """Empty where it cannot be read: the holder was about to write it, or lost its power."""
+  with contextlib.suppress(ValueError):
+    holder = json.loads(text)
+    if isinstance(holder, dict) and {"host", "pid", "since", "started", "machine"} <= set(holder):
+      return holder
+  return {}
+
+
+def _name(text: str) -> str:
+  holder = _read(text)
+  return f"process {holder['pid']} on {holder['host']} (since {holder['since']})" if holder else "another process"
