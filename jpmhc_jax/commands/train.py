@@ -42,7 +42,9 @@ class Train:
       raise ConfigError("--workdir is missing: the folder that the run is kept in, such as --workdir=runs/first")
 
     from jpmhc_jax.commands.session import open_run, processes_of
+    from jpmhc_jax.core.errors import check_choice
     from jpmhc_jax.evaluation import spectrum
+    from jpmhc_jax.evaluation.metric_names import metric_names
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import distributed, loop
     from jpmhc_jax.training.profiling import parse_window
@@ -52,6 +54,8 @@ class Train:
         f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
         "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
       )
+    if config.checkpoint.best_metric:
+      check_choice("checkpoint.best_metric", config.checkpoint.best_metric, metric_names(config))
     profile = parse_window(options.profile, config.steps) if options.profile else range(0)
     with processes_of(config), loop.claimed(config, options.workdir):
       try:

@@ -1,27 +1,28 @@
 """Checkpoints that hold everything: state, configuration, identifier map, clock. The only module that knows orbax.
 
-A checkpoint appears under its final name only when it is complete, and gets a manifest right after. One that is
-damaged all the same (a truncated file, a flipped bit) is noticed when it is read: the newest intact one is used, and
-the damaged one is moved aside, never deleted.
+A checkpoint appears under its final name only when it is complete, and gets a manifest right after. An older one is
+deleted when the new one is on the disk itself, not before (tensorstore syncs the arrays, `manifest` the rest): a power
+failure leaves one. One that is damaged all the same (a truncated file, a flipped bit) is noticed when it is read: the
+newest intact one is used, and the damaged one is moved aside, never deleted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import CheckpointError, StorageError
+from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
 from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import distributed, manifest
@@ -31,6 +32,11 @@ from jpmhc_jax.training.state import Setup, TrainState
 SCORES = "scores.json"
 DAMAGED = "damaged"
 BUNDLE = {"config", "clock", "data", "fingerprint"}
+# How tensorstore words a failure of a disk or of cloud storage; its exceptions are ValueErrors like any other.
+_STORAGE = re.compile(
+  r"os_error_code|Error (opening|reading|writing)|"
+  r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|DATA_LOSS)\b"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +78,8 @@ class Checkpoints:
       raise StorageError(f"{folder}: cannot keep checkpoints there: {error}; choose another --workdir") from error
 
   def _open(self) -> ocp.CheckpointManager:
-    policy = _LatestAndBest(self._keep, lambda: self._scores)
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=self._owner)
+    # Orbax deletes nothing: it would do so before the new checkpoint is surely on disk.
+    options = ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=self._owner)
     return ocp.CheckpointManager(self.folder.absolute(), options=options)
 
   def steps(self) -> list[int]:
@@ -83,7 +89,7 @@ class Checkpoints:
   def save(
     self, step: int, state: TrainState, *, config: schema.Config, dataset: Dataset, clock: Mapping[str, Any]
   ) -> None:
-    """Writes one bundle and its manifest, and returns when both are on disk.
+    """Writes one bundle and its manifest, returns when both are on disk, and deletes what need not be kept.
 
     Raises StorageError when the disk is full or the folder is not writable; earlier checkpoints are intact then.
     """
@@ -107,9 +113,12 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
       manifest.write(self.folder / str(step))
+      self._prune()
     except jax.errors.JaxRuntimeError:  # another process is gone, not the disk
       raise
-    except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
+    except (OSError, ValueError, RuntimeError) as error:
+      if not _is_storage_fault(error):
+        raise
       raise StorageError(
         f"{self.folder / str(step)}: checkpoint not written ({_short(error)}). Checkpoints of steps "
         f"{', '.join(map(str, self._intact_before(step))) or 'none'} are intact; free space or make the folder "
@@ -117,13 +126,25 @@ class Checkpoints:
       ) from error
 
   def rank(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Notes the evaluation of a saved step: it decides which checkpoint is the best. Other metrics are ignored."""
-    found = metrics.get(self._best_metric, math.nan)
+    """Notes the evaluation of a saved step: it decides which checkpoint is the best.
+
+    Raises ConfigError when the metric to rank by is not among them.
+    """
+    if self._best_metric not in metrics:
+      raise ConfigError(
+        f"checkpoint.best_metric={self._best_metric!r}: the evaluation has {', '.join(metrics)}."
+        f"{nearest(self._best_metric, metrics)} Step {step} is saved; set one of these and run the command again"
+      )
+    found = metrics[self._best_metric]
     self._scores[step] = self._sign * found if math.isfinite(found) else None
     with storing(str(self.folder / SCORES)):
       self._write_scores()
-    kept = kept_steps(self.steps(), self._scores, self._keep)
-    for surplus in set(self.steps()) - kept:
+    self._prune()
+
+  def _prune(self) -> None:
+    """Deletes all but the latest few and the best."""
+    known = self.steps()
+    for surplus in sorted(set(known) - kept_steps(known, self._scores, self._keep)):
       self._manager.delete(surplus)
 
   def evaluated(self, step: int) -> bool:
@@ -159,32 +180,32 @@ class Checkpoints:
     self._manager.close()
 
   def _read(self, setup: Setup, dataset: Dataset, step: int) -> Restored:
-    problem = manifest.problem(self.folder / str(step))
+    folder = self.folder / str(step)
+    problem = manifest.problem(folder)
     if problem:
       raise _Damaged(problem)
     shapes = jax.eval_shape(setup.create)
     target = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, setup.shardings
     )
-    try:
-      read = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(_as_dict(target)),
-          identifiers=ocp.args.StandardRestore(),
-          bundle=ocp.args.JsonRestore(),
-        ),
-      )
-    except Exception as error:  # what orbax raises depends on the file that is damaged
+    read, differs, failure = _read_alone(folder, _as_dict(target))
+    # A process that fails alone must not leave the others in what they do next together.
+    outcomes = distributed.gather([differs, failure])
+    differs = next((text for text, _ in outcomes if text), "")
+    failed = {index: text for index, (_, text) in enumerate(outcomes) if text}
+    if differs:
+      raise CheckpointError(f"{folder}: written by code or a config with another state ({differs}); use those again")
+    if failed:
+      failure = next(iter(failed.values()))
+      if len(failed) < len(outcomes):
+        failure = f"process {next(iter(failed))} of {len(outcomes)}: {failure}"
       if problem is None:
-        raise _Damaged(_short(error)) from error
-      raise CheckpointError(
-        f"{self.folder / str(step)}: intact, but written by code or a config with another state ({_short(error)})"
-      ) from error
+        raise _Damaged(failure)
+      raise CheckpointError(f"{folder}: intact, but it cannot be read ({failure})")
     bundle = read["bundle"]
     if missing := BUNDLE - set(bundle):
       raise CheckpointError(
-        f"{self.folder / str(step)}: written by an older version (without {', '.join(sorted(missing))}); "
+        f"{folder}: written by an older version (without {', '.join(sorted(missing))}); "
         "use the version that wrote it, or start anew in another --workdir"
       )
     self._check_data(step, bytes(np.asarray(read["identifiers"]["names"])).decode(), bundle["data"], dataset)
@@ -241,19 +262,6 @@ class Checkpoints:
     return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and int(p.name) != step)
 
 
-@dataclasses.dataclass(frozen=True)
-class _LatestAndBest(policies.PreservationPolicy):
-  """What orbax asks when it has saved; see `kept_steps`."""
-
-  keep: int
-  scores: Callable[[], Mapping[int, float | None]]
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = kept_steps(steps, self.scores(), self.keep)
-    return [step in kept for step in steps]
-
-
 def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: int) -> set[int]:
   """The latest few and the one with the highest score; a checkpoint that was never evaluated is not the best."""
   ranked = [(score, step) for step, score in scores.items() if score is not None and step in steps]
@@ -265,6 +273,52 @@ def _read_scores(path: pathlib.Path) -> dict[int, float | None]:
     return {int(step): score for step, score in json.loads(path.read_text()).items()}
   except (FileNotFoundError, ValueError, AttributeError):  # none yet, or damaged: the newest is evaluated again
     return {}
+
+
+def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[str, Any], str, str]:
+  """(the items of a checkpoint, how its state differs from `target`, why it cannot be read).
+
+  Each process reads its shards without waiting for the others: orbax's barrier would be missed by one that fails.
+  """
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+  try:
+    there = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
+    if differs := _difference(there, target):
+      return {}, differs, ""
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as bundles:
+      items = ocp.args.Composite(
+        state=ocp.args.StandardRestore(target),
+        identifiers=ocp.args.StandardRestore(),
+        bundle=ocp.args.JsonRestore(),
+      )
+      return bundles.restore(folder, args=items), "", ""
+  except Exception as error:  # what orbax raises depends on the file that is damaged
+    return {}, "", _short(error)
+
+
+def _difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  """The first leaves whose shape or dtype differs, in words; '' when all are the same."""
+
+  def about(leaves: Mapping[str, Any], name: str) -> str:
+    return f"{jnp.dtype(leaves[name].dtype)}{list(leaves[name].shape)}" if name in leaves else "none"
+
+  rows = [(name, about(there, name), about(now, name)) for name in sorted({*there, *now})]
+  differing = [f"{name}: {old} there, {new} now" for name, old, new in rows if old != new]
+  more = f"; {len(differing) - 3} more" if len(differing) > 3 else ""
+  return "; ".join(differing[:3]) + more
+
+
+def _is_storage_fault(error: BaseException | None) -> bool:
+  """Whether a disk, a folder or cloud storage is at the root of an error."""
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:
+    if isinstance(error, OSError) or _STORAGE.search(str(error)):
+      return True
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def _short(error: BaseException) -> str:

@@ -22,6 +22,7 @@ import jax
 from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.files import storing
+from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.training import distributed, environment, lease, nonfinite
 from jpmhc_jax.training import mesh as meshes
@@ -82,11 +83,12 @@ def train(run: Run, arguments: list[str]) -> TrainState:
 
 def _train(run: Run, arguments: list[str]) -> TrainState:
   config = run.config
+  asked = config.checkpoint.best_metric
   checkpoints = Checkpoints(
     run.workdir / "checkpoints",
     keep=config.checkpoint.keep,
-    best_metric=config.checkpoint.best_metric or run.evaluate.main_metric,
-    higher_is_better=run.evaluate.higher_is_better,
+    best_metric=asked or run.evaluate.main_metric,
+    higher_is_better=larger_is_better(asked) if asked else run.evaluate.higher_is_better,
   )
   step_function, policy = make_train_step(run.setup), Policy(config.optimizer)
   offset: int | None = None

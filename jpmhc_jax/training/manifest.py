@@ -1,6 +1,8 @@
 """The manifest of a checkpoint: size and CRC-32 of every file, so that a damaged one is known before it is read."""
 
+import contextlib
 import json
+import os
 import pathlib
 import zlib
 
@@ -14,11 +16,17 @@ _CHUNK = 1 << 24
 
 
 def write(folder: pathlib.Path) -> None:
-  """Describes the files of a complete checkpoint. With several processes each reads its part of them."""
-  described = {name: _describe(folder / name) for name in _mine(_files(folder))}
+  """Describes the files of a complete checkpoint, and returns when they are on the disk itself.
+
+  With several processes each reads its part of them.
+  """
+  described = {name: _describe(folder / name, durable=True) for name in _mine(_files(folder))}
   parts = distributed.gather(described)
   if distributed.is_primary():
     write_atomically(folder / NAME, json.dumps({name: value for part in parts for name, value in part.items()}))
+    for path in (*filter(pathlib.Path.is_dir, folder.rglob("*")), folder, folder.parent):
+      _sync_folder(path)
+  distributed.barrier("manifest")
 
 
 def problem(folder: pathlib.Path) -> str | None:
@@ -56,9 +64,21 @@ def _mine(names: list[str]) -> list[str]:
   return names[jax.process_index() :: jax.process_count()]
 
 
-def _describe(path: pathlib.Path) -> tuple[int, int]:
+def _describe(path: pathlib.Path, durable: bool = False) -> tuple[int, int]:
   size = crc = 0
   with path.open("rb") as file:
+    if durable:
+      os.fsync(file.fileno())  # some µs where tensorstore has done it
     while chunk := file.read(_CHUNK):
       size, crc = size + len(chunk), zlib.crc32(chunk, crc)
   return size, crc
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  """Makes the names in it survive a power failure, where the file system can."""
+  with contextlib.suppress(OSError):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)

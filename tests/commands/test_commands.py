@@ -150,6 +150,13 @@ def test_evaluate_takes_an_earlier_step_and_overrides_of_its_own_fields_only(wor
   assert "only fields of 'evaluation'" in capsys.readouterr().err
 
 
+def test_a_best_metric_that_no_evaluation_has_is_refused_before_anything_is_built(config_file, tmp_path, capsys):
+  asked = "--config.checkpoint.best_metric=exact_acuracy"
+  assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", asked]) == 2
+  assert "checkpoint.best_metric='exact_acuracy': expected one of" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
 def test_an_ablation_is_written_beside_the_evaluation_and_refused_in_training(workdir, config_file, capsys):
   evaluation = _json(workdir / "evaluation" / "step_4.json")
   assert main(["evaluate", f"--workdir={workdir}", "--config.evaluation.ablation=mean"]) == 0

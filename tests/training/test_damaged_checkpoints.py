@@ -1,6 +1,8 @@
 """Damage is noticed, the newest intact checkpoint is used, the damaged one kept aside; a failed write loses nothing."""
 
+import dataclasses
 import json
+import os
 import shutil
 import time
 
@@ -11,7 +13,7 @@ import tiny
 
 from jpmhc_jax.commands import session
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import CheckpointError, StorageError, WorkdirError
+from jpmhc_jax.core.errors import CheckpointError, ConfigError, StorageError, WorkdirError
 from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints, kept_steps
 
@@ -148,10 +150,14 @@ def test_an_asked_for_step_is_not_replaced_by_another(workdir):
     Checkpoints(workdir / "checkpoints").restore(run.setup, run.dataset, 6)
 
 
-def test_a_state_of_another_shape_is_a_mistake_and_no_damage(workdir):
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_state_of_another_shape_is_a_mistake_and_no_damage(manifest, workdir):
+  if not manifest:
+    (workdir / "checkpoints" / "8" / "manifest.json").unlink()
   config = _config(optimizer=schema.Optimizer(learning_rate=1e-2, warmup_steps=4, ema=0.0))
   run = _run(workdir, config)
-  with pytest.raises(CheckpointError, match="intact, but written by code or a config with another state"):
+  message = r"written by code or a config with another state \(\.ema\[.*: float32\[.*\] there, none now;.* more\)"
+  with pytest.raises(CheckpointError, match=message):
     Checkpoints(workdir / "checkpoints").restore(run.setup, run.dataset)
   assert not (workdir / "damaged").exists()
 
@@ -175,6 +181,82 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_resumes(error, tm
   monkeypatch.undo()
   state = loop.train(_run(tmp_path), ["train"])
   jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "OUT_OF_RANGE: Error writing \"a/0.0\" in OCDBT database: File too large [os_error_code='27']",
+    "PERMISSION_DENIED: HTTP response code: 403",
+  ],
+)
+def test_what_tensorstore_says_of_a_full_disk_is_a_storage_fault(text, workdir, monkeypatch):
+  with pytest.raises(StorageError, match="10: checkpoint not written .*steps 4, 6, 8 are intact"):
+    _save_with(RuntimeError("a thread died"), ValueError(text), workdir, monkeypatch)
+
+
+def test_another_error_in_a_save_keeps_its_own_words(workdir, monkeypatch):
+  with pytest.raises(ValueError, match="^not a valid type$"):
+    _save_with(ValueError("not a valid type"), None, workdir, monkeypatch)
+
+
+def _save_with(error, cause, workdir, monkeypatch):
+  run = _run(workdir)
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=3)
+
+  def fails(*arguments, **named):
+    raise error from cause
+
+  monkeypatch.setattr(checkpoints._manager, "save", fails)
+  checkpoints.save(10, run.setup.create(), config=run.config, dataset=run.dataset, clock={})
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_is_on_disk(workdir, monkeypatch):
+  """The only one that is kept: it goes after the last fsync of the new one's files and folders."""
+  run, folder = _run(workdir), workdir / "checkpoints"
+  (folder / "scores.json").unlink()
+  checkpoints, synced = Checkpoints(folder, keep=1), set()
+
+  def sync(descriptor):
+    assert (folder / "8").is_dir()
+    synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+  monkeypatch.setattr(os, "fsync", sync)
+  checkpoints.save(10, run.setup.create(), config=run.config, dataset=run.dataset, clock={})
+  assert checkpoints.steps() == [10]
+  there = {str(path) for path in (folder / "10").rglob("*")} - {str(folder / "10" / "manifest.json")}
+  assert there <= synced and {str(folder), str(folder / "10")} <= synced
+
+
+def test_a_process_that_cannot_read_takes_all_others_with_it(workdir, monkeypatch):
+  """They decide together, here with another process that fails alone."""
+  (workdir / "checkpoints" / "8" / "manifest.json").unlink()
+  gather, theirs = checkpoint.distributed.gather, [["", "OSError: stale handle"]]
+  monkeypatch.setattr(
+    checkpoint.distributed, "gather", lambda own: [own, theirs.pop()] if own == ["", ""] and theirs else gather(own)
+  )
+  run, checkpoints = _run(workdir), Checkpoints(workdir / "checkpoints")
+  restored = checkpoints.restore(run.setup, run.dataset)
+  assert restored.step == 6 and "8 is damaged (process 1 of 2: OSError: stale handle)" in restored.notes[0]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("exact_accuracy", 2), ("loss", 4)])
+def test_the_best_by_a_loss_is_the_lowest(metric, best, tmp_path):
+  class Worsening(_Evaluation):
+    def __call__(self, state, step):
+      return {"exact_accuracy": 1.0 / step, "loss": abs(step - 4.0)}
+
+  config = tiny.config(checkpoint=schema.Checkpoint(0, 1, metric), evaluation=schema.Evaluation(every=2))
+  run = _run(tmp_path, config)
+  loop.train(dataclasses.replace(run, evaluate=Worsening()), ["train"])
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [best, 8]
+
+
+def test_a_best_metric_that_no_evaluation_has_is_refused_with_those_there_are(tmp_path):
+  config = tiny.config(checkpoint=schema.Checkpoint(0, 1, "exact_acuracy"), evaluation=schema.Evaluation(every=2))
+  with pytest.raises(ConfigError, match=r"best_metric='exact_acuracy': the evaluation has exact_accuracy\. Did you"):
+    loop.train(_run(tmp_path, config), ["train"])
+  assert Checkpoints(tmp_path / "checkpoints").steps() == [2]
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(tmp_path):
