@@ -25,6 +25,7 @@ from jpmhc_jax.connections import apply, generator, implementation, segments
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.connection_fields import check_connection
 from jpmhc_jax.manifolds import linear
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
@@ -94,7 +95,12 @@ class HyperConnection:
 
   @classmethod
   def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
-    """The connection that the config describes; raises ConfigError where manifold and parameterisation do not fit."""
+    """The connection that the config describes.
+
+    Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and
+    where manifold and parameterisation do not fit.
+    """
+    check_connection(config, width)
     manifold = manifolds.parse(config.manifold, config.options)
     return cls(
       manifold=manifold,
@@ -122,6 +128,21 @@ class HyperConnection:
     return self.width // self.routing.segments
 
   @property
+  def parameter_names(self) -> tuple[str, ...]:
+    """The keys of what `init` makes."""
+    dynamic = self.generator != "static"
+    present = {
+      "bias": self.bias or not dynamic,
+      "projection": dynamic,
+      "norm_scale": dynamic and self.norm == "layernorm",
+      "norm_shift": dynamic and self.norm == "layernorm",
+      "gate": self.generator == "gated",
+      "mixer": self.stored is not None,
+      "choice": isinstance(self.manifold, manifolds.Choice),
+    }
+    return tuple(name for name, there in present.items() if there)
+
+  @property
   def mix_shape(self) -> tuple[int, ...]:
     """Leading axes of the mixer's logits; (0,) when the mixer takes none."""
     return (0,) if self.stored else tuple(self.manifold.logit_shape(self.streams))
@@ -134,7 +155,7 @@ class HyperConnection:
     n, d = self.streams, self.stream_width
     offsets = self._initial_logits(layer_index)
     parameters: dict[str, Array] = {}
-    if self.bias or self.generator == "static":
+    if "bias" in self.parameter_names:
       parameters["bias"] = offsets
     if self.generator != "static":
       scale = self.init_scale / math.sqrt(n * d) if self.initialisation == "random" else 0.0
@@ -169,7 +190,16 @@ class HyperConnection:
     return parameters.get("progress", jnp.zeros((), jnp.float32))
 
   def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Coefficients:
-    """Read, mix and write coefficients of every token (without token axes for a static generator)."""
+    """Read, mix and write coefficients of every token (without token axes for a static generator).
+
+    Raises ValueError where `parameters` lack what `init` makes.
+    """
+    missing = [name for name in self.parameter_names if name not in parameters]
+    if missing:
+      raise ValueError(
+        f"parameters: no {', '.join(map(repr, missing))} among {', '.join(map(repr, parameters)) or 'none'}; expected "
+        f"what `init` of this connection makes (generator={self.generator!r}, norm={self.norm!r})"
+      )
     return self.coefficients_of(parameters, self.logits(parameters, streams))
 
   @property
@@ -207,7 +237,10 @@ class HyperConnection:
   def __call__(
     self, parameters: Parameters, streams: Float[Array, "*tokens n d"], sublayer: SubLayer
   ) -> Float[Array, "*tokens n d"]:
-    """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token."""
+    """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token.
+
+    Raises ValueError where the streams, the parameters or the sub-layer's output are not of the shape above.
+    """
     if streams.shape[-2:] != (self.streams, self.stream_width):
       segmented = f" of {self.routing.segments} segments" if self.routing.segments > 1 else ""
       raise ValueError(
@@ -219,6 +252,11 @@ class HyperConnection:
     with jax.named_scope("read"):
       read = self._read(streams, coefficients)
     output = sublayer(read)
+    if (
+      getattr(output, "shape", None) != read.shape
+    ):  # another width would spread over the streams, or fail far from here
+      found = getattr(output, "shape", type(output).__name__)
+      raise ValueError(f"the sub-layer made {found} of {read.shape}: expected the shape it was given, (..., d)")
     with jax.named_scope("mix_and_write"):
       return self._mix_and_write(streams, coefficients, output)
 

@@ -23,6 +23,8 @@ import numpy as np
 
 from jpmhc_jax.connections import segments
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.connection_fields import check_connection
+from jpmhc_jax.core.errors import check_choice
 
 HEAD_EPSILON = 1e-6
 _NORM_EPSILON = 1e-6
@@ -35,12 +37,18 @@ _AXES = {
 
 
 def expand(x: Float[Array, "*tokens d"], n: int, m: int = 1) -> Float[Array, "*tokens n w"]:
-  """n copies of one vector, or of its m segments in turn: the streams at the start of the network."""
+  """n copies of one vector, or of its m segments in turn: the streams at the start of the network.
+
+  Raises ValueError unless 1 <= m <= n and m divides d.
+  """
+  if not 1 <= m <= n or x.shape[-1] % m:
+    raise ValueError(f"n={n}, m={m}: expected at least one stream, and 1 to n segments that divide d={x.shape[-1]}")
   return segments.split(x, n, m)
 
 
 def reduce(streams: Float[Array, "*tokens n w"], how: str = "mean", m: int = 1) -> Float[Array, "*tokens d"]:
-  """One vector from n streams: their mean or sum, segment by segment."""
+  """One vector from n streams: their mean or sum, segment by segment. Raises ConfigError for another word."""
+  check_choice("how", how, ("mean", "sum"))
   return segments.join(streams, m, how)
 
 
@@ -64,7 +72,8 @@ class StreamEnds:
 
   @classmethod
   def from_config(cls, config: schema.Connection, width: int) -> "StreamEnds":
-    """The ends that the config describes, for a network of this width."""
+    """The ends that the config describes, for a network of this width. Raises ConfigError as a connection does."""
+    check_connection(config, width)
     noise = config.init_scale if config.init == "random" else 0.0
     return cls(
       config.streams, width, config.segments, config.expand, config.stream_embedding, config.reduce, noise

@@ -23,17 +23,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.core.connection_fields import check_field
+
 _OPEN = 40.0  # a logit of 40 is a weight of 1 in float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-  """One of the forms above; `temperature` is τ of the softmaxes, `epsilon` is ε of the sigmoid read."""
+  """One of the forms above; `temperature` is τ of the softmaxes, `epsilon` is ε of the sigmoid read.
+
+  Raises ConfigError for another form.
+  """
 
   form: str = "sigmoid"
   temperature: float = 1.0
   segments: int = 1
   epsilon: float = 0.0
+
+  def __post_init__(self) -> None:
+    check_field("read_write", self.form)
 
   def logit_shapes(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Leading axes of the read and the write logits."""

@@ -18,7 +18,8 @@ import ml_collections
 from ml_collections import config_flags
 
 from jpmhc_jax.core import ranges, schema
-from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
+from jpmhc_jax.core.connection_fields import check_connection
+from jpmhc_jax.core.errors import check_choice, ConfigError, nearest, require
 from jpmhc_jax.core.files import write_atomically
 
 _FLAG = "config"
@@ -190,58 +191,41 @@ def restore(path: pathlib.Path) -> schema.Config:
     ) from error
 
 
-def _require(good: bool, field: str, value: Any, expected: str) -> None:
-  if not good:
-    raise ConfigError(f"{field}={value!r}: expected {expected}")
-
-
-def _check_segments(connection: schema.Connection, width: int) -> None:
-  n, m = connection.streams, connection.segments
-  _require(1 <= m <= n, "connection.segments", m, f"1 to connection.streams={n}; 1 = hyper-connections")
-  _require(width % m == 0, "connection.segments", m, f"a divisor of model.width={width}")
-  _require(
-    connection.reduce != "head" or n >= 2 * m,
-    "connection.reduce",
-    connection.reduce,
-    f"at least two streams a segment (streams={n}, segments={m}) to weigh; or reduce='mean' or 'learned'",
-  )
-
-
 def validate(config: schema.Config) -> schema.Config:
   """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
-  c, model, connection = config, config.model, config.connection
+  c, model = config, config.model
   for name, value, expected in ranges.out_of_range(dict(leaves(config))):
     raise ConfigError(f"{name}={value!r}: expected {expected}")
-  _require(
+  require(
     c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
   )
-  _require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
+  require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
   head = model.width // model.heads
-  _require(
+  require(
     model.positions != "rope" or head % 2 == 0,
     "model.heads",
     model.heads,
     "an even width per head (rope rotates pairs)",
   )
   puzzle = model.puzzle
-  _require(
+  require(
     0 <= puzzle.width <= puzzle.slots * model.width,
     "model.puzzle.width",
     puzzle.width,
     f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
   )
-  _check_segments(connection, model.width)
+  check_connection(config.connection, model.width, "model.width")
   if model.kind == "decoder":
-    _require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
+    require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
   if model.kind in ("decoder", "vit"):
-    _require(
+    require(
       model.rematerialise != "call",
       "model.rematerialise",
       "call",
       "none, products, coefficients or block: a transformer is one call",
     )
   optimizer = c.optimizer
-  _require(
+  require(
     len(optimizer.step_boundaries) == len(optimizer.step_factors),
     "optimizer.step_factors",
     optimizer.step_factors,
@@ -249,7 +233,7 @@ def validate(config: schema.Config) -> schema.Config:
   )
   for name in ("data", "fsdp", "tensor", "slices"):
     size = getattr(c.mesh, name)
-    _require(
+    require(
       size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)"
     )
   return config

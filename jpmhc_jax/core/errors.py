@@ -49,3 +49,9 @@ def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
   choices = list(choices)
   if value not in choices:
     raise ConfigError(f"{field}={value!r}: expected one of {', '.join(choices)}.{nearest(str(value), choices)}")
+
+
+def require(good: bool, field: str, value: object, expected: str) -> None:
+  """Raises ConfigError that names the field, its value and what was expected, unless `good`."""
+  if not good:
+    raise ConfigError(f"{field}={value!r}: expected {expected}")

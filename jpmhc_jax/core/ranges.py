@@ -26,8 +26,11 @@ _DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.ema")
 _SHARES = ("model.recursion.exploration", "data.maze.loops")
 
 
-def out_of_range(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-  """(field, value, what was expected) for every number outside its range, by dotted name; NaN and inf are in none."""
+def out_of_range(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+  """(field, value, what was expected) for every number outside its range, by dotted name; NaN and inf are in none.
+
+  prefix: `values` holds the fields whose names begin so, and only these are looked at.
+  """
   for name, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       yield name, value, "a finite number"
@@ -39,4 +42,5 @@ def out_of_range(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     (_SHARES, lambda v: 0 <= v <= 1, "0 to 1"),
   )
   for names, good, expected in rules:
-    yield from ((name, values[name], expected) for name in names if not good(values[name]))
+    chosen = (name for name in names if name.startswith(prefix))
+    yield from ((name, values[name], expected) for name in chosen if not good(values[name]))
