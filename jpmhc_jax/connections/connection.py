@@ -176,8 +176,19 @@ class HyperConnection:
     """
     if not isinstance(self.manifold, manifolds.Choice):
       return {}
-    weights = self.manifold.weights(parameters["choice"], self._progress(parameters))
-    return {manifolds.name_of(family): weights[k] for k, family in enumerate(self.manifold.families)}
+    return {manifolds.name_of(family): weight for family, weight in self.blended(parameters)}
+
+  def blended(self, parameters: Parameters) -> list[tuple[manifolds.Manifold, Array]]:
+    """Families that the mixer blends by weights common to all tokens, with the weights; empty for one family."""
+    manifold = self.manifold
+    if isinstance(manifold, manifolds.Choice):
+      return list(
+        zip(manifold.families, manifold.weights(parameters["choice"], self._progress(parameters)), strict=True)
+      )
+    if isinstance(manifold, manifolds.Hybrid) and manifold.scheduled:
+      weight = jnp.asarray(manifold.at(self._progress(parameters)))
+      return [(manifold.first, 1 - weight), (manifold.second, weight)]
+    return []
 
   @property
   def follows_progress(self) -> bool:

@@ -6,6 +6,7 @@ says max or min.
 """
 
 from collections.abc import Mapping, Sequence
+import math
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def logit_diagnostics(
 
   routing_sensitivity and mixer_sensitivity: ‖g‖/‖c‖ of the read and write logits and of the mixer's (1 for linear
   maps); logit_saturation: share of (logit, token) pairs with |g| < FLAT, of the logits that matter at all (a rotation
-  never sees the diagonal of its logits); frozen_gradient: 1 when a sensitivity is below FROZEN or no number.
+  never sees the diagonal of its logits); frozen_gradient: 1 when a sensitivity is below FROZEN or no number, where a
+  blend that has gone over to families without logits, as a choice that took the identity, owes the mixer's none.
   """
   sampled = _sample(streams.reshape(-1, *streams.shape[-2:]))
   logits = rule.logits(parameters, sampled)
@@ -105,9 +107,22 @@ def logit_diagnostics(
   values["routing_sensitivity"] = _ratio(gradient[:routing], (asked.read, asked.write))
   if rule.logit_sizes[2] and asked.mix is not None:
     values["mixer_sensitivity"] = _ratio(gradient[routing:], (asked.mix,))
+  least = {"mixer_sensitivity": FROZEN * _weight_of_logits(rule, parameters)}
   # `>=` is also False for NaN.
-  alive = jnp.stack([value >= FROZEN for name, value in values.items() if name.endswith("_sensitivity")])
+  alive = jnp.stack([
+    value >= least.get(name, FROZEN) for name, value in values.items() if name.endswith("_sensitivity")
+  ])  # fmt: skip
   return values | {"frozen_gradient": 1.0 - jnp.all(alive).astype(jnp.float32)}
+
+
+def _weight_of_logits(rule: HyperConnection, parameters: Parameters) -> Array:
+  """How much of the mixer comes from families that take logits: 1, but in a blend with one that takes none.
+
+  Weights below FLAT are 0: their squares are lost in float32, and nobody feels them.
+  """
+  blend = rule.blended(parameters)
+  weight = sum((w for family, w in blend if math.prod(family.logit_shape(rule.streams))), start=jnp.zeros(()))
+  return jnp.where(weight < FLAT, 0.0, weight) if blend else jnp.ones(())
 
 
 def _ratio(gradient: Array, cotangents: tuple[Array, ...]) -> Array:

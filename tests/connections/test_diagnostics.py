@@ -221,6 +221,29 @@ def test_the_alarm_fires_where_the_gradient_is_gone(manifold, options, logits):
   assert line.startswith("mixer/block0.tokens/frozen_gradient: the coefficients no longer answer")
 
 
+@pytest.mark.parametrize(
+  ("manifold", "options", "chosen"),
+  [("choice", "", [0.0, 0.0, 0.5]), ("hybrid", "first=iso,second=identity,weight=0,final=1", None)],
+)
+def test_a_blend_that_went_over_to_the_identity_is_no_alarm(manifold, options, chosen):
+  rule = HyperConnection.from_config(schema.Connection(manifold=manifold, options=options), 8, 0)
+  parameters = rule.init(jax.random.key(0)) | ({"choice": jnp.array(chosen)} if chosen else {})
+  measure = jax.jit(lambda share: logit_diagnostics(rule, parameters | {"progress": share}, jnp.ones((5, N, 8))))
+  for share in (0.0, 0.5, 0.6, 0.65, 0.69, 0.7, 0.9, 1.0):
+    found = _values(measure(jnp.float32(share)))
+    assert found["frozen_gradient"] == 0, (share, found)
+  assert found["mixer_sensitivity"] < 1e-8 < found["routing_sensitivity"]
+
+
+def test_a_choice_of_a_family_whose_gradient_is_gone_is_still_an_alarm():
+  rule = HyperConnection.from_config(schema.Connection(manifold="choice", generator="static"), 8, 0)
+  parameters = rule.init(jax.random.key(0)) | {"choice": jnp.array([0.0, 0.5, 0.0]), "progress": jnp.ones(())}
+  start = sum(rule.logit_sizes[:2]) + N * N  # after the logits of the first family, Iso
+  frozen = parameters | {"bias": parameters["bias"].at[start : start + N * N].set(jnp.ravel(80.0 * jnp.eye(N) - 40.0))}
+  measure = jax.jit(lambda p: logit_diagnostics(rule, p, jnp.ones((1, N, 8)))["frozen_gradient"])
+  assert [float(measure(each)) for each in (parameters, frozen)] == [0.0, 1.0]
+
+
 def test_transposed_mixers_and_segments_are_measured_as_they_are():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(*TOKENS, N, 4)), jnp.float32)
