@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 import importlib.resources
 from pathlib import Path
+import shlex
 
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.reporting import compare, sweep_folder
 from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.sections import run_sections, Section, status_badge
-from jpmhc_jax.reporting.workdir import read_runs, Run
+from jpmhc_jax.reporting.workdir import folders_inside, read_runs, Run
 
+NAMED = 8  # folders that a message names
 FOLDED_EXAMPLES = 12  # answers drawn for each run when there are several; the run's own page shows all
 
 
@@ -19,8 +21,8 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
 
   One folder: its summary, curves, evaluations, answers, mixers, configuration and environment. Several: the table of
   runs, comparisons over seeds and the differences in configuration first, then each run. Missing or partial runs are
-  shown as such. Raises UserError when no folder is given or none of them exists, StorageError when the page cannot be
-  written; an earlier page is still there then.
+  shown as such. Raises UserError when no folder is given, none of them exists or holds a record, StorageError when the
+  page cannot be written; an earlier page is still there then.
   """
   given = [Path(workdir) for workdir in workdirs]
   folders, entries = sweep_folder.expand(given)
@@ -29,12 +31,25 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
   if not any(run.path.is_dir() for run in runs):
     names = ", ".join(str(run.path) for run in runs) or "none given"
     raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")
+  if not entries and not any(run.recorded for run in runs):
+    raise UserError(_nothing_recorded(runs))
   out = Path(out)
   content = page(runs, sweep_folder.section(given, entries))
   with storing(str(out)):
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
   return out
+
+
+def _nothing_recorded(runs: Sequence[Run]) -> str:
+  """What to say of folders that hold no run: the runs that lie inside them, if any do."""
+  names = ", ".join(str(run.path) for run in runs)
+  inside = [folder for run in runs for folder in folders_inside(run.path)]
+  if not inside:
+    return f"report: nothing was recorded in {names}; expected the --workdir of a run or of a sweep"
+  shown = " ".join(shlex.quote(str(folder)) for folder in inside[:NAMED])
+  more = f" … ({len(inside)} in all)" if len(inside) > NAMED else ""
+  return f"report: nothing was recorded in {names} itself, but it holds runs; name these: jpmhc report {shown}{more}"
 
 
 def page(runs: Sequence[Run], sweep: Markup | None = None) -> str:

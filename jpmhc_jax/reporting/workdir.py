@@ -55,6 +55,11 @@ class Run:
   fate: str = ""  # what the sweep says of a run that is not done: failed, diverged, pruned, pending, …
 
   @property
+  def recorded(self) -> bool:
+    """Whether the folder holds anything of a run, were it only its configuration."""
+    return bool(self.config or self.environment or self.series or self.evaluations)
+
+  @property
   def last_step(self) -> int:
     logged = [int(s.steps[-1]) for s in self.series.values()] + [e.step for e in self.evaluations]
     return max(logged, default=0)
@@ -131,6 +136,20 @@ def read_runs(
   runs = [read_run(path, names[path], anchor) for anchor, path in anchors.items()]
   runs = [dataclasses.replace(run, asked=(metrics or {}).get(run.path, "")) for run in runs]
   return [_with_fate(run, *fates[run.path]) if fates and run.path in fates else run for run in runs]
+
+
+def folders_inside(path: Path) -> list[Path]:
+  """Folders of runs and of sweeps up to two levels below; of a sweep, not those of its runs."""
+  found = (
+    file.parent
+    for below in ("*", "*/*")
+    for name in ("sweep.json", "config.json")
+    for file in path.glob(f"{below}/{name}")
+  )
+  folders: list[Path] = []
+  for folder in dict.fromkeys(found):
+    folders += [] if folder.parent in folders else [folder]
+  return sorted(folders)
 
 
 def _with_fate(run: Run, state: str, remark: str) -> Run:

@@ -11,6 +11,7 @@ from page_parser import Page, read
 import pytest
 
 from jpmhc_jax.core.errors import StorageError, UserError
+from jpmhc_jax.main import main
 from jpmhc_jax.reporting.report import write_report
 
 
@@ -80,13 +81,33 @@ def test_the_page_stands_alone_and_is_sound(make_run, tmp_path):
   assert "prefers-color-scheme: dark" in source and 'name="viewport"' in source
 
 
+def test_folders_without_a_record_are_refused_and_the_runs_inside_them_named(make_run, tmp_path):
+  empty, out = tmp_path / "empty", tmp_path / "a.html"
+  empty.mkdir()
+  with pytest.raises(UserError, match=r"nothing was recorded in .*/empty; expected the --workdir of a run"):
+    write_report([empty], out)
+  folders = [make_run(name, steps=2) for name in ("runs/a b", "runs/deep/b", "runs/sweep/x")]
+  (tmp_path / "runs" / "sweep" / "sweep.json").write_text('{"runs": []}')
+  expected = f"'{folders[0]}' {folders[1]} {folders[2].parent}"
+  with pytest.raises(
+    UserError, match=re.escape(f"{tmp_path / 'runs'} itself, but it holds runs; name these: jpmhc report {expected}")
+  ):
+    write_report([tmp_path / "runs"], out)
+  for k in range(9):
+    make_run(f"many/{k}", steps=2)
+  with pytest.raises(UserError, match=r"many/7 … \(9 in all\)"):
+    write_report([tmp_path / "many"], out)
+  assert main(["report", str(tmp_path / "many")]) == 2 and not list(tmp_path.glob("many/*.html"))
+  assert not out.exists()
+
+
 def test_a_run_without_files_and_a_half_written_one_are_shown_as_such(make_run, tmp_path):
   empty = tmp_path / "empty"
   empty.mkdir()
-  page = read(empty, out=tmp_path / "a.html")
+  killed = make_run("killed", steps=130, planned=1000)
+  page = read(empty, killed, out=tmp_path / "a.html")
   for words in ("config.json is missing", "metrics.jsonl is missing", "no evaluation yet", "no steps recorded"):
     assert words in page.text
-  killed = make_run("killed", steps=130, planned=1000)
   with (killed / "metrics.jsonl").open("a") as file:
     file.write('{"step": 132, "train/lo')
   (killed / "environment.json").write_text("{")
