@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 import contextlib
 import errno
+import itertools
 import os
 import pathlib
 
 from jpmhc_jax.core.errors import StorageError
 
+DAMAGED = "damaged"  # the folder of a workdir for what is kept aside
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REMEDY_FULL = "free space (or raise the quota) and run the same command to resume"
 _REMEDY_CLOSED = "make the folder writable or choose another --workdir"
@@ -31,6 +33,17 @@ def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = T
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise
+
+
+def move_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+  """Moves what is damaged to `damaged/`, beside what was moved there under the same name before; returns its place."""
+  folder = workdir / DAMAGED
+  names = (f"{path.name}.{k}" if k else path.name for k in itertools.count())
+  target = next(folder / name for name in names if not (folder / name).exists())
+  with storing(str(target)):
+    folder.mkdir(exist_ok=True)
+    path.replace(target)
+  return target
 
 
 @contextlib.contextmanager

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 import gzip
 import json
 import pathlib
+import sys
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
 
 from jpmhc_jax.core import schema, streams
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import move_aside, storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
 from jpmhc_jax.evaluation.arc import ArcVotes
@@ -35,7 +37,7 @@ class Evaluator:
   """Callable on (state, step). The votes of each evaluation stay in the workdir, so that pooling survives restarts."""
 
   def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path):
-    self.setup, self.dataset = setup, dataset
+    self.setup, self.dataset, self.workdir = setup, dataset, workdir
     self.folder = results_folder(setup.config.evaluation, workdir)
     evaluated, self.replaced = ablations.ablate(setup)
     self.rollout = make_rollout(evaluated)
@@ -169,10 +171,23 @@ class Evaluator:
     write_atomically(self.folder / f"votes_{step}.json.gz", gzip.compress(content, mtime=0))
     pooled = ArcVotes(self.dataset.identifiers, self.dataset.side)
     for earlier in sorted(_steps(self.folder, "votes_", ".json.gz")):
-      if earlier <= step:
-        saved = json.loads(gzip.decompress((self.folder / f"votes_{earlier}.json.gz").read_bytes()))
-        pooled.merge(ArcVotes.from_state(self.dataset.identifiers, saved))
+      if earlier < step and (saved := self._saved_votes(earlier)) is not None:
+        pooled.merge(saved)
+    pooled.merge(votes)
     return {f"pooled/{name}": value for name, value in pooled.results(self.dataset.test_puzzles).items()}
+
+  def _saved_votes(self, step: int) -> ArcVotes | None:
+    """The votes of an earlier evaluation; None, said and moved aside, where they are damaged."""
+    path = self.folder / f"votes_{step}.json.gz"
+    try:
+      return ArcVotes.from_state(self.dataset.identifiers, json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+      print(
+        f"{path} is damaged ({error}): moved to {move_aside(path, self.workdir)}; the pooled votes are without step "
+        f"{step}. While its checkpoint is there, jpmhc evaluate --workdir={self.workdir} --step={step} votes again",
+        file=sys.stderr,
+      )
+      return None
 
   def _other_puzzles(self) -> np.ndarray:
     """For every identifier another one, whose embedding the ablation uses instead (blank stays blank)."""

@@ -49,9 +49,9 @@ class Partial:
     return batches, usable.get(batches)
 
   def discard(self) -> None:
-    """The pass is finished and its result is written."""
-    for batches in self._found():
-      self._path(batches).unlink(missing_ok=True)
+    """The pass is finished and its result is written: also what other numbers of processes left of it goes."""
+    for path in self.folder.glob(f"partial_{self.name}.*.json.gz"):
+      path.unlink(missing_ok=True)
 
   def _path(self, batches: int) -> pathlib.Path:
     return self.folder / f"partial_{self.name}.{self.share}.{batches}.json.gz"

@@ -8,7 +8,6 @@ newest intact one is used, and the damaged one is moved aside, never deleted.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import itertools
 import json
 import math
 import pathlib
@@ -23,14 +22,13 @@ import orbax.checkpoint as ocp
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import move_aside, storing, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import distributed, manifest
 from jpmhc_jax.training.fingerprint import fingerprint
 from jpmhc_jax.training.state import Setup, TrainState
 
 SCORES = "scores.json"
-DAMAGED = "damaged"
 BUNDLE = {"config", "clock", "data", "fingerprint"}
 # How tensorstore words a failure of a disk or of cloud storage; its exceptions are ValueErrors like any other.
 _STORAGE = re.compile(
@@ -232,21 +230,11 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-    target = distributed.from_primary(lambda: self._move(step))
+    target = distributed.from_primary(lambda: str(move_aside(self.folder / str(step), self.folder.parent)))
     self._scores.pop(step, None)
     self._manager.close()
     self._manager = self._open()
     return pathlib.Path(target)
-
-  def _move(self, step: int) -> str:
-    """Beside one of the same step that was damaged before."""
-    folder = self.folder.parent / DAMAGED
-    names = (f"{step}.{k}" if k else str(step) for k in itertools.count())
-    target = next(folder / name for name in names if not (folder / name).exists())
-    with storing(str(target)):
-      folder.mkdir(exist_ok=True)
-      (self.folder / str(step)).replace(target)
-    return str(target)
 
   def _forget_score(self, step: int) -> None:
     """A score of a step that is saved only now is that of a checkpoint that was damaged or taken away since."""

@@ -25,6 +25,7 @@ from jpmhc_jax.training import launches
 from jpmhc_jax.training.lifeline import Lifeline
 
 PATIENCE_S = 5.0
+_ANYWHERE = "192.0.2.1"  # of a network that nobody has (RFC 5737): the way there is that of the default route
 
 _lifeline: Lifeline | None = None
 
@@ -64,8 +65,9 @@ def join(settings: schema.Processes) -> None:
 def _watch(launch: launches.Launch, settings: schema.Processes) -> Lifeline:
   """Connects every process to process 0, whose address travels by a collective."""
   lifeline = Lifeline(jax.process_index(), settings.heartbeat_s)
+  addresses = gather(_address_facing(_ANYWHERE))
   if is_primary():
-    host = launch.coordinator.rsplit(":", 1)[0] if launch.coordinator else socket.gethostbyname(socket.gethostname())
+    host = launch.coordinator.rsplit(":", 1)[0] if launch.coordinator else _address_facing(addresses[-1])
     token = secrets.token_hex(16)
     port, accept = lifeline.listen(token, jax.process_count(), settings.start_timeout_s)
     from_primary(lambda: [host, port, token])
@@ -74,6 +76,16 @@ def _watch(launch: launches.Launch, settings: schema.Processes) -> Lifeline:
     host, port, token = from_primary(lambda: None)
     lifeline.connect(host, port, token, settings.start_timeout_s)
   return lifeline
+
+
+def _address_facing(target: str) -> str:
+  """This machine's address on the way to another. Its own name may stand for 127.0.1.1 in /etc/hosts. Sends nothing."""
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    try:
+      probe.connect((target, 9))
+      return probe.getsockname()[0]
+    except OSError:  # no way there
+      return socket.gethostbyname(socket.gethostname())
 
 
 def leave() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 import json
 
 from flax import nnx
@@ -215,6 +216,20 @@ def test_an_evaluation_repeated_after_a_restart_counts_once_and_later_votes_do_n
   assert again == before and again["pooled/augmentations_voted"] == 2 * voted
   earlier = _evaluate(tmp_path, WRONG, 0.0, 1)
   assert (earlier["pooled/augmentations_voted"], earlier["pooled/pass@1000"]) == (voted, 0.0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b'{"tasks')[:-9], gzip.compress(b"[]")])
+def test_damaged_votes_of_an_earlier_evaluation_are_moved_aside_and_said(content, tmp_path, capsys):
+  voted = _evaluate(tmp_path, WRONG, 0.0, 1)["augmentations_voted"]
+  _evaluate(tmp_path, TRUTH, 1.0, 2)
+  path = tmp_path / "evaluation" / "votes_1.json.gz"
+  path.write_bytes(content)
+  assert _evaluate(tmp_path, TRUTH, 1.0, 3)["pooled/augmentations_voted"] == 2 * voted
+  aside = tmp_path / "damaged" / "votes_1.json.gz"
+  assert f"moved to {aside}; the pooled votes are without step 1. While" in capsys.readouterr().err
+  assert aside.read_bytes() == content and not path.exists()
+  _evaluate(tmp_path, WRONG, 0.0, 1)  # as the message proposes
+  assert _evaluate(tmp_path, TRUTH, 1.0, 3)["pooled/augmentations_voted"] == 3 * voted
 
 
 def test_the_wrong_puzzle_ablation_permutes_the_identifiers_and_keeps_blank_rows_blank(tmp_path):

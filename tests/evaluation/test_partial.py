@@ -85,6 +85,16 @@ def test_a_damaged_partial_falls_back_to_the_one_before(tmp_path):
   assert len(calls) == BATCHES - 2
 
 
+def test_what_more_processes_left_of_a_pass_goes_with_it(tmp_path):
+  """Four were killed in the middle, fewer finish it; another pass's files stay."""
+  folder = tmp_path / "evaluation"
+  folder.mkdir()
+  for name in ("7.3.2", "7.0.2", "17.3.2"):
+    (folder / f"partial_{name}.json.gz").write_bytes(b"")
+  _evaluator(tmp_path, [])(_parts()[2], 7)
+  assert [path.name for path in folder.glob("partial_*")] == ["partial_17.3.2.json.gz"]
+
+
 def test_a_request_to_stop_saves_what_was_counted(tmp_path, monkeypatch):
   asked = iter([False, False, True])
   monkeypatch.setattr(interrupts, "stop_requested", lambda: next(asked))

@@ -6,6 +6,9 @@ import threading
 
 import pytest
 
+from jpmhc_jax.core import schema
+from jpmhc_jax.training import distributed
+from jpmhc_jax.training.launches import Launch
 from jpmhc_jax.training.lifeline import Lifeline
 
 TOKEN = "secret"
@@ -83,3 +86,23 @@ def test_a_silent_process_counts_as_dead_and_a_stranger_does_not_count():
     with socket.create_connection(("127.0.0.1", hub.port)) as silent:
       silent.sendall(f"1 {TOKEN}\n".encode())
       assert "process 1 did (silent for 0.4 s)" in hub.ended.get(timeout=5)
+
+
+@pytest.mark.parametrize(("coordinator", "told"), [(None, "127.0.0.1"), ("10.0.0.1:1234", "10.0.0.1")])
+def test_where_jax_finds_the_coordinator_process_0_tells_the_address_that_faces_the_others(
+  coordinator, told, monkeypatch
+):
+  """Its host name would do harm: many systems write it beside 127.0.1.1 in /etc/hosts."""
+  addresses, messages = ["", "127.0.0.1"], []
+
+  def gather(own):
+    if isinstance(own, str):
+      return addresses
+    messages.append(own)
+    return [own]
+
+  monkeypatch.setattr(distributed, "gather", gather)
+  monkeypatch.setattr(distributed.Lifeline, "listen", lambda *arguments: (5, lambda: None))
+  monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: "127.0.1.1")
+  distributed._watch(Launch("tpu", coordinator), schema.Processes())
+  assert [message[:2] for message in messages] == [[told, 5]]
