@@ -60,10 +60,15 @@ def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
   try:
     return runpy.run_path(str(path))[function](*([variant] if variant else []))
   except (ImportError, NameError, SyntaxError, UnicodeDecodeError) as error:
-    frames = traceback.extract_tb(error.__traceback__)
-    line = getattr(error, "lineno", None) or next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
-    where = f"{path}, line {line}" if line else f"{path}"
-    raise ConfigError(f"{where}: {type(error).__name__}: {getattr(error, 'msg', None) or error}") from error
+    reason = getattr(error, "msg", None) or error
+    raise ConfigError(f"{_where(path, error)}: {type(error).__name__}: {reason}") from error
+
+
+def _where(path: pathlib.Path, error: BaseException) -> str:
+  """The file, and the line of it that raised the error, if one of its lines did."""
+  frames = traceback.extract_tb(error.__traceback__)
+  line = getattr(error, "lineno", None) or next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+  return f"{path}, line {line}" if line else f"{path}"
 
 
 def override(config: schema.Config, overrides: Sequence[str], only: str) -> schema.Config:
@@ -88,12 +93,25 @@ def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schem
 
 def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
   """What a locked ConfigDict says of an unknown key or a wrong type inside a config file, in our words."""
+  where = _where(path, error)
   unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
   if unknown:
-    return ConfigError(f"{path}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}")
+    return ConfigError(f"{where}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}")
+  wrong = re.search(r"override field '([^']+)'.*?\. (.*) is of original type <class '(\w+)'>", str(error), re.DOTALL)
+  if wrong:
+    value = repr(wrong[2]) if wrong[3] == "str" else wrong[2]
+    return ConfigError(f"{where}: {wrong[1]}={value}: expected {_expected_of(wrong[1])}, got {wrong[3]}")
   if str(error) == "'get_config'":
     return ConfigError(f"{path}: no function get_config(variant) in it; see configs/sudoku.py")
-  return ConfigError(f"{path}: {error}")
+  return ConfigError(f"{where}: {type(error).__name__}: {error}")
+
+
+def _expected_of(last: str) -> str:
+  """What the fields take whose dotted names end so; all of one name take the same."""
+  for name, value in leaves(schema.Config()):
+    if name.rsplit(".", 1)[-1] == last:
+      return type(value).__name__ + (f" such as {value!r}" if value else "")
+  return "no value of its own: a group, whose fields are set one by one"
 
 
 def _known() -> list[str]:
@@ -138,6 +156,9 @@ def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
     return from_dict(value, field.default_factory, name + ".")  # type: ignore[arg-type]
   default_value = field.default
   if isinstance(default_value, tuple):
+    listed = isinstance(value, list | tuple)
+    if not listed or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+      raise ConfigError(f"{name}={value!r}: expected numbers such as {default_value!r}")
     return tuple(value)
   if isinstance(default_value, float) and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

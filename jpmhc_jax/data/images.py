@@ -10,6 +10,8 @@ uncovered is 0) and mirrored if `data.images.mirror`. Class c is stored as label
 
 import dataclasses
 import pathlib
+import zipfile
+import zlib
 
 from jaxtyping import Int, UInt8
 import numpy as np
@@ -76,11 +78,16 @@ def _digits() -> dict[str, np.ndarray]:
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
       missing = [name for name in ARRAYS if name not in file]
       found = {} if missing else {name: file[name] for name in ARRAYS}
-  except (OSError, ValueError) as error:
-    raise DataError(f"data.images.file={str(path)!r}: cannot be read as .npz ({error})") from error
+  except OSError as error:
+    raise DataError(f"data.images.file={str(path)!r}: cannot be read ({error.strerror or error})") from error
+  except (EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:  # numpy's words advise pickle
+    raise DataError(
+      f"data.images.file={str(path)!r}: is no .npz file of numbers, or is damaged; expected what "
+      f"numpy.savez(file, {', '.join(f'{name}=…' for name in ARRAYS)}) writes"
+    ) from error
   if missing:
     raise DataError(f"{path}: no array {', '.join(missing)}; expected {', '.join(ARRAYS)}")
   for side in ("train", "test"):

@@ -2,13 +2,15 @@
 
 import argparse
 
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.errors import check_choice, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options."""
   parser.add_argument(
-    "--mixer", default="", help="mixer families, comma-separated; default identity,sinkhorn,cayley,iso, none --workdir"
+    "--mixer",
+    default="",
+    help="mixer families, comma-separated; by default identity,sinkhorn,cayley,iso, and with --workdir none",
   )
   parser.add_argument("--n", type=int, default=4, help="streams")
   parser.add_argument("--depth", default="12,48", help="layers, comma-separated")
@@ -27,9 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def families(options: argparse.Namespace) -> list[str]:
-  """The mixer families asked for."""
-  names = options.mixer or "identity,sinkhorn,cayley,iso"
-  return [part.strip() for part in names.split(",") if part.strip()]
+  """The mixer families asked for. Raises ConfigError for one that does not exist."""
+  from jpmhc_jax.manifolds import FAMILIES  # JAX comes with it, which `--help` does without
+
+  listed = options.mixer or "identity,sinkhorn,cayley,iso"
+  names = [part.strip() for part in listed.split(",") if part.strip()]
+  for name in names:
+    check_choice("--mixer", name, FAMILIES)
+  return names
 
 
 def report(options: argparse.Namespace):

@@ -192,6 +192,12 @@ def test_report_goes_where_it_is_told_and_refuses_what_is_no_workdir(workdir, tm
   assert str(tmp_path / "nothing") in capsys.readouterr().err
 
 
+def test_a_mistyped_mixer_is_named_as_it_was_given(tmp_path, capsys):
+  assert main(["spectrum", "--mixer=cayley,sinkorn", f"--out={tmp_path}"]) == 2
+  assert "--mixer='sinkorn': expected one of" in (error := capsys.readouterr().err)
+  assert "Did you mean 'sinkhorn'?" in error and "connection.manifold" not in error
+
+
 def test_commands_without_overrides_refuse_them(workdir, capsys):
   assert main(["report", str(workdir), "--config.steps=3"]) == 2
   assert "unknown argument '--config.steps=3'" in capsys.readouterr().err

@@ -93,8 +93,16 @@ def test_a_file_that_is_no_config_is_refused_with_the_line(tmp_path, content, me
 @pytest.mark.parametrize(
   ("body", "message"),
   [
-    ("config.stepss = 3", "unknown field 'stepss'. Did you mean 'steps'"),
-    ("config.steps = 'three'", "steps"),
+    ("config.stepss = 3", "config.py, line 4: unknown field 'stepss'. Did you mean 'steps'"),
+    ("config.steps = 'three'", r"config.py, line 4: steps='three': expected int such as 1000, got str$"),
+    ("config.steps = 3.5", "line 4: steps=3.5: expected int such as 1000, got float$"),
+    ("config.data.arc.folder = 3", "line 4: folder=3: expected str, got int$"),
+    ("config.model = 3", "line 4: model=3: expected no value of its own: a group, whose fields are set one by one"),
+    (
+      "config.optimizer.step_factors = (1, 'a')",
+      r"optimizer.step_factors=\(1, 'a'\): expected numbers such as \(0.316",
+    ),
+    ("len(config.steps)", "line 4: TypeError: object of type 'int' has no len"),
     ("config.model.recursion.iner = 3", "unknown field 'iner'. Did you mean 'model.recursion.inner'"),
   ],
 )

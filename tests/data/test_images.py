@@ -1,11 +1,14 @@
 """Images: scikit-learn's digits and .npz files; copies are moves of the image, and what is no image file is refused."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
 from jpmhc_jax import data
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.data.images import ARRAYS
 
 
 def _build(**options):
@@ -84,5 +87,35 @@ def test_a_file_that_is_not_as_described_is_refused(file, changes, message):
 def test_fields_and_paths_are_checked(tmp_path):
   with pytest.raises(ConfigError, match="data.images.shift=-1"):
     _build(shift=-1)
-  with pytest.raises(DataError, match="cannot be read"):
+  with pytest.raises(DataError, match=r"none.npz': cannot be read \(No such file or directory\)$"):
     _build(file=str(tmp_path / "none.npz"))
+
+
+def _cut(path):
+  path.write_bytes(path.read_bytes()[:300])
+
+
+def _as_npy(path):
+  with path.open("wb") as file:
+    np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda path: path.write_bytes(b"garbage"),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"PK\3\4 and no archive"),
+    lambda path: np.savez(path, **dict.fromkeys(ARRAYS, np.array([1, "a"], object))),
+    _cut,
+    _as_npy,
+  ],
+)
+def test_a_damaged_file_is_refused_without_advice_to_load_it_unsafely(file, damage):
+  path = pathlib.Path(file())
+  damage(path)
+  with pytest.raises(
+    DataError, match=r"is no .npz file of numbers, or is damaged; expected what numpy.savez"
+  ) as caught:
+    _build(file=str(path))
+  assert "pickle" not in str(caught.value)
