@@ -40,7 +40,7 @@ def headline_of(runs: Sequence[Run]) -> tuple[str, bool] | None:
 
 
 def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
-  """One row a run, sortable and filterable; each name links to the run's own part of the page, each row has a link."""
+  """One row a run, the best last metric first; names link to the runs' own parts of the page, rows to themselves."""
   fields = differing_fields(runs)
   short, name = short_fields(fields), metric[0] if metric else ""
   measured = [f"best {name}", "at step", f"last {name}"] if metric else []
@@ -56,7 +56,7 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
     *(short[f] for f in fields),
   ]
   rows = []
-  for run in runs:
+  for run in ranked(runs, metric):
     name_link = tag("a", run.name, href=f"#run-{run.anchor}", id=f"row-{run.anchor}")
     row_link = tag("a", href=f"#row-{run.anchor}", aria_label=f"Link to the row of {run.name}", class_="anchor")
     link = join([name_link, row_link])
@@ -78,7 +78,17 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
     "label", "Filter ", tag("input", type="search", class_="find", placeholder="any cell", autocomplete="off")
   )
   filters = tag("form", search, tag("output", class_="quiet"), class_="filters")
-  return tag("div", filters, markup.table("Runs", header, rows, class_="sortable"), class_="filterable")
+  order = f", by the last {name}, the {'largest' if metric[1] else 'smallest'} first" if metric else ""
+  return tag("div", filters, markup.table(f"Runs{order}", header, rows, class_="sortable"), class_="filterable")
+
+
+def ranked(runs: Sequence[Run], metric: tuple[str, bool] | None) -> list[Run]:
+  """The runs by their last evaluation, the best first; those without a number come last, in the order given."""
+  if metric is None:
+    return list(runs)
+  name, larger = metric
+  last = {run.anchor: series.last() for run in runs if (series := run.evaluation_series(name))}
+  return sorted(runs, key=lambda run: _order(last.get(run.anchor, math.nan), larger))
 
 
 def groups_table(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Markup:
@@ -127,13 +137,15 @@ def significance_note(spreads: Sequence[Spread], p_values: Sequence[float]) -> s
 
 
 def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) -> Markup:
-  """Headline metric, loss, accuracy and gradient norm for every group, by every axis, with a band over seeds."""
-  wanted: list[tuple[str, Reader]] = [(metric[0], functools.partial(_evaluated, metric[0]))] if metric else []
-  for name in ("loss", "exact_accuracy", "accuracy", "gradient_norm"):
-    wanted.append((f"train/{name}", functools.partial(_trained, name)))
+  """Headline metric, main metrics and gradient norm for every group, by every axis, with a band over seeds."""
+  names = curves.main_metrics([run for group in groups for run in group.runs])
+  headline: dict[str, Reader] = {metric[0]: functools.partial(_evaluated, metric[0])} if metric else {}
+  evaluated: dict[str, Reader] = {name: functools.partial(_evaluated, name) for name in names}
+  trained = {f"train/{name}": functools.partial(_trained, name) for name in (*names, "gradient_norm")}
   parts = []
   for axis in curves.AXES:
-    figures = [figure for name, reader in wanted if (figure := _group_chart(groups, name, reader, axis))]
+    wanted = headline | (evaluated if axis == "step" else {}) | trained
+    figures = [figure for name, reader in wanted.items() if (figure := _group_chart(groups, name, reader, axis))]
     if axis == "step":
       figures += _pass_by_k(groups)
     if figures:
@@ -141,7 +153,8 @@ def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) 
       parts += [heading, tag("div", *figures, class_="charts")]
   if not parts:
     return markup.note("No curve was recorded.")
-  shown = "Lines are means over seeds, bands reach one standard deviation to either side. "
+  shown = "Metrics without train/ in front are those of evaluations. "
+  shown += "Lines are means over seeds, bands reach one standard deviation to either side. "
   shown += "A partial run is drawn only where its setting has no complete one."
   cut = f" The first {depth.LINES} of {len(groups)} settings are drawn." if len(groups) > depth.LINES else ""
   return join([tag("p", shown + cut, class_="quiet"), *parts])

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from jpmhc_jax.core.metrics import HEADLINES
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.charts import chart, Line
 from jpmhc_jax.reporting.markup import Markup, tag
@@ -53,9 +54,7 @@ def learning_charts(run: Run) -> Markup | None:
   for name in natural_order(run.series):
     once = name.startswith("time/") and len(run.series[name].steps) == 1  # a duration, not a curve
     if name.startswith(("train/", "time/", "memory/")) and name not in drawn and not once:
-      known = run.training_series(name.removeprefix("train/")) if name.startswith("train/") else run.series[name]
-      line = _line(name, known, 0, smooth=True)
-      figures.append(chart(readable(name), line, "step", is_share(name)))
+      figures.append(chart(readable(name), _trained_and_evaluated(run, name), "step", is_share(name)))
   for title, prefix in FAMILIES_OF_SCALARS:
     ordered = [name for name in natural_order(run.series) if name.startswith(prefix)]
     lines = [
@@ -63,6 +62,25 @@ def learning_charts(run: Run) -> Markup | None:
     ]
     figures += [chart(title, lines, "step")] if lines else []
   return tag("div", *figures, class_="charts") if figures else None
+
+
+def _trained_and_evaluated(run: Run, name: str) -> list[Line]:
+  """One scalar of training, and beside it the metric of that name in the evaluations, if there is one."""
+  metric = name.removeprefix("train/")
+  if metric == name:
+    return _line(name, run.series[name], 0, smooth=True)
+  evaluated = _line(f"{metric}, evaluation", run.evaluation_series(metric), 0, dash=1)
+  return _line(f"{metric}, train" if evaluated else name, run.training_series(metric), 0, smooth=True) + evaluated
+
+
+def main_metrics(runs: Iterable[Run]) -> list[str]:
+  """Loss, and what else training and evaluation are judged by: known main metrics first, then other accuracies."""
+  recorded = dict.fromkeys(
+    name.removeprefix("train/") for run in runs for name in run.series if name.startswith("train/")
+  )
+  known = ("loss", *(name for name, _ in HEADLINES if name != "loss"))
+  others = [name for name in natural_order(recorded) if is_share(name) and not name.startswith("q_")]
+  return [name for name in dict.fromkeys((*known, *others)) if name in recorded]
 
 
 def other_axes(run: Run) -> Markup | None:

@@ -1,5 +1,7 @@
 """Several runs on one page: grouping over seeds, spread, significance, curves on common steps."""
 
+import json
+
 import numpy as np
 from page_parser import Page, read
 import pytest
@@ -40,9 +42,13 @@ def test_mean_spread_and_significance_over_complete_runs(runs, tmp_path):
 
 def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
   page = read(*runs, out=tmp_path / "report.html")
-  rows = page.table("Runs")[1:]
-  assert [row[0][0] for row in rows] == [run.name for run in runs]
-  assert rows[6][1][0] == "partial: 130 of 400 steps" and rows[7][1][0] == "no steps recorded"
+  header, *rows = page.table("Runs, by the last pass@2, the largest first")
+  last = [cell[0] for cell in header].index("last pass@2")
+  known = [float(row[last][1]) for row in rows if row[last][1] is not None]
+  assert len(known) == 7 and known == sorted(known, reverse=True)
+  states = {row[0][0]: row[1][0] for row in rows}
+  assert set(states) == {run.name for run in runs} and rows[-1][0][0] == "empty"
+  assert states["cayley-cut"] == "partial: 130 of 400 steps" and states["empty"] == "no steps recorded"
   assert {f"run-{run.name}" for run in runs} <= set(page.ids)
   assert {link[1:] for link in page.links} <= set(page.ids)
   assert len(page.ids) == len(set(page.ids))
@@ -62,10 +68,39 @@ def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):
   assert last_cayley == pytest.approx(np.mean(clock))
 
 
+def _decoder(folder, level):
+  folder.mkdir()
+  names = ("loss", "bits_per_byte", "byte_accuracy")
+  trained = [{"step": k} | {f"train/{name}": level / k for name in names} for k in range(1, 9)]
+  evaluated = {"step": 8} | {f"evaluation/{name}": level / 9 for name in (*names, "perplexity")}
+  (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*trained, evaluated])))
+  (folder / "evaluation").mkdir()
+  content = {"step": 8, "metrics": {name: level / 9 for name in (*names, "perplexity")}, "examples": []}
+  (folder / "evaluation" / "step_8.json").write_text(json.dumps(content))
+  (folder / "config.json").write_text(json.dumps({"steps": 8, "seed": int(10 * level)}))
+  return folder
+
+
+def test_runs_of_a_decoder_are_compared_by_their_own_metrics(tmp_path):
+  folders = [_decoder(tmp_path / name, level) for name, level in (("worse", 0.9), ("better", 0.5))]
+  page = read(*folders, out=tmp_path / "report.html")
+  titles = [t["caption"].removesuffix(": sampled values") for t in page.tables if "sampled values" in t["caption"]]
+  trained = ["train/loss", "train/bits_per_byte", "train/byte_accuracy"]
+  assert titles[:6] == ["bits_per_byte", "loss", "byte_accuracy", *trained]
+  runs = page.table("Runs, by the last bits_per_byte, the smallest first")[1:]
+  assert [row[0][0] for row in runs] == ["better", "worse"]
+  # The run's own page: training and evaluation of a metric on one chart.
+  alone = read(folders[0], out=tmp_path / "alone.html")
+  for title, metric in (("Bits per byte", "bits_per_byte"), ("Byte accuracy", "byte_accuracy")):
+    (by_step,) = [t["rows"] for t in alone.tables if t["caption"] == f"{title}: sampled values"]
+    assert [cell[0] for cell in by_step[0]] == ["step", f"{metric}, train", f"{metric}, evaluation"]
+    assert float(by_step[-1][2][1]) == 0.1
+
+
 def test_runs_without_any_difference_and_equal_folder_names(make_run, tmp_path):
   a, b = make_run("one/same", seed=0, steps=100, planned=100), make_run("two/same", seed=1, steps=100, planned=100)
   page = Page(write_report([a, b, a], tmp_path / "report.html").read_text(encoding="utf-8"))
-  assert [row[0][0] for row in page.table("Runs")[1:]] == ["one/same", "two/same"]
+  assert sorted(row[0][0] for row in page.table("Runs")[1:]) == ["one/same", "two/same"]
   assert "differ in nothing but the seed" in page.text and "nothing to compare" in page.text
   (group,) = group_runs(read_runs([a, b]))
   assert len(group.runs) == 2 and not group.setting
