@@ -29,10 +29,16 @@ class Spectrum:
     checkpoint.add_argument("--workdir", type=pathlib.Path, default=None, help="folder of a run of `jpmhc train`")
     checkpoint.add_argument("--step", type=int, default=None, help="step of the checkpoint; the latest by default")
     checkpoint.add_argument("--examples", type=int, default=1, help="examples of the batch that is linearised")
-    checkpoint.add_argument("--lanczos-steps", type=int, default=96, help="resolves singular values to 2/steps")
+    checkpoint.add_argument(
+      "--lanczos-steps", type=int, default=96, help="Lanczos: resolves singular values to 2/steps"
+    )
     checkpoint.add_argument("--probes", type=int, default=2, help="random starts of Lanczos")
     checkpoint.add_argument(
-      "--exact-limit", type=int, default=1200, help="inputs up to which a Jacobian is decomposed exactly"
+      "--exact-limit",
+      type=int,
+      default=1200,
+      help="a Jacobian of at most so many inputs (examples x tokens x streams x features) is built and decomposed; of "
+      "larger ones Lanczos estimates the singular values. Memory and time grow with its square and cube",
     )
 
   def run(self, options: argparse.Namespace) -> int:

@@ -31,7 +31,13 @@ class Sweep:
     add("--dry-run", action="store_true", help="print the command of every run and start nothing")
     add("--search", choices=("optuna",), default=None, help="draw points instead of listing all of them")
     add("--trials", type=int, default=20, help="search: trials in all, those of earlier starts counted")
-    add("--storage", default="", help="search: RDB URL of Optuna; SQLite in the workdir by default")
+    add(
+      "--storage",
+      default="",
+      metavar="URL",
+      help="search: the database that keeps the study, such as mysql://user:password@host/name or sqlite:////a/file; "
+      "sweeps whose workdirs have the same name share the study on it. By default search.db in the workdir",
+    )
     parser.epilog = "Overrides such as --config.steps=500 hold for every run."
 
   def run(self, options: argparse.Namespace) -> int:

@@ -211,6 +211,20 @@ def test_an_unknown_command_prints_the_known_ones(capsys):
   assert "trian" in error and "train" in error
 
 
+@pytest.mark.parametrize(
+  ("verb", "option", "words"),
+  [
+    ("sweep", "--storage URL", ("database", "search.db in the workdir", "same name share")),
+    ("spectrum", "--exact-limit", ("examples x tokens x streams x features", "Lanczos", "Memory")),
+  ],
+)
+def test_help_says_what_an_option_takes_and_does(verb, option, words, capsys):
+  with pytest.raises(SystemExit):
+    main([verb, "--help"])
+  shown = " ".join(capsys.readouterr().out.split())
+  assert all(word in shown.split(option)[-1] for word in words)
+
+
 def test_help_answers_without_importing_jax():
   code = (
     "import sys\nfrom jpmhc_jax.main import main\n"
