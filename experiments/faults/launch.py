@@ -36,15 +36,22 @@ class Layout:
 
 
 class Start:
-  """The processes of one start. Use as a context: none outlives it."""
+  """The processes of one start. Use as a context: none outlives it. name: of their logs, beside the workdir."""
 
   def __init__(
-    self, layout: Layout, workdir: pathlib.Path, arguments: Sequence[str], cache: pathlib.Path, file_limit: int = 0
+    self,
+    layout: Layout,
+    workdir: pathlib.Path,
+    arguments: Sequence[str],
+    cache: pathlib.Path,
+    file_limit: int = 0,
+    program: Sequence[str] = ("-m", "jpmhc_jax"),
+    name: str = "",
   ):
-    self.workdir, self.layout = workdir, layout
+    self.workdir, self.layout, self.program = workdir, layout, program
     self.began = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    self._logs = [(workdir.parent / f"{workdir.name}.process{i}.log") for i in range(layout.processes)]
+    self._logs = [(workdir.parent / f"{name or workdir.name}.process{i}.log") for i in range(layout.processes)]
     address = f"127.0.0.1:{_free_port()}"
     self.processes = [self._process(i, arguments, address, cache, file_limit, log) for i, log in enumerate(self._logs)]
 
@@ -65,7 +72,7 @@ class Start:
         "JAX_NUM_PROCESSES": str(self.layout.processes),
         "JAX_PROCESS_ID": str(index),
       }
-    command = [sys.executable, "-m", "jpmhc_jax", *arguments]
+    command = [sys.executable, *self.program, *arguments]
 
     def limit() -> None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))

@@ -8,7 +8,7 @@ import jax
 
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, WorkdirError
 from jpmhc_jax.core.files import storing
 from jpmhc_jax.training import distributed, lease
 
@@ -33,10 +33,18 @@ def claimed(config: schema.Config, workdir: pathlib.Path) -> Iterator[None]:
   another process trains there, and what `claim_workdir` raises.
   """
   with contextlib.ExitStack() as stack:
-    if distributed.is_primary():
+
+    def take() -> str:
       with storing(str(workdir / "config.json")):
         workdir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(lease.held(workdir))
+      try:
+        stack.enter_context(lease.held(workdir))
+      except WorkdirError as error:
+        return str(error)
+      return ""
+
+    if refused := distributed.from_primary(take):
+      raise WorkdirError(refused)
     claim_workdir(config, workdir)
     yield
 

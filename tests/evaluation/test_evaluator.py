@@ -218,7 +218,11 @@ def test_an_evaluation_repeated_after_a_restart_counts_once_and_later_votes_do_n
   assert (earlier["pooled/augmentations_voted"], earlier["pooled/pass@1000"]) == (voted, 0.0)
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b'{"tasks')[:-9], gzip.compress(b"[]")])
+@pytest.mark.parametrize(
+  "content",
+  [b"", b"no gzip", gzip.compress(b'{"tasks', mtime=0)[:-9], gzip.compress(b"[]", mtime=0)],
+  ids=["empty", "no_gzip", "cut_off", "another"],
+)
 def test_damaged_votes_of_an_earlier_evaluation_are_moved_aside_and_said(content, tmp_path, capsys):
   voted = _evaluate(tmp_path, WRONG, 0.0, 1)["augmentations_voted"]
   _evaluate(tmp_path, TRUTH, 1.0, 2)
