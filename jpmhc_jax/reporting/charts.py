@@ -62,7 +62,9 @@ def chart(
   xs = np.concatenate([line.xs for line in lines])
   x_scale = _Scale(*_x_range(xs, log_x), LEFT, WIDTH - RIGHT, log_x)
   log_y = not linear_y and bool(finite.min() > 0 and finite.max() / finite.min() > 100)
-  y_scale = _Scale(*_y_range(lines, finite, log_y), HEIGHT - BOTTOM, TOP, log_y)
+  low, high = _y_range(lines, finite, log_y)
+  high = min(high, 1.0) if percent and finite.max() <= 1 else high  # no room above 100 %
+  y_scale = _Scale(low, high, HEIGHT - BOTTOM, TOP, log_y)
   drawing = tag(
     "svg",
     tag("title", _summary(title, lines, x_label, percent)),

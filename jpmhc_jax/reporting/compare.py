@@ -60,7 +60,7 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
     name_link = tag("a", run.name, href=f"#run-{run.anchor}", id=f"row-{run.anchor}")
     row_link = tag("a", href=f"#row-{run.anchor}", aria_label=f"Link to the row of {run.name}", class_="anchor")
     link = join([name_link, row_link])
-    elapsed = curves.training_seconds(run)
+    elapsed = curves.wall_seconds(run)
     rows.append(
       [
         Cell(link, run.name),
@@ -255,8 +255,10 @@ def _spread_cell(value: Spread, share: bool) -> Cell:
   mean = markup.format_number(value.mean, share)
   if not math.isfinite(value.deviation):
     return Cell(mean, value.mean, "number")
-  unit = 100 if share else 1
-  return Cell(f"{mean} ± {value.deviation * unit:.2g}", value.mean, "number")
+  shown = f"{mean} ± {value.deviation:.2g}"
+  if share:  # one unit for both numbers
+    shown = f"{100 * value.mean:.2f} ± {100 * value.deviation:.2g}\N{NARROW NO-BREAK SPACE}%"
+  return Cell(shown, value.mean, "number")
 
 
 def _p_cell(p: float) -> Cell:

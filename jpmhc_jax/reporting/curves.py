@@ -24,7 +24,8 @@ FAMILIES_OF_SCALARS = (
   ("Update over parameter norm by layer", "update_ratio/"),
   ("Share of the wall time", "goodput/"),
 )
-AXES = {"step": "By step", "seconds of training": "By training time", "FLOP": "By arithmetic"}
+WALL = "seconds, compilation and evaluations included"
+AXES = {"step": "By step", WALL: "By wall time", "FLOP": "By arithmetic"}
 
 READABLE = {
   "time/step_ms": "Step time (ms)",
@@ -84,7 +85,7 @@ def main_metrics(runs: Iterable[Run]) -> list[str]:
 
 
 def other_axes(run: Run) -> Markup | None:
-  """Loss and headline metric by training time and by arithmetic; None when neither is known."""
+  """Loss and headline metric by wall time and by arithmetic; None when neither is known."""
   parts = []
   choice = run.headline()
   names = ["loss", *([choice[0]] if choice and choice[0] != "loss" else [])]
@@ -166,6 +167,7 @@ def is_share(name: str) -> bool:
 def readable(name: str) -> str:
   """'train/gradient_norm' -> 'Gradient norm'; 'time/step_ms' -> 'Step time (ms)'."""
   words = name.split("/", 1)[-1].replace("_", " ").replace("/", ": ")
+  words = re.sub(r"^angle deg (\d+)$", r"rotation angle \1 (degrees)", words)
   return READABLE.get(name, words[:1].upper() + words[1:])
 
 
@@ -215,7 +217,7 @@ def _entry(diagnostic: str) -> tuple[str, int | None]:
 def axis_values(run: Run, axis: str, steps: Sequence[int | float] | np.ndarray) -> np.ndarray | None:
   """Positions of steps on an axis; None when the run did not record what it takes.
 
-  axis: 'step'; 'seconds of training', from `time/elapsed_s` or by summing `time/step_ms`; 'FLOP', from `flops_per_step`
+  axis: 'step'; WALL, from `time/elapsed_s` or by summing `time/step_ms`; 'FLOP', from `flops_per_step`
   of the environment.
   """
   steps = np.asarray(steps, np.float64)
@@ -235,9 +237,9 @@ def axis_values(run: Run, axis: str, steps: Sequence[int | float] | np.ndarray) 
   return np.interp(steps, np.concatenate([[0.0], clock.steps]), np.concatenate([[0.0], seconds]))
 
 
-def training_seconds(run: Run) -> float | None:
-  """Training time of the whole run; None when it is not known."""
-  seconds = axis_values(run, "seconds of training", [run.last_step])
+def wall_seconds(run: Run) -> float | None:
+  """Wall time of the whole run, all its starts together; None when it is not known."""
+  seconds = axis_values(run, WALL, [run.last_step])
   return float(seconds[0]) if seconds is not None and np.isfinite(seconds[0]) else None
 
 

@@ -69,9 +69,9 @@ def summary(run: Run) -> Markup:
   compile_time = run.series.get("time/compile_s")
   if compile_time is not None:
     tiles["Compile time"] = curves.duration(float(np.nansum(compile_time.values)))
-  seconds = curves.training_seconds(run)
+  seconds = curves.wall_seconds(run)
   if seconds is not None:
-    tiles["Training time"] = curves.duration(seconds)
+    tiles["Wall time"] = curves.duration(seconds)
   return join([markup.definitions(tiles), problems(run)])
 
 

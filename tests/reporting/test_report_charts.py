@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.reporting.charts import chart, Line, nice_ticks, running_mean, tick_label
+from jpmhc_jax.reporting.curves import readable
 from jpmhc_jax.reporting.grids import draw
 
 FINITE = strategies.floats(-1e6, 1e6, allow_subnormal=False)
@@ -41,6 +42,22 @@ def test_a_line_goes_through_its_points():
   assert xy[1, 0] == pytest.approx((xy[0, 0] + xy[2, 0]) / 2, abs=0.1)
   heights = xy[0, 1] - xy[:, 1]  # SVG's y axis points down
   assert heights[2] == pytest.approx(heights[1] / 2, abs=0.1) and heights[1] > 0
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.2, 1.0], [0.0, 0.0]])
+def test_no_axis_of_shares_goes_beyond_100_percent(values):
+  figure = chart("t", [Line("a", np.arange(2.0), np.array(values))], "step", percent=True)
+  drawn = re.search(r"<svg.*?</svg>", figure, re.S)[0]
+  labels = [float(text) for text in re.findall(r'text-anchor="end"[^>]*>([\d.]+)</text>', drawn)]
+  assert max(labels) == 100 if max(values) else max(labels) <= 100
+  assert points(paths(figure, "line")[0])[:, 1].min() >= 8  # inside the picture
+
+
+def test_scalars_have_readable_names():
+  names = ("train/gradient_norm", "time/step_ms", "angle_deg", "angle_deg_0", "singular_value_3")
+  assert [readable(name) for name in names] == [
+    "Gradient norm", "Step time (ms)", "Rotation angles (degrees)", "Rotation angle 0 (degrees)", "Singular value 3",
+  ]  # fmt: skip
 
 
 def test_a_wide_positive_range_is_drawn_in_decades():

@@ -34,7 +34,8 @@ def test_mean_spread_and_significance_over_complete_runs(runs, tmp_path):
   for name, sample, seeds in (("cayley", last[0], "3 complete, 1 partial"), ("sinkhorn", last[1], "3")):
     assert rows[name][0][0] == seeds
     assert float(rows[name][1][1]) == pytest.approx(np.mean(sample), rel=1e-15)
-    assert f"± {100 * np.std(sample, ddof=1):.2g}" in rows[name][1][0]
+    spread_words = f"{100 * np.mean(sample):.2f} ± {100 * np.std(sample, ddof=1):.2g}"
+    assert rows[name][1][0] == f"{spread_words}\N{NARROW NO-BREAK SPACE}%"  # one unit for both
   expected = stats.ttest_ind(last[0], last[1], equal_var=False).pvalue
   assert float(rows["sinkhorn"][3][1]) == pytest.approx(expected)
   assert rows["empty"][0][0] == "1 partial" and rows["empty"][1][0] == "–"
@@ -63,6 +64,7 @@ def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):
   assert [float(row[1][1]) for row in by_step[1:]] == pytest.approx(np.mean(series, axis=0))
   assert [float(row[0][1]) for row in by_flop[1:]] == [2.5e9 * step for step in (100, 200, 300, 400)]
   assert by_step[0][1][0] == "cayley (n=3)"
+  assert by_time[0][0][0] == "seconds, compilation and evaluations included"
   clock = [run.series["time/step_ms"].values.sum() * 2e-3 for run in read_runs(runs[:3])]
   last_cayley = max(float(row[0][1]) for row in by_time[1:] if row[1][1] is not None)
   assert last_cayley == pytest.approx(np.mean(clock))
