@@ -170,7 +170,7 @@ class HyperConnection:
     return parameters
 
   def choice_weights(self, parameters: Parameters) -> dict[str, Float[Array, ""]]:
-    """Weight of every family of manifold='choice' by its name; nothing for the other manifolds.
+    """Weight of every family of manifold='choice' by its name and options; nothing for the other manifolds.
 
     `parameters` may hold 'progress', the share of the run that is done, () float32; without it the run begins.
     """
@@ -193,8 +193,7 @@ class HyperConnection:
   @property
   def follows_progress(self) -> bool:
     """Whether the mixer depends on the share of the run that is done."""
-    manifold = self.manifold
-    return isinstance(manifold, manifolds.Choice) or (isinstance(manifold, manifolds.Hybrid) and manifold.scheduled)
+    return self.manifold.follows_progress
 
   @staticmethod
   def _progress(parameters: Parameters) -> Array:
@@ -316,7 +315,7 @@ class HyperConnection:
     if self.stored:
       mixer = self.stored.mixer(parameters["mixer"])
     elif isinstance(self.manifold, manifolds.Choice):
-      weights = jnp.stack(list(self.choice_weights(parameters).values()))
+      weights = self.manifold.weights(parameters["choice"], self._progress(parameters))
       mixer = self.manifold.blend(logits, self.streams, weights)
     elif isinstance(self.manifold, manifolds.Hybrid) and self.manifold.scheduled:
       mixer = self.manifold.blend(logits, self.streams, self.manifold.at(self._progress(parameters)))

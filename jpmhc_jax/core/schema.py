@@ -180,7 +180,11 @@ class Model:
 @dataclasses.dataclass(frozen=True)
 class Connection:
   manifold: str = field("cayley", "set that the residual mixer H_res lives on; `jpmhc describe --mixers` compares them")
-  options: str = field("", "options of the manifold, e.g. 'alpha=0.1' or 'sweeps=20,adjoint=unrolled'")
+  options: str = field(
+    "",
+    "options of the manifold, e.g. 'alpha=0.1' or 'sweeps=20,adjoint=unrolled'; families inside it carry their own in "
+    "parentheses: 'first=iso(method=newton_schulz),second=sinkhorn', 'families=cayley(alpha=1)/sinkhorn'",
+  )
   streams: int = field(4, "n: residual streams; 1 = the plain residual network")
   segments: int = field(
     1,

@@ -29,7 +29,7 @@ class Choice(Manifold):
   Everything is a function of p: nothing is retraced and a resumed run repeats.
 
   project: logits (K, *tokens), the families' logits flattened and joined -> H (n, n, *tokens) with equal weights, which
-  is where every run starts; `blend` takes the weights. Options: families=cayley/sinkhorn/identity, hot, …
+  is where every run starts; `blend` takes the weights. Options: families=cayley(alpha=1)/sinkhorn/identity, hot, …
   Source: the mixture of DARTS (Liu et al. 2019). A one-hot forward pass with the softmax's gradient from the start was
   tried and left out: families that are not taken do not learn, and the first guess is often kept.
   """
@@ -41,10 +41,10 @@ class Choice(Manifold):
   end: float = 0.7
 
   def __post_init__(self) -> None:
-    if len(self.families) < 2 or any(isinstance(family, Choice) for family in self.families):
+    if len(self.families) < 2 or any(family.follows_progress for family in self.families):
       raise ConfigError(
-        "connection.options: families: expected at least two families to choose from and no choice among them, e.g. "
-        "families=cayley/sinkhorn/iso."
+        "connection.options: families: expected at least two families to choose from and no choice or schedule among "
+        "them, e.g. families=cayley/sinkhorn/iso."
       )
     if len(set(self.families)) < len(self.families):
       raise ConfigError("connection.options: families: a family is named twice; name each once.")
@@ -64,6 +64,10 @@ class Choice(Manifold):
       "one of " + ", ".join(traits.set for traits in members), **shared,
       eigenvalues="closed unit disc" if contractive else "any", norm="kept at most" if contractive else "free",
     )  # fmt: skip
+
+  @property
+  def follows_progress(self) -> bool:
+    return True
 
   def _sizes(self, n: int) -> list[int]:
     return [math.prod(family.logit_shape(n)) for family in self.families]

@@ -6,7 +6,7 @@ import dataclasses
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
@@ -59,13 +59,19 @@ class Manifold(abc.ABC):
   def _project(self, logits: Array, n: int) -> Array:
     """The projection for logits that are float32 or float64 and have the right shape."""
 
-  def project(self, logits: Float[Array, "..."], n: int) -> Float[Array, "{n} {n} ..."]:
+  def project(self, logits: Shaped[Array, "..."], n: int) -> Float[Array, "{n} {n} ..."]:
     """Maps logits (*logit_shape(n), *tokens) to H (n, n, *tokens). Computes in float32 (float64 stays), keeps the
     dtype.
 
-    Raises ValueError when the leading axes are not `logit_shape(n)`.
+    Raises TypeError for logits that are not real floating-point numbers, ValueError when the leading axes are not
+    `logit_shape(n)`.
     """
     shape = self.logit_shape(n)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+      raise TypeError(
+        f"{type(self).__name__}.project: logits are {logits.dtype}, and the mixer would be rounded to it; "
+        "expected floating-point logits, e.g. logits.astype(jnp.float32)."
+      )
     if logits.shape[: len(shape)] != shape:
       raise ValueError(
         f"{type(self).__name__}.project: logits have shape {logits.shape}; {n} streams need leading axes {shape}, "
@@ -90,6 +96,11 @@ class Manifold(abc.ABC):
       if holds:
         worst = jnp.maximum(worst, violation(wide))
     return worst
+
+  @property
+  def follows_progress(self) -> bool:
+    """Whether the mixer depends on the share of the run that is done, which `project` does not know."""
+    return False
 
   def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
     """A random member: the projection of standard normal logits unless the set has a natural measure."""

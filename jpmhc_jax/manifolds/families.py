@@ -62,13 +62,50 @@ def make(name: str, **options: Any) -> Manifold:
   return cls(**{key: float(value) if known[key].type is float else value for key, value in options.items()})
 
 
-def parse(name: str, options: str) -> Manifold:
+def parse(name: str, options: str = "") -> Manifold:
   """The manifold that `connection.manifold` and `connection.options` name, e.g. parse("sinkhorn",
-  "sweeps=5,adjoint=unrolled")."""
-  check_choice("connection.manifold", name, FAMILIES)
+  "sweeps=5,adjoint=unrolled").
+
+  An option that is a family carries its own options in parentheses, "first=iso(method=newton),second=sinkhorn"; so may
+  the name itself, as `name_of` writes it. Raises ConfigError as `make` does, and for text that cannot be read.
+  """
+  return _parse("connection.manifold", name, options)
+
+
+def name_of(manifold: Manifold) -> str:
+  """The name of a manifold, with the options that are not the default, e.g. 'cayley(alpha=1)': parse(name_of(m)) == m.
+
+  Of several names for one class the last, which is the usual one; a class without a name goes by its own.
+  """
+  name = [type(manifold).__name__, *(name for name, cls in FAMILIES.items() if cls is type(manifold))][-1]
+  fields: tuple[dataclasses.Field[Any], ...] = (
+    dataclasses.fields(manifold) if dataclasses.is_dataclass(manifold) else ()
+  )
+  changed = [field for field in fields if getattr(manifold, field.name) != field.default]
+  own = ",".join(f"{field.name}={_written(getattr(manifold, field.name))}" for field in changed)
+  return f"{name}({own})" if own else name
+
+
+def _written(value: Any) -> str:
+  if isinstance(value, Manifold):
+    return name_of(value)
+  if isinstance(value, tuple):
+    return "/".join(map(_written, value))
+  if isinstance(value, bool):
+    return str(value).lower()
+  return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _parse(field: str, name: str, options: str = "") -> Manifold:
+  name, opened, own = name.strip().partition("(")
+  check_choice(field, name, FAMILIES)
+  if opened:
+    if not own.endswith(")"):
+      raise ConfigError(f"{field}={name + opened + own!r}: expected nothing behind the options of {name!r}.")
+    options = ",".join(filter(None, (own[:-1], options)))
   types = {field.name: field.type for field in dataclasses.fields(FAMILIES[name])}  # type: ignore[arg-type]
   values: dict[str, Any] = {}
-  for item in filter(None, (part.strip() for part in options.split(","))):
+  for item in filter(None, (part.strip() for part in _split(options, ","))):
     key, equals, text = (part.strip() for part in item.partition("="))
     if not equals:
       raise ConfigError(f"connection.options={options!r}: {item!r} is not of the form name=value.")
@@ -78,9 +115,24 @@ def parse(name: str, options: str) -> Manifold:
   return make(name, **values)
 
 
-def name_of(manifold: Manifold) -> str:
-  """The name of a manifold in the config; of several names for one class the last, which is the usual one."""
-  return [name for name, cls in FAMILIES.items() if cls is type(manifold)][-1]
+def _split(text: str, separator: str) -> list[str]:
+  """The parts of a text between the separators that stand outside of parentheses."""
+  parts, depth = [""], 0
+  for letter in text:
+    depth += (letter == "(") - (letter == ")")
+    if depth < 0:
+      break
+    if letter == separator and not depth:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  if depth:
+    lone = "(" if depth > 0 else ")"
+    raise ConfigError(
+      f"connection.options={text!r}: {lone!r} without its partner; a family's own options stand in parentheses, e.g. "
+      "first=iso(method=newton),second=sinkhorn."
+    )
+  return parts
 
 
 def _read(name: str, key: str, text: str, kind: Any) -> Any:
@@ -91,10 +143,11 @@ def _read(name: str, key: str, text: str, kind: Any) -> Any:
       return kind(text)
   except (KeyError, ValueError):
     raise ConfigError(f"connection.options: {key}={text!r}: {name!r} expects {_called(kind)}.") from None
+  field = f"connection.options: {key}"
   if kind is Manifold:
-    return make(text)
+    return _parse(field, text)
   if kind == tuple[Manifold, ...]:
-    return tuple(make(part.strip()) for part in text.split("/"))
+    return tuple(_parse(field, part) for part in _split(text, "/"))
   return text
 
 

@@ -26,6 +26,7 @@ class Hybrid(Manifold):
   dynamic one. final >= 0 schedules it: λ goes from `weight` to `final`, linearly in the share p of the run that is
   done, from p = start to p = end (`at`); a function of p, so nothing is retraced and a resumed run repeats. Convexity
   keeps what both families share: row and column sums, sign, ‖H‖₂ <= 1.
+  Options: first=iso(method=newton_schulz),second=sinkhorn, weight, …: a family's own options stand in parentheses.
   """
 
   first: Manifold = Iso()
@@ -36,6 +37,11 @@ class Hybrid(Manifold):
   end: float = 1.0
 
   def __post_init__(self) -> None:
+    if self.first.follows_progress or self.second.follows_progress:
+      raise ConfigError(
+        "connection.options: first, second: a choice or a schedule cannot run inside a blend; name families that do "
+        "not change with the run, e.g. first=iso,second=sinkhorn."
+      )
     if self.weight != _LEARNED and not 0 <= self.weight <= 1:
       raise ConfigError(f"connection.options: weight={self.weight}: expected a fraction, 0 to 1, or −1 to learn it.")
     if self.final != _LEARNED and not (0 <= self.final <= 1 and self.weight != _LEARNED):
@@ -62,6 +68,10 @@ class Hybrid(Manifold):
   def scheduled(self) -> bool:
     """Whether λ follows the run's progress."""
     return self.final != _LEARNED
+
+  @property
+  def follows_progress(self) -> bool:
+    return self.scheduled
 
   def at(self, progress: Float[Array, ""] | float) -> Float[Array, ""] | float:
     """The scheduled λ when the share `progress` of the run is done."""

@@ -112,6 +112,15 @@ def test_after_the_choice_the_mixer_is_that_family_exactly():
   np.testing.assert_array_equal(mix, manifolds.make("cayley").project(logits, 4))
 
 
+def test_one_family_may_stand_twice_with_other_options():
+  rule = connection("families=cayley(alpha=1)/cayley")
+  parameters = rule.init(jax.random.key(0)) | {"choice": jnp.array([0.0, 5.0])}
+  assert list(rule.choice_weights(parameters)) == ["cayley(alpha=1)", "cayley"]
+  logits = jax.random.normal(jax.random.key(1), (2, 4, 4))
+  mix = rule.coefficients_of(at(parameters, 1.0), jnp.concatenate([jnp.zeros(8), logits.ravel()])).mix
+  np.testing.assert_array_equal(mix, manifolds.make("cayley").project(logits[1], 4))
+
+
 @pytest.mark.slow
 def test_a_run_anneals_without_retracing_and_reports_its_weights():
   choice = schema.Connection(manifold="choice", options="families=cayley/sinkhorn/iso,end=0.6", streams=2)
@@ -135,7 +144,7 @@ def test_a_run_anneals_without_retracing_and_reports_its_weights():
   ("options", "expected"),
   [
     ("families=cayley", "at least two families"),
-    ("families=cayley/choice", "no choice among them"),
+    ("families=cayley/choice", "no choice or schedule among them"),
     ("families=cayley/cayley", "named twice"),
     ("families=cayley/caley", "expected one of .* Did you mean 'cayley'"),
     ("cold=2.0", "hot=1.0, cold=2.0: expected 0 < cold <= hot"),

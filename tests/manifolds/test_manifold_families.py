@@ -1,5 +1,7 @@
 """Names, options, errors, generating sets and operation counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from jpmhc_jax.manifolds import (
   Hybrid,
   Iso,
   make,
+  name_of,
   parse,
   PermutationMixture,
   Sinkhorn,
@@ -29,8 +32,35 @@ def test_options_are_read_by_the_type_of_their_field():
   assert parse("sinkhorn", "sweeps=5, adjoint=unrolled,clip=0") == Sinkhorn(sweeps=5, adjoint="unrolled", clip=0.0)
   assert parse("unconstrained", "tanh=true").tanh is True
   assert parse("hybrid", "first=cayley,weight=0.25") == Hybrid(first=Cayley(), weight=0.25)
+  assert parse("hybrid", "first=iso(method=newton_schulz, steps=7),second=sinkhorn,weight=0.5") == Hybrid(
+    first=Iso(method="newton_schulz", steps=7), second=Sinkhorn(), weight=0.5
+  )
+  assert parse("choice", "families=cayley(alpha=1)/permutation(permutations=0123/1032)/cayley").families == (
+    Cayley(alpha=1.0), PermutationMixture(permutations="0123/1032"), Cayley(),
+  )  # fmt: skip
   assert make("cayley", alpha=1) == Cayley(alpha=1.0)
   assert FAMILIES["birkhoff"] is FAMILIES["sinkhorn"]
+
+
+@pytest.mark.parametrize(
+  "name",
+  (
+    "cayley", "birkhoff_newton", "cayley(alpha=1)", "transport(delta=0.00033535)", "unconstrained(tanh=true)",
+    "permutation(permutations=0123/1032)", "hybrid(first=cayley(alpha=0.5),second=sinkhorn(clip=0),weight=0.25)",
+    "choice(families=hybrid(first=iso(method=newton))/permutation(permutations=0123/1032)/sinkhorn,hot=2)",
+  ),
+)  # fmt: skip
+def test_a_name_tells_the_options_and_is_read_back(name):
+  assert parse(name_of(parse(name))) == parse(name)
+  assert name_of(parse(name)) == name
+
+
+def test_a_family_without_a_name_goes_by_its_class():
+  @dataclasses.dataclass(frozen=True)
+  class Own(Cayley):
+    extra: int = 2
+
+  assert name_of(Own()) == "Own" and name_of(Own(extra=3)) == "Own(extra=3)"
 
 
 def test_manifolds_are_static_arguments():
@@ -51,7 +81,17 @@ def test_manifolds_are_static_arguments():
     ("sinkhorn", "clip=-1", r"clip=-1.0"),
     ("birkhoff_newton", "clip=50", r"clip=50.0: expected at most 20"),
     ("unconstrained", "tanh=yes", r"tanh='yes': 'unconstrained' expects true or false"),
-    ("hybrid", "first=sinkhron", r"Did you mean 'sinkhorn'"),
+    ("hybrid", "first=sinkhron", r"connection.options: first='sinkhron'.*Did you mean 'sinkhorn'"),
+    ("hybrid", "first=cayley(alpa=1)", r"'alpa' is no option of 'cayley'.*Did you mean 'alpha'"),
+    ("hybrid", "first=iso(method=newton", r"'\(' without its partner.*first=iso\(method=newton\),second=sinkhorn"),
+    ("hybrid", "first=iso method=newton),weight=0", r"'\)' without its partner"),
+    ("hybrid", "first=iso(alpha=1)x", r"first='iso\(alpha=1\)x': expected nothing behind the options of 'iso'"),
+    ("hybrid", "first=iso(alpha=1,alpha=2)", r"'alpha' is given twice"),
+    ("hybrid", "first=iso(steps=many)", r"steps='many': 'iso' expects an integer"),
+    ("hybrid", "first=choice", r"a choice or a schedule cannot run inside a blend"),
+    ("choice", "families=cayley(alpha=1/sinkhorn", r"'\(' without its partner"),
+    ("choice", "families=cayley(alpha=1)/cayley(alpha=1)", r"a family is named twice"),
+    ("choice", "families=cayley/hybrid(weight=0,final=1)", r"no choice or schedule among them"),
     ("hybrid", "weight=2", r"weight=2.0"),
     ("hybrid", "final=1", r"final=1.0, weight=-1.0: a schedule goes from one fraction to another"),
     ("hybrid", "weight=0,final=1,start=1", r"start=1.0, end=1.0: expected shares of the run"),
