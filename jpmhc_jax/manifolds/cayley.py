@@ -11,6 +11,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
+import numpy as np
 
 from jpmhc_jax.manifolds import linear, quaternion
 from jpmhc_jax.manifolds.blocks import by_blocks
@@ -31,22 +32,72 @@ def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
 def _by_elimination(skew: Array) -> Array:
   identity = linear.identity_like(skew)
 
-  def polished(inverse: Array) -> tuple[Array, Array]:
+  def polished(q: Array) -> tuple[Array, Array]:
     # One Newton–Schulz step squares the error that elimination leaves when S is large.
-    q = 2 * inverse - identity
     error = linear.apart(q, linear.transpose(q)) - identity
     # A sum, because XLA's maximum on the CPU may pass over NaN.
     return q - 0.5 * linear.apart(error, q), jnp.sum(error * error, axis=(0, 1))
 
-  q, error = polished(linear.inverse_positive(identity + skew))
-  # Without pivots elimination loses digits where S is large; those tokens are done again with pivots.
-  lost = ~(error <= float(jnp.finfo(skew.dtype).eps))
+  q, error = polished(2 * linear.inverse_positive(identity + skew) - identity)
+  # Elimination does not keep S skew: its error grows as rounding times S, until it ends at another rotation because the
+  # 1 of I + S is below rounding. Tokens with a large S are done again.
+  eps = float(jnp.finfo(skew.dtype).eps)
+  lost = ~((error <= eps) & (jnp.max(jnp.abs(skew), axis=(0, 1)) <= eps**-0.25))
 
-  def with_pivots(q: Array) -> Array:
-    careful, _ = polished(linear.solve(identity + skew, jnp.broadcast_to(identity, skew.shape)))
-    return jnp.where(lost[None, None], careful, q)
+  def with_care(q: Array) -> Array:
+    return jnp.where(lost[None, None], polished(_by_reflections(skew))[0], q)
 
-  return jax.lax.cond(jnp.any(lost), with_pivots, lambda q: q, q)
+  return jax.lax.cond(jnp.any(lost), with_care, lambda q: q, q)
+
+
+def _by_reflections(skew: Float[Array, "n n tokens"]) -> Float[Array, "n n tokens"]:
+  """Q to rounding at any size of S: S = B T Bᵀ by Householder reflections, T tridiagonal and as skew as S.
+
+  Every pivot of I + T is a sum of positive terms, and every entry of its inverse a product: nothing cancels.
+  """
+  n, index = skew.shape[0], linear.over_tokens(np.arange(skew.shape[0]), skew[:, 0], axes=1)
+  tiny = float(jnp.finfo(skew.dtype).tiny)
+
+  def reflect(k: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    s, basis = carry
+    column = jnp.where(index > k, jax.lax.dynamic_index_in_dim(s, k, 1, keepdims=False), 0)
+    column = column / jnp.maximum(jnp.max(jnp.abs(column), axis=0, keepdims=True), tiny)
+    length = jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True))
+    v = column + jnp.where(index == k + 1, jnp.where(column < 0, -length, length), 0)
+    double = 2 / jnp.maximum(jnp.sum(v * v, axis=0, keepdims=True), tiny)
+    # vᵀSv = 0, so (I − 2vvᵀ) S (I − 2vvᵀ) = S + 2v(Sv)ᵀ − 2(Sv)vᵀ for a unit v.
+    turned = v[:, None] * (double * linear.matvec(s, v))[None]
+    return s + linear.skew(turned), basis - (double * linear.matvec(basis, v))[:, None] * v[None]
+
+  basis = jnp.broadcast_to(linear.identity_like(skew), skew.shape)
+  s, basis = jax.lax.fori_loop(0, n - 2, reflect, (skew, basis))
+  below = jnp.stack([s[k + 1, k] for k in range(n - 1)])
+  rotation = 2 * _inverse_tridiagonal(below) - linear.identity_like(skew)
+  return linear.apart(linear.apart(basis, rotation), linear.transpose(basis))
+
+
+def _inverse_tridiagonal(below: Float[Array, "m tokens"]) -> Float[Array, "n n tokens"]:
+  """(I + T)⁻¹ for the tridiagonal skew T with `below` under its diagonal, n = m + 1."""
+  # Side by side with the same matrix seen from its last row, which turns the upper triangle into a lower one.
+  both = jnp.stack([below, -below[::-1]], axis=1)
+
+  def grow(pivot: Array, t: Array) -> tuple[Array, Array]:
+    pivot = 1 + t * (t / pivot)
+    return pivot, pivot
+
+  ones = jnp.ones_like(both[:1])
+  first = jnp.concatenate([ones, jax.lax.scan(grow, ones[0], both)[1]])  # pivots of elimination from the first row on
+  last = first[::-1, ::-1]  # and from the last row back
+  rows, diagonal = jnp.arange(len(first)), 1 / (first + last - 1)
+
+  def fill(previous: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    i, ratio, entry = inputs
+    row = jnp.where((rows == i)[:, None, None], entry[None], ratio[None] * previous)
+    return row, row
+
+  ratios = jnp.concatenate([jnp.zeros_like(ones), -both / last[1:]])
+  lower = jax.lax.scan(fill, jnp.zeros_like(diagonal), (rows, ratios, diagonal))[1]
+  return jnp.where((rows[:, None] >= rows[None])[..., None], lower[:, :, 0], lower[::-1, ::-1, 1])
 
 
 def _closed_form(skew: Array) -> Array:
@@ -103,7 +154,7 @@ class Cayley(_FromSkewPart):
   """SO(n) by the exact Cayley transform.
 
   project: logits (n, n, *tokens) -> Q (n, n, *tokens),  Q = (I + S)⁻¹(I − S),  S = −α/2 · (logits − logitsᵀ).
-  Saved for the backward pass: Q only. Float32 orthogonality error below 1e-6 at any logits for n <= 4.
+  Saved for the backward pass: Q only. Float32 orthogonality error below 1e-6 at any logits.
   Source: Cayley 1846; limit of the iteration of JPmHC (2602.18308), sign and scale included.
   """
 

@@ -76,8 +76,10 @@ def total(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
 
 
 def inverse_norm(matrix: Float[Array, "n m *tokens"]) -> Float[Array, "*tokens"]:
-  """1/‖A‖ (Frobenius), finite at zero."""
-  return jax.lax.rsqrt(jnp.sum(matrix * matrix, axis=(0, 1)) + jnp.finfo(matrix.dtype).tiny)
+  """1/‖A‖ (Frobenius); 0 for a matrix without length, where neither it nor its gradient exists."""
+  square = jnp.sum(matrix * matrix, axis=(0, 1))
+  least = float(jnp.finfo(matrix.dtype).tiny) ** 0.6  # its power −1.5, of the derivative, is finite
+  return jnp.where(square > least, jax.lax.rsqrt(jnp.maximum(square, least)), 0.0)
 
 
 def skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:

@@ -11,7 +11,8 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds.birkhoff import DoublyStochastic
 from jpmhc_jax.manifolds.contract import Traits
 
-_NARROWEST = 1e-7  # of TBP-mHC: keeps a gradient in entries whose bounds have met; off the set by as much
+_NARROWEST = 1e-7  # of TBP-mHC: keeps a gradient in entries whose bounds have met, each off the set by as much
+_OFF_THE_SET = 8e-7  # by all entries of a row together, so that many streams stay on the set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Transport(DoublyStochastic):
     rows_below = jnp.arange(n - 1, 0, -1, dtype=logits.dtype)
     columns = jnp.ones((n, *logits.shape[2:]), logits.dtype)
     columns, rows = jax.lax.scan(_fill_row, columns, (jax.nn.sigmoid(logits), rows_below))
-    filled = jnp.concatenate([rows, columns[None]])
+    # The last row collects the rounding of all entries: what its sum lacks is spread over it.
+    lacking = 1 - jnp.sum(jax.lax.stop_gradient(columns), axis=0)
+    filled = jnp.concatenate([rows, (columns + lacking[None] / n)[None]])
     return filled if self.delta == 0 else (1 - self.delta) * filled + self.delta / n
 
 
@@ -53,12 +56,13 @@ class Transport(DoublyStochastic):
 def _fill_row(columns: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
   shares, rows_below = inputs
   to_the_right = jnp.cumsum(columns[:0:-1], axis=0)[::-1]
+  narrowest = min(_NARROWEST, _OFF_THE_SET / len(columns))
 
   def fill(left: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
     share, column, right = inputs
     lower = jnp.maximum(left - right, column - rows_below)
     lower = jnp.where(lower >= 0, lower, 0.0)
-    width = jnp.maximum(jnp.minimum(left, column) - lower, _NARROWEST)
+    width = jnp.maximum(jnp.minimum(left, column) - lower, narrowest)
     x = lower + width * share
     return left - x, (x, column - x)
 

@@ -1,11 +1,14 @@
-"""What every family owes its users, swept over all of them."""
+"""What every family owes its users, swept over all of them and over their options."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.manifolds import FAMILIES, make
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import FAMILIES, make, parse
 
 TOKENS = 64
 NAMES = [name for name in FAMILIES if name != "birkhoff"]  # the same class as "sinkhorn"
@@ -13,6 +16,27 @@ EXACT_IDENTITY = {
   "identity", "unconstrained", "cayley", "cayley_iterative", "polar", "quaternion", "householder", "iso",
   "orthostochastic",
 }  # fmt: skip
+# Every option of every family away from its default; the first list is quick to compile.
+QUICK = (
+  "iso(method=newton,adjoint=unrolled)", "cayley(alpha=1)", "cayley_iterative(alpha=0.5,steps=5)", "sinkhorn(clip=0)",
+  "sinkhorn(adjoint=gauss_seidel)", "sinkhorn(order=columns_first)", "orthostochastic(copies=1)",
+  "permutation(basis=jpmhc)", "permutation(basis=generators)", "permutation(permutations=0123/1032)",
+  "circulant(leak=1)", "unconstrained(tanh=true,scale=2)", "grassmann(rank=1)", "sinkhorn_epsilon(softmax_first=false)",
+)  # fmt: skip
+SLOW = (
+  "iso(alpha=1)", "iso(method=newton)", "iso(method=express)", "iso(method=express,adjoint=unrolled)",
+  "iso(method=newton_schulz)", "iso(method=newton_schulz,steps=8,adjoint=unrolled)", "polar(adjoint=unrolled)",
+  "polar(method=express)", "polar(method=express,adjoint=unrolled)", "polar(method=newton_schulz)",
+  "polar(method=newton_schulz,steps=8,adjoint=unrolled)", "sinkhorn(adjoint=unrolled)",
+  "sinkhorn(clip=0,adjoint=unrolled)",
+  "sinkhorn(clip=0,adjoint=gauss_seidel)", "sinkhorn(sweeps=5)", "sinkhorn(temperature=0.05)",
+  "birkhoff_newton(clip=20)", "birkhoff_newton(sweeps=1,steps=30)", "sinkhorn_epsilon(sweeps=5,epsilon=1e-08)",
+  "orthostochastic(copies=3)", "orthostochastic_newton_schulz(steps=8)", "transport(delta=0.00033535)",
+  "householder(alpha=1)", "householder(gate=soft)", "grassmann(rank=4)", "sphere(gamma=10)",
+  "hybrid(weight=0.25)", "hybrid(weight=0,final=1,start=0.25,end=0.75)",
+  "hybrid(first=iso(method=newton),second=birkhoff_newton)",
+  "choice(families=cayley(alpha=1)/cayley/permutation,hot=2,cold=0.1,start=0,end=1)",
+)  # fmt: skip
 
 
 def logits_of(manifold, n, scale, seed=0):
@@ -35,6 +59,43 @@ def test_projections_land_on_the_set_at_any_logits(name, compiled):
     if manifold.traits.exact:
       assert worst <= 1e-6
     assert np.isfinite(worst)
+
+
+def test_the_sweep_leaves_no_option_out():
+  for name in NAMES:
+    swept = [parse(text) for text in (*QUICK, *SLOW) if text.partition("(")[0] == name]
+    for field in dataclasses.fields(FAMILIES[name]):
+      assert any(getattr(manifold, field.name) != field.default for manifold in swept), (name, field.name)
+
+
+@pytest.mark.parametrize(
+  ("text", "n"),
+  [
+    *((text, 4) for text in QUICK),
+    *(pytest.param(text, 4, marks=pytest.mark.slow) for text in SLOW),
+    *(pytest.param(text, 5, marks=pytest.mark.slow) for text in (*QUICK, *SLOW)),
+  ],
+)
+def test_options_keep_the_contract(text, n, compiled):
+  manifold = parse(text)
+  try:
+    shape = manifold.logit_shape(n)
+  except ConfigError:
+    pytest.skip("the family does not exist for this n: see the error tests")
+  normal, box = jax.random.normal(jax.random.key(0), (*shape, 32)), jax.random.uniform(jax.random.key(2), (*shape, 32))
+  box = 20 * box - 10
+  start = jnp.repeat(manifold.identity_logits(n, 4.0)[..., None], 32, axis=-1)
+  sizes = (start, normal, box, 10 * jnp.sign(box), 1e4 * normal, 1e4 * jnp.sign(normal), jnp.zeros_like(normal))
+  cotangent = jax.random.normal(jax.random.key(1), (n, n, 32 * len(sizes)))
+  matrix, gradient = compiled(manifold, n)(jnp.concatenate(sizes, axis=-1), cotangent)
+  assert matrix.shape == (n, n, 32 * len(sizes)) and matrix.dtype == gradient.dtype == jnp.float32
+  assert np.isfinite(matrix).all() and np.isfinite(gradient).all()
+  distance, error = manifold.distance(matrix), float(jnp.max(jnp.abs(matrix[..., 0] - jnp.eye(n))))
+  if manifold.traits.exact:
+    assert float(jnp.max(distance)) <= 1e-6
+  # The start is on the set or near it, and the identity where the set has it.
+  assert float(distance[0]) <= 1e-3
+  assert not manifold.traits.contains_identity or error <= 1e-5
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not make(name).traits.exact])
@@ -142,6 +203,16 @@ def test_one_stream_is_the_plain_residual_network(name):
     pytest.skip("the family does not exist for n = 1: see the error tests")
   manifold = make(name)
   np.testing.assert_allclose(manifold.project(manifold.identity_logits(1, 4.0), 1), [[1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ("int32", "bool", "complex64"))
+def test_logits_that_are_no_floating_point_numbers_are_refused(dtype):
+  # Sinkhorn of an integer 4·I would come back as integers: all zeros.
+  for manifold in (make("sinkhorn"), make("cayley"), make("hybrid")):
+    with pytest.raises(
+      TypeError, match=rf"{type(manifold).__name__}.project: logits are {dtype}.*astype\(jnp.float32\)"
+    ):
+      manifold.project(jnp.zeros(manifold.logit_shape(4), dtype), 4)
 
 
 def test_wrong_leading_axes_are_named():

@@ -16,6 +16,7 @@ from jpmhc_jax.manifolds import (
   Orthostochastic,
   Polar,
   Quaternion,
+  Transport,
 )  # fmt: skip
 from jpmhc_jax.manifolds.sylvester import skew_sylvester
 
@@ -43,7 +44,7 @@ def test_there_may_be_no_token(manifold):
   ("manifold", "n"),
   [
     (Cayley(), 4), (Householder(), 4), (Quaternion(), 4), (Orthostochastic(copies=1), 4), (Orthostochastic(), 2),
-    (Iso(), 2), (Iso(), 3), (Iso(), 4), (Iso(), 5),
+    (Iso(), 2), (Iso(), 3), (Iso(), 4), (Iso(), 5), (Cayley(alpha=1.0), 5),
   ],
 )  # fmt: skip
 def test_closed_forms_stay_on_their_set_at_any_size_of_the_logits(manifold, n, projected):
@@ -51,6 +52,38 @@ def test_closed_forms_stay_on_their_set_at_any_size_of_the_logits(manifold, n, p
   sizes = 10.0 ** np.random.default_rng(1).uniform(-9, 9, TOKENS)
   matrix = projected(manifold, n)(jnp.asarray(sizes * normal(0, *shape), jnp.float32))
   assert float(jnp.max(manifold.distance(matrix))) <= 1e-6
+
+
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e4, 1e6, 1e9])
+def test_a_rotation_of_five_streams_is_the_right_one_at_any_size_of_the_logits(size, projected):
+  # An odd number of streams: one direction stays at rest, however large S is.
+  logits = np.asarray(size * normal(0, 5, 5, TOKENS), np.float32)
+  skew = np.moveaxis(logits - logits.swapaxes(0, 1), -1, 0).astype(np.float64)
+  exact = np.linalg.solve(np.eye(5) - 0.5 * skew, np.eye(5) + 0.5 * skew)
+  found = projected(Cayley(alpha=1.0), 5)(jnp.asarray(logits))
+  np.testing.assert_allclose(np.moveaxis(np.asarray(found), -1, 0), exact, atol=1e-5)
+  assert float(jnp.max(Cayley().distance(found))) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "manifold", [Cayley(alpha=1.0), Orthostochastic(), Iso(alpha=1.0), Householder(alpha=1.0)], ids=str
+)
+@pytest.mark.parametrize("n", [6, 7, 8])
+def test_more_streams_stay_on_their_set_at_any_size_of_the_logits(manifold, n, projected):
+  shape, seeds = (*manifold.logit_shape(n), TOKENS), (0, 1)
+  draws = [*(normal(seed, *shape) for seed in seeds), *(np.sign(normal(seed, *shape)) for seed in seeds)]
+  for size in (1e1, 1e4, 1e6, 1e9):
+    for draw in draws:
+      matrix = projected(manifold, n)(jnp.asarray(size * draw, jnp.float32))
+      assert float(jnp.max(manifold.distance(matrix))) <= 1e-6
+
+
+def test_many_streams_keep_the_transport_chart_on_its_set(projected):
+  box = np.random.default_rng(0).uniform(-10, 10, (15, 15, 2048))
+  for logits in (box, 10 * np.sign(box), 1e4 * box, normal(0, 15, 15, 2048)):
+    matrix = projected(Transport(), 16)(jnp.asarray(logits, jnp.float32))
+    assert float(jnp.max(Transport().distance(matrix))) <= 1e-6
 
 
 @pytest.mark.parametrize("n", [3, 4, 5])

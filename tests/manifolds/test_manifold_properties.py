@@ -23,7 +23,8 @@ EQUIVARIANT = {
 }
 ORTHOGONAL = {
   "cayley": manifolds.Cayley(alpha=1.0), "iso": manifolds.Iso(alpha=1.0), "quaternion": manifolds.Quaternion(),
-  "householder": manifolds.Householder(alpha=1.0),
+  "householder": manifolds.Householder(alpha=1.0), "polar": manifolds.Polar(),
+  "iso_newton": manifolds.Iso(method="newton"),
 }  # fmt: skip
 STOCHASTIC = ("sinkhorn", "birkhoff_newton", "permutation", "circulant", "kronecker", "orthostochastic", "transport")
 
@@ -66,7 +67,7 @@ def test_mixers_on_a_group_preserve_every_norm(name, seed):
   streams = draw(seed + 1, 4, 64)
   mixed = jnp.einsum("ijt,jt->it", mixer, streams)
   np.testing.assert_allclose(jnp.linalg.norm(mixed, axis=0), jnp.linalg.norm(streams, axis=0), rtol=3e-6)
-  if name == "iso":
+  if name.startswith("iso"):
     np.testing.assert_allclose(jnp.mean(mixed, axis=0), jnp.mean(streams, axis=0), atol=2e-6)
 
 

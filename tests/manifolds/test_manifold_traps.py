@@ -1,6 +1,7 @@
 """Known mistakes of published implementations: each test fails on the wrong one."""
 
-import jax
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,15 +63,24 @@ def test_rows_first_and_columns_first_are_transposes_of_each_other():
   assert float(jnp.max(jnp.abs(rows.project(logits, 4) - columns.project(logits, 4)))) > 1e-2
 
 
-def test_underflowing_temperature_freezes_the_mixer_and_the_default_start_does_not():
-  def slope(manifold, logits):
-    return jax.jit(jax.grad(lambda x: jnp.sum(manifold.project(x, 4) * normal(3, 4, 4))))(logits)
+def test_underflowing_temperature_freezes_the_mixer_and_no_start_of_ours_does(compiled):
+  def at_start(manifold, logits):
+    matrix, gradient = compiled(manifold, 4)(logits, normal(3, 4, 4))
+    return np.asarray(matrix), np.abs(gradient)
 
+  # exp(−8/0.05) = exp(−160) is zero in float32: exactly I, and exactly no gradient.
   frozen = manifolds.Sinkhorn(sweeps=10, temperature=0.05, clip=0.0, adjoint="unrolled")
-  published_start = 8 * jnp.eye(4) - 8
-  assert float(jnp.max(jnp.abs(slope(frozen, published_start)))) == 0.0
-  ours = manifolds.Sinkhorn()
-  assert float(jnp.max(jnp.abs(slope(ours, ours.identity_logits(4, 4.0))))) > 1e-3
+  matrix, gradient = at_start(frozen, 8 * jnp.eye(4) - 8)
+  np.testing.assert_array_equal(matrix, np.eye(4))
+  assert gradient.max() == 0.0
+  # Behind a clip or at our start the same temperature still leaves the diagonal without a gradient.
+  for manifold in (dataclasses.replace(frozen, clip=10.0), manifolds.Sinkhorn(temperature=0.05), frozen):
+    _, gradient = at_start(manifold, manifold.identity_logits(4, 4.0))
+    assert np.diagonal(gradient).max() == 0.0
+  # Without the trap every logit learns, also where no clip hides an underflow.
+  for manifold in (manifolds.Sinkhorn(), manifolds.Sinkhorn(clip=0.0), manifolds.BirkhoffNewton()):
+    matrix, gradient = at_start(manifold, manifold.identity_logits(4, 4.0))
+    assert 1e-3 < np.min(matrix) and np.min(gradient) > 1e-3
 
 
 def test_orthostochastic_start_of_the_published_code_is_the_mean_matrix(projected):
