@@ -131,17 +131,22 @@ class Breaker:
       time.sleep(delay)
       return found
     target = min(base + self.random.randint(1, STEPS_A_FAULT - 4), self.steps - 1)
-    size = {"seen": 0}
+    seen = {self._metrics_file()}  # it may hold later steps of the start before
 
     def reached() -> bool:
-      path = self.workdir / "metrics.jsonl"
-      if not path.is_file() or path.stat().st_size == size["seen"]:
+      now = self._metrics_file()
+      if now in seen:
         return False
-      size["seen"] = path.stat().st_size
+      seen.add(now)
       steps = launch.losses(self.workdir)
       return bool(steps) and max(steps) >= target
 
     return start.wait_for(reached)
+
+  def _metrics_file(self) -> tuple[int, int]:
+    """Which file metrics.jsonl is, as a start replaces it, and its size."""
+    path = self.workdir / "metrics.jsonl"
+    return (path.stat().st_ino, path.stat().st_size) if path.is_file() else (0, 0)
 
   def _damage(self, kind: str) -> str:
     """Damages a file of the newest checkpoint, if there is an older one to fall back to, or the metrics."""
