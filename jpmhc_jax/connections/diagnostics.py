@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, Parameters
+from jpmhc_jax.connections.portable import einsum
 from jpmhc_jax.manifolds import Manifold
 
 SAMPLE = 256  # tokens whose matrices are decomposed
@@ -57,7 +58,7 @@ def _gram(streams: Float[Array, "*tokens n d"]) -> Float[Array, "t n n"]:
   """Inner products of a token's streams, up to a factor: squares of a diverging network's streams overflow."""
   x = streams.reshape(-1, *streams.shape[-2:]).astype(jnp.float32)
   x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), 1e-30)
-  return jnp.einsum("tid,tjd->tij", x, x)
+  return einsum("tid,tjd->tij", x, x)
 
 
 def _mean_cosine(gram: Float[Array, "t n n"]) -> Float[Array, ""]:
@@ -173,7 +174,7 @@ def composite_diagnostics(mixers: Sequence[Float[Array, "n n *tokens"] | None]) 
   for mix in mixers:
     if mix is not None:
       matrices = _sample(matrices_of(mix))
-      product = matrices if product is None else jnp.matmul(matrices, product)
+      product = matrices if product is None else einsum("...ij,...jk->...ik", matrices, product)
   if product is None:
     return {}
   singular = jnp.linalg.svd(product, compute_uv=False)

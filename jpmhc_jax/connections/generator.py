@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections import apply, portable
+from jpmhc_jax.connections import apply, implementation, portable
 
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
@@ -37,6 +37,8 @@ def project(
   rmsnorm_per_stream: Σ_s r_s Σ_d x_s W_s with r_s from stream s alone.
   """
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
+  if operators is not portable and norm != "rmsnorm":
+    implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
   if norm == "rmsnorm":
     products, square = apply.statistics(streams, kernel, operators)
     return products * jax.lax.rsqrt(square / math.prod(streams.shape[-2:]) + epsilon)[None]
@@ -50,7 +52,7 @@ def project(
   scaled_kernel = kernel * parameters["norm_scale"].astype(x.dtype)[..., None]
   per_column = (slice(None),) + (None,) * (x.ndim - 2)
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
-  shift = jnp.einsum("nd,ndk->k", parameters["norm_shift"].astype(x.dtype), kernel)[per_column]
+  shift = portable.einsum("nd,ndk->k", parameters["norm_shift"].astype(x.dtype), kernel)[per_column]
   return (_products(x, scaled_kernel) - mean[..., 0, 0][None] * total) * scale[None] + shift
 
 

@@ -4,19 +4,17 @@ import functools
 from typing import Any
 import warnings
 
-import jax
-
 from jpmhc_jax.connections import portable
 from jpmhc_jax.connections.kernels import Kernels
+from jpmhc_jax.core import layout
 from jpmhc_jax.core.errors import check_choice
 
 _PLATFORMS = {"pallas_gpu": "gpu", "pallas_tpu": "tpu"}
 IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 
 
-@functools.cache
 def operators(implementation: str) -> Any:
-  """The operators of connection.implementation on this process's devices.
+  """The operators of connection.implementation for the devices that are traced for (see `layout.platform`).
 
   'auto' is the portable formulas everywhere: on the CPU they are the fastest, and the kernels, which lower for NVIDIA
   GPUs and TPUs and equal the formulas in interpret mode, have not been timed there. A kernel asked for on another kind
@@ -27,11 +25,16 @@ def operators(implementation: str) -> Any:
   check_choice("connection.implementation", implementation, IMPLEMENTATIONS)
   if implementation not in _PLATFORMS:
     return portable
-  wanted, present = _PLATFORMS[implementation], jax.default_backend()
+  wanted, present = _PLATFORMS[implementation], layout.platform()
   if wanted != present:
-    warnings.warn(
-      f"connection.implementation={implementation!r}: the devices are {present!r}; the portable formulas run instead",
-      stacklevel=2,
-    )
+    announce(implementation, f"the devices are {present!r}")
     return portable
   return Kernels(wanted)
+
+
+@functools.cache  # once a process and reason
+def announce(implementation: str, reason: str) -> None:
+  """Warns that the portable formulas run in place of the kernels that the config asks for."""
+  warnings.warn(
+    f"connection.implementation={implementation!r}: {reason}; the portable formulas run instead", stacklevel=3
+  )

@@ -10,12 +10,17 @@ the streams takes 0.1 ms): mix 0.17 ms, and 0.28 as a batched product; its trans
 without a product; the generator's products 0.45, and 1.1–1.9 without the barrier.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
+# Accelerators else round what goes into a float32 product to bf16 or TF32, streams that only pass through it included.
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 _LARGE = 8  # above this many streams n² broadcast products cost more than a batched matrix product
 
 
@@ -41,7 +46,7 @@ def _combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j 
   """Σ_j M_ij x_j."""
   if x.shape[-2] > _LARGE:
     matrix = jax.lax.optimization_barrier(matrix)
-    return jnp.einsum(f"ij{_tokens(matrix, 2)},...jd->...id", matrix, x)
+    return einsum(f"ij{_tokens(matrix, 2)},...jd->...id", matrix, x)
   rows = _rows(matrix, 2, x.ndim - 2)
   return sum(rows[..., j, :] * x[..., j, None, :] for j in range(x.shape[-2]))  # type: ignore[return-value]
 
@@ -49,14 +54,14 @@ def _combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j 
 def read(x: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
   """Σ_j a_j x_j."""
   weights = jax.lax.optimization_barrier(weights)
-  return jnp.einsum(f"j{_tokens(weights, 1)},...jd->...d", weights, _wide(x, weights))
+  return einsum(f"j{_tokens(weights, 1)},...jd->...d", weights, _wide(x, weights))
 
 
 def read_backward(x: _Streams, weights: Float[Array, "n *per_token"], cotangent: _Vector) -> tuple[Array, Array]:
   """x̄_j = a_j ū,  ā_j = Σ_d ū x_j (summed over the tokens too when a is static)."""
   x, cotangent = _wide(x, weights), _wide(cotangent, weights)
   to_streams = _rows(weights, 1, x.ndim - 2) * cotangent[..., None, :]
-  return to_streams, jnp.einsum(f"...d,...jd->j{_tokens(weights, 1)}", cotangent, x)
+  return to_streams, einsum(f"...d,...jd->j{_tokens(weights, 1)}", cotangent, x)
 
 
 def mix(
@@ -76,7 +81,7 @@ def mix_backward(
   """x̄_j = Σ_i H_ij x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
   x, cotangent = _wide(x, mixer), _wide(cotangent, mixer)
   to_streams = _combine(jnp.swapaxes(mixer, 0, 1), cotangent)
-  to_mixer = jnp.einsum(f"...id,...jd->ij{_tokens(mixer, 2)}", cotangent, x)
+  to_mixer = einsum(f"...id,...jd->ij{_tokens(mixer, 2)}", cotangent, x)
   return to_streams, to_mixer, *write_backward(weights, y, cotangent)
 
 
@@ -88,23 +93,23 @@ def write(weights: Float[Array, "n *per_token"], y: _Vector) -> _Streams:
 def write_backward(weights: Float[Array, "n *per_token"], y: _Vector, cotangent: _Streams) -> tuple[Array, Array]:
   """b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
   y, cotangent = _wide(y, weights), _wide(cotangent, weights)
-  to_weights = jnp.einsum(f"...id,...d->i{_tokens(weights, 1)}", cotangent, y)
+  to_weights = einsum(f"...id,...d->i{_tokens(weights, 1)}", cotangent, y)
   return to_weights, read(cotangent, weights)
 
 
 def products(x: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tokens"]:
   """Σ x W, tokens last; the transposition of the result stays out of the product, which would transpose x for it."""
-  return jnp.moveaxis(jax.lax.optimization_barrier(_flat(_wide(x, kernel)) @ _flat_rows(kernel)), -1, 0)
+  return jnp.moveaxis(jax.lax.optimization_barrier(_matmul(_flat(_wide(x, kernel)), _flat_rows(kernel))), -1, 0)
 
 
 def products_backward(
   x: _Streams, kernel: Float[Array, "n d k"], cotangent: Float[Array, "k *tokens"]
 ) -> tuple[Array, Array]:
   """x̄ = W s̄,  W̄ = Σ_tokens x s̄."""
-  to_kernel = jnp.einsum("k...,...f->kf", cotangent, _flat(_wide(x, cotangent)))
+  to_kernel = einsum("k...,...f->kf", cotangent, _flat(_wide(x, cotangent)))
   rows, columns = jax.lax.optimization_barrier((jnp.moveaxis(cotangent, 0, -1), _flat_rows(kernel).T))
   to_kernel = jnp.swapaxes(jax.lax.optimization_barrier(to_kernel), 0, 1)
-  return (rows @ columns).reshape(x.shape), to_kernel.reshape(kernel.shape)
+  return _matmul(rows, columns).reshape(x.shape), to_kernel.reshape(kernel.shape)
 
 
 def _flat(x: _Streams) -> Float[Array, "*tokens f"]:

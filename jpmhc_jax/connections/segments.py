@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.connections.portable import einsum
+
 
 def _combine(matrix: Float[Array, "i j *per_token"], parts: Float[Array, "*tokens j w"]) -> Float[Array, "*tokens i w"]:
   """Σ_j M_ij x_j in float32 or wider, back in the dtype of x."""
   matrix = jax.lax.optimization_barrier(matrix)
   tokens = "..." if matrix.ndim > 2 else ""
   wide = parts.astype(jnp.promote_types(parts.dtype, matrix.dtype))
-  return jnp.einsum(f"ij{tokens},...jw->...iw", matrix, wide).astype(parts.dtype)
+  return einsum(f"ij{tokens},...jw->...iw", matrix, wide).astype(parts.dtype)
 
 
 def read(streams: Float[Array, "*tokens n w"], weights: Float[Array, "m n *per_token"]) -> Float[Array, "*tokens d"]:

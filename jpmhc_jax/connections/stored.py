@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jpmhc_jax import manifolds
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import parameters as geometry
+from jpmhc_jax.manifolds.retractions import matmul
 
 GEOMETRIES: dict[str, geometry.Geometry] = {
   "orthogonal": geometry.Orthogonal(),
@@ -55,7 +56,7 @@ class StoredMixer:
 
   def mixer(self, point: Float[Array, "n p"]) -> Float[Array, "n n"]:
     """H of a point: the point itself, or the projector U Uᵀ on the Grassmann manifold."""
-    return point @ point.T if self.name == "grassmann" else point
+    return matmul(point, point.T) if self.name == "grassmann" else point
 
 
 def stored_mixer(manifold: manifolds.Manifold, family: str) -> StoredMixer:

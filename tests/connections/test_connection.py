@@ -1,6 +1,7 @@
 """The block: plain residual at the start, symmetry that breaks, every form and generator, clear errors."""
 
 import dataclasses
+import re
 
 from flax import nnx
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.connections import Connection, expand, HyperConnection, reduce
+from jpmhc_jax.connections.diagnostics import composite_diagnostics
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import FAMILIES, make
@@ -182,3 +184,28 @@ def test_the_module_and_the_pure_form_agree():
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   np.testing.assert_array_equal(module(x, _sublayer), HyperConnection.from_config(config, D, 1)(state, x, _sublayer))
   assert dataclasses.is_dataclass(module.rule)
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"streams": 4},
+    {"streams": 9},
+    {"streams": 4, "segments": 2},
+    {"streams": 4, "norm": "layernorm"},
+    {"streams": 4, "generator": "static"},
+  ],
+  ids=str,
+)
+def test_no_product_is_left_to_the_precision_of_the_device(settings):
+  """By default a TPU multiplies float32 as bf16: streams that are only passed on would lose sixteen bits at a time."""
+  rule = HyperConnection.from_config(schema.Connection(**settings), width=8, layer_index=0)
+  parameters, x = rule.init(jax.random.key(0)), jnp.ones((3, rule.streams, rule.stream_width))
+
+  def both(parameters, x):
+    out, pullback = jax.vjp(lambda parameters, x: rule(parameters, x, jnp.tanh), parameters, x)
+    return pullback(out), composite_diagnostics([rule.coefficients(parameters, x).mix] * 2)
+
+  products = re.findall(r"dot_general\[(.*?)\n *\]", str(jax.make_jaxpr(both)(parameters, x)), re.DOTALL)
+  assert len(products) > 2
+  assert all("precision=(Precision.HIGHEST, Precision.HIGHEST)" in product for product in products)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import apply, Connection, implementation, portable
+from jpmhc_jax.connections import apply, Connection, generator, implementation, portable
 from jpmhc_jax.connections.kernels import Kernels, operators
 from jpmhc_jax.core import schema
 
@@ -183,8 +183,16 @@ def test_a_tpu_takes_the_streams_as_they_are():
 def test_a_fall_back_is_announced():
   config = schema.Connection(implementation="pallas_gpu", streams=2)
   x = jnp.ones((3, 2, 4))
-  implementation.operators.cache_clear()
+  implementation.announce.cache_clear()
   with pytest.warns(UserWarning, match="implementation='pallas_gpu': the devices are 'cpu'; the portable formulas run"):
     out = Connection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   plain = Connection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   np.testing.assert_array_equal(out, plain)
+
+
+def test_a_norm_without_a_kernel_is_announced():
+  implementation.announce.cache_clear()
+  x, parameters = jnp.ones((16, 2, 16)), {"projection": jnp.ones((2, 16, 4))}
+  with pytest.warns(UserWarning, match="pallas_tpu.*connection.norm='none' has no kernel; the portable formulas run"):
+    out = generator.project(x, parameters, "none", 1e-6, Kernels("tpu", interpret=True))
+  np.testing.assert_array_equal(out, generator.project(x, parameters, "none", 1e-6))

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jpmhc_jax.connections.kernels import bodies
+from jpmhc_jax.connections.portable import einsum
 from jpmhc_jax.core.layout import batch_split
 
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
@@ -73,7 +74,7 @@ class Kernels:
       _streams(x), _Operand("columns", kernel), _Operand("token", rows), _Operand("token", of_square[..., None])
     ]  # fmt: skip
     (to_x,) = self._run(bodies.statistics_backward, arguments, [_streams(x)])
-    return to_x, jnp.einsum("...nd,...k->ndk", x.astype(rows.dtype), rows)
+    return to_x, einsum("...nd,...k->ndk", x.astype(rows.dtype), rows)
 
   def _run(self, body: Callable[..., None], arguments: "list[_Operand]", results: "list[_Operand]") -> list[Array]:
     """Runs a body over all tokens, on every device's own part of them."""
