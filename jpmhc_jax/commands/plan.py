@@ -3,19 +3,29 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.files import storing, write_atomically
 
 
-def show_plan(config: schema.Config, *, memory_gib: float, as_json: bool, workdir: pathlib.Path | None) -> int:
-  """Prints the plan (JSON with `as_json`), writes workdir/plan.json when there is a workdir; 0 unless it cannot fit."""
+def show_plan(
+  config: schema.Config, *, memory_gib: float, topology: str, as_json: bool, workdir: pathlib.Path | None
+) -> int:
+  """Prints the plan (JSON with `as_json`), writes workdir/plan.json when there is a workdir; returns 0.
+
+  `topology`: the devices to compile for when they are not those here (see `training.topology`).
+  """
   from jpmhc_jax import data
   from jpmhc_jax.training.plan import make_plan
+  from jpmhc_jax.training.topology import devices_of
 
+  devices = devices_of(topology, config.mesh.slices) if topology else None
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
-  plan = make_plan(config, dataset, int(memory_gib * 2**30) or None)
+  plan = make_plan(
+    config, dataset, int(memory_gib * 2**30) or None, devices, lambda line: print(line, file=sys.stderr, flush=True)
+  )
   text = json.dumps(as_values(plan), indent=2)
   if workdir:
     with storing(str(workdir / "plan.json")):
@@ -44,13 +54,14 @@ def lines(plan: Any) -> list[str]:
   shown += [f"  {'one device':24s} {_size(need.total)}{_verdict(plan)}"]
   again = need.executed_flops / need.model_flops
   shown += [f"{need.model_flops:.4g} FLOPs a step over all devices, ×{again:.2f} with what is recomputed"]
-  shown += [f"  (XLA's count on one device, loop bodies once: {need.compiler_flops:.4g})"]
+  if need.compiler_flops is not None:
+    shown += [f"  (XLA's count on one device, loop bodies once: {need.compiler_flops:.4g})"]
   if plan.changes:
     shown += ["it does not fit; measured for each change:"]
   for change in plan.changes:
     fields = " ".join(f"--config.{name}={value}" for name, value in change.fields.items())
     extra = change.need.executed_flops / need.executed_flops
-    fits = "fits" if change.need.total <= plan.memory else "does not fit"
+    fits = "fits" if change.need.fits(plan.memory) else "does not fit"
     shown += [f"  {_size(change.need.total)}  {fits:12s}  operations ×{extra:.2f}  {fields}"]
   return shown
 

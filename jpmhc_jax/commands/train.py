@@ -26,6 +26,9 @@ class Train:
     plan.add_argument("--plan", action="store_true", help="compile the step and print what it needs; nothing is run")
     plan.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="memory of one device, if not known")
     plan.add_argument("--devices", type=int, default=0, help="plan with so many CPU devices in place of those here")
+    plan.add_argument(
+      "--topology", default="", metavar="NAME", help="plan for TPUs elsewhere, as v5e:4x4 (needs libtpu)"
+    )
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
@@ -75,9 +78,19 @@ class Train:
 
   def _plan(self, config: Any, options: argparse.Namespace) -> int:
     from jpmhc_jax.commands.plan import show_plan
+    from jpmhc_jax.core.errors import ConfigError
     from jpmhc_jax.core.launch import add_xla_flag
 
-    if options.devices:
+    if options.devices and options.topology:
+      raise ConfigError(f"--devices={options.devices}, --topology={options.topology}: expected one of them")
+    if options.devices or options.topology:
       os.environ["JAX_PLATFORMS"] = "cpu"
+    if options.devices:
       add_xla_flag(f"--xla_force_host_platform_device_count={options.devices}")
-    return show_plan(config, memory_gib=options.memory, as_json=options.json, workdir=options.workdir)
+    return show_plan(
+      config,
+      memory_gib=options.memory,
+      topology=options.topology,
+      as_json=options.json,
+      workdir=options.workdir,
+    )

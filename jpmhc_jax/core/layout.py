@@ -56,6 +56,14 @@ def constrain(x: Float[Array, "..."], *names: str | None) -> Float[Array, "..."]
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*rules))
 
 
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': what is traced for. That of the ambient mesh, whose devices may be elsewhere (see
+  `training.topology`); without a mesh that of this process.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device is not None and device.platform else jax.default_backend()
+
+
 def batch_split(size: int) -> tuple[str, ...]:
   """The axes of the ambient mesh that rows of a batch of this size are split over, for `jax.shard_map`.
 

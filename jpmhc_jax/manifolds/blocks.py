@@ -10,7 +10,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jpmhc_jax.core.layout import batch_split
+from jpmhc_jax.core.layout import batch_split, platform
 
 _BLOCK_BYTES = 32 * 1024  # one matrix a token; measured best of 256 to 2,048 tokens at n = 4 (AMD EPYC, 48 KiB of L1)
 
@@ -44,7 +44,7 @@ def _on_one_device(function: Callable[..., Any], axes: int, matrix: Array, *othe
   size = max(_BLOCK_BYTES // (matrix.shape[0] * matrix.shape[1] * matrix.dtype.itemsize), 64)
   # Blocks would cut across the devices of a token axis that the compiler splits.
   several = jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
-  if count < 2 * size or jax.default_backend() != "cpu" or several:
+  if count < 2 * size or platform() != "cpu" or several:
     found = function(*flat)
   else:
     found = _loop(function, flat, count, size)

@@ -1,8 +1,9 @@
 """What a run will need, before it begins: the step compiled ahead of time for the config's mesh, nothing allocated."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
+import re
 import time
 from typing import Any
 
@@ -18,6 +19,13 @@ from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step
 
+# Memory of one JAX device in GiB from the vendors' data sheets, for devices that are not here to tell; matched by
+# prefix, longest first. A TPU v2, v3 or v7 device is one core, half a chip.
+MEMORY_GIB = {
+  "TPU v2": 8.0, "TPU v3": 16.0, "TPU v4": 32.0, "TPU v5 lite": 16.0, "TPU v5": 95.0, "TPU v6 lite": 32.0,
+  "TPU7x": 96.0,
+}  # fmt: skip
+
 # From little recomputation to much.
 POLICIES = ("none", "products", "coefficients", "block", "call")
 
@@ -30,7 +38,9 @@ class Need:
   on the device (at work, the one before, the next). temporaries: activations
   kept for the backward pass and everything else that lives within the step. code: the compiled program.
   model_flops: matrix products of the model. executed_flops: with what is recomputed; both see every turn of a loop.
-  compiler_flops: XLA's own count on one device, elementwise work included and loop bodies once.
+  compiler_flops: XLA's own count on one device, elementwise work included and loop bodies once. A compiler that knows
+  its device, as that of TPUs, ends when the step does not fit: then compiles is False, temporaries is what it asked
+  for, code is 0 and compiler_flops is None.
   """
 
   state: dict[str, int]
@@ -38,12 +48,17 @@ class Need:
   code: int
   model_flops: int
   executed_flops: int
-  compiler_flops: float
+  compiler_flops: float | None
   compile_s: float
+  compiles: bool = True
 
   @property
   def total(self) -> int:
     return sum(self.state.values()) + self.temporaries + self.code
+
+  def fits(self, memory: int) -> bool:
+    """Whether it fits so many bytes of one device."""
+    return self.compiles and self.total <= memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +82,38 @@ class Plan:
 
   @property
   def fits(self) -> bool | None:
-    return None if self.memory is None else self.need.total <= self.memory
+    return None if self.memory is None else self.need.fits(self.memory)
 
 
-def make_plan(config: schema.Config, dataset: Dataset, memory: int | None = None) -> Plan:
+def make_plan(
+  config: schema.Config,
+  dataset: Dataset,
+  memory: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  say: Callable[[str], None] = lambda line: None,
+) -> Plan:
   """Compiles the real step on abstract arrays. `memory` of one device in bytes: by default what the device says it has.
 
   When it does not fit, every single change that could help, and at last all of them together, is compiled too: the
-  effects are measured, not estimated.
+  effects are measured, not estimated. `devices` need not be here (see `topology`); `say` hears what is compiled.
   """
-  setup = _prepare(config, dataset)
+  setup = prepare(config, dataset, make_mesh(config.mesh, devices))
   device = setup.mesh.devices.ravel()[0]
-  memory = memory or (device.memory_stats() or {}).get("bytes_limit")
+  memory = memory or memory_of(device)
+  say(f"compiling the step for {setup.mesh.size} × {device.device_kind} …")
   need = measure(setup, dataset)
-  changes = tuple(_changes(config, dataset)) if memory is not None and need.total > memory else ()
+  changes = tuple(_changes(config, dataset, devices, say)) if memory is not None and not need.fits(memory) else ()
   return Plan(dict(setup.mesh.shape), device.device_kind, setup.parameter_count, need, memory, changes)
+
+
+def memory_of(device: jax.Device) -> int | None:
+  """Bytes of a device: what it says, or what its kind has; None when neither is known."""
+  known = [name for name in MEMORY_GIB if device.device_kind.startswith(name)]
+  try:
+    told = (device.memory_stats() or {}).get("bytes_limit")
+  except jax.errors.JaxRuntimeError:  # it is not here
+    told = None
+  return told or (int(MEMORY_GIB[max(known, key=len)] * 2**30) if known else None)
 
 
 def measure(setup: Setup, dataset: Dataset) -> Need:
@@ -90,9 +122,8 @@ def measure(setup: Setup, dataset: Dataset) -> Need:
   batch = state.carry.data
   step: Any = make_train_step(setup)  # a jitted function
   began = time.monotonic()
-  compiled = step.lower(state, batch).compile()
+  compiled = _compile(step.lower(state, batch))
   seconds = time.monotonic() - began
-  memory = compiled.memory_analysis()
   parts = {
     "parameters": (state.params, setup.shardings.params),
     "average": (state.ema, setup.shardings.ema),
@@ -105,17 +136,37 @@ def measure(setup: Setup, dataset: Dataset) -> Need:
   sizes = {name: _bytes_on_one_device(shapes, shardings) for name, (shapes, shardings) in parts.items()}
   return Need(
     state=sizes | {"batch": 3 * sizes["batch"]},
-    temporaries=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    code=memory.generated_code_size_in_bytes,
     model_flops=flops_per_step(setup, dataset),
     executed_flops=flops.count(step, state, batch, products_only=True),
-    compiler_flops=float((compiled.cost_analysis() or {}).get("flops", math.nan)),
     compile_s=seconds,
+    **compiled,
   )
 
 
-def _prepare(config: schema.Config, dataset: Dataset) -> Setup:
-  return prepare(config, dataset, make_mesh(config.mesh))
+def _compile(lowered: Any) -> dict[str, Any]:
+  """What the compiler knows of the fields of `Need`."""
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = temporaries_in(str(error))
+    if needed is None:
+      raise
+    return {"temporaries": needed, "code": 0, "compiler_flops": None, "compiles": False}
+  memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  return {
+    "temporaries": memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+    "compiler_flops": costs.get("flops"),
+  }
+
+
+def temporaries_in(message: str) -> int | None:
+  """Bytes that a compiler which ran out of a device's memory says it needed; None for any other message."""
+  if "RESOURCE_EXHAUSTED" not in message:
+    return None
+  # XLA: "…HLO temporaries (161.29G) exceeds available…", or "… Used 20.50G of 15.75G hbm…".
+  found = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT])", message)
+  return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
 
 
 def _bytes_on_one_device(shapes: Any, shardings: Any) -> int:
@@ -123,14 +174,21 @@ def _bytes_on_one_device(shapes: Any, shardings: Any) -> int:
   return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
 
 
-def _changes(config: schema.Config, dataset: Dataset) -> Iterator[Change]:
+def _changes(
+  config: schema.Config,
+  dataset: Dataset,
+  devices: Sequence[jax.Device] | None,
+  say: Callable[[str], None],
+) -> Iterator[Change]:
   """The changes that a step can be compiled with; those that the config or the shapes forbid are left out."""
   together: dict[str, Any] = {}
   for fields in (*_single_changes(config), together):
     try:
       changed = configs.validate(with_fields(config, fields))
       if fields and changed != config:
-        yield Change(dict(fields), measure(_prepare(changed, dataset), dataset))
+        setup = prepare(changed, dataset, make_mesh(changed.mesh, devices))
+        say(f"it does not fit; compiling it with {fields} …")
+        yield Change(dict(fields), measure(setup, dataset))
         together |= fields  # a field's later, stronger value wins
     except ConfigError:
       continue

@@ -55,11 +55,12 @@ def test_changes_are_measured_when_a_device_is_too_small(tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["trm", "decoder"])
 def test_no_change_is_proposed_that_the_config_refuses(kind, monkeypatch):
   """Neither alone nor in what is proposed at last, all changes together."""
-  monkeypatch.setattr(plans, "_prepare", lambda config, dataset: None)
+  monkeypatch.setattr(plans, "make_mesh", lambda *arguments: None)
+  monkeypatch.setattr(plans, "prepare", lambda *arguments: None)
   monkeypatch.setattr(plans, "measure", lambda setup, dataset: plans.Need({}, 0, 0, 0, 0, 0.0, 0.0))
   config = tiny.config()
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, kind=kind, token_mixer="attention"))
-  changes = [change.fields for change in plans._changes(config, tiny.dataset(config))]
+  changes = [change.fields for change in plans._changes(config, tiny.dataset(config), None, print)]
   for fields in changes:
     configs.validate(plans.with_fields(config, fields))
   assert changes[-1]["model.rematerialise"] == {"trm": "call", "decoder": "block"}[kind]
