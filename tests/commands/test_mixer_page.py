@@ -1,4 +1,4 @@
-"""docs/mixers.md is what the command prints today; its parameter counts are functions of n and d."""
+"""docs/mixers.md is what the command prints, and the README shows it; parameter counts are functions of n and d."""
 
 import pathlib
 import re
@@ -27,6 +27,17 @@ def test_page_is_up_to_date():
       assert int(now.replace(",", "")) == pytest.approx(int(written.replace(",", "")), rel=0.25)
     page, expected = BACKWARD.sub("", page), BACKWARD.sub("", expected)
   assert page == expected, "jpmhc describe --mixers --markdown > docs/mixers.md"
+
+
+def test_the_readme_shows_columns_of_the_page():
+  def rows(text):
+    return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
+
+  page = rows(PAGE.read_text())
+  readme = (PAGE.parents[1] / "README.md").read_text()
+  shown = rows(readme[readme.index("## The mixers") : readme.index("## The spectrum")])
+  columns = [page[0].index(heading) for heading in shown[0]]
+  assert shown == [[row[column] for column in columns] for row in page]
 
 
 @pytest.mark.parametrize("n, d", ((2, 64), (4, 128)))
