@@ -253,7 +253,7 @@ def _summary(title: str, lines: Sequence[Line], x_label: str, percent: bool) -> 
     keep = np.isfinite(line.ys)
     if keep.any():
       first, last = (markup.format_number(float(line.ys[keep][i]), percent) for i in (0, -1))
-      parts.append(f"{line.label}: from {first} to {last}.")
+      parts.append(f"{line.label}: from {first} to {last}." if keep.sum() > 1 else f"{line.label}: {first}, one point.")
   return " ".join(parts) + (f" {len(lines) - 8} more lines." if len(lines) > 8 else "")
 
 

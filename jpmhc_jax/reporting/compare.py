@@ -50,10 +50,10 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
     "seed",
     *measured,
     "last train loss",
-    "steps",
+    "steps done",
     "step ms",
     "time",
-    *(short[f] for f in fields),
+    *(tag("span", short[f], title=f) for f in fields),
   ]
   rows = []
   for run in ranked(runs, metric):

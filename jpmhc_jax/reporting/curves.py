@@ -52,7 +52,8 @@ def learning_charts(run: Run) -> Markup | None:
       lines += _line(f"{name}, evaluation", run.evaluation_series(name), i, dash=1)
     figures += [chart(title, lines, "step", is_share(names[0]))] if lines else []
   figures += _pass_charts(run)
-  for name in natural_order(run.series):
+  # What is learned stands before what it costs.
+  for name in sorted(natural_order(run.series), key=lambda name: not name.startswith("train/")):
     once = name.startswith("time/") and len(run.series[name].steps) == 1  # a duration, not a curve
     if name.startswith(("train/", "time/", "memory/")) and name not in drawn and not once:
       figures.append(chart(readable(name), _trained_and_evaluated(run, name), "step", is_share(name)))

@@ -27,6 +27,7 @@ frame.addEventListener('load', () => {
   const all = s => [...doc.querySelectorAll(s)];
   const input = node => node.dispatchEvent(new Event('input', {bubbles: true}));
   out.overflow = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
+  out.cut = all('.tiles > div').filter(tile => tile.scrollWidth > tile.clientWidth).map(tile => tile.textContent);
   const plot = doc.querySelector('.plot');
   plot.dispatchEvent(new KeyboardEvent('keydown', {key: 'End'}));
   out.tip = plot.querySelector('.tip').textContent;
@@ -80,6 +81,12 @@ def test_one_run_on_a_phone(make_run, tmp_path, arc_examples):
   assert seen["errors"] == [] and seen["overflow"] == 0
   assert seen["tip"].startswith("400") and "loss, train" in seen["tip"] and seen["cleared"] == ""
   assert seen["solved"] == sum(bool(e["solved_at"]) for e in arc_examples) and seen["found"] == 1
+
+
+def test_no_tile_of_the_summary_is_cut(make_run, tmp_path):
+  report = write_report([make_run("killed", steps=130, planned=1000)], tmp_path / "report.html")
+  for width in (360, 1200):
+    assert probe(report, tmp_path, width)["cut"] == []
 
 
 def test_several_runs_sort_and_filter(make_run, tmp_path):

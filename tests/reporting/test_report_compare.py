@@ -55,6 +55,7 @@ def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
   assert len(page.ids) == len(set(page.ids))
   assert all(b - a <= 1 for a, b in zip(page.headings[:-1], page.headings[1:], strict=True))
   assert page.values("Only what differs") == {"connection.manifold": ["cayley", "sinkhorn", None]}
+  assert {"title": "connection.manifold"} in [attributes for tag, attributes in page.elements if tag == "span"]
 
 
 def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):
@@ -73,7 +74,7 @@ def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):
 def _decoder(folder, level):
   folder.mkdir()
   names = ("loss", "bits_per_byte", "byte_accuracy")
-  trained = [{"step": k} | {f"train/{name}": level / k for name in names} for k in range(1, 9)]
+  trained = [{"step": k, "time/step_ms": 5.0} | {f"train/{name}": level / k for name in names} for k in range(1, 9)]
   evaluated = {"step": 8} | {f"evaluation/{name}": level / 9 for name in (*names, "perplexity")}
   (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*trained, evaluated])))
   (folder / "evaluation").mkdir()
@@ -91,10 +92,15 @@ def test_runs_of_a_decoder_are_compared_by_their_own_metrics(tmp_path):
   assert titles[:6] == ["bits_per_byte", "loss", "byte_accuracy", *trained]
   runs = page.table("Runs, by the last bits_per_byte, the smallest first")[1:]
   assert [row[0][0] for row in runs] == ["better", "worse"]
+  assert "bits_per_byte against step. worse (n=2): 0.07778, one point." in page.text
   # The run's own page: training and evaluation of a metric on one chart.
   alone = read(folders[0], out=tmp_path / "alone.html")
+  charts = [t["caption"] for t in alone.tables if t["caption"].endswith(": sampled values")]
+  assert charts[:4] == [
+    f"{title}: sampled values" for title in ("Loss", "Bits per byte", "Byte accuracy", "Step time (ms)")
+  ]
   for title, metric in (("Bits per byte", "bits_per_byte"), ("Byte accuracy", "byte_accuracy")):
-    (by_step,) = [t["rows"] for t in alone.tables if t["caption"] == f"{title}: sampled values"]
+    by_step, *_ = [t["rows"] for t in alone.tables if t["caption"] == f"{title}: sampled values"]
     assert [cell[0] for cell in by_step[0]] == ["step", f"{metric}, train", f"{metric}, evaluation"]
     assert float(by_step[-1][2][1]) == 0.1
 
