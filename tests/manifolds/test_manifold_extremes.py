@@ -66,10 +66,8 @@ def test_a_rotation_of_five_streams_is_the_right_one_at_any_size_of_the_logits(s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "manifold", [Cayley(alpha=1.0), Orthostochastic(), Iso(alpha=1.0), Householder(alpha=1.0)], ids=str
-)
-@pytest.mark.parametrize("n", [6, 7, 8])
+@pytest.mark.parametrize("manifold", [Cayley(alpha=1.0), Orthostochastic(), Iso(alpha=1.0)], ids=str)
+@pytest.mark.parametrize("n", [7, 8])
 def test_more_streams_stay_on_their_set_at_any_size_of_the_logits(manifold, n, projected):
   shape, seeds = (*manifold.logit_shape(n), TOKENS), (0, 1)
   draws = [*(normal(seed, *shape) for seed in seeds), *(np.sign(normal(seed, *shape)) for seed in seeds)]
