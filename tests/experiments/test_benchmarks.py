@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from experiments.benchmarks import block, peers, timing
+from experiments.benchmarks import block, goodput, peers, timing
 from jpmhc_jax.connections import implementation
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks"
@@ -81,3 +81,17 @@ def test_the_growth_in_the_readme_is_that_of_the_results():
     row = re.search(rf"^\| {title}[^|]*\|([^|]*)\|([^|]*)\|$", README, re.MULTILINE)
     for cell, column in zip(row.groups(), ("compile_s", "temporary_MiB"), strict=True):
       assert re.findall(r"[\d.]+", cell.replace("MiB", "")) == [f"{case[column]:.1f}" for case in kept]
+
+
+def test_goodput_of_a_window_is_that_of_its_seconds(tmp_path):
+  """Ten seconds of compilation; then, from step 10 to step 20, 9 of steps and 1 of waiting for data."""
+  seconds = {10: {"compile": 10.0, "step": 5.0, "data": 5.0}, 20: {"compile": 10.0, "step": 14.0, "data": 6.0}}
+  lines = [
+    {"step": step} | {f"goodput/{name}": part / sum(parts.values()) for name, part in parts.items()}
+    for step, parts in seconds.items()
+  ]
+  file = tmp_path / "metrics.jsonl"
+  file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 20, "evaluation/loss": 1.0}]))
+  first, last, shares = goodput.shares_between(goodput.account(file), 5)
+  assert (first, last) == (10, 20)
+  assert shares == pytest.approx({"compile": 0.0, "step": 0.9, "data": 0.1}, abs=1e-9)
