@@ -245,6 +245,12 @@ def validate(config: schema.Config) -> schema.Config:
       "call",
       "none, products, coefficients or block: a transformer is one call",
     )
+    require(
+      not c.evaluation.wrong_puzzle,
+      "evaluation.wrong_puzzle",
+      True,
+      f"False with model.kind={model.kind}, which sees no puzzle identifier",
+    )
   optimizer = c.optimizer
   require(
     len(optimizer.step_boundaries) == len(optimizer.step_factors),

@@ -68,7 +68,7 @@ class Checkpoints:
   ):
     self._owner = owner
     self.folder, self._best_metric, self._sign = folder, best_metric, 1.0 if higher_is_better else -1.0
-    self._scores: dict[int, float | None] = _read_scores(folder / SCORES)
+    self._scores: dict[int, float | None] = _read_scores(folder / SCORES, best_metric)
     self._keep = max(keep, 1)
     try:
       self._manager = self._open()
@@ -244,7 +244,8 @@ class Checkpoints:
 
   def _write_scores(self) -> None:
     if distributed.is_primary():
-      write_atomically(self.folder / SCORES, json.dumps(self._scores))
+      scores = {"metric": self._best_metric, "scores": self._scores}
+      write_atomically(self.folder / SCORES, json.dumps(scores))
 
   def _intact_before(self, step: int) -> list[int]:
     return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and int(p.name) != step)
@@ -256,11 +257,12 @@ def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: i
   return {*sorted(steps)[-keep:], *(step for _, step in sorted(ranked)[-1:])}
 
 
-def _read_scores(path: pathlib.Path) -> dict[int, float | None]:
+def _read_scores(path: pathlib.Path, metric: str) -> dict[int, float | None]:
   try:
-    return {int(step): score for step, score in json.loads(path.read_text()).items()}
-  except (FileNotFoundError, ValueError, AttributeError):  # none yet, or damaged: the newest is evaluated again
-    return {}
+    found = json.loads(path.read_text())
+    return {int(step): score for step, score in found["scores"].items()} if found["metric"] == metric else {}
+  except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
+    return {}  # none yet, or damaged: the newest is evaluated again, as with another metric
 
 
 def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[str, Any], str, str]:

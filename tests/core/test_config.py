@@ -164,3 +164,8 @@ def test_every_field_is_documented_and_every_choice_contains_its_default():
 def test_every_range_is_that_of_a_field_and_holds_its_default():
   """`out_of_range` looks every name up, so a misspelt one would fail here."""
   assert list(ranges.out_of_range(dict(configs.leaves(schema.Config())))) == []
+
+
+def test_permuted_puzzles_need_a_model_that_sees_them():
+  with pytest.raises(ConfigError, match="evaluation.wrong_puzzle=True: expected False with model.kind=decoder"):
+    configs.load("configs/stdlib_lm.py:tiny", ["--config.evaluation.wrong_puzzle=True"])

@@ -97,14 +97,14 @@ def test_a_score_goes_with_its_checkpoint_and_an_earlier_damaged_one_stays(workd
   (workdir / "damaged" / "8").mkdir(parents=True)
   _flip(workdir / "checkpoints" / "8")
   run = _run(workdir)
-  checkpoints = Checkpoints(workdir / "checkpoints")
+  checkpoints = Checkpoints(workdir / "checkpoints", best_metric="exact_accuracy")
   assert checkpoints.evaluated(8)
   restored = checkpoints.restore(run.setup, run.dataset)
   assert restored.step == 6 and restored.notes[0].endswith("damaged/8.1")
   assert {path.name for path in (workdir / "damaged").iterdir()} == {"8", "8.1"}
-  checkpoints = Checkpoints(workdir / "checkpoints")
+  checkpoints = Checkpoints(workdir / "checkpoints", best_metric="exact_accuracy")
   checkpoints.save(8, restored.state, config=run.config, dataset=run.dataset, clock=restored.clock)
-  assert not Checkpoints(workdir / "checkpoints").evaluated(8)
+  assert not Checkpoints(workdir / "checkpoints", best_metric="exact_accuracy").evaluated(8)
 
 
 @pytest.mark.parametrize("name", ["environment.json", "checkpoints/scores.json", "goodput.json", "metrics.jsonl"])
@@ -294,6 +294,12 @@ def test_the_latest_and_the_best_are_kept():
   assert kept_steps([2, 4, 6, 8], scores, 1) == {4, 8}
   assert kept_steps([2, 4, 6, 8], {}, 2) == {6, 8}
   assert kept_steps([2, 4], {2: 1.0, 4: 1.0}, 1) == {4}
+
+
+def test_scores_of_another_metric_do_not_count(workdir):
+  """A resumed run may change checkpoint.best_metric: 3.2 nats are not better than 0.9 exact."""
+  assert Checkpoints(workdir / "checkpoints", best_metric="exact_accuracy").evaluated(8)
+  assert not Checkpoints(workdir / "checkpoints", best_metric="loss").evaluated(8)
 
 
 def test_a_checkpoint_of_an_older_version_is_refused_and_says_what_it_lacks(workdir):
