@@ -90,7 +90,7 @@ class HyperConnection:
   implementation: str = "auto"  # see `implementation.operators`
   ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
   ablated_indices: tuple[int, ...] | None = (
-    None  # where one rule serves a stack: the `layer_index` of which; None = all
+    None  # where one rule serves a stack, the `layer_index` of these; None = all
   )
 
   @classmethod
@@ -262,10 +262,8 @@ class HyperConnection:
     with jax.named_scope("read"):
       read = self._read(streams, coefficients)
     output = sublayer(read)
-    if (
-      getattr(output, "shape", None) != read.shape
-    ):  # another width would spread over the streams, or fail far from here
-      found = getattr(output, "shape", type(output).__name__)
+    found = getattr(output, "shape", type(output).__name__)
+    if found != read.shape:  # another width would spread over the streams, or fail far from here
       raise ValueError(f"the sub-layer made {found} of {read.shape}: expected the shape it was given, (..., d)")
     with jax.named_scope("mix_and_write"):
       return self._mix_and_write(streams, coefficients, output)
