@@ -30,7 +30,7 @@ def devices_of(topology: str, slices: int = 1) -> list[jax.Device]:
   several = {"num_slices": slices} if slices > 1 else {}
   try:
     return list(topologies.get_topology_desc(topology_name=topology, platform="tpu", **several).devices)
-  except (RuntimeError, ValueError, NotImplementedError) as error:
+  except (RuntimeError, ValueError) as error:
     raise ConfigError(
       f"--topology={topology}: expected a TPU topology such as v5e:4x4, v6e:8x8, v5p:2x2x2 or v4:2x2x2 "
       f"({str(error).splitlines()[0]})"

