@@ -1,6 +1,6 @@
 """One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
 
-  python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE] [--figure=FILE]
+  python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE]
       [--sections=blocks,roofline,scaling,beside_peers] [--implementation=xla]
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
@@ -130,28 +130,6 @@ def scaling(rounds: int, computed_by: str) -> list[dict[str, Any]]:
   ]  # fmt: skip
 
 
-def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """The roofline: milliseconds of each part over the megabytes it must move, and the copy's line."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(figsize=(7, 4.5))
-  copy = next(row for row in rows if row["part"] == "copy")
-  largest = max(row["MB"] for row in rows) * 1.2
-  axes.plot(
-    [0, largest], [0, largest * copy["ms"] / copy["MB"]], color="0.5", label="copy, measured in the same rounds"
-  )
-  for row in rows:
-    axes.plot(row["MB"], row["ms"], "o", color="C0")
-    axes.annotate(f"{row['part']} ({row['of_copy']:.0%})", (row["MB"], row["ms"]), fontsize=8, ha="right", va="bottom")
-  axes.set(xlabel="MB that must move", ylabel="ms", title=f"{row['tokens']:,} tokens, n = {row['n']}, d = {row['d']}")
-  axes.legend()
-  figure.tight_layout()
-  figure.savefig(path, dpi=150)
-
-
 def show(rows: list[dict[str, Any]]) -> None:
   """Aligned columns."""
   for row in rows:
@@ -168,7 +146,6 @@ def main() -> None:
     "--sections", default="blocks,roofline,scaling,beside_peers", help="the others stay as they are in --out"
   )
   parser.add_argument("--implementation", default="auto", choices=implementation.IMPLEMENTATIONS)
-  parser.add_argument("--figure", type=pathlib.Path, default=None)
   options = parser.parse_args()
   widths = [int(width) for width in options.widths.split(",")]
   computed_by = options.implementation
@@ -186,8 +163,6 @@ def main() -> None:
   for title, rows in sections.items():
     print(f"\n{title}: {', '.join(rows[0])}")
     show(rows)
-  if options.figure and "roofline" in sections:
-    draw([row for row in sections["roofline"] if row["d"] == widths[0]], options.figure)
   if options.out:
     timing.write_json(
       options.out,

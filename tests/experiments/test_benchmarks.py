@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from experiments.benchmarks import block, goodput, peers, timing
+from experiments.benchmarks import block, figures, goodput, peers, timing
 from jpmhc_jax.connections import implementation
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks"
@@ -95,3 +95,17 @@ def test_goodput_of_a_window_is_that_of_its_seconds(tmp_path):
   first, last, shares = goodput.shares_between(goodput.account(file), 5)
   assert (first, last) == (10, 20)
   assert shares == pytest.approx({"compile": 0.0, "step": 0.9, "data": 0.1}, abs=1e-9)
+
+
+def test_every_row_of_the_results_is_in_its_figure(tmp_path):
+  for name in figures.FIGURES:
+    figures.draw(name, _results(name), tmp_path / f"{name}.png")
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+  steps, growths = _results("step"), _results("growth")
+  axes = figures.pyplot.figure().subplots(1, 2)
+  figures.step(axes, steps)
+  assert [bar.get_width() for bar in axes[0].patches] == [row["step_ms"] for row in steps["rows"]]
+  axes = figures.pyplot.figure().subplots(1, 2)
+  figures.growth(axes, growths)
+  assert {y for line in axes[0].lines for y in line.get_ydata()} == {row["compile_s"] for row in growths["rows"]}
+  figures.pyplot.close("all")
