@@ -163,7 +163,6 @@ def main() -> None:
   if unknown:
     parser.error(f"--parts: {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
   results = timing.earlier(options.out)
-  results["command"] = "python -m experiments.benchmarks.mixers"
   for part in options.parts.split(","):
     if part == "peers" and (reason := peers.missing()):
       print(f"peers {reason}")
@@ -178,6 +177,7 @@ def main() -> None:
     for title, measure in pieces.items():
       rows = measure()
       results.setdefault(part, {})[title] = rows
+      results.setdefault("commands", {})[f"{part} {title}"] = timing.environment()["command"]
       print(f"\n{part} {title}\n{table(rows)}", flush=True)
       if part == "peers":
         results["peer_versions"] = peers.versions()

@@ -185,7 +185,7 @@ class HyperConnection:
       return list(
         zip(manifold.families, manifold.weights(parameters["choice"], self._progress(parameters)), strict=True)
       )
-    if isinstance(manifold, manifolds.Hybrid) and manifold.scheduled:
+    if isinstance(manifold, manifolds.Hybrid) and manifold.follows_progress:
       weight = jnp.asarray(manifold.at(self._progress(parameters)))
       return [(manifold.first, 1 - weight), (manifold.second, weight)]
     return []
@@ -315,7 +315,7 @@ class HyperConnection:
     elif isinstance(self.manifold, manifolds.Choice):
       weights = self.manifold.weights(parameters["choice"], self._progress(parameters))
       mixer = self.manifold.blend(logits, self.streams, weights)
-    elif isinstance(self.manifold, manifolds.Hybrid) and self.manifold.scheduled:
+    elif isinstance(self.manifold, manifolds.Hybrid) and self.manifold.follows_progress:
       mixer = self.manifold.blend(logits, self.streams, self.manifold.at(self._progress(parameters)))
     else:
       mixer = self.manifold.project(logits, self.streams)

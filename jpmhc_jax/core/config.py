@@ -215,8 +215,7 @@ def restore(path: pathlib.Path) -> schema.Config:
 def validate(config: schema.Config) -> schema.Config:
   """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
   c, model = config, config.model
-  for name, value, expected in ranges.out_of_range(dict(leaves(config))):
-    raise ConfigError(f"{name}={value!r}: expected {expected}")
+  ranges.check(dict(leaves(config)))
   require(
     c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
   )

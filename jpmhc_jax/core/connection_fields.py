@@ -15,8 +15,7 @@ def check_connection(connection: schema.Connection, width: int, width_field: str
   for name in _FIELDS:
     check_field(name, getattr(connection, name))
   values = {_PREFIX + name: getattr(connection, name) for name in _FIELDS}
-  for name, value, expected in ranges.out_of_range(values, _PREFIX):
-    require(False, name, value, expected)
+  ranges.check(values, _PREFIX)
   require(width >= 1, width_field, width, "at least 1")
   n, m = connection.streams, connection.segments
   require(1 <= m <= n, "connection.segments", m, f"1 to connection.streams={n}; 1 = hyper-connections")

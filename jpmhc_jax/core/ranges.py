@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 import math
 from typing import Any
 
+from jpmhc_jax.core.errors import require
+
 _AT_LEAST_ONE = (
   "steps", "batch_size", "accumulation", "model.width", "model.heads", "model.layers", "model.mlp_multiple",
   "model.patch", "model.recursion.outer", "model.recursion.inner", "model.recursion.max_steps", "model.puzzle.slots",
@@ -24,6 +26,12 @@ _POSITIVE = (
 )  # fmt: skip
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.ema")
 _SHARES = ("model.recursion.exploration", "data.maze.loops")
+
+
+def check(values: Mapping[str, Any], prefix: str = "") -> None:
+  """Raises ConfigError for the first number that `out_of_range` finds."""
+  for name, value, expected in out_of_range(values, prefix):
+    require(False, name, value, expected)
 
 
 def out_of_range(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, str]]:

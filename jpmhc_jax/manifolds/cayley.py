@@ -60,8 +60,7 @@ def _by_reflections(skew: Float[Array, "n n tokens"]) -> Float[Array, "n n token
 
   def reflect(k: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
     s, basis = carry
-    column = jnp.where(index > k, jax.lax.dynamic_index_in_dim(s, k, 1, keepdims=False), 0)
-    column = column / jnp.maximum(jnp.max(jnp.abs(column), axis=0, keepdims=True), tiny)
+    column = linear.scaled(jnp.where(index > k, jax.lax.dynamic_index_in_dim(s, k, 1, keepdims=False), 0), 0)
     length = jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True))
     v = column + jnp.where(index == k + 1, jnp.where(column < 0, -length, length), 0)
     double = 2 / jnp.maximum(jnp.sum(v * v, axis=0, keepdims=True), tiny)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -64,20 +63,13 @@ class Grassmann(Manifold):
   def _project(self, logits: Array, n: int) -> Array:
     basis: list[Array] = []
     for k in range(self._rank(n)):
-      column = _scaled(logits[:, k])
+      column = linear.scaled(logits[:, k], 0)
       for _ in range(2):  # "twice is enough" (Kahan): the second pass removes what rounding left
         for other in basis:
           column = column - other * jnp.sum(other * column, axis=0, keepdims=True)
       basis.append(_unit(column))
     u = jnp.stack(basis, axis=1)
     return linear.matmul(u, linear.transpose(u))
-
-
-def _scaled(column: Array) -> Array:
-  # H does not depend on the length of a column, so the divisor carries no gradient; it keeps squares inside float32.
-  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(column), axis=0, keepdims=True))
-  # A compiler may multiply this divisor by that of `_unit`: the root keeps their product a normal number.
-  return column / jnp.maximum(largest, float(jnp.finfo(column.dtype).tiny) ** 0.5)
 
 
 def _unit(column: Array) -> Array:

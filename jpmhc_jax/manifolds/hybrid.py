@@ -65,17 +65,12 @@ class Hybrid(Manifold):
     )  # fmt: skip
 
   @property
-  def scheduled(self) -> bool:
-    """Whether λ follows the run's progress."""
-    return self.final != _LEARNED
-
-  @property
   def follows_progress(self) -> bool:
-    return self.scheduled
+    return self.final != _LEARNED
 
   def at(self, progress: Float[Array, ""] | float) -> Float[Array, ""] | float:
     """The scheduled λ when the share `progress` of the run is done."""
-    if not self.scheduled:
+    if not self.follows_progress:
       return self.weight
     share = jnp.clip((progress - self.start) / (self.end - self.start), 0.0, 1.0)
     return self.weight + (self.final - self.weight) * share

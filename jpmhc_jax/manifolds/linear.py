@@ -75,6 +75,16 @@ def total(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
   return functools.reduce(operator.add, slices)
 
 
+def scaled(array: Float[Array, "..."], axes: int | tuple[int, ...]) -> Float[Array, "..."]:
+  """The array over its largest size along tiny axes, which keeps squares inside float32; zero stays zero.
+
+  For what does not depend on the length: the divisor carries no gradient. A compiler may multiply it by the next one:
+  the root in its floor keeps their product a normal number.
+  """
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=axes, keepdims=True))
+  return array / jnp.maximum(largest, float(jnp.finfo(array.dtype).tiny) ** 0.5)
+
+
 def inverse_norm(matrix: Float[Array, "n m *tokens"]) -> Float[Array, "*tokens"]:
   """1/‖A‖ (Frobenius); 0 for a matrix without length, where neither it nor its gradient exists."""
   square = jnp.sum(matrix * matrix, axis=(0, 1))

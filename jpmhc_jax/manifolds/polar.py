@@ -40,10 +40,7 @@ def polar(matrix: Float[Array, "n n *tokens"], method: str, steps: int, adjoint:
 
 
 def _factor(matrix: Array, method: str, steps: int) -> Array:
-  # R does not depend on the length of A, so the divisor carries no gradient. A compiler may multiply it by the next
-  # one: the root keeps their product a normal number.
-  size = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=(0, 1), keepdims=True))
-  x = matrix / jnp.maximum(size, float(jnp.finfo(matrix.dtype).tiny) ** 0.5)
+  x = linear.scaled(matrix, (0, 1))
   if method == "newton":
     return by_blocks(_newton if x.shape[0] <= 4 else _halley, x)
   schedule = (*_EXPRESS, _CUBIC) if method == "express" else (_CUBIC,) * steps

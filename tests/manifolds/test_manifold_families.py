@@ -185,7 +185,7 @@ def test_operations_are_counted_as_defined():
 
 def test_a_scheduled_blend_goes_from_one_family_to_the_other():
   manifold = parse("hybrid", "first=cayley,second=sinkhorn,weight=0.2,final=1,start=0.25,end=0.75")
-  assert manifold.scheduled and not Hybrid(weight=0.2).scheduled
+  assert manifold.follows_progress and not Hybrid(weight=0.2).follows_progress
   shares = [float(manifold.at(p)) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
   np.testing.assert_allclose(shares, [0.2, 0.2, 0.6, 1.0, 1.0], atol=1e-6)
   rule = HyperConnection.from_config(
