@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.core.fusion import finished
 from jpmhc_jax.core.layout import constrain
 from jpmhc_jax.models.products import attend, dense, kept, silu_gated
 
@@ -33,18 +34,10 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
 @jax.named_scope("norm")
 def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
   """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""
-  wide = _finished(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+  # Without `finished` XLA's library sums the squares together with the mixing of the streams in front of them: 0.74 ms
+  # instead of 0.40 for four streams of 1,856 × 128 on the CPU.
+  wide = finished(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
   return (wide * _rms_scale(wide, epsilon, axis)).astype(x.dtype)
-
-
-def _finished(x: Array) -> Array:
-  """x, written to memory before it is used: rounding to its own precision is what no compiler's library call takes in.
-
-  XLA on the CPU else hands the sum of squares to a library together with the mixing of the streams in front of it,
-  and that library is slow at broadcast products: 0.74 ms instead of 0.40 for four streams of 1,856 × 128.
-  """
-  precision = jnp.finfo(x.dtype)
-  return jax.lax.reduce_precision(x, precision.nexp, precision.nmant)
 
 
 def _rms_scale(wide: Array, epsilon: float, axis: int | tuple[int, ...]) -> Array:

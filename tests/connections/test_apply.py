@@ -34,17 +34,19 @@ def _value_and_pullback(function, arguments, cotangent):
   return jax.jit(both)(arguments, cotangent)
 
 
-def _inputs(static, dtype):
+def _inputs(static, dtype, d=D):
   rng = np.random.default_rng(0)
   free = () if static else TOKENS
-  shapes = ((*TOKENS, N, D), (N, N, *free), (N, *free), (*TOKENS, D))
+  shapes = ((*TOKENS, N, d), (N, N, *free), (N, *free), (*TOKENS, d))
   return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes], rng
 
 
+# Widths at which the gradient of a mixer is summed by a product, in lanes of 8 and in lanes of 16.
+@pytest.mark.parametrize("d", [D, 64, 576])
 @pytest.mark.parametrize("static", [False, True], ids=["per_token", "static"])
-def test_fused_operators_equal_the_formulas_with_every_gradient(static):
+def test_fused_operators_equal_the_formulas_with_every_gradient(static, d):
   with jax.enable_x64(True):
-    (x, h, b, y), rng = _inputs(static, jnp.float64)
+    (x, h, b, y), rng = _inputs(static, jnp.float64, d)
     cases = (
       (read, _plain_read, (x, b)),
       (mix_and_write, _plain_mix, (x, h, b, y)),
