@@ -2,11 +2,13 @@
 
     logits = Norm(vec x) W       x: (*tokens, n, d), W: (n, d, k), result (k, *tokens) in float32 or wider
 
-The normalised streams are not built: the norm's scale and the mean of a layer norm are per-token scalars, applied to
-the k products instead of the n·d features (the per-stream norm excepted: its scales do not leave the sum).
+The normalised streams are not stored: the norm's scale and the mean of a layer norm are per-token scalars, applied to
+the k products instead of the n·d features (the per-stream norm excepted: its scales do not leave the sum, and the
+normalised streams are built for each product and forgotten).
 """
 
 from collections.abc import Mapping
+import functools
 import math
 from typing import Any
 
@@ -46,7 +48,7 @@ def project(
   if norm == "none":
     return _products(x, kernel)
   if norm == "rmsnorm_per_stream":
-    return _products(x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon), kernel)
+    return _normed_products(x, kernel, epsilon)
   mean = jnp.mean(x, axis=(-2, -1), keepdims=True)
   scale = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=(-2, -1)) + epsilon)
   scaled_kernel = kernel * parameters["norm_scale"].astype(x.dtype)[..., None]
@@ -64,4 +66,15 @@ def _products(x: Array, kernel: Array) -> Array:
 _products.defvjp(
   lambda x, kernel: (portable.products(x, kernel), (x, kernel)),
   lambda saved, cotangent: portable.products_backward(saved[0], saved[1], cotangent),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _normed_products(x: Array, kernel: Array, epsilon: float) -> Array:
+  return portable.normed_products(x, kernel, epsilon)
+
+
+_normed_products.defvjp(
+  lambda x, kernel, epsilon: (portable.normed_products(x, kernel, epsilon), (x, kernel)),
+  lambda epsilon, saved, cotangent: portable.normed_products_backward(saved[0], saved[1], epsilon, cotangent),
 )

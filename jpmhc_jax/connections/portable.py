@@ -133,6 +133,27 @@ def products_backward(
   return _matmul(rows, columns).reshape(x.shape), to_kernel.reshape(kernel.shape)
 
 
+def normed_products(x: _Streams, kernel: Float[Array, "n d k"], epsilon: float) -> Float[Array, "k *tokens"]:
+  """Σ_s r_s x_s W_s with r_s = (mean_d x_s² + ε)^(−1/2) of stream s alone."""
+  x = _wide(x, kernel)
+  return products(_stream_scales(x, epsilon) * x, kernel)
+
+
+def normed_products_backward(
+  x: _Streams, kernel: Float[Array, "n d k"], epsilon: float, cotangent: Float[Array, "k *tokens"]
+) -> tuple[Array, Array]:
+  """x̄_s = r_s ȳ_s − r_s³ mean_d(ȳ_s x_s) x_s with ȳ = W s̄,  W̄ = Σ_tokens r x s̄."""
+  x = _wide(x, kernel)
+  scales = _stream_scales(x, epsilon)
+  to_normed, to_kernel = products_backward(scales * x, kernel, finished(cotangent))
+  along = jnp.mean(to_normed * x, axis=-1, keepdims=True)
+  return scales * to_normed - finished(scales**3 * along) * x, to_kernel
+
+
+def _stream_scales(x: _Streams, epsilon: float) -> Float[Array, "*tokens n 1"]:
+  return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
 def _flat(x: _Streams) -> Float[Array, "*tokens f"]:
   """The streams side by side: a contraction over two axes takes them in an order that copies the streams."""
   return x.reshape(*x.shape[:-2], -1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import Connection, expand, HyperConnection, reduce
+from jpmhc_jax.connections import Connection, expand, generator, HyperConnection, reduce
 from jpmhc_jax.connections.diagnostics import composite_diagnostics
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
@@ -123,26 +123,38 @@ def test_generators(generator):
   assert rule(parameters, x, _sublayer).shape == x.shape
 
 
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm", "none"])
-def test_the_folded_norm_is_the_norm(norm):
-  rule = HyperConnection.from_config(_config(norm=norm, init_scale=1.0, bias=False, manifold="unconstrained"), D, 0)
-  parameters = dict(rule.init(jax.random.key(0)))
-  if norm == "layernorm":
-    parameters["norm_scale"] = 1 + 0.3 * jax.random.normal(jax.random.key(1), (N, D))
-    parameters["norm_shift"] = 0.3 * jax.random.normal(jax.random.key(2), (N, D))
-  x = 2 + 3 * jax.random.normal(jax.random.key(3), (7, N, D))
-  flat = x.reshape(7, -1)
+def _normed_logits(norm, parameters, x):
+  """vec(x) normed and multiplied by W, in plain steps; logits first."""
+  flat = x.reshape(len(x), -1)
   if norm == "rmsnorm":
     flat = flat / jnp.sqrt(jnp.mean(flat**2, axis=1, keepdims=True) + 1e-6)
+  elif norm == "rmsnorm_per_stream":
+    flat = (x / jnp.sqrt(jnp.mean(x**2, axis=2, keepdims=True) + 1e-6)).reshape(flat.shape)
   elif norm == "layernorm":
     centred = flat - jnp.mean(flat, axis=1, keepdims=True)
     flat = centred / jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 1e-6)
     flat = flat * parameters["norm_scale"].reshape(1, -1) + parameters["norm_shift"].reshape(1, -1)
-  logits = flat @ parameters["projection"].reshape(N * D, -1)
-  mix = jax.jit(rule.coefficients)(parameters, x).mix
-  np.testing.assert_allclose(
-    jnp.moveaxis(mix, -1, 0).reshape(7, -1), logits[:, 2 * N :] + jnp.eye(N).reshape(1, -1), rtol=2e-4, atol=2e-4
-  )
+  return (flat @ parameters["projection"].reshape(N * D, -1)).T
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "rmsnorm_per_stream", "layernorm", "none"])
+def test_the_folded_norm_is_the_norm_with_every_gradient(norm):
+  with jax.enable_x64(True):
+    keys = iter(jax.random.split(jax.random.key(3), 5))
+    parameters = {"projection": jax.random.normal(next(keys), (N, D, 2 * N + N * N), jnp.float64)}
+    if norm == "layernorm":
+      parameters["norm_scale"] = 1 + 0.3 * jax.random.normal(next(keys), (N, D), jnp.float64)
+      parameters["norm_shift"] = 0.3 * jax.random.normal(next(keys), (N, D), jnp.float64)
+    x = 2 + 3 * jax.random.normal(next(keys), (7, N, D), jnp.float64)
+    cotangent = jax.random.normal(next(keys), (2 * N + N * N, 7), jnp.float64)
+
+    def both(function):
+      value, pullback = jax.vjp(function, parameters, x)
+      return value, pullback(cotangent)
+
+    found = jax.jit(lambda: both(lambda parameters, x: generator.project(x, parameters, norm, 1e-6)))()
+    expected = jax.jit(lambda: both(lambda parameters, x: _normed_logits(norm, parameters, x)))()
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), found, expected)
 
 
 @pytest.mark.parametrize(
