@@ -49,13 +49,12 @@ def project(
     return _products(x, kernel)
   if norm == "rmsnorm_per_stream":
     return _normed_products(x, kernel, epsilon)
-  mean = jnp.mean(x, axis=(-2, -1), keepdims=True)
-  scale = jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=(-2, -1)) + epsilon)
   scaled_kernel = kernel * parameters["norm_scale"].astype(x.dtype)[..., None]
   per_column = (slice(None),) + (None,) * (x.ndim - 2)
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
   shift = portable.einsum("nd,ndk->k", parameters["norm_shift"].astype(x.dtype), kernel)[per_column]
-  return (_products(x, scaled_kernel) - mean[..., 0, 0][None] * total) * scale[None] + shift
+  products, mean, scale = _moments(x, scaled_kernel, epsilon)
+  return (products - mean[None] * total) * scale[None] + shift
 
 
 @jax.custom_vjp
@@ -78,3 +77,16 @@ _normed_products.defvjp(
   lambda x, kernel, epsilon: (portable.normed_products(x, kernel, epsilon), (x, kernel)),
   lambda epsilon, saved, cotangent: portable.normed_products_backward(saved[0], saved[1], epsilon, cotangent),
 )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _moments(x: Array, kernel: Array, epsilon: float) -> tuple[Array, Array, Array]:
+  return portable.moments(x, kernel, epsilon)
+
+
+def _moments_forward(x, kernel, epsilon):
+  products, mean, scale = portable.moments(x, kernel, epsilon)
+  return (products, mean, scale), (x, kernel, mean, scale)
+
+
+_moments.defvjp(_moments_forward, lambda epsilon, saved, cotangents: portable.moments_backward(*saved, *cotangents))

@@ -4,7 +4,7 @@ Arrays of any float dtype come in; the arithmetic and the results are in the coe
 
 Sums over the n streams are elementwise sums of broadcast products, which XLA fuses with whatever produces or consumes
 the streams; sums over the d features are batched matrix products, because XLA vectorises its own reductions badly,
-but for the n² sums of a mixer's gradient on the CPU (see `_outer_sums`).
+but for the n² sums of a mixer's gradient on the CPU (see `outer_sums`).
 Coefficients are turned tokens first behind an optimisation barrier, so that no compiler recomputes a sigmoid or strides
 over tokens for each of the d features. Measured per operation on 2 CPU cores (1,856 tokens, n = 4, d = 128, a copy of
 the streams takes 0.1 ms): mix 0.17 ms, and 0.28 as a batched product; its transpose 0.16 and 0.40; H̄ 0.26 in lanes,
@@ -48,7 +48,15 @@ def _rows(coefficient: Array, axes: int, tokens: int) -> Array:
   return rows[..., None]
 
 
-def _combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j d"]) -> Float[Array, "*tokens i d"]:
+def summed_if_static(coefficient: Array, axes: int, gradients: Float[Array, "..."]) -> Array:
+  """Gradients of every token, summed over the tokens for a static coefficient.
+
+  In one contraction over tokens and features with the streams between them, XLA would transpose the streams first.
+  """
+  return gradients if coefficient.ndim > axes else jnp.sum(gradients, axis=range(axes, gradients.ndim))
+
+
+def combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j d"]) -> Float[Array, "*tokens i d"]:
   """Σ_j M_ij x_j."""
   if x.shape[-2] > _LARGE:
     matrix = jax.lax.optimization_barrier(matrix)
@@ -59,6 +67,9 @@ def _combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j 
 
 def read(x: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
   """Σ_j a_j x_j."""
+  if weights.ndim == 1:
+    rows = _rows(weights, 1, x.ndim - 2)
+    return sum(rows[..., j, :] * _wide(x[..., j, :], weights) for j in range(x.shape[-2]))  # type: ignore[return-value]
   weights = jax.lax.optimization_barrier(weights)
   return einsum(f"j{_tokens(weights, 1)},...jd->...d", weights, _wide(x, weights))
 
@@ -67,14 +78,14 @@ def read_backward(x: _Streams, weights: Float[Array, "n *per_token"], cotangent:
   """x̄_j = a_j ū,  ā_j = Σ_d ū x_j (summed over the tokens too when a is static)."""
   x, cotangent = _wide(x, weights), _wide(cotangent, weights)
   to_streams = _rows(weights, 1, x.ndim - 2) * cotangent[..., None, :]
-  return to_streams, einsum(f"...d,...jd->j{_tokens(weights, 1)}", cotangent, x)
+  return to_streams, summed_if_static(weights, 1, einsum("...d,...jd->j...", cotangent, x))
 
 
 def mix(
   x: _Streams, mixer: Float[Array, "n n *per_token_mix"], weights: Float[Array, "n *per_token"], y: _Vector
 ) -> _Streams:
   """Σ_j H_ij x_j + b_i y."""
-  return _combine(mixer, _wide(x, mixer)) + write(weights, y)
+  return combine(mixer, _wide(x, mixer)) + write(weights, y)
 
 
 def mix_backward(
@@ -86,20 +97,21 @@ def mix_backward(
 ) -> tuple[Array, Array, Array, Array]:
   """x̄_j = Σ_i H_ij x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
   x, cotangent = _wide(x, mixer), _wide(cotangent, mixer)
-  to_streams = _combine(jnp.swapaxes(mixer, 0, 1), cotangent)
-  return to_streams, _outer_sums(cotangent, x, mixer), *write_backward(weights, y, cotangent)
+  to_streams = combine(jnp.swapaxes(mixer, 0, 1), cotangent)
+  to_mixer = summed_if_static(mixer, 2, outer_sums(cotangent, x))
+  return to_streams, to_mixer, *write_backward(weights, y, cotangent)
 
 
-def _outer_sums(y: _Streams, x: _Streams, mixer: Float[Array, "n n *per_token"]) -> Float[Array, "n n *per_token"]:
-  """Σ_d y_i x_j, summed over the tokens too for a static mixer.
+def outer_sums(y: Float[Array, "*tokens i d"], x: Float[Array, "*tokens j d"]) -> Float[Array, "i j *tokens"]:
+  """Σ_d y_i x_j.
 
-  With a mixer for every token XLA's batched product on the CPU packs one factor of each anew, and reaches a quarter of
-  the bandwidth. There the features are summed elementwise but for some lanes, and these by one product with ones.
+  XLA's batched product on the CPU packs one factor anew for every token, and reaches a quarter of the bandwidth. There
+  the features are summed elementwise but for some lanes, and these by one product with ones.
   """
-  n, d = x.shape[-2:]
+  n, d = max(y.shape[-2], x.shape[-2]), x.shape[-1]
   lanes = next((size for size in _LANES if d % size == 0 and d // size <= _STEPS), d)
-  if mixer.ndim == 2 or layout.platform() != "cpu" or n > _LARGE or 2 * n * lanes > d:
-    return einsum(f"...id,...jd->ij{_tokens(mixer, 2)}", y, x)
+  if layout.platform() != "cpu" or n > _LARGE or 2 * n * lanes > d:
+    return einsum("...id,...jd->ij...", y, x)
   y, x = (a.reshape(*a.shape[:-1], d // lanes, lanes) for a in (y, x))
   first, *others = (y[..., :, None, step, :] * x[..., None, :, step, :] for step in range(d // lanes))
   sums = _matmul(sum(others, first), jnp.ones(lanes, y.dtype))
@@ -114,8 +126,7 @@ def write(weights: Float[Array, "n *per_token"], y: _Vector) -> _Streams:
 def write_backward(weights: Float[Array, "n *per_token"], y: _Vector, cotangent: _Streams) -> tuple[Array, Array]:
   """b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
   y, cotangent = _wide(y, weights), _wide(cotangent, weights)
-  to_weights = einsum(f"...id,...d->i{_tokens(weights, 1)}", cotangent, y)
-  return to_weights, read(cotangent, weights)
+  return summed_if_static(weights, 1, einsum("...id,...d->i...", cotangent, y)), read(cotangent, weights)
 
 
 def products(x: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tokens"]:
@@ -148,6 +159,33 @@ def normed_products_backward(
   to_normed, to_kernel = products_backward(scales * x, kernel, finished(cotangent))
   along = jnp.mean(to_normed * x, axis=-1, keepdims=True)
   return scales * to_normed - finished(scales**3 * along) * x, to_kernel
+
+
+def moments(
+  x: _Streams, kernel: Float[Array, "n d k"], epsilon: float
+) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"], Float[Array, "*tokens"]]:
+  """Σ x W, μ = mean x and r = (mean (x − μ)² + ε)^(−1/2) over all streams: what a layer norm in front of W needs."""
+  x = _wide(x, kernel)
+  mean = jnp.mean(x, axis=(-2, -1))
+  variance = jnp.mean(jnp.square(x - mean[..., None, None]), axis=(-2, -1))
+  return products(x, kernel), mean, jax.lax.rsqrt(variance + epsilon)
+
+
+def moments_backward(
+  x: _Streams,
+  kernel: Float[Array, "n d k"],
+  mean: Float[Array, "*tokens"],
+  scale: Float[Array, "*tokens"],
+  of_products: Float[Array, "k *tokens"],
+  of_mean: Float[Array, "*tokens"],
+  of_scale: Float[Array, "*tokens"],
+) -> tuple[Array, Array]:
+  """x̄ = W s̄ + μ̄/N − (x − μ) r³ r̄/N with N = n·d,  W̄ = Σ_tokens x s̄; finished as in `statistics_backward`."""
+  size = x.shape[-2] * x.shape[-1]
+  slope = -(scale**3) * of_scale / size
+  slope, offset = finished(slope), finished(of_mean / size - slope * mean)
+  to_x, to_kernel = products_backward(x, kernel, finished(of_products))
+  return to_x + offset[..., None, None] + slope[..., None, None] * _wide(x, kernel), to_kernel
 
 
 def _stream_scales(x: _Streams, epsilon: float) -> Float[Array, "*tokens n 1"]:

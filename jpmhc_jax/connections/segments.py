@@ -5,7 +5,7 @@
 
 Streams are (*tokens, n, d/m), the sub-layer's input and output (*tokens, d): m = n is the fractional connection, which
 splits the width instead of widening it, and m < n the virtual-width one. Coefficients are tokens last, or token-free.
-Mixing and writing are one product by [H B]. Sources: Frac-connections (2503.14125), virtual width (2511.11238).
+Sources: Frac-connections (2503.14125), virtual width (2511.11238).
 """
 
 import jax
@@ -13,21 +13,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax.connections.portable import einsum
+from jpmhc_jax.connections import portable
 
 
+@jax.custom_vjp
 def _combine(matrix: Float[Array, "i j *per_token"], parts: Float[Array, "*tokens j w"]) -> Float[Array, "*tokens i w"]:
-  """Σ_j M_ij x_j in float32 or wider, back in the dtype of x."""
-  matrix = jax.lax.optimization_barrier(matrix)
-  tokens = "..." if matrix.ndim > 2 else ""
-  wide = parts.astype(jnp.promote_types(parts.dtype, matrix.dtype))
-  return einsum(f"ij{tokens},...jw->...iw", matrix, wide).astype(parts.dtype)
+  """Σ_j M_ij x_j in float32 or wider."""
+  return portable.combine(matrix, _wide(parts, matrix))
+
+
+def _combine_backward(saved, cotangent):
+  matrix, parts = saved
+  to_matrix = portable.outer_sums(cotangent, _wide(parts, matrix))
+  to_parts = portable.combine(jnp.swapaxes(matrix, 0, 1), cotangent)
+  return portable.summed_if_static(matrix, 2, to_matrix), to_parts.astype(parts.dtype)
+
+
+_combine.defvjp(lambda matrix, parts: (_combine(matrix, parts), (matrix, parts)), _combine_backward)
+
+
+def _wide(parts: Array, matrix: Array) -> Array:
+  return parts.astype(jnp.promote_types(parts.dtype, matrix.dtype))
 
 
 def read(streams: Float[Array, "*tokens n w"], weights: Float[Array, "m n *per_token"]) -> Float[Array, "*tokens d"]:
   """The sub-layer's input: the m read vectors side by side."""
   parts = _combine(weights, streams)
-  return parts.reshape(*parts.shape[:-2], -1)
+  return parts.reshape(*parts.shape[:-2], -1).astype(streams.dtype)
 
 
 def mix_and_write(
@@ -38,16 +50,8 @@ def mix_and_write(
 ) -> Float[Array, "*tokens n w"]:
   """x' = H x + B y; the identity mixer (None) is not multiplied."""
   parts = output.reshape(*output.shape[:-1], weights.shape[1], streams.shape[-1])
-  if mixer is None:
-    return streams + _combine(weights, parts)
-  tokens = max(mixer.shape[2:], weights.shape[2:], key=len)
-  both = [jnp.broadcast_to(_spread(c, len(tokens)), (*c.shape[:2], *tokens)) for c in (mixer, weights)]
-  return _combine(jnp.concatenate(both, axis=1), jnp.concatenate([streams, parts.astype(streams.dtype)], axis=-2))
-
-
-def _spread(coefficient: Array, axes: int) -> Array:
-  """A token-free coefficient with one singleton axis for each token axis."""
-  return coefficient.reshape(coefficient.shape + (1,) * (axes + 2 - coefficient.ndim))
+  mixed = streams if mixer is None else _combine(mixer, streams)
+  return (mixed + _combine(weights, parts)).astype(streams.dtype)
 
 
 def split(x: Float[Array, "*tokens d"], n: int, m: int) -> Float[Array, "*tokens n w"]:
