@@ -1,13 +1,13 @@
 """One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
 
   python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE]
-      [--sections=blocks,roofline,scaling,beside_peers] [--implementation=xla]
+      [--sections=blocks,forms,roofline,scaling,beside_peers] [--implementation=xla]
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
 with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
-and mHC layers, eager and compiled; then every part against the time of a copy measured in the
-same rounds (roofline), and the block as n, d and the number of tokens grow, with the temporaries that the compiler
-planned.
+and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments); then every part
+against the time of a copy measured in the same rounds (roofline), and the block as n, d and the number of tokens grow,
+with the temporaries that the compiler planned.
 Runs on the first device that JAX has. `--implementation=pallas_gpu` or `pallas_tpu` measures the kernels there.
 """
 
@@ -27,6 +27,14 @@ from jpmhc_jax.core.launch import restart_with_fast_allocation
 
 Thunk = Callable[[], Any]
 MIXERS = ("identity", "cayley", "sinkhorn")
+FORMS: dict[str, dict[str, Any]] = {  # of the Cayley block; streams are as wide in each
+  "rmsnorm": {},
+  "layernorm": {"norm": "layernorm"},
+  "rmsnorm_per_stream": {"norm": "rmsnorm_per_stream"},
+  "gated": {"generator": "gated"},
+  "static": {"generator": "static"},
+  "2 segments": {"segments": 2},
+}
 PEERS = ("HC", "mHC, Sinkhorn-20")  # families of the PyPI package, see `peers.SHARED`
 
 
@@ -43,10 +51,10 @@ def compiled_gradient(function: Callable[..., Any], *arguments: Any) -> tuple[Th
   return lambda: compiled(arguments, cotangent), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def our_block(mixer: str, tokens: int, n: int, d: int, computed_by: str) -> tuple[Thunk, float]:
+def our_block(mixer: str, tokens: int, n: int, d: int, computed_by: str, **form: Any) -> tuple[Thunk, float]:
   """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters; the apply stage by an implementation."""
-  connection = schema.Connection(manifold=mixer, streams=n, implementation=computed_by)
-  rule = HyperConnection.from_config(connection, d, 0)
+  connection = schema.Connection(manifold=mixer, streams=n, implementation=computed_by, **form)
+  rule = HyperConnection.from_config(connection, d * connection.segments, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (tokens, n, d))
   return compiled_gradient(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)
@@ -105,6 +113,19 @@ def compare(tokens: int, n: int, d: int, rounds: int, with_peers: bool, computed
   ]
 
 
+def forms(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[dict[str, Any]]:
+  """The Cayley block by norm, generator and segments, and its ratio to the first."""
+  built = {name: our_block("cayley", tokens, n, d, computed_by, **form) for name, form in FORMS.items()}
+  samples = timing.interleaved({name: thunk for name, (thunk, _) in built.items()}, rounds=rounds)
+  first = samples[next(iter(FORMS))]
+  return [
+    {"form": name, "tokens": tokens, "n": n, "d": d, "ms": statistics.median(samples[name]),
+     "over_rmsnorm": statistics.median(ms / of_first for ms, of_first in zip(samples[name], first, strict=True)),
+     "temporary_MiB": temporary}
+    for name, (_, temporary) in built.items()
+  ]  # fmt: skip
+
+
 def roofline(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[dict[str, Any]]:
   """Bandwidth of every part and its share of the copy's."""
   found = parts(tokens, n, d, computed_by)
@@ -143,7 +164,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--out", type=pathlib.Path, default=None)
   parser.add_argument(
-    "--sections", default="blocks,roofline,scaling,beside_peers", help="the others stay as they are in --out"
+    "--sections", default="blocks,forms,roofline,scaling,beside_peers", help="the others stay as they are in --out"
   )
   parser.add_argument("--implementation", default="auto", choices=implementation.IMPLEMENTATIONS)
   options = parser.parse_args()
@@ -155,6 +176,7 @@ def main() -> None:
 
   measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "blocks": lambda: [row for d in widths for row in compare(*size(d), False, computed_by)],
+    "forms": lambda: [row for d in widths for row in forms(*size(d), computed_by)],
     "beside_peers": lambda: [row for d in widths for row in compare(*size(d), True, computed_by)],
     "roofline": lambda: [row for d in widths for row in roofline(*size(d), computed_by)],
     "scaling": lambda: scaling(options.rounds, computed_by),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -61,17 +62,51 @@ class Grassmann(Manifold):
     return n * self._rank(n), n**3
 
   def _project(self, logits: Array, n: int) -> Array:
-    basis: list[Array] = []
-    for k in range(self._rank(n)):
-      column = linear.scaled(logits[:, k], 0)
-      for _ in range(2):  # "twice is enough" (Kahan): the second pass removes what rounding left
-        for other in basis:
-          column = column - other * jnp.sum(other * column, axis=0, keepdims=True)
-      basis.append(_unit(column))
-    u = jnp.stack(basis, axis=1)
-    return linear.matmul(u, linear.transpose(u))
+    return _projector(linear.scaled(logits, 0))
 
 
-def _unit(column: Array) -> Array:
-  # Columns have size one before orthogonalisation. The floor, far below it, drops a column that depends on the others.
-  return column / jnp.sqrt(jnp.sum(column * column, axis=0, keepdims=True) + jnp.finfo(column.dtype).eps ** 2)
+@jax.custom_vjp
+def _projector(columns: Array) -> Array:
+  u = _orthonormal(columns)
+  return linear.matmul(u, linear.transpose(u))
+
+
+def _projector_forward(columns: Array) -> tuple[Array, Array]:
+  return _projector(columns), columns
+
+
+def _projector_backward(columns: Array, bar: Array) -> tuple[Array]:
+  # H depends on the column space of A = UR alone: dH = (I − H) dA R⁻¹ Uᵀ + its transpose, so that with S = H̄ + H̄ᵀ
+  # Ā Rᵀ = (I − H) S U, solved from the last column on. Gram–Schmidt has no gradient of its own to go back through.
+  u = _orthonormal(columns)
+  u_t = linear.transpose(u)
+  across = linear.matmul(bar + linear.transpose(bar), u)
+  across = across - linear.matmul(u, linear.matmul(u_t, across))
+  upper = linear.matmul(u_t, columns)
+  found: list[Array] = []
+  for k in reversed(range(columns.shape[1])):
+    later = sum(upper[k, j][None] * found[columns.shape[1] - 1 - j] for j in range(k + 1, columns.shape[1]))
+    length = upper[k, k][None]
+    found.append((across[:, k] - later) * length / (length * length + _floor(length)))
+  return (jnp.stack(found[::-1], axis=1),)
+
+
+_projector.defvjp(_projector_forward, _projector_backward)
+
+
+def _orthonormal(columns: Array) -> Array:
+  """U of A = UR by Gram–Schmidt; a column that depends on those before it becomes rounding, at most of length one."""
+  basis: list[Array] = []
+  for k in range(columns.shape[1]):
+    column = columns[:, k]
+    for _ in range(2):  # "twice is enough" (Kahan): the second pass removes what rounding left
+      for other in basis:
+        column = column - other * jnp.sum(other * column, axis=0, keepdims=True)
+    square = jnp.sum(column * column, axis=0, keepdims=True)
+    basis.append(column / jnp.sqrt(square + _floor(square)))
+  return jnp.stack(basis, axis=1)
+
+
+def _floor(like: Array) -> float:
+  # Of a squared length. Columns have size one before orthogonalisation; far below it they depend on the others.
+  return float(jnp.finfo(like.dtype).eps) ** 2
