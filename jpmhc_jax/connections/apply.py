@@ -97,5 +97,57 @@ def _statistics_backward(operators, saved, cotangents):
 statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
+@jax.custom_vjp
+def products(streams: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tokens"]:
+  """Σ x W of every token."""
+  return portable.products(streams, kernel)
+
+
+def _products_backward(saved, cotangent):
+  streams, kernel = saved
+  return _like(portable.products_backward(streams, kernel, cotangent), saved)
+
+
+products.defvjp(lambda *arguments: (products(*arguments), arguments), _products_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def normed_products(streams: _Streams, kernel: Float[Array, "n d k"], epsilon: float) -> Float[Array, "k *tokens"]:
+  """Σ_s r_s x_s W_s of every token, with r_s = (mean_d x_s² + ε)^(−1/2) of stream s alone."""
+  return portable.normed_products(streams, kernel, epsilon)
+
+
+def _normed_products_forward(streams, kernel, epsilon):
+  return normed_products(streams, kernel, epsilon), (streams, kernel)
+
+
+def _normed_products_backward(epsilon, saved, cotangent):
+  streams, kernel = saved
+  return _like(portable.normed_products_backward(streams, kernel, epsilon, cotangent), saved)
+
+
+normed_products.defvjp(_normed_products_forward, _normed_products_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def moments(
+  streams: _Streams, kernel: Float[Array, "n d k"], epsilon: float
+) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"], Float[Array, "*tokens"]]:
+  """Σ x W, the mean μ over all streams of a token and (mean (x − μ)² + ε)^(−1/2)."""
+  return portable.moments(streams, kernel, epsilon)
+
+
+def _moments_forward(streams, kernel, epsilon):
+  found = moments(streams, kernel, epsilon)
+  return found, (streams, kernel, *found[1:])
+
+
+def _moments_backward(epsilon, saved, cotangents):
+  return _like(portable.moments_backward(*saved, *cotangents), saved[:2])
+
+
+moments.defvjp(_moments_forward, _moments_backward)
+
+
 def _like(gradients: tuple[Array, ...], primals: tuple[Array, ...]) -> tuple[Array, ...]:
   return tuple(g.astype(primal.dtype) for g, primal in zip(gradients, primals, strict=True))

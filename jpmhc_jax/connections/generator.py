@@ -8,7 +8,6 @@ normalised streams are built for each product and forgotten).
 """
 
 from collections.abc import Mapping
-import functools
 import math
 from typing import Any
 
@@ -44,49 +43,13 @@ def project(
   if norm == "rmsnorm":
     products, square = apply.statistics(streams, kernel, operators)
     return products * jax.lax.rsqrt(square / math.prod(streams.shape[-2:]) + epsilon)[None]
-  x = streams.astype(kernel.dtype)
   if norm == "none":
-    return _products(x, kernel)
+    return apply.products(streams, kernel)
   if norm == "rmsnorm_per_stream":
-    return _normed_products(x, kernel, epsilon)
-  scaled_kernel = kernel * parameters["norm_scale"].astype(x.dtype)[..., None]
-  per_column = (slice(None),) + (None,) * (x.ndim - 2)
+    return apply.normed_products(streams, kernel, epsilon)
+  scaled_kernel = kernel * parameters["norm_scale"].astype(kernel.dtype)[..., None]
+  per_column = (slice(None),) + (None,) * (streams.ndim - 2)
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
-  shift = portable.einsum("nd,ndk->k", parameters["norm_shift"].astype(x.dtype), kernel)[per_column]
-  products, mean, scale = _moments(x, scaled_kernel, epsilon)
+  shift = portable.einsum("nd,ndk->k", parameters["norm_shift"].astype(kernel.dtype), kernel)[per_column]
+  products, mean, scale = apply.moments(streams, scaled_kernel, epsilon)
   return (products - mean[None] * total) * scale[None] + shift
-
-
-@jax.custom_vjp
-def _products(x: Array, kernel: Array) -> Array:
-  return portable.products(x, kernel)
-
-
-_products.defvjp(
-  lambda x, kernel: (portable.products(x, kernel), (x, kernel)),
-  lambda saved, cotangent: portable.products_backward(saved[0], saved[1], cotangent),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _normed_products(x: Array, kernel: Array, epsilon: float) -> Array:
-  return portable.normed_products(x, kernel, epsilon)
-
-
-_normed_products.defvjp(
-  lambda x, kernel, epsilon: (portable.normed_products(x, kernel, epsilon), (x, kernel)),
-  lambda epsilon, saved, cotangent: portable.normed_products_backward(saved[0], saved[1], epsilon, cotangent),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _moments(x: Array, kernel: Array, epsilon: float) -> tuple[Array, Array, Array]:
-  return portable.moments(x, kernel, epsilon)
-
-
-def _moments_forward(x, kernel, epsilon):
-  products, mean, scale = portable.moments(x, kernel, epsilon)
-  return (products, mean, scale), (x, kernel, mean, scale)
-
-
-_moments.defvjp(_moments_forward, lambda epsilon, saved, cotangents: portable.moments_backward(*saved, *cotangents))

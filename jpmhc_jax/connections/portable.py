@@ -34,11 +34,6 @@ def _wide(x: Array, coefficient: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, coefficient.dtype))
 
 
-def _tokens(coefficient: Array, axes: int) -> str:
-  """The einsum letters of the token axes: none for a static coefficient."""
-  return "..." if coefficient.ndim > axes else ""
-
-
 def _rows(coefficient: Array, axes: int, tokens: int) -> Array:
   """Tokens first, each with `axes` coefficient axes, and a singleton for d; singleton tokens for a static one."""
   if coefficient.ndim == axes:
@@ -60,7 +55,7 @@ def combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j d
   """Σ_j M_ij x_j."""
   if x.shape[-2] > _LARGE:
     matrix = jax.lax.optimization_barrier(matrix)
-    return einsum(f"ij{_tokens(matrix, 2)},...jd->...id", matrix, x)
+    return einsum("ij...,...jd->...id" if matrix.ndim > 2 else "ij,...jd->...id", matrix, x)
   rows = _rows(matrix, 2, x.ndim - 2)
   return sum(rows[..., j, :] * x[..., j, None, :] for j in range(x.shape[-2]))  # type: ignore[return-value]
 
@@ -71,7 +66,7 @@ def read(x: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
     rows = _rows(weights, 1, x.ndim - 2)
     return sum(rows[..., j, :] * _wide(x[..., j, :], weights) for j in range(x.shape[-2]))  # type: ignore[return-value]
   weights = jax.lax.optimization_barrier(weights)
-  return einsum(f"j{_tokens(weights, 1)},...jd->...d", weights, _wide(x, weights))
+  return einsum("j...,...jd->...d", weights, _wide(x, weights))
 
 
 def read_backward(x: _Streams, weights: Float[Array, "n *per_token"], cotangent: _Vector) -> tuple[Array, Array]:

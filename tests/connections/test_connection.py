@@ -123,6 +123,9 @@ def test_generators(generator):
   assert rule(parameters, x, _sublayer).shape == x.shape
 
 
+NORMS = ("rmsnorm", "rmsnorm_per_stream", "layernorm", "none")
+
+
 def _normed_logits(norm, parameters, x):
   """vec(x) normed and multiplied by W, in plain steps; logits first."""
   flat = x.reshape(len(x), -1)
@@ -137,7 +140,7 @@ def _normed_logits(norm, parameters, x):
   return (flat @ parameters["projection"].reshape(N * D, -1)).T
 
 
-@pytest.mark.parametrize("norm", ["rmsnorm", "rmsnorm_per_stream", "layernorm", "none"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_the_folded_norm_is_the_norm_with_every_gradient(norm):
   with jax.enable_x64(True):
     keys = iter(jax.random.split(jax.random.key(3), 5))
@@ -155,6 +158,15 @@ def test_the_folded_norm_is_the_norm_with_every_gradient(norm):
     found = jax.jit(lambda: both(lambda parameters, x: generator.project(x, parameters, norm, 1e-6)))()
     expected = jax.jit(lambda: both(lambda parameters, x: _normed_logits(norm, parameters, x)))()
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), found, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm):
+  rule = HyperConnection.from_config(_config(norm=norm), D, 0)
+  x = jax.random.normal(jax.random.key(0), (500, N, D), jnp.bfloat16)
+  _, pullback = jax.vjp(lambda x: rule(rule.init(jax.random.key(1)), x, lambda read: read), x)
+  large = [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.size >= x.size]
+  assert large == [jnp.bfloat16]
 
 
 @pytest.mark.parametrize(
