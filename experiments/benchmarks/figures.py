@@ -52,7 +52,7 @@ def mixers(axes: Sequence[Axes], results: Mapping[str, Any]) -> None:
     for title, rows in results["peers"].items()
     for row in rows
     for kind in ("eager", "compiled")
-    if f"{kind}_over_ours" in row and title != "d=0"
+    if f"{kind}_over_ours" in row and "projection" not in title
   ]
   _bars(axes[2], *zip(*pairs, strict=True), "hyper-connections (PyTorch) over ours")
   axes[2].axvline(3, color="0.4", linestyle="--")

@@ -5,17 +5,19 @@
 
   projections: 4,096 tokens, n = 4 and n = 8, forward and forward+backward, as ratios to Cayley, with the operations
     each needs: a family slower than 3 x Cayley is explained by its operations or by a chain of loops.
-  blocks: forward and backward of a whole connection around tanh, d = 128 and 512, 4,096 tokens, n = 4, gradients of
-    streams and parameters; ratio to the Cayley block.
-  peers: ours beside hyper-connections 0.4.11 (PyTorch, on the same device) on each family it has; theirs / ours.
+  blocks: forward and backward of a whole connection around tanh, n = 4 and 8, d = 128 and 512, 4,096 tokens, gradients
+    of streams and parameters; ratio to the Cayley block.
+  peers: the same blocks beside those of hyper-connections 0.4.11 (PyTorch, on the same device) for each family it has,
+    and its Sinkhorn projection; theirs / ours.
   memory: temporaries the compiler plans for the backward pass as sweeps or steps grow: flat for implicit adjoints.
 
-Medians of ratios within interleaved rounds. What is named is measured anew (streams are those of the projections,
-widths those of blocks and peers); the rest stays in the JSON, so that a busy machine can be asked piece by piece.
+Medians of ratios within interleaved rounds. What is named is measured anew; the rest stays in the JSON, so that a busy
+machine can be asked piece by piece.
 """
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import functools
 import pathlib
 import sys
@@ -27,6 +29,7 @@ import jax.numpy as jnp
 from experiments.benchmarks import peers, projections, timing
 from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.manifolds import FAMILIES, make
 
@@ -62,7 +65,7 @@ def projection_rows(streams: int, rounds: int) -> list[dict[str, Any]]:
   return rows
 
 
-def our_block(width: int, streams: int = 4, **connection: Any) -> Callable[[], Any]:
+def our_block(streams: int, width: int, **connection: Any) -> Callable[[], Any]:
   """A compiled forward and backward pass of one connection around tanh."""
   rule = HyperConnection.from_config(schema.Connection(streams=streams, **connection), width, 0)
   parameters = rule.init(jax.random.key(0))
@@ -77,9 +80,12 @@ def our_block(width: int, streams: int = 4, **connection: Any) -> Callable[[], A
   return lambda: compiled(parameters, x, cotangent)
 
 
-def block_rows(width: int, rounds: int) -> list[dict[str, Any]]:
+def block_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
   """Every family's block, and what the block costs above that of the identity mixer, which projects nothing."""
-  candidates = {name: our_block(width, manifold=name) for name in FAMILIES if name != "birkhoff"}
+  candidates = {}
+  for name in (family for family in FAMILIES if family != "birkhoff"):  # another name of sinkhorn
+    with contextlib.suppress(ConfigError):  # a family that does not exist for so many streams
+      candidates[name] = our_block(streams, width, manifold=name)
   samples = timing.interleaved(candidates, rounds, warmup=1)
   rows = []
   for name in candidates:
@@ -90,18 +96,13 @@ def block_rows(width: int, rounds: int) -> list[dict[str, Any]]:
   return rows
 
 
-def peer_rows(width: int, rounds: int) -> list[dict[str, Any]]:
-  """Theirs over ours; torch.compile's best effort counts too where it works. Width 0: a projection alone."""
-  if width == 0:
-    manifold = make("sinkhorn", clip=0.0, order="columns_first")
-    _, ours = projections.compiled_pair(lambda x: manifold.project(x, 4), (4, 4, TOKENS))
-    return [
-      {"name": "Sinkhorn-20 projection alone", **_theirs({"ours": ours, "eager": peers.projection(4, TOKENS)}, rounds)}
-    ]
+def peer_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
+  """Theirs over ours; torch.compile's best effort counts too where it works."""
   rows = []
   for family, (_, _, settings) in peers.SHARED.items():
-    candidates = {"ours": our_block(width, **settings), "eager": peers.block(family, 4, width, TOKENS, False)}
-    compiled = peers.block(family, 4, width, TOKENS, True)
+    theirs = functools.partial(peers.block, family, streams, width, TOKENS)
+    candidates = {"ours": our_block(streams, width, **settings), "eager": theirs(False)}
+    compiled = theirs(True)
     try:
       compiled()
       candidates["compiled"] = compiled
@@ -109,6 +110,14 @@ def peer_rows(width: int, rounds: int) -> list[dict[str, Any]]:
       print(f"{family}: torch.compile failed: {str(error).splitlines()[0]}", file=sys.stderr)
     rows.append({"name": family, **_theirs(candidates, rounds)})
   return rows
+
+
+def peer_projection_rows(streams: int, rounds: int) -> list[dict[str, Any]]:
+  """Theirs over ours for the one projection that it offers by itself."""
+  manifold = make("sinkhorn", clip=0.0, order="columns_first")
+  _, ours = projections.compiled_pair(lambda x: manifold.project(x, streams), (streams, streams, TOKENS))
+  candidates = {"ours": ours, "eager": peers.projection(streams, TOKENS)}
+  return [{"name": "Sinkhorn-20 projection alone", **_theirs(candidates, rounds)}]
 
 
 def _theirs(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -170,8 +179,9 @@ def main() -> None:
     streams, widths = ([int(text) for text in which.split(",")] for which in (options.streams, options.widths))
     pieces: dict[str, Callable[[], list[dict[str, Any]]]] = {
       "projections": {f"n={n}": functools.partial(projection_rows, n, options.rounds) for n in streams},
-      "blocks": {f"d={d}": functools.partial(block_rows, d, options.rounds) for d in widths},
-      "peers": {f"d={d}": functools.partial(peer_rows, d, options.rounds) for d in (*widths, 0)},
+      "blocks": {f"n={n}, d={d}": functools.partial(block_rows, n, d, options.rounds) for n in streams for d in widths},
+      "peers": {f"n={n}, d={d}": functools.partial(peer_rows, n, d, options.rounds) for n in streams for d in widths}
+      | {f"n={n}, projection": functools.partial(peer_projection_rows, n, options.rounds) for n in streams},
       "memory": {"MiB": memory_rows},
     }[part]
     for title, measure in pieces.items():
