@@ -117,11 +117,9 @@ def forms(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[di
   """The Cayley block by norm, generator and segments, and its ratio to the first."""
   built = {name: our_block("cayley", tokens, n, d, computed_by, **form) for name, form in FORMS.items()}
   samples = timing.interleaved({name: thunk for name, (thunk, _) in built.items()}, rounds=rounds)
-  first = samples[next(iter(FORMS))]
   return [
     {"form": name, "tokens": tokens, "n": n, "d": d, "ms": statistics.median(samples[name]),
-     "over_rmsnorm": statistics.median(ms / of_first for ms, of_first in zip(samples[name], first, strict=True)),
-     "temporary_MiB": temporary}
+     "over_rmsnorm": timing.ratio(samples, name, "rmsnorm"), "temporary_MiB": temporary}
     for name, (_, temporary) in built.items()
   ]  # fmt: skip
 

@@ -53,6 +53,7 @@ def summed_if_static(coefficient: Array, axes: int, gradients: Float[Array, "...
 
 def combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j d"]) -> Float[Array, "*tokens i d"]:
   """Σ_j M_ij x_j."""
+  x = _wide(x, matrix)
   if x.shape[-2] > _LARGE:
     matrix = jax.lax.optimization_barrier(matrix)
     return einsum("ij...,...jd->...id" if matrix.ndim > 2 else "ij,...jd->...id", matrix, x)
@@ -80,7 +81,7 @@ def mix(
   x: _Streams, mixer: Float[Array, "n n *per_token_mix"], weights: Float[Array, "n *per_token"], y: _Vector
 ) -> _Streams:
   """Σ_j H_ij x_j + b_i y."""
-  return combine(mixer, _wide(x, mixer)) + write(weights, y)
+  return combine(mixer, x) + write(weights, y)
 
 
 def mix_backward(
@@ -132,7 +133,13 @@ def products(x: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tok
 def products_backward(
   x: _Streams, kernel: Float[Array, "n d k"], cotangent: Float[Array, "k *tokens"]
 ) -> tuple[Array, Array]:
-  """x̄ = W s̄,  W̄ = Σ_tokens x s̄."""
+  """x̄ = W s̄,  W̄ = Σ_tokens x s̄.
+
+  s̄ is finished, and so is every factor of x that is added to this x̄, so that XLA on the CPU leaves the sum of all that
+  flows into x̄ to its own loops. Its library else takes the sum in by way of them, from 4,096 tokens on, with a copy of
+  every stream that a mixer is applied to.
+  """
+  cotangent = finished(cotangent)
   to_kernel = einsum("k...,...f->kf", cotangent, _flat(_wide(x, cotangent)))
   rows, columns = jax.lax.optimization_barrier((jnp.moveaxis(cotangent, 0, -1), _flat_rows(kernel).T))
   to_kernel = jnp.swapaxes(jax.lax.optimization_barrier(to_kernel), 0, 1)
@@ -151,7 +158,7 @@ def normed_products_backward(
   """x̄_s = r_s ȳ_s − r_s³ mean_d(ȳ_s x_s) x_s with ȳ = W s̄,  W̄ = Σ_tokens r x s̄."""
   x = _wide(x, kernel)
   scales = _stream_scales(x, epsilon)
-  to_normed, to_kernel = products_backward(scales * x, kernel, finished(cotangent))
+  to_normed, to_kernel = products_backward(scales * x, kernel, cotangent)
   along = jnp.mean(to_normed * x, axis=-1, keepdims=True)
   return scales * to_normed - finished(scales**3 * along) * x, to_kernel
 
@@ -175,11 +182,11 @@ def moments_backward(
   of_mean: Float[Array, "*tokens"],
   of_scale: Float[Array, "*tokens"],
 ) -> tuple[Array, Array]:
-  """x̄ = W s̄ + μ̄/N − (x − μ) r³ r̄/N with N = n·d,  W̄ = Σ_tokens x s̄; finished as in `statistics_backward`."""
+  """x̄ = W s̄ + μ̄/N − (x − μ) r³ r̄/N with N = n·d,  W̄ = Σ_tokens x s̄."""
   size = x.shape[-2] * x.shape[-1]
   slope = -(scale**3) * of_scale / size
   slope, offset = finished(slope), finished(of_mean / size - slope * mean)
-  to_x, to_kernel = products_backward(x, kernel, finished(of_products))
+  to_x, to_kernel = products_backward(x, kernel, of_products)
   return to_x + offset[..., None, None] + slope[..., None, None] * _wide(x, kernel), to_kernel
 
 
@@ -204,11 +211,7 @@ def statistics(x: _Streams, kernel: Float[Array, "n d k"]) -> tuple[Float[Array,
 def statistics_backward(
   x: _Streams, kernel: Float[Array, "n d k"], of_products: Float[Array, "k *tokens"], of_square: Float[Array, "*tokens"]
 ) -> tuple[Array, Array]:
-  """x̄ = W s̄ + 2 x q̄,  W̄ = Σ_tokens x s̄.
-
-  s̄ and q̄ are finished so that XLA on the CPU leaves the sum of all that flows into x̄ to its own loops. Its library
-  else takes the sum in by way of them, from 4,096 tokens on, with a copy of every stream that a mixer is applied to.
-  """
-  of_products, of_square = finished(of_products), finished(of_square)
+  """x̄ = W s̄ + 2 x q̄,  W̄ = Σ_tokens x s̄."""
   to_x, to_kernel = products_backward(x, kernel, of_products)
-  return to_x + 2.0 * jax.lax.optimization_barrier(of_square)[..., None, None] * _wide(x, kernel), to_kernel
+  of_square = jax.lax.optimization_barrier(finished(of_square))
+  return to_x + 2.0 * of_square[..., None, None] * _wide(x, kernel), to_kernel

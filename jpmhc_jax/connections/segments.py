@@ -19,21 +19,17 @@ from jpmhc_jax.connections import portable
 @jax.custom_vjp
 def _combine(matrix: Float[Array, "i j *per_token"], parts: Float[Array, "*tokens j w"]) -> Float[Array, "*tokens i w"]:
   """Σ_j M_ij x_j in float32 or wider."""
-  return portable.combine(matrix, _wide(parts, matrix))
+  return portable.combine(matrix, parts)
 
 
 def _combine_backward(saved, cotangent):
   matrix, parts = saved
-  to_matrix = portable.outer_sums(cotangent, _wide(parts, matrix))
+  to_matrix = portable.outer_sums(cotangent, parts)
   to_parts = portable.combine(jnp.swapaxes(matrix, 0, 1), cotangent)
   return portable.summed_if_static(matrix, 2, to_matrix), to_parts.astype(parts.dtype)
 
 
 _combine.defvjp(lambda matrix, parts: (_combine(matrix, parts), (matrix, parts)), _combine_backward)
-
-
-def _wide(parts: Array, matrix: Array) -> Array:
-  return parts.astype(jnp.promote_types(parts.dtype, matrix.dtype))
 
 
 def read(streams: Float[Array, "*tokens n w"], weights: Float[Array, "m n *per_token"]) -> Float[Array, "*tokens d"]:

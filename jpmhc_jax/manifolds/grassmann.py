@@ -83,12 +83,13 @@ def _projector_backward(columns: Array, bar: Array) -> tuple[Array]:
   across = linear.matmul(bar + linear.transpose(bar), u)
   across = across - linear.matmul(u, linear.matmul(u_t, across))
   upper = linear.matmul(u_t, columns)
-  found: list[Array] = []
-  for k in reversed(range(columns.shape[1])):
-    later = sum(upper[k, j][None] * found[columns.shape[1] - 1 - j] for j in range(k + 1, columns.shape[1]))
+  rank = columns.shape[1]
+  found: dict[int, Array] = {}
+  for k in reversed(range(rank)):
+    later = sum(upper[k, j][None] * found[j] for j in range(k + 1, rank))
     length = upper[k, k][None]
-    found.append((across[:, k] - later) * length / (length * length + _floor(length)))
-  return (jnp.stack(found[::-1], axis=1),)
+    found[k] = (across[:, k] - later) * length / (length * length + _floor(length))
+  return (jnp.stack([found[k] for k in range(rank)], axis=1),)
 
 
 _projector.defvjp(_projector_forward, _projector_backward)
