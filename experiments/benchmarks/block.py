@@ -31,6 +31,7 @@ FORMS: dict[str, dict[str, Any]] = {  # of the Cayley block; streams are as wide
   "rmsnorm": {},
   "layernorm": {"norm": "layernorm"},
   "rmsnorm_per_stream": {"norm": "rmsnorm_per_stream"},
+  "per_stream": {"projection": "per_stream"},
   "gated": {"generator": "gated"},
   "static": {"generator": "static"},
   "2 segments": {"segments": 2},

@@ -13,23 +13,21 @@ from typing import Any
 import jax
 
 THREADS = os.cpu_count() or 1
+# All of its layers norm and project each stream alone; H is applied transposed and normalised columns first.
+_SAME: dict[str, Any] = dict(generator="gated", projection="per_stream", transpose=True)
+_MHC = _SAME | dict(manifold="sinkhorn", options="clip=0,order=columns_first", read_write="sigmoid")
 # Its families and ours: (module, what the layer is built with, our connection settings).
 SHARED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
   "HC": (
     "hyper_connections.hyper_connections", {},
-    dict(manifold="unconstrained", read_write="linear", generator="gated", norm="rmsnorm_per_stream"),
+    _SAME | dict(manifold="unconstrained", read_write="linear", activation="tanh"),
   ),
   "mHC, Sinkhorn-20": (
-    "hyper_connections.manifold_constrained_hyper_connections", {"sinkhorn_iters": 20},
-    dict(manifold="sinkhorn", options="clip=0,order=columns_first", read_write="sigmoid", generator="gated"),
+    "hyper_connections.manifold_constrained_hyper_connections", {"sinkhorn_iters": 20}, _MHC,
   ),
-  "mHC v2, Sinkhorn-20": (
-    "hyper_connections.mHCv2", {"sinkhorn_iters": 20},
-    dict(manifold="sinkhorn", options="clip=0,order=columns_first", read_write="sigmoid", generator="gated"),
-  ),
+  "mHC v2, Sinkhorn-20": ("hyper_connections.mHCv2", {"sinkhorn_iters": 20}, _MHC),
   "mHC v2, log-domain Sinkhorn-20": (
-    "hyper_connections.mHCv2", {"sinkhorn_iters": 20, "log_domain_sinkhorn": True},
-    dict(manifold="sinkhorn", options="clip=0,order=columns_first", read_write="sigmoid", generator="gated"),
+    "hyper_connections.mHCv2", {"sinkhorn_iters": 20, "log_domain_sinkhorn": True}, _MHC,
   ),
 }  # fmt: skip
 

@@ -80,10 +80,13 @@ write.defvjp(_write_forward, _write_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def statistics(
-  streams: _Streams, kernel: Float[Array, "n d k"], operators: Any = portable
-) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:
-  """Σ x W and Σ x² of every token, in one pass over the streams where a kernel computes them."""
-  return operators.statistics(streams, kernel)
+  streams: _Streams, kernel: Float[Array, "m d k"], operators: Any = portable
+) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
+  """Σ x W and Σ x² of every token, in one pass over the streams where a kernel computes them.
+
+  The kernel has m = n streams, or m = 1: then each stream is a token of its own, and per_kernel is (*tokens, n).
+  """
+  return operators.statistics(_seen(streams, kernel), kernel)
 
 
 def _statistics_forward(streams, kernel, operators):
@@ -91,21 +94,22 @@ def _statistics_forward(streams, kernel, operators):
 
 
 def _statistics_backward(operators, saved, cotangents):
-  return _like(operators.statistics_backward(*saved, *cotangents), saved)
+  streams, kernel = saved
+  return _like(operators.statistics_backward(_seen(streams, kernel), kernel, *cotangents), saved)
 
 
 statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 @jax.custom_vjp
-def products(streams: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tokens"]:
+def products(streams: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "k *per_kernel"]:
   """Σ x W of every token."""
-  return portable.products(streams, kernel)
+  return portable.products(_seen(streams, kernel), kernel)
 
 
 def _products_backward(saved, cotangent):
   streams, kernel = saved
-  return _like(portable.products_backward(streams, kernel, cotangent), saved)
+  return _like(portable.products_backward(_seen(streams, kernel), kernel, cotangent), saved)
 
 
 products.defvjp(lambda *arguments: (products(*arguments), arguments), _products_backward)
@@ -131,10 +135,10 @@ normed_products.defvjp(_normed_products_forward, _normed_products_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def moments(
-  streams: _Streams, kernel: Float[Array, "n d k"], epsilon: float
-) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"], Float[Array, "*tokens"]]:
+  streams: _Streams, kernel: Float[Array, "m d k"], epsilon: float
+) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"], Float[Array, "*per_kernel"]]:
   """Σ x W, the mean μ over all streams of a token and (mean (x − μ)² + ε)^(−1/2)."""
-  return portable.moments(streams, kernel, epsilon)
+  return portable.moments(_seen(streams, kernel), kernel, epsilon)
 
 
 def _moments_forward(streams, kernel, epsilon):
@@ -143,11 +147,17 @@ def _moments_forward(streams, kernel, epsilon):
 
 
 def _moments_backward(epsilon, saved, cotangents):
-  return _like(portable.moments_backward(*saved, *cotangents), saved[:2])
+  streams, kernel, *found = saved
+  return _like(portable.moments_backward(_seen(streams, kernel), kernel, *found, *cotangents), (streams, kernel))
 
 
 moments.defvjp(_moments_forward, _moments_backward)
 
 
+def _seen(streams: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
+  """What one product with the kernel sees: all streams of a token, or each of them."""
+  return streams if kernel.shape[0] == streams.shape[-2] else streams[..., None, :]
+
+
 def _like(gradients: tuple[Array, ...], primals: tuple[Array, ...]) -> tuple[Array, ...]:
-  return tuple(g.astype(primal.dtype) for g, primal in zip(gradients, primals, strict=True))
+  return tuple(g.astype(primal.dtype).reshape(primal.shape) for g, primal in zip(gradients, primals, strict=True))

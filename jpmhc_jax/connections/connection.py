@@ -26,6 +26,7 @@ from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.connection_fields import check_connection
+from jpmhc_jax.core.errors import require
 from jpmhc_jax.manifolds import linear
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
@@ -55,6 +56,19 @@ class Coefficients(NamedTuple):
   write: Float[Array, "..."]
 
 
+def _check_per_stream(manifold: manifolds.Manifold, config: schema.Connection) -> None:
+  """Raises ConfigError for a mixer whose logits are not rows that a stream each can make."""
+  n, stored = config.streams, config.parameterisation == "manifold"
+  shape = (0,) if stored else tuple(manifold.logit_shape(n))
+  require(
+    math.prod(shape) == 0 or (len(shape) == 2 and shape[0] % n == 0),
+    "connection.projection",
+    config.projection,
+    f"mixer logits that are a matrix of rows for {n} streams; those of {config.manifold!r} are {shape}: use "
+    "projection='joint'",
+  )
+
+
 def _named(coefficient: Array) -> Array:
   return checkpoint_name(coefficient, COEFFICIENTS)
 
@@ -80,6 +94,7 @@ class HyperConnection:
   gate_init: float = 0.01
   activation: str = "none"
   bias: bool = True
+  projection: str = "joint"
   norm: str = "rmsnorm"
   norm_epsilon: float = 1e-6
   stored: StoredMixer | None = None
@@ -102,6 +117,8 @@ class HyperConnection:
     """
     check_connection(config, width)
     manifold = manifolds.parse(config.manifold, config.options)
+    if config.projection == "per_stream" and config.generator != "static":
+      _check_per_stream(manifold, config)
     return cls(
       manifold=manifold,
       streams=config.streams,
@@ -112,6 +129,7 @@ class HyperConnection:
       gate_init=config.gate_init,
       activation=config.activation,
       bias=config.bias,
+      projection=config.projection,
       norm=config.norm,
       norm_epsilon=config.norm_epsilon,
       stored=stored_mixer(manifold, config.manifold) if config.parameterisation == "manifold" else None,
@@ -126,6 +144,11 @@ class HyperConnection:
   def stream_width(self) -> int:
     """Features of one stream: d, or d/m with m segments."""
     return self.width // self.routing.segments
+
+  @property
+  def streams_seen(self) -> int:
+    """How many streams a logit is projected from: all, or its own."""
+    return 1 if self.projection == "per_stream" else self.streams
 
   @property
   def parameter_names(self) -> tuple[str, ...]:
@@ -158,9 +181,10 @@ class HyperConnection:
     if "bias" in self.parameter_names:
       parameters["bias"] = offsets
     if self.generator != "static":
-      scale = self.init_scale / math.sqrt(n * d) if self.initialisation == "random" else 0.0
-      parameters["projection"] = scale * jax.random.normal(key, (n, d, offsets.size), jnp.float32)
-      parameters |= generator.norm_parameters(self.norm, n, d)
+      seen = self.streams_seen
+      scale = self.init_scale / math.sqrt(seen * d) if self.initialisation == "random" else 0.0
+      parameters["projection"] = scale * jax.random.normal(key, (seen, d, offsets.size * seen // n), jnp.float32)
+      parameters |= generator.norm_parameters(self.norm, seen, d)
     if self.generator == "gated":
       parameters["gate"] = jnp.full((3,), self.gate_init, jnp.float32)
     if self.stored:
@@ -225,6 +249,8 @@ class HyperConnection:
       return bias
     operators = implementation.operators(self.implementation)
     products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
+    if self.streams_seen < self.streams:
+      products = self._joined(products)
     if self.activation == "tanh":
       products = jnp.tanh(products)
     per_logit = (slice(None),) + (None,) * (products.ndim - 1)
@@ -232,6 +258,14 @@ class HyperConnection:
       gates = jnp.repeat(parameters["gate"], np.array(self.logit_sizes), total_repeat_length=sum(self.logit_sizes))
       products = products * gates[per_logit]
     return products + bias[per_logit]
+
+  def _joined(self, products: Float[Array, "k_of_one *tokens n"]) -> Float[Array, "k *tokens"]:
+    """All logits, read, write and mixer one after the other, from each stream's own part of the three."""
+    own = np.cumsum(self.logit_sizes)[:-1] // self.streams
+    read, write, mix = jnp.split(jnp.moveaxis(products, -1, 0), own.tolist(), axis=1)
+    if len(self.routing.logit_shapes(self.streams)[0]) == 2 and self.routing.form != "softmax":
+      read = jnp.swapaxes(read, 0, 1)  # (m, n) by segments: streams come second
+    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in (read, write, mix)])
 
   def coefficients_of(self, parameters: Parameters, logits: Float[Array, "k *per_token"]) -> Coefficients:
     """Coefficients from their logits."""
@@ -282,7 +316,8 @@ class HyperConnection:
     return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
 
   def _initial_logits(self, layer_index: Array | None) -> Array:
-    if self.initialisation != "round_robin":
+    # A projection that streams share does not tell equal ones apart, however random it is: the read bias has to.
+    if self.initialisation == "zero" or (self.initialisation == "random" and self.projection == "joint"):
       return jnp.asarray(self._logits_favouring(None), jnp.float32)
     every = np.stack([self._logits_favouring(stream) for stream in range(self.streams)])
     index = self.layer_index if layer_index is None else layer_index

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax.connections.connection import Parameters
+from jpmhc_jax.connections.connection import HyperConnection, Parameters
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import check_choice, CheckpointError, nearest
 
@@ -71,11 +71,19 @@ def from_peer(
 def to_peer(convention: str, parameters: Parameters, *, streams: int, width: int) -> dict[str, np.ndarray]:
   """The arrays by the peer's names and shapes.
 
-  Raises CheckpointError where the peer has no room for these parameters (lucidrains shares one projection among the
-  streams and has one gate for read and mixer of `lucidrains_hc`).
+  Raises CheckpointError for parameters that are not those of a connection with the convention's config, and where the
+  peer has no room for them (one gate serves read and mixer of `lucidrains_hc`).
   """
   check_choice("convention", convention, CONVENTIONS)
   chosen = CONVENTIONS[convention]
+  rule = HyperConnection.from_config(dataclasses.replace(chosen.config, streams=streams), width, layer_index=0)
+  for name, expected in jax.eval_shape(rule.init, jax.random.key(0)).items():
+    found = np.shape(parameters[name]) if name in parameters else "missing"
+    if found != expected.shape:
+      raise CheckpointError(
+        f"{convention}: parameter {name!r} is {found}, expected {expected.shape}: only connections with the config"
+        " that `from_peer` gives can go there"
+      )
   ours = {name: np.asarray(value) for name, value in jax.device_get(dict(parameters)).items()}
   dumped = chosen.dump(ours, streams, width)
   return {name: np.asarray(dumped[name]).reshape(shape) for name, shape in chosen.shapes(streams, width).items()}
@@ -151,47 +159,27 @@ def _load_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> 
   """One projection (d, 1 + n) of each stream's own norm: column 0 is its read logit, column 1 + t is H[s, t]."""
   gamma = (p["norm.gamma"] + 1)[:, None]
   alpha = gamma * p["dynamic_alpha_fn"].reshape(d, 1 + n)
-  own = np.concatenate([alpha[:, :1], gamma * p["dynamic_beta_fn"][:, None], alpha[:, 1:]], axis=1)
   static = p["static_alpha"]
   return {
-    "projection": _spread(own, n),
+    "projection": np.concatenate([alpha[:, :1], gamma * p["dynamic_beta_fn"][:, None], alpha[:, 1:]], axis=1)[None],
     "bias": np.concatenate([static[:, 0], p["static_beta"], static[:, 1:].ravel()]),
     "gate": np.stack([p[name].reshape(()) for name in gates]),
   }
 
 
 def _dump_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> Arrays:
-  own = np.stack([p["projection"][0][:, i] for i in _columns(0, n)], axis=1)
-  if not np.array_equal(_spread(own, n), p["projection"]):
-    raise CheckpointError(
-      "lucidrains: the projection lets a stream see the others or differs between streams, and upstream shares one "
-      "projection of each stream's own norm; only connections that came from there can go back"
-    )
   of_name: dict[str, np.ndarray] = {}
   for name, gate in zip(gates, p["gate"].reshape(3, 1), strict=True):
     if of_name.setdefault(name, gate) != gate:
       raise CheckpointError(f"lucidrains: {name} is one number for read and mixer, and their gates are {p['gate']}")
-  bias = p["bias"]
+  bias, (own,) = p["bias"], p["projection"]
   return of_name | {
     "norm.gamma": np.zeros((d,), bias.dtype),
-    "dynamic_alpha_fn": np.concatenate([own[:, :1], own[:, 2:]], axis=1),
+    "dynamic_alpha_fn": np.delete(own, 1, axis=1),
     "dynamic_beta_fn": own[:, 1],
     "static_alpha": np.concatenate([bias[:n, None], bias[2 * n :].reshape(n, n)], axis=1),
     "static_beta": bias[n : 2 * n],
   }
-
-
-def _columns(stream: int, n: int) -> list[int]:
-  """Which of our logits stream s computes: its read, its write, and row s of H before it is transposed."""
-  return [stream, n + stream, *(2 * n + stream * n + t for t in range(n))]
-
-
-def _spread(own: np.ndarray, n: int) -> np.ndarray:
-  """Our (n, d, 2n + n²) projection in which every stream sees itself only, through the same (d, 2 + n)."""
-  projection = np.zeros((n, own.shape[0], 2 * n + n * n), own.dtype)
-  for stream in range(n):
-    projection[stream][:, _columns(stream, n)] = own
-  return projection
 
 
 def _lucidrains(
@@ -206,7 +194,7 @@ def _lucidrains(
 
 
 _PER_STREAM = schema.Connection(
-  generator="gated", norm="rmsnorm_per_stream", norm_epsilon=_TINY, transpose=True, init="round_robin"
+  generator="gated", projection="per_stream", norm_epsilon=_TINY, transpose=True, init="round_robin"
 )
 
 CONVENTIONS: dict[str, Convention] = {

@@ -3,8 +3,10 @@
     logits = Norm(vec x) W       x: (*tokens, n, d), W: (n, d, k), result (k, *tokens) in float32 or wider
 
 The normalised streams are not stored: the norm's scale and the mean of a layer norm are per-token scalars, applied to
-the k products instead of the n·d features (the per-stream norm excepted: its scales do not leave the sum, and the
-normalised streams are built for each product and forgotten).
+the k products instead of the n·d features (the per-stream norm in front of a joint projection excepted: its scales do
+not leave the sum, and the normalised streams are built for each product and forgotten).
+
+With W: (1, d, k) each stream is normed and projected alone, and the result is (k, *tokens, n).
 """
 
 from collections.abc import Mapping
@@ -31,25 +33,27 @@ def project(
   norm: str,
   epsilon: float,
   operators: Any = portable,
-) -> Float[Array, "k *tokens"]:
-  """Norm(vec x) W, tokens last.
+) -> Float[Array, "k *per_kernel"]:
+  """Norm(vec x) W, tokens last; of each stream alone, streams last, where W is that of one stream.
 
   rmsnorm: r Σ x W with r = (mean x² + ε)^(−1/2);  layernorm: r (Σ x γW − μ Σ γW) + Σ β W with r from the variance;
   rmsnorm_per_stream: Σ_s r_s Σ_d x_s W_s with r_s from stream s alone.
   """
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
+  if norm == "rmsnorm_per_stream" and len(kernel) == 1:
+    norm = "rmsnorm"  # the same, and its scale leaves the sum
   if operators is not portable and norm != "rmsnorm":
     implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
   if norm == "rmsnorm":
     products, square = apply.statistics(streams, kernel, operators)
-    return products * jax.lax.rsqrt(square / math.prod(streams.shape[-2:]) + epsilon)[None]
+    return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
   if norm == "none":
     return apply.products(streams, kernel)
   if norm == "rmsnorm_per_stream":
     return apply.normed_products(streams, kernel, epsilon)
   scaled_kernel = kernel * parameters["norm_scale"].astype(kernel.dtype)[..., None]
-  per_column = (slice(None),) + (None,) * (streams.ndim - 2)
+  products, mean, scale = apply.moments(streams, scaled_kernel, epsilon)
+  per_column = (slice(None),) + (None,) * mean.ndim
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
   shift = portable.einsum("nd,ndk->k", parameters["norm_shift"].astype(kernel.dtype), kernel)[per_column]
-  products, mean, scale = apply.moments(streams, scaled_kernel, epsilon)
   return (products - mean[None] * total) * scale[None] + shift

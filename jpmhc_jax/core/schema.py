@@ -208,6 +208,12 @@ class Connection:
   gate_init: float = field(0.01, "initial value of the gates of generator=gated")
   activation: str = field("none", "of the projected logits, before gate and bias; tanh in HC", ("none", "tanh"))
   bias: bool = field(True, "learn the bias of the logits; without it they keep their initial value")
+  projection: str = field(
+    "joint",
+    "what the logits are projected from: joint = all streams together, per_stream = each stream alone, normed alone, "
+    "by one map for all, gives its part of read and write and its row of the mixer's logits (HC)",
+    ("joint", "per_stream"),
+  )
   norm: str = field(
     "rmsnorm",
     "norm of the flattened streams in front of the projection; rmsnorm_per_stream norms each on its own (HC)",
@@ -225,8 +231,8 @@ class Connection:
   )
   init: str = field(
     "random",
-    "how stream symmetry is broken: random = small random projection, zero = not at all, "
-    "round_robin = read bias by layer index",
+    "how stream symmetry is broken: random = small random projection (projection=per_stream: and as round_robin), "
+    "zero = not at all, round_robin = read bias by layer index",
     ("random", "zero", "round_robin"),
   )
   init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")

@@ -74,8 +74,9 @@ def test_the_default_start_stays_near_the_plain_network_and_reads_are_weights(fo
 def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
   """Zero projection, equal biases, symmetric ends: gradients are equivariant and the streams stay copies for ever."""
 
-  def energy_after_training(init, form):
-    rules = [HyperConnection.from_config(_config(init=init, read_write=form, bias=False), D, k) for k in range(2)]
+  def energy_after_training(init, form, **fields):
+    config = _config(init=init, read_write=form, bias=False, **fields)
+    rules = [HyperConnection.from_config(config, D, k) for k in range(2)]
     parameters = [rule.init(jax.random.key(k)) for k, rule in enumerate(rules)]
     x, target = jax.random.normal(jax.random.key(5), (16, D)), jax.random.normal(jax.random.key(6), (16, D))
 
@@ -93,6 +94,9 @@ def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
 
   assert energy_after_training("zero", "softmax") < 1e-5
   assert energy_after_training("random", "softmax") > 1e-3
+  # Streams that are equal project to equal logits: here the default start needs its read bias.
+  assert energy_after_training("zero", "sigmoid", projection="per_stream", manifold="sinkhorn") < 1e-5
+  assert energy_after_training("random", "sigmoid", projection="per_stream", manifold="sinkhorn") > 1e-3
 
 
 def test_gradients_reach_the_projection_at_the_default_start():
@@ -160,9 +164,64 @@ def test_the_folded_norm_is_the_norm_with_every_gradient(norm):
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), found, expected)
 
 
+def _normed(norm, x, parameters):
+  if norm == "layernorm":
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    normed = centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
+    return normed * parameters["norm_scale"][None] + parameters["norm_shift"][None]
+  return x if norm == "none" else x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm):
-  rule = HyperConnection.from_config(_config(norm=norm), D, 0)
+@pytest.mark.parametrize(
+  "fields",
+  [
+    dict(manifold="cayley", read_write="softmax"),
+    dict(manifold="unconstrained", read_write="linear", segments=2),
+    dict(manifold="orthostochastic"),
+    dict(manifold="identity"),
+  ],
+  ids=lambda fields: fields["manifold"],
+)
+def test_a_projection_per_stream_gives_each_stream_its_own_rows_from_itself_alone(fields, norm):
+  rule = HyperConnection.from_config(_config(projection="per_stream", norm=norm, **fields), D, 0)
+  d, (read, write, mix) = rule.stream_width, (np.array(size) // N for size in rule.logit_sizes)
+  with jax.enable_x64(True):
+    keys = iter(jax.random.split(jax.random.key(3), 8))
+    parameters = jax.tree.map(
+      lambda leaf: jax.random.normal(next(keys), leaf.shape, jnp.float64), rule.init(jax.random.key(0))
+    )
+    assert parameters["projection"].shape == (1, d, read + write + mix)
+    x = 2 + 3 * jax.random.normal(next(keys), (7, N, d), jnp.float64)
+
+    def plainly(parameters, x):
+      own = _normed(norm, x, parameters) @ parameters["projection"][0]  # (tokens, n, read + write + mix)
+      reads = own[..., :read]
+      if rule.routing.segments > 1:
+        reads = jnp.swapaxes(reads, 1, 2)  # A (m, n)
+      parts = (reads, own[..., read : read + write], own[..., read + write :])
+      return (jnp.concatenate([part.reshape(len(x), -1) for part in parts], axis=1) + parameters["bias"][None]).T
+
+    def both(function):
+      value, pullback = jax.vjp(function, parameters, x)
+      return value, pullback(jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape))
+
+    found, expected = jax.jit(lambda: (both(rule.logits), both(plainly)))()
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), found, expected)
+
+
+def test_mixers_without_a_row_for_each_stream_take_no_projection_per_stream():
+  message = re.escape("'permutation' are (24,): use projection='joint'")
+  with pytest.raises(ConfigError, match=f"connection.projection='per_stream': expected .* for 4 streams.*{message}"):
+    HyperConnection.from_config(_config(manifold="permutation", projection="per_stream"), D, 0)
+  for fields in (dict(generator="static"), dict(manifold="sinkhorn", parameterisation="manifold")):
+    HyperConnection.from_config(_config(**{"manifold": "permutation", "projection": "per_stream"} | fields), D, 0)
+
+
+@pytest.mark.parametrize("projection", ["joint", "per_stream"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm, projection):
+  rule = HyperConnection.from_config(_config(norm=norm, projection=projection), D, 0)
   x = jax.random.normal(jax.random.key(0), (500, N, D), jnp.bfloat16)
   _, pullback = jax.vjp(lambda x: rule(rule.init(jax.random.key(1)), x, lambda read: read), x)
   large = [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.size >= x.size]

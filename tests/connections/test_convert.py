@@ -156,8 +156,11 @@ def test_what_does_not_fit_is_refused():
   with pytest.raises(ConfigError, match="convention='deepsek'.*Did you mean 'deepseek'"):
     from_peer("deepsek", arrays, streams=N, width=D)
   _, parameters = from_peer("lucidrains_hc", _random("lucidrains_hc"), streams=N, width=D)
-  with pytest.raises(CheckpointError, match="shares one projection"):
-    to_peer("lucidrains_hc", parameters | {"projection": parameters["projection"] + 1}, streams=N, width=D)
+  joint = {"projection": jnp.zeros((N, D, 2 * N + N * N))}
+  with pytest.raises(CheckpointError, match=rf"'projection' is \(4, {D}, 24\), expected \(1, {D}, 6\).*`from_peer`"):
+    to_peer("lucidrains_hc", parameters | joint, streams=N, width=D)
+  with pytest.raises(CheckpointError, match="'bias' is missing"):
+    to_peer("deepseek", joint, streams=N, width=D)
   with pytest.raises(CheckpointError, match="one number for read and mixer"):
     to_peer("lucidrains_hc", parameters | {"gate": jnp.arange(3.0)}, streams=N, width=D)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 
 from flax import nnx
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import apply, Connection, generator, implementation, portable
+from jpmhc_jax.connections import apply, Connection, generator, HyperConnection, implementation, portable
 from jpmhc_jax.connections.kernels import Kernels, operators
 from jpmhc_jax.core import schema
 
@@ -196,3 +197,19 @@ def test_a_norm_without_a_kernel_is_announced():
   with pytest.warns(UserWarning, match="pallas_tpu.*connection.norm='none' has no kernel; the portable formulas run"):
     out = generator.project(x, parameters, "none", 1e-6, Kernels("tpu", interpret=True))
   np.testing.assert_array_equal(out, generator.project(x, parameters, "none", 1e-6))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_streams_that_are_projected_each_alone_take_the_same_kernels(platform):
+  rule = HyperConnection.from_config(schema.Connection(projection="per_stream", norm="rmsnorm_per_stream"), 16, 0)
+  parameters = rule.init(jax.random.key(0))
+  streams = jax.random.normal(jax.random.key(1), (5, 3, 4, 16))
+
+  def both(operators):
+    value, pullback = jax.vjp(lambda p, x: generator.project(x, p, rule.norm, 1e-6, operators), parameters, streams)
+    return value, pullback(jnp.cos(value))
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")  # nothing falls back
+    found = both(Kernels(platform, interpret=True))
+  jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=2e-5), found, both(portable))

@@ -22,6 +22,7 @@ CASES = (
   {"manifold": "sinkhorn", "generator": "gated", "gate_init": 1.0},
   {"manifold": "permutation", "read_write": "softmax_read"},
   {"manifold": "unconstrained", "read_write": "linear", "norm": "rmsnorm_per_stream", "activation": "tanh"},
+  {"manifold": "unconstrained", "read_write": "linear", "projection": "per_stream", "transpose": True},
   {"manifold": "cayley", "generator": "static"},
   {"manifold": "cayley", "segments": 2, "read_write": "linear"},
 )
