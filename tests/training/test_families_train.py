@@ -12,7 +12,13 @@ from jpmhc_jax.core.variants import VARIANTS
 from jpmhc_jax.manifolds import FAMILIES
 from jpmhc_jax.training.step import make_train_step
 
-GENERATORS = {"circulant": "static", "transport": "gated", "cayley": "gated", "permutation": "static"}
+FIELDS = {
+  "circulant": {"generator": "static"},
+  "permutation": {"generator": "static"},
+  "transport": {"generator": "gated"},
+  "cayley": {"generator": "gated"},
+  "unconstrained": {"projection": "per_stream", "activation": "tanh", "transpose": True},  # HC
+}
 
 
 def test_every_family_is_a_variant_of_the_recipes():
@@ -22,9 +28,7 @@ def test_every_family_is_a_variant_of_the_recipes():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "birkhoff"])
 def test_loss_falls_and_streams_separate(family):
-  connection = schema.Connection(
-    manifold=family, streams=4, generator=GENERATORS.get(family, "dynamic"), init_scale=0.1
-  )
+  connection = schema.Connection(manifold=family, streams=4, init_scale=0.1, **FIELDS.get(family, {}))
   if connection.generator == "static":
     connection = dataclasses.replace(connection, init="round_robin")
   model = tiny.config().model
