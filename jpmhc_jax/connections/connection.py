@@ -204,15 +204,7 @@ class HyperConnection:
 
   def blended(self, parameters: Parameters) -> list[tuple[manifolds.Manifold, Array]]:
     """Families that the mixer blends by weights common to all tokens, with the weights; empty for one family."""
-    manifold = self.manifold
-    if isinstance(manifold, manifolds.Choice):
-      return list(
-        zip(manifold.families, manifold.weights(parameters["choice"], self._progress(parameters)), strict=True)
-      )
-    if isinstance(manifold, manifolds.Hybrid) and manifold.follows_progress:
-      weight = jnp.asarray(manifold.at(self._progress(parameters)))
-      return [(manifold.first, 1 - weight), (manifold.second, weight)]
-    return []
+    return self.manifold.blended(self._progress(parameters), parameters.get("choice"))
 
   @property
   def follows_progress(self) -> bool:
@@ -347,11 +339,7 @@ class HyperConnection:
       return None
     if self.stored:
       mixer = self.stored.mixer(parameters["mixer"])
-    elif isinstance(self.manifold, manifolds.Choice):
-      weights = self.manifold.weights(parameters["choice"], self._progress(parameters))
-      mixer = self.manifold.blend(logits, self.streams, weights)
-    elif isinstance(self.manifold, manifolds.Hybrid) and self.manifold.follows_progress:
-      mixer = self.manifold.blend(logits, self.streams, self.manifold.at(self._progress(parameters)))
     else:
-      mixer = self.manifold.project(logits, self.streams)
+      progress = self._progress(parameters)
+      mixer = self.manifold.project_at(logits, self.streams, progress, parameters.get("choice"))
     return jnp.swapaxes(mixer, 0, 1) if self.transpose else mixer

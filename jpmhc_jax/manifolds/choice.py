@@ -84,8 +84,9 @@ class Choice(Manifold):
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
     return jnp.concatenate([family.identity_logits(n, strength).reshape(-1) for family in self.families])
 
-  def weights(self, scores: Float[Array, "families"], progress: Float[Array, ""]) -> Float[Array, "families"]:
-    """w at the share `progress` of the run; see the class."""
+  def weights(self, scores: Float[Array, "families"] | None, progress: Float[Array, ""]) -> Float[Array, "families"]:
+    """w at the share `progress` of the run; see the class. Scores of None are all equal."""
+    scores = jnp.zeros((len(self.families),)) if scores is None else scores
     t = jnp.clip((progress - self.start) / (self.end - self.start), 0.0, 1.0)
     soft = jax.nn.softmax(scores / (self.hot * (self.cold / self.hot) ** t))
     chosen = jax.nn.one_hot(jnp.argmax(scores), len(self.families), dtype=soft.dtype)
@@ -103,6 +104,12 @@ class Choice(Manifold):
     return sum(
       (weight * mixer for weight, mixer in zip(weights[1:], mixers[1:], strict=True)), start=weights[0] * mixers[0]
     )
+
+  def blended(self, progress: Array, scores: Array | None) -> list[tuple[Manifold, Array]]:
+    return list(zip(self.families, self.weights(scores, progress), strict=True))
+
+  def project_at(self, logits: Array, n: int, progress: Array, scores: Array | None) -> Array:
+    return self.blend(logits, n, self.weights(scores, progress))
 
   def _project(self, logits: Array, n: int) -> Array:
     count = len(self.families)

@@ -102,6 +102,20 @@ class Manifold(abc.ABC):
     """Whether the mixer depends on the share of the run that is done, which `project` does not know."""
     return False
 
+  def project_at(
+    self, logits: Float[Array, "..."], n: int, progress: Float[Array, ""], scores: Float[Array, "families"] | None
+  ) -> Float[Array, "{n} {n} ..."]:
+    """`project` when the share `progress` of the run is done; `scores` are those of a choice between families."""
+    del progress, scores
+    return self.project(logits, n)
+
+  def blended(
+    self, progress: Float[Array, ""], scores: Float[Array, "families"] | None
+  ) -> "list[tuple[Manifold, Float[Array, '']]]":
+    """Families that `project_at` blends by weights common to all tokens, with the weights; empty for one family."""
+    del progress, scores
+    return []
+
   def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
     """A random member: the projection of standard normal logits unless the set has a natural measure."""
     return self.project(jax.random.normal(key, self.logit_shape(n)), n)

@@ -103,5 +103,14 @@ class Hybrid(Manifold):
     weight = jnp.broadcast_to(weight, logits.shape[1:])
     return a + weight * (b - a) if weight.ndim == 0 else a + weight[None, None] * (b - a)
 
+  def blended(self, progress: Array, scores: Array | None) -> list[tuple[Manifold, Array]]:
+    if not self.follows_progress:
+      return []
+    weight = jnp.asarray(self.at(progress))
+    return [(self.first, 1 - weight), (self.second, weight)]
+
+  def project_at(self, logits: Array, n: int, progress: Array, scores: Array | None) -> Array:
+    return self.blend(logits, n, self.at(progress)) if self.follows_progress else self.project(logits, n)
+
   def _project(self, logits: Array, n: int) -> Array:
     return self.blend(logits, n, jax.nn.sigmoid(logits[-1]) if self.weight == _LEARNED else self.weight)
