@@ -255,9 +255,9 @@ class HyperConnection:
     """All logits, read, write and mixer one after the other, from each stream's own part of the three."""
     own = np.cumsum(self.logit_sizes)[:-1] // self.streams
     read, write, mix = jnp.split(jnp.moveaxis(products, -1, 0), own.tolist(), axis=1)
-    if len(self.routing.logit_shapes(self.streams)[0]) == 2 and self.routing.form != "softmax":
-      read = jnp.swapaxes(read, 0, 1)  # (m, n) by segments: streams come second
-    return jnp.concatenate([part.reshape(-1, *part.shape[2:]) for part in (read, write, mix)])
+    if self.routing.segments > 1 and self.routing.form != "softmax":
+      read = jnp.swapaxes(read, 0, 1)  # (m, n): streams come second
+    return jnp.concatenate([jax.lax.collapse(part, 0, 2) for part in (read, write, mix)])
 
   def coefficients_of(self, parameters: Parameters, logits: Float[Array, "k *per_token"]) -> Coefficients:
     """Coefficients from their logits."""

@@ -196,7 +196,7 @@ def _stream_scales(x: _Streams, epsilon: float) -> Float[Array, "*tokens n 1"]:
 
 def _flat(x: _Streams) -> Float[Array, "*tokens f"]:
   """The streams side by side: a contraction over two axes takes them in an order that copies the streams."""
-  return x.reshape(*x.shape[:-2], -1)
+  return jax.lax.collapse(x, x.ndim - 2)
 
 
 def _flat_rows(kernel: Float[Array, "n d k"]) -> Float[Array, "f k"]:

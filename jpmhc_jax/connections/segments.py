@@ -35,7 +35,7 @@ _combine.defvjp(lambda matrix, parts: (_combine(matrix, parts), (matrix, parts))
 def read(streams: Float[Array, "*tokens n w"], weights: Float[Array, "m n *per_token"]) -> Float[Array, "*tokens d"]:
   """The sub-layer's input: the m read vectors side by side."""
   parts = _combine(weights, streams)
-  return parts.reshape(*parts.shape[:-2], -1).astype(streams.dtype)
+  return jax.lax.collapse(parts, parts.ndim - 2).astype(streams.dtype)
 
 
 def mix_and_write(

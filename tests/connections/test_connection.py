@@ -218,6 +218,17 @@ def test_mixers_without_a_row_for_each_stream_take_no_projection_per_stream():
     HyperConnection.from_config(_config(**{"manifold": "permutation", "projection": "per_stream"} | fields), D, 0)
 
 
+@pytest.mark.parametrize(
+  "fields", [{}, {"projection": "per_stream"}, {"segments": 2}, {"manifold": "birkhoff_newton", "streams": 12}]
+)
+def test_a_block_of_no_tokens_has_gradients_of_zero(fields):
+  rule = HyperConnection.from_config(_config(**fields), D, 0)
+  x = jnp.zeros((0, 3, rule.streams, rule.stream_width))
+  out, pullback = jax.vjp(lambda p: rule(p, x, jnp.tanh), rule.init(jax.random.key(0)))
+  assert out.shape == x.shape
+  assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(pullback(out)))
+
+
 @pytest.mark.parametrize("projection", ["joint", "per_stream"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm, projection):

@@ -213,3 +213,13 @@ def test_streams_that_are_projected_each_alone_take_the_same_kernels(platform):
     warnings.simplefilter("error")  # nothing falls back
     found = both(Kernels(platform, interpret=True))
   jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=2e-5), found, both(portable))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_no_tokens_need_no_kernel(platform):
+  x, mixer, weights = jnp.zeros((2, 0, 4, 16)), jnp.zeros((4, 4, 2, 0)), jnp.zeros((4, 2, 0))
+  kernels = Kernels(platform, interpret=True)
+  assert apply.mix_and_write(x, mixer, weights, x[..., 0, :], kernels).shape == x.shape
+  (products, square), pullback = jax.vjp(lambda w: apply.statistics(x, w, kernels), jnp.ones((4, 16, 24)))
+  assert products.shape == (24, 2, 0) and square.shape == (2, 0)
+  assert not jnp.any(pullback((products, square))[0])

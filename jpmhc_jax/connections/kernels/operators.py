@@ -115,7 +115,7 @@ def _per_token(x: Array, count: int) -> _Operand:
 
 def _coefficient(coefficient: Array, axes: int, x: Array) -> _Operand:
   """Tokens first and flat; a token-free coefficient is repeated (n² numbers beside the n·d of a token's streams)."""
-  rows = jnp.moveaxis(coefficient.reshape(-1, *coefficient.shape[axes:]), 0, -1)
+  rows = jnp.moveaxis(jax.lax.collapse(coefficient, 0, axes), 0, -1)
   rows = rows.reshape((1,) * (x.ndim - 1 - rows.ndim) + rows.shape)
   return _Operand("token", jnp.broadcast_to(rows, (*x.shape[:-2], rows.shape[-1])))
 
@@ -206,6 +206,8 @@ def _call(
 ) -> list[Array]:
   """One body over all tokens of this device; the first value is the streams."""
   leading, (n, d) = values[0].shape[:-2], values[0].shape[-2:]
+  if 0 in leading:
+    return [jnp.zeros(r.value.shape, r.value.dtype) for r in results]
   factor = next((v.shape[-1] for k, v in zip(kinds, values, strict=True) if k in ("rows", "columns")), -1)
   layout = _Layout.of(kernels.platform, math.prod(leading), n, d, max(factor, 1))
   flat = [layout.flat(kind, value, factor) for kind, value in zip(kinds, values, strict=True)]
