@@ -2,15 +2,17 @@
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
 died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed · 75 interrupted, state saved,
-run the same command to resume · 1 anything else, with a traceback.
+run the same command to resume · 1 anything else, with a traceback. What a full disk does not take of the output is
+dropped, as is what nobody reads: a run goes on without its log, and a command that only prints ends with 74.
 """
 
 import argparse
 import sys
 
 from jpmhc_jax import commands
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
+from jpmhc_jax.core.terminal import Forgiving
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,19 +28,31 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one command and returns its exit code. Without `arguments`, those of the process."""
-  from_shell = arguments is None
-  arguments = sys.argv[1:] if arguments is None else arguments
+  if arguments is not None:
+    return _run(arguments, None)
+  output = Forgiving(sys.stdout)
+  sys.stdout, sys.stderr = output, Forgiving(sys.stderr)  # type: ignore[assignment]
+  return _run(sys.argv[1:], output)
+
+
+def _run(arguments: list[str], output: Forgiving | None) -> int:
+  """`output` is standard output where the command was typed in a shell."""
   options, rest = parser().parse_known_args(arguments)
   command = options.command
   if rest and not command.takes_overrides:
     print(f"jpmhc {command.name}: unknown argument {rest[0]!r}; see jpmhc {command.name} --help", file=sys.stderr)
     return 2
-  if from_shell and command.computes:
+  if output and command.computes:
     restart_with_fast_allocation()
     keep_compiled_programs()
   options.overrides, options.arguments = rest, arguments
   try:
-    return command.run(options)
+    code = command.run(options)
+    if output and not command.computes:  # what it printed is what it made
+      output.flush()
+      if output.lost:
+        raise StorageError("standard output could not be written; free space and run the same command again")
+    return code
   except UserError as error:
     print(f"jpmhc {command.name}: {error}", file=sys.stderr)
     return error.exit_code

@@ -22,15 +22,15 @@ class Describe:
     from rich.console import Console
 
     from jpmhc_jax.core import config as configs
-    from jpmhc_jax.core import schema
 
-    config = configs.load(options.config, options.overrides) if options.config else schema.Config()
+    overrides = options.overrides
+    config = configs.load(options.config, overrides) if options.config else configs.load_default(overrides)
     if options.mixers and options.markdown:
       print(mixer_markdown(config.connection.streams, config.model.width))
       return 0
     console = Console()
     table = mixer_table(config.connection.streams, config.model.width) if options.mixers else field_table(config)
-    table.title = f"{options.config or 'the defaults'}: {table.title}"
+    table.title = f"{' '.join([options.config or 'the defaults', *overrides])}: {table.title}"
     Console(width=max(console.width, 160 if options.mixers else 140)).print(table)
     return 0
 
@@ -96,19 +96,18 @@ def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
   for name in FAMILIES:
     manifold = make(name)
     try:
-      dimension = manifold.dimension(n)
       rule = HyperConnection.from_config(schema.Connection(manifold=name, streams=n), d, 0)
+      shapes = jax.eval_shape(rule.init, jax.random.key(0))
     except ConfigError as error:
       yield (name, manifold.traits.set, f"not for n = {n}", str(error), "", "", "", "", "")
       continue
-    shapes = jax.eval_shape(rule.init, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     forward, backward = manifold.flops(n)
     traits = manifold.traits
     yield (
       name,
       traits.set,
-      str(dimension),
+      str(manifold.dimension(n)),
       traits.norm,
       traits.eigenvalues,
       traits.determinant,

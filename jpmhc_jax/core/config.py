@@ -51,6 +51,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
   return _apply(loaded, overrides)
 
 
+def load_default(overrides: Sequence[str] = ()) -> schema.Config:
+  """The defaults with `--config.a.b=value` overrides, checked; raises ConfigError as `load` does."""
+  return _apply(default(), overrides)
+
+
 def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
   """Calls a function of a Python file, with the variant if there is one.
 

@@ -55,6 +55,11 @@ def storing(what: str) -> Iterator[None]:
     raise StorageError(f"{what} could not be written: {error}; {remedy(error)}") from error
 
 
+def is_full(error: OSError) -> bool:
+  """Whether there was no room: on the disk, in the quota or in the largest file allowed."""
+  return error.errno in _FULL
+
+
 def remedy(error: OSError) -> str:
   """What to do about a failed write."""
-  return _REMEDY_FULL if error.errno in _FULL else _REMEDY_CLOSED
+  return _REMEDY_FULL if is_full(error) else _REMEDY_CLOSED

@@ -180,8 +180,11 @@ def test_describe_lists_every_field_with_its_value(config_file, capsys):
   out = capsys.readouterr().out
   for name, _ in configs.leaves(schema.Config()):
     assert name in out
-  assert main(["describe", f"--config={config_file}", "--config.seed=987654"]) == 0
-  assert "987654" in capsys.readouterr().out
+  for source in ([f"--config={config_file}"], []):
+    assert main(["describe", *source, "--config.seed=987654"]) == 0
+    assert "987654" in capsys.readouterr().out
+    assert main(["describe", *source, "--config.sead=1"]) == 2
+    assert "Did you mean 'seed'?" in capsys.readouterr().err
 
 
 def test_report_goes_where_it_is_told_and_refuses_what_is_no_workdir(workdir, tmp_path, capsys):
