@@ -48,7 +48,7 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
   options.overrides, options.arguments = rest, arguments
   try:
     code = command.run(options)
-    if output and not command.computes:  # what it printed is what it made
+    if output and _only_prints(options):
       output.flush()
       if output.lost:
         raise StorageError("standard output could not be written; free space and run the same command again")
@@ -56,6 +56,12 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
   except UserError as error:
     print(f"jpmhc {command.name}: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _only_prints(options: argparse.Namespace) -> bool:
+  """Whether nothing that the command makes is kept in a folder."""
+  given = vars(options)
+  return given.get("workdir") is None or given.get("plan", False) or given.get("dry_run", False)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,13 @@ class Describe:
     from rich.console import Console
 
     from jpmhc_jax.core import config as configs
+    from jpmhc_jax.core.errors import ConfigError
 
+    if options.markdown and not options.mixers:
+      raise ConfigError("--markdown: expected --mixers beside it; only that table has a page")
     overrides = options.overrides
     config = configs.load(options.config, overrides) if options.config else configs.load_default(overrides)
-    if options.mixers and options.markdown:
+    if options.markdown:
       print(mixer_markdown(config.connection.streams, config.model.width))
       return 0
     console = Console()

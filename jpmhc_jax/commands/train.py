@@ -41,6 +41,9 @@ class Train:
       raise ConfigError(f"--memory={options.memory:g}, --devices={options.devices}: expected positive numbers")
     if options.plan:
       return self._plan(config, options)
+    planning = [name for name in ("memory", "devices", "topology", "json") if getattr(options, name)]
+    if planning:
+      raise ConfigError(f"--{planning[0]}: expected --plan beside it, which trains nothing; or leave it out to train")
     if options.workdir is None:
       raise ConfigError("--workdir is missing: the folder that the run is kept in, such as --workdir=runs/first")
 

@@ -185,6 +185,14 @@ def test_describe_lists_every_field_with_its_value(config_file, capsys):
     assert "987654" in capsys.readouterr().out
     assert main(["describe", *source, "--config.sead=1"]) == 2
     assert "Did you mean 'seed'?" in capsys.readouterr().err
+  assert main(["describe", "--markdown"]) == 2
+  assert "--markdown: expected --mixers beside it" in capsys.readouterr().err
+
+
+def test_what_plans_a_run_does_not_start_one(config_file, tmp_path, capsys):
+  assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--memory=80"]) == 2
+  assert "--memory: expected --plan beside it" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
 
 
 def test_report_goes_where_it_is_told_and_refuses_what_is_no_workdir(workdir, tmp_path, capsys):
