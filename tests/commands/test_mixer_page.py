@@ -6,10 +6,10 @@ import re
 import jax
 import pytest
 
+from jpmhc_jax import manifolds
 from jpmhc_jax.commands.describe import mixer_markdown, mixer_rows
 from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core import schema
-from jpmhc_jax.manifolds import FAMILIES
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
 
@@ -30,10 +30,12 @@ def test_page_is_up_to_date():
   assert page == expected, "jpmhc describe --mixers --markdown > docs/mixers.md"
 
 
-def test_families_that_do_not_exist_for_so_many_streams_say_so():
+def test_families_that_do_not_exist_for_so_many_streams_say_so(monkeypatch):
+  some = ("identity", "cayley", "kronecker", "permutation", "quaternion")
+  monkeypatch.setattr(manifolds, "FAMILIES", {name: manifolds.FAMILIES[name] for name in some})
   rows = {row[0]: row for row in mixer_rows(3, 8)}
   absent = {name for name, row in rows.items() if row[2] == "not for n = 3"}
-  assert set(rows) == set(FAMILIES) and absent == {"kronecker", "quaternion"}
+  assert tuple(rows) == some and absent == {"kronecker", "quaternion"}
   assert "needs exactly 4 streams" in rows["quaternion"][3] and rows["cayley"][2] == "3"
 
 
