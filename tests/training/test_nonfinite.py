@@ -95,6 +95,7 @@ def test_skip_goes_on_without_the_step_and_stops_when_it_does_not_end(poisoned, 
     loop.train(_run(_config("skip", limit=3), tmp_path / "b"), ["train"])
 
 
+@pytest.mark.slow
 def test_rollback_returns_to_the_checkpoint_and_reads_on_behind_the_bad_batch(poisoned, tmp_path, monkeypatch):
   """Step 5 (batch 4) is bad: back to 3, whose next batches are 5, 6, …; a restart from step 6 keeps the offset."""
   poisoned.add(4)

@@ -115,6 +115,7 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor():
   assert all(m.sharding == kernel.sharding for m in moments)
 
 
+@pytest.mark.slow
 def test_micro_batches_sum_to_the_whole_batch(reference):
   """The first step explores nothing (its halting key differs a slice), so that the gradients can be compared whole."""
   config = tiny.config(accumulation=4, mesh=schema.Mesh(data=2))
