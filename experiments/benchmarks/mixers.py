@@ -18,6 +18,7 @@ machine can be asked piece by piece.
 import argparse
 from collections.abc import Callable
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -65,11 +66,11 @@ def projection_rows(streams: int, rounds: int) -> list[dict[str, Any]]:
   return rows
 
 
-def our_block(streams: int, width: int, **connection: Any) -> Callable[[], Any]:
+def our_block(connection: schema.Connection, width: int) -> Callable[[], Any]:
   """A compiled forward and backward pass of one connection around tanh."""
-  rule = HyperConnection.from_config(schema.Connection(streams=streams, **connection), width, 0)
+  rule = HyperConnection.from_config(connection, width, 0)
   parameters = rule.init(jax.random.key(0))
-  shape = (TOKENS, streams, width)
+  shape = (TOKENS, connection.streams, width)
   x, cotangent = (jax.random.normal(jax.random.key(seed), shape) for seed in (1, 2))
 
   def both(parameters: Any, x: jax.Array, cotangent: jax.Array) -> Any:
@@ -85,7 +86,7 @@ def block_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
   candidates = {}
   for name in (family for family in FAMILIES if family != "birkhoff"):  # another name of sinkhorn
     with contextlib.suppress(ConfigError):  # a family that does not exist for so many streams
-      candidates[name] = our_block(streams, width, manifold=name)
+      candidates[name] = our_block(schema.Connection(manifold=name, streams=streams), width)
   samples = timing.interleaved(candidates, rounds, warmup=1)
   rows = []
   for name in candidates:
@@ -99,9 +100,10 @@ def block_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
 def peer_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
   """Theirs over ours; torch.compile's best effort counts too where it works."""
   rows = []
-  for family, (_, _, settings) in peers.SHARED.items():
+  for family, (_, _, connection) in peers.SHARED.items():
     theirs = functools.partial(peers.block, family, streams, width, TOKENS)
-    candidates = {"ours": our_block(streams, width, **settings), "eager": theirs(False)}
+    ours = our_block(dataclasses.replace(connection, streams=streams), width)
+    candidates = {"ours": ours, "eager": theirs(False)}
     compiled = theirs(True)
     try:
       compiled()

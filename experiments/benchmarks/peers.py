@@ -4,6 +4,7 @@ It runs where JAX does: on the CPU with a thread for every core, or on the GPU.
 """
 
 from collections.abc import Callable
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,16 +13,15 @@ from typing import Any
 
 import jax
 
+from jpmhc_jax.connections.convert import CONVENTIONS
+from jpmhc_jax.core import schema
+
 THREADS = os.cpu_count() or 1
-# All of its layers norm and project each stream alone; H is applied transposed and normalised columns first.
-_SAME: dict[str, Any] = dict(generator="gated", projection="per_stream", transpose=True)
-_MHC = _SAME | dict(manifold="sinkhorn", options="clip=0,order=columns_first", read_write="sigmoid")
-# Its families and ours: (module, what the layer is built with, our connection settings).
-SHARED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-  "HC": (
-    "hyper_connections.hyper_connections", {},
-    _SAME | dict(manifold="unconstrained", read_write="linear", activation="tanh"),
-  ),
+# What our converter makes of its mHC layers, with our gradient of Sinkhorn (the fixed point's) in place of theirs.
+_MHC = dataclasses.replace(CONVENTIONS["lucidrains_mhc"].config, options="clip=0,order=columns_first")
+# Its families and ours: (module, what the layer is built with, our connection of any number of streams).
+SHARED: dict[str, tuple[str, dict[str, Any], schema.Connection]] = {
+  "HC": ("hyper_connections.hyper_connections", {}, CONVENTIONS["lucidrains_hc"].config),
   "mHC, Sinkhorn-20": (
     "hyper_connections.manifold_constrained_hyper_connections", {"sinkhorn_iters": 20}, _MHC,
   ),

@@ -56,19 +56,6 @@ class Coefficients(NamedTuple):
   write: Float[Array, "..."]
 
 
-def _check_per_stream(manifold: manifolds.Manifold, config: schema.Connection) -> None:
-  """Raises ConfigError for a mixer whose logits are not rows that a stream each can make."""
-  n, stored = config.streams, config.parameterisation == "manifold"
-  shape = (0,) if stored else tuple(manifold.logit_shape(n))
-  require(
-    math.prod(shape) == 0 or (len(shape) == 2 and shape[0] % n == 0),
-    "connection.projection",
-    config.projection,
-    f"mixer logits that are a matrix of rows for {n} streams; those of {config.manifold!r} are {shape}: use "
-    "projection='joint'",
-  )
-
-
 def _named(coefficient: Array) -> Array:
   return checkpoint_name(coefficient, COEFFICIENTS)
 
@@ -113,13 +100,11 @@ class HyperConnection:
     """The connection that the config describes.
 
     Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and
-    where manifold and parameterisation do not fit.
+    where manifold and parameterisation, or manifold and projection, do not fit.
     """
     check_connection(config, width)
     manifold = manifolds.parse(config.manifold, config.options)
-    if config.projection == "per_stream" and config.generator != "static":
-      _check_per_stream(manifold, config)
-    return cls(
+    connection = cls(
       manifold=manifold,
       streams=config.streams,
       width=width,
@@ -138,6 +123,19 @@ class HyperConnection:
       identity_bias=config.identity_bias,
       transpose=config.transpose,
       implementation=config.implementation,
+    )
+    connection._check_projection(config)
+    return connection
+
+  def _check_projection(self, config: schema.Connection) -> None:
+    shape = self.mix_shape
+    rows = shape == (0,) or (len(shape) == 2 and shape[0] % self.streams == 0)
+    require(
+      rows or self.projection == "joint" or self.generator == "static",
+      "connection.projection",
+      config.projection,
+      f"mixer logits that are a matrix of rows for {self.streams} streams; those of {config.manifold!r} are {shape}: "
+      "use projection='joint'",
     )
 
   @property
