@@ -12,7 +12,7 @@ segments exactly for the linear read and write with a mixer that starts at the i
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from jpmhc_jax import manifolds
-from jpmhc_jax.connections import apply, generator, implementation, segments
+from jpmhc_jax.connections import apply, generator, implementation, passage, portable, segments
+from jpmhc_jax.connections.passage import Passage
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
@@ -213,7 +214,7 @@ class HyperConnection:
   def _progress(parameters: Parameters) -> Array:
     return parameters.get("progress", jnp.zeros((), jnp.float32))
 
-  def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Coefficients:
+  def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"] | Passage) -> Coefficients:
     """Read, mix and write coefficients of every token (without token axes for a static generator).
 
     Raises ValueError where `parameters` lack what `init` makes.
@@ -232,7 +233,9 @@ class HyperConnection:
     shapes = (*self.routing.logit_shapes(self.streams), self.mix_shape)
     return tuple(math.prod(shape) for shape in shapes)  # type: ignore[return-value]
 
-  def logits(self, parameters: Parameters, streams: Float[Array, "*tokens n d"]) -> Float[Array, "k *per_token"]:
+  def logits(
+    self, parameters: Parameters, streams: Float[Array, "*tokens n d"] | Passage
+  ) -> Float[Array, "k *per_token"]:
     """The logits of read, write and mixer in float32 or wider: bias, or bias + (gate ·) projection of each token."""
     bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
     if self.generator == "static":
@@ -281,28 +284,40 @@ class HyperConnection:
         f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
         "`expand` makes them from a vector"
       )
+    operators = implementation.operators(self.implementation)
+    entered = self._entered(streams, operators)
     with jax.named_scope("coefficients"):
-      coefficients = jax.tree.map(_named, self.coefficients(parameters, streams))
+      projected = entered if isinstance(entered, Passage) and entered.kernel is not None else streams
+      coefficients = jax.tree.map(_named, self.coefficients(parameters, projected))
     with jax.named_scope("read"):
-      read = self._read(streams, coefficients)
+      read = self._read(entered, coefficients, operators)
     output = sublayer(read)
     found = getattr(output, "shape", type(output).__name__)
     if found != read.shape:  # another width would spread over the streams, or fail far from here
       raise ValueError(f"the sub-layer made {found} of {read.shape}: expected the shape it was given, (..., d)")
     with jax.named_scope("mix_and_write"):
-      return self._mix_and_write(streams, coefficients, output)
+      return self._mix_and_write(entered, coefficients, output, operators)
 
-  def _read(self, streams: Array, coefficients: Coefficients) -> Array:
-    if self.routing.segments > 1:
+  def _entered(self, streams: Array, operators: Any) -> Array | Passage:
+    """The streams, or where kernels compute the passage that makes their gradient one kernel."""
+    if operators is portable or self.routing.segments > 1:
+      return streams
+    projects = self.generator != "static" and generator.has_kernel(self.norm, self.streams_seen)
+    shape = (self.streams_seen, self.stream_width, sum(self.logit_sizes) * self.streams_seen // self.streams)
+    return passage.enter(streams, self.mixes, shape if projects else None, operators)
+
+  def _read(self, streams: Array | Passage, coefficients: Coefficients, operators: Any) -> Array:
+    if not isinstance(streams, Passage) and self.routing.segments > 1:
       return segments.read(streams, coefficients.read)
-    return apply.read(streams, coefficients.read, implementation.operators(self.implementation))
+    return apply.read(streams, coefficients.read, operators)
 
-  def _mix_and_write(self, streams: Array, coefficients: Coefficients, output: Array) -> Array:
-    if self.routing.segments > 1:
+  def _mix_and_write(
+    self, streams: Array | Passage, coefficients: Coefficients, output: Array, operators: Any
+  ) -> Array:
+    if not isinstance(streams, Passage) and self.routing.segments > 1:
       return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)
     if coefficients.mix is None:
       return apply.write(streams, coefficients.write, output)
-    operators = implementation.operators(self.implementation)
     return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
 
   def _initial_logits(self, layer_index: Array | None) -> Array:
@@ -321,12 +336,21 @@ class HyperConnection:
         parts.append(np.asarray(self.manifold.identity_logits(self.streams, self.identity_bias)).ravel())
     return np.concatenate(parts)
 
+  @property
+  def mixes(self) -> bool:
+    """Whether there is a mixer: not for the identity, whether it is the manifold's or an ablation of every layer."""
+    if self.ablation == "none":
+      return not isinstance(self.manifold, manifolds.Identity)
+    return self.ablated_indices is not None or ABLATIONS[self.ablation](self.streams) is not None
+
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
+    if not self.mixes:
+      return None
     if self.ablation == "none":
       return self._own_mixer(parameters, logits)
     fixed = ABLATIONS[self.ablation](self.streams)
     if self.ablated_indices is None:
-      return None if fixed is None else jnp.asarray(fixed, logits.dtype)
+      return jnp.asarray(fixed, logits.dtype)
     own, identity = self._own_mixer(parameters, logits), np.eye(self.streams)
     own = jnp.asarray(identity, logits.dtype) if own is None else own
     here = jnp.any(parameters["layer_index"] == jnp.asarray(self.ablated_indices))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import apply, implementation, portable
+from jpmhc_jax.connections.passage import Passage
 
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
@@ -27,8 +28,13 @@ def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]
   return {"norm_scale": jnp.ones((n, d), jnp.float32), "norm_shift": jnp.zeros((n, d), jnp.float32)}
 
 
+def has_kernel(norm: str, streams_seen: int) -> bool:
+  """Whether kernels compute norm and projection: for an RMS norm over all that one projection sees."""
+  return norm == "rmsnorm" or (norm == "rmsnorm_per_stream" and streams_seen == 1)
+
+
 def project(
-  streams: Float[Array, "*tokens n d"],
+  streams: Float[Array, "*tokens n d"] | Passage,
   parameters: Mapping[str, Array],
   norm: str,
   epsilon: float,
@@ -40,13 +46,11 @@ def project(
   rmsnorm_per_stream: Σ_s r_s Σ_d x_s W_s with r_s from stream s alone.
   """
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
-  if norm == "rmsnorm_per_stream" and len(kernel) == 1:
-    norm = "rmsnorm"  # the same, and its scale leaves the sum
-  if operators is not portable and norm != "rmsnorm":
-    implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
-  if norm == "rmsnorm":
+  if has_kernel(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
     products, square = apply.statistics(streams, kernel, operators)
     return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
+  if operators is not portable:
+    implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
   if norm == "none":
     return apply.products(streams, kernel)
   if norm == "rmsnorm_per_stream":

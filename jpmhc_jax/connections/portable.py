@@ -190,6 +190,11 @@ def moments_backward(
   return to_x + offset[..., None, None] + slope[..., None, None] * _wide(x, kernel), to_kernel
 
 
+def seen(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
+  """What one product with the kernel sees: all streams of a token, or each of them."""
+  return x if kernel.shape[0] == x.shape[-2] else x[..., None, :]
+
+
 def _stream_scales(x: _Streams, epsilon: float) -> Float[Array, "*tokens n 1"]:
   return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 

@@ -1,6 +1,7 @@
 """The Pallas kernels in interpret mode against the portable formulas in float64, and their lowering for the targets."""
 
 import contextlib
+import dataclasses
 import re
 import warnings
 
@@ -11,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import apply, Connection, generator, HyperConnection, implementation, portable
+from jpmhc_jax.connections import apply, Connection, generator, HyperConnection, implementation, passage, portable
 from jpmhc_jax.connections.kernels import Kernels, operators
 from jpmhc_jax.core import schema
 
@@ -29,8 +30,11 @@ def _inputs(tokens, n=3, d=37, k=9, static=False):
   return values
 
 
-def _stage(operators):
+def _stage(operators, entered=False):
+  """The three operators on the same streams, which are entered as a passage or go into each alone."""
+
   def stage(x, mixer, read, write, y, kernel):
+    x = passage.enter(x, True, kernel.shape, operators) if entered else x
     products, square = apply.statistics(x, kernel, operators)
     u = apply.read(x, read, operators)
     return apply.mix_and_write(x, mixer, write, y + u, operators), products, square, u
@@ -38,12 +42,12 @@ def _stage(operators):
   return stage
 
 
-def _values_and_gradients(operators, arguments, dtype, used=(1, 1, 1, 1)):
+def _values_and_gradients(operators, arguments, dtype, used=(1, 1, 1, 1), entered=False):
   arguments = [jnp.asarray(a, dtype) for a in arguments]  # None: as they are
 
   @jax.jit
   def both(arguments):
-    out, pullback = jax.vjp(_stage(operators), *arguments)
+    out, pullback = jax.vjp(_stage(operators, entered), *arguments)
     cotangents = [
       use * jnp.cos(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape) for o, use in zip(out, used, strict=True)
     ]
@@ -63,20 +67,21 @@ def _assert_near(actual, expected, tolerance=3e-6):
 def test_values_and_gradients_are_those_of_the_formulas(platform, tokens):
   arguments = _inputs(tokens)
   kernels = Kernels(platform, interpret=True)
-  actual = _values_and_gradients(kernels, arguments, jnp.float32)
+  actual = _values_and_gradients(kernels, arguments, jnp.float32, entered=True)
   with jax.enable_x64(True):
     expected = _values_and_gradients(portable, arguments, jnp.float64)
   _assert_near(actual, expected, tolerance=3e-6 * max(1, np.prod(tokens) ** 0.5 / 8))
-  again = _values_and_gradients(kernels, arguments, jnp.float32)
+  again = _values_and_gradients(kernels, arguments, jnp.float32, entered=True)
   jax.tree.map(np.testing.assert_array_equal, actual, again)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_static_coefficients_and_unused_outputs(platform):
+@pytest.mark.parametrize("entered", [False, True])
+def test_static_coefficients_and_unused_outputs(platform, entered):
   """Coefficients without token axes get the sum over the tokens; an output that nobody uses adds nothing."""
   arguments = _inputs((2, 5), n=4, static=True)
   used = (1, 0, 1, 0)
-  actual = _values_and_gradients(Kernels(platform, interpret=True), arguments, jnp.float32, used)
+  actual = _values_and_gradients(Kernels(platform, interpret=True), arguments, jnp.float32, used, entered)
   with jax.enable_x64(True):
     expected = _values_and_gradients(portable, arguments, jnp.float64, used)
   _assert_near(actual, expected)
@@ -98,7 +103,7 @@ def test_bfloat16_gradients_are_those_of_the_formulas(platform):
   arguments = _inputs((5,))
   halves = [name in ("streams", "output") for name in NAMES]
   rounded = [jnp.asarray(a, jnp.bfloat16 if h else jnp.float32) for a, h in zip(arguments, halves, strict=True)]
-  out, gradients = _values_and_gradients(Kernels(platform, interpret=True), rounded, None)
+  out, gradients = _values_and_gradients(Kernels(platform, interpret=True), rounded, None, entered=True)
   for gradient, argument in zip(gradients, rounded, strict=True):
     assert gradient.dtype == argument.dtype
   expected = _values_and_gradients(portable, rounded, None)
@@ -120,7 +125,9 @@ def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(plat
   @jax.jit
   def run(*arguments):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      out, pullback = jax.vjp(lambda *per_token: _stage(kernels)(*per_token, arguments[-1]), *arguments[:-1])
+      out, pullback = jax.vjp(
+        lambda *per_token: _stage(kernels, entered=True)(*per_token, arguments[-1]), *arguments[:-1]
+      )
       return out, pullback(out)
 
   compiled = run.lower(*placed).compile()
@@ -151,7 +158,7 @@ def test_every_kernel_lowers_for_its_target(platform, tokens, n, d):
   name, context = _target(platform)
 
   def both(arguments):
-    out, pullback = jax.vjp(_stage(Kernels(platform)), *arguments)
+    out, pullback = jax.vjp(_stage(Kernels(platform), entered=True), *arguments)
     return out, pullback(out)
 
   with context:
@@ -174,7 +181,7 @@ def test_a_tpu_takes_the_streams_as_they_are():
   arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((1024,), 4, 128, k=24)]
 
   def both(arguments):
-    out, pullback = jax.vjp(_stage(Kernels("tpu")), *arguments)
+    out, pullback = jax.vjp(_stage(Kernels("tpu"), entered=True), *arguments)
     return out, pullback(out)
 
   lowered = jax.jit(both).trace(arguments).lower(lowering_platforms=("tpu",)).as_text()
@@ -223,3 +230,40 @@ def test_no_tokens_need_no_kernel(platform):
   (products, square), pullback = jax.vjp(lambda w: apply.statistics(x, w, kernels), jnp.ones((4, 16, 24)))
   assert products.shape == (24, 2, 0) and square.shape == (2, 0)
   assert not jnp.any(pullback((products, square))[0])
+
+
+FORMS = {
+  "dynamic": {},
+  "static": {"generator": "static"},
+  "identity": {"manifold": "identity"},
+  "layernorm": {"norm": "layernorm", "generator": "gated"},
+  "per_stream": {"projection": "per_stream"},
+  "stored": {"parameterisation": "manifold"},
+  "segments": {"segments": 2},
+}
+ABLATED = {"identity": None, "mean": None, "permutation": (0,)}
+
+
+@pytest.mark.filterwarnings("ignore:.*has no kernel:UserWarning")
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize(("form", "ablation"), [*((f, "none") for f in FORMS), *(("dynamic", a) for a in ABLATED)])
+def test_blocks_by_kernels_are_blocks_by_formulas(platform, form, ablation, monkeypatch):
+  config = schema.Connection(**{"streams": 3, "init": "random", "init_scale": 1.0} | FORMS[form])
+  rule = HyperConnection.from_config(config, 16, 0)
+  rule = dataclasses.replace(rule, ablation=ablation, ablated_indices=ABLATED.get(ablation))
+  parameters = rule.init(jax.random.key(0)) | {"layer_index": jnp.asarray(0)}
+  streams = jax.random.normal(jax.random.key(1), (5, 3, rule.stream_width))
+
+  @jax.jit
+  def both(parameters, streams):
+    value, pullback = jax.vjp(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)
+    return (
+      value,
+      pullback(jnp.cos(value))[1:],
+      {k: v for k, v in pullback(jnp.cos(value))[0].items() if k != "layer_index"},
+    )
+
+  expected = both(parameters, streams)
+  monkeypatch.setattr(implementation, "operators", lambda name: Kernels(platform, interpret=True))
+  both.clear_cache()
+  _assert_near(both(parameters, streams), expected, tolerance=2e-5)

@@ -87,14 +87,11 @@ def read(shape: Shape, x: Any, a: Any, out: Any) -> None:
   shape.walk(chunk, 0)
 
 
-def read_backward(shape: Shape, x: Any, a: Any, g: Any, to_x: Any, to_a: Any) -> None:
-  """x̄_j = a_j ū,  ā_j = Σ_d ū x_j."""
-  weights = [_column(a, j) for j in range(shape.n)]
+def weights_backward(shape: Shape, x: Any, g: Any, to_a: Any) -> None:
+  """ā_j = Σ_d ū x_j."""
 
   def chunk(first, sums):
     cotangent = _load(g, shape.vector(first))
-    for j, weight in enumerate(weights):
-      _store(to_x, shape.stream(j, first), weight * cotangent)
     return tuple(s + _dot(cotangent, _load(x, shape.stream(j, first))) for j, s in enumerate(sums))
 
   _store_columns(to_a, shape.walk(chunk, _zeros(to_a, shape.n)))
@@ -115,10 +112,8 @@ def mix(shape: Shape, x: Any, y: Any, h: Any, b: Any, out: Any) -> None:
   shape.walk(chunk, 0)
 
 
-def mix_backward(
-  shape: Shape, x: Any, y: Any, h: Any, b: Any, g: Any, to_x: Any, to_y: Any, to_h: Any, to_b: Any
-) -> None:
-  """x̄_j = Σ_i H_ij ḡ_i,  ȳ = Σ_i b_i ḡ_i,  H̄_ij = Σ_d ḡ_i x_j,  b̄_i = Σ_d ḡ_i y: one pass over x, y and ḡ."""
+def coefficients_backward(shape: Shape, x: Any, y: Any, b: Any, g: Any, to_y: Any, to_h: Any, to_b: Any) -> None:
+  """ȳ = Σ_i b_i x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y: one pass over x, y and x̄'."""
   n = shape.n
 
   def chunk(first, sums):
@@ -128,7 +123,6 @@ def mix_backward(
     of_mixer, of_weights = list(sums[: n * n]), sums[n * n :]
     for j in range(n):
       stream = _load(x, shape.stream(j, first))
-      _store(to_x, shape.stream(j, first), _total([_column(h, i * n + j) * cotangents[i] for i in range(n)]))
       for i in range(n):
         of_mixer[i * n + j] += _dot(cotangents[i], stream)
     return (*of_mixer, *(s + _dot(cotangents[i], output) for i, s in enumerate(of_weights)))
@@ -155,16 +149,34 @@ def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -
   to_square[...] = square
 
 
-def statistics_backward(shape: Shape, x: Any, w: Any, g: Any, g_square: Any, to_x: Any) -> None:
-  """x̄ = W s̄ + 2 x q̄, with W given as (k, n·d)."""
-  cotangent, scale = g[...].astype(jnp.float32), 2.0 * g_square[...]
+def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
+  """x̄_j = Σ_i H_ij x̄'_i + a_j ū + W_j s̄ + 2 x_j q̄: the terms whose factors `names` lists, in one pass.
+
+  W is given as (k, n·d), or as (k, d) for every stream, which then has columns of its own in s̄ and q̄.
+  """
+  given, to_x = dict(zip(names, refs[:-1], strict=True)), refs[-1]
+  shared = "kernel" in given and shape.n > 1 and given["kernel"].shape[1] == shape.d
+
+  def projected(j: int, first: Any) -> jax.Array:
+    columns = given["kernel"].shape[0]
+    own = j if shared else 0
+    kernel = _load(given["kernel"], (slice(None), shape.features(0 if shared else j, first)))
+    cotangent = _load(given["products"], (slice(None), pl.ds(own * columns, columns)))
+    term = jnp.dot(cotangent, kernel, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return term + 2.0 * _column(given["square"], own) * _load(given["x"], shape.stream(j, first))
 
   def chunk(first, carry):
+    cotangents = [_load(given["cotangent"], shape.stream(i, first)) for i in range(shape.n) if "cotangent" in given]
+    vector = _load(given["vector"], shape.vector(first)) if "vector" in given else None
     for j in range(shape.n):
-      index = shape.stream(j, first)
-      columns = _load(w, (slice(None), shape.features(j, first)))
-      rows = jnp.dot(cotangent, columns, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-      _store(to_x, index, rows + scale * _load(x, index))
+      terms = [cotangents[j]] if cotangents and "mixer" not in given else []
+      if "mixer" in given:
+        terms += [_column(given["mixer"], i * shape.n + j) * c for i, c in enumerate(cotangents)]
+      if vector is not None:
+        terms.append(_column(given["weights"], j) * vector)
+      if "kernel" in given:
+        terms.append(projected(j, first))
+      _store(to_x, shape.stream(j, first), _total(terms))
     return carry
 
   shape.walk(chunk, 0)

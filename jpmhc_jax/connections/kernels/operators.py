@@ -40,9 +40,12 @@ class Kernels:
 
   def read_backward(self, x: Array, weights: Array, cotangent: Array) -> tuple[Array, Array]:
     """x̄ and ā."""
-    arguments = [_streams(x), _coefficient(weights, 1, x), _vector(x, cotangent)]
-    to_x, to_weights = self._run(bodies.read_backward, arguments, [_streams(x), _per_token(x, x.shape[-2])])
-    return to_x, _unflatten(to_weights, weights, 1)
+    return self.streams_backward(x, None, (cotangent, weights), None), self.weights_backward(x, weights, cotangent)
+
+  def weights_backward(self, x: Array, weights: Array, cotangent: Array) -> Array:
+    """ā."""
+    arguments = [_streams(x), _vector(x, cotangent)]
+    return _unflatten(self._run(bodies.weights_backward, arguments, [_per_token(x, x.shape[-2])])[0], weights, 1)
 
   def mix(self, x: Array, mixer: Array, weights: Array, y: Array) -> Array:
     """Σ_j H_ij x_j + b_i y."""
@@ -53,28 +56,70 @@ class Kernels:
     self, x: Array, mixer: Array, weights: Array, y: Array, cotangent: Array
   ) -> tuple[Array, Array, Array, Array]:
     """x̄, H̄, b̄ and ȳ."""
+    to_x = self.streams_backward(x, (cotangent, mixer), None, None)
+    return to_x, *self.coefficients_backward(x, mixer, weights, y, cotangent)
+
+  def coefficients_backward(
+    self, x: Array, mixer: Array, weights: Array, y: Array, cotangent: Array
+  ) -> tuple[Array, Array, Array]:
+    """H̄, b̄ and ȳ."""
     n = x.shape[-2]
-    arguments = [
-      _streams(x), _vector(x, y), _coefficient(mixer, 2, x), _coefficient(weights, 1, x), _streams(cotangent)
-    ]  # fmt: skip
-    results = [_streams(x), _vector(x), _per_token(x, n * n), _per_token(x, n)]
-    to_x, to_y, to_mixer, to_weights = self._run(bodies.mix_backward, arguments, results)
-    return to_x, _unflatten(to_mixer, mixer, 2), _unflatten(to_weights, weights, 1), to_y
+    arguments = [_streams(x), _vector(x, y), _coefficient(weights, 1, x), _streams(cotangent)]
+    results = [_vector(x), _per_token(x, n * n), _per_token(x, n)]
+    to_y, to_mixer, to_weights = self._run(bodies.coefficients_backward, arguments, results)
+    return _unflatten(to_mixer, mixer, 2), _unflatten(to_weights, weights, 1), to_y
 
   def statistics(self, x: Array, kernel: Array) -> tuple[Array, Array]:
     """Σ x W, (k, *tokens), and Σ x², (*tokens)."""
     arguments = [_streams(x), _Operand("rows", kernel)]
-    products, square = self._run(bodies.statistics, arguments, [_per_token(x, kernel.shape[-1]), _per_token(x, 1)])
-    return jnp.moveaxis(products, -1, 0), square[..., 0]
+    factors = jax.ShapeDtypeStruct((*x.shape[:-2], 1, kernel.shape[-1]), jnp.float32)
+    products, square = self._run(bodies.statistics, arguments, [_Operand("factors", factors), _per_token(x, 1)])
+    return jnp.moveaxis(products[..., 0, :], -1, 0), square[..., 0]
 
   def statistics_backward(self, x: Array, kernel: Array, of_products: Array, of_square: Array) -> tuple[Array, Array]:
-    """x̄ and W̄; W̄ sums over tokens, so it is a matrix product outside the kernel."""
+    """x̄ and W̄."""
+    to_x = self.streams_backward(x, None, None, (kernel, of_products, of_square))
+    return to_x, self.kernel_backward(x, of_products)
+
+  def kernel_backward(self, x: Array, of_products: Array) -> Array:
+    """W̄: a sum over tokens, so it is a matrix product outside the kernels."""
     rows = jnp.moveaxis(of_products, 0, -1)
-    arguments = [
-      _streams(x), _Operand("columns", kernel), _Operand("token", rows), _Operand("token", of_square[..., None])
-    ]  # fmt: skip
-    (to_x,) = self._run(bodies.statistics_backward, arguments, [_streams(x)])
-    return to_x, einsum("...nd,...k->ndk", x.astype(rows.dtype), rows)
+    return einsum("...nd,...k->ndk", x.astype(rows.dtype), rows)
+
+  def streams_backward(
+    self,
+    x: Array,
+    mixed: tuple[Array, Array | None] | None,
+    read: tuple[Array, Array] | None,
+    projected: tuple[Array, Array, Array] | None,
+  ) -> Array:
+    """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄), all terms in one pass, from mixed=(x̄', H), read=(ū, a), projected=(W, s̄, q̄).
+
+    H=None is the identity; a term whose factors are None is left out. A W of one stream, (1, d, k), is that of each of
+    them: then s̄ is (k, *tokens, n) and q̄ (*tokens, n).
+    """
+    arguments = {"x": _streams(x)}
+    if mixed is not None:
+      cotangent, mixer = mixed
+      arguments["cotangent"] = _streams(cotangent)
+      if mixer is not None:
+        arguments["mixer"] = _coefficient(mixer, 2, x)
+    if read is not None:
+      vector, weights = read
+      arguments |= {"vector": _vector(x, vector), "weights": _coefficient(weights, 1, x)}
+    if projected is not None:
+      kernel, of_products, of_square = projected
+      leading, parts = x.shape[:-2], x.shape[-2] // kernel.shape[0]
+      rows = jnp.moveaxis(of_products, 0, -1).reshape(*leading, parts, kernel.shape[-1])
+      arguments |= {
+        "kernel": _Operand("columns", kernel),
+        "products": _Operand("factors", rows),
+        "square": _Operand("token", of_square.reshape(*leading, parts)),
+      }
+    else:
+      del arguments["x"]
+    body = functools.partial(bodies.streams_backward, names=tuple(arguments))
+    return self._run(body, list(arguments.values()), [_streams(x)])[0]
 
   def _run(self, body: Callable[..., None], arguments: "list[_Operand]", results: "list[_Operand]") -> list[Array]:
     """Runs a body over all tokens, on every device's own part of them."""
@@ -92,8 +137,8 @@ class Kernels:
 class _Operand:
   """An array, or the shape of a result, with its kind.
 
-  streams (*tokens, n, d), vector (*tokens, d), token (*tokens, k), and the whole (n, d, k) kernel for every instance:
-  rows as (n·d, k), columns as (k, n·d).
+  streams (*tokens, n, d), vector (*tokens, d), token (*tokens, k), factors of a matrix product (*tokens, m, k), and the
+  whole (n, d, k) kernel for every instance: rows as (n·d, k), columns as (k, n·d).
   """
 
   kind: str
@@ -162,33 +207,35 @@ class _Layout:
     least = 16 if platform == "gpu" else _MOSAIC_LANES
     return cls(tokens, _padded(tokens, block), block, d, shape, max(pl.next_power_of_2(columns), least))
 
-  def width(self, kind: str, last: int, factor: int) -> int:
-    """Columns of the flat form; per-token factors of a product, `factor` wide, are padded like its kernel."""
-    wide = {"streams": self.shape.n * self.shape.d, "vector": self.shape.d, "columns": self.shape.n * self.shape.d}
-    return self.columns if kind == "rows" or (kind == "token" and last == factor) else wide.get(kind, last)
+  def width(self, kind: str, shape: tuple[int, ...]) -> int:
+    """Columns of the flat form of an array of this shape."""
+    if kind == "factors":
+      return shape[-2] * self.columns
+    return {"streams": self.shape.n * self.shape.d, "vector": self.shape.d}.get(kind, shape[-1])
 
-  def flat(self, kind: str, value: Array, factor: int) -> Array:
+  def flat(self, kind: str, value: Array) -> Array:
     """The array as the bodies see it, padded with zeros."""
     last, features = value.shape[-1], (0, self.shape.d - self.d)
     if kind in ("rows", "columns"):
       padded = jnp.pad(value, ((0, 0), features, (0, self.columns - last))).reshape(-1, self.columns)
       return padded if kind == "rows" else padded.T
     tokens = (0, self.rows - self.tokens)
-    if kind == "streams":
-      padded = jnp.pad(value.reshape(self.tokens, self.shape.n, last), (tokens, (0, 0), features))
-      return padded if self.shape.apart else padded.reshape(self.rows, -1)
-    return jnp.pad(value.reshape(self.tokens, last), (tokens, (0, self.width(kind, last, factor) - last)))
+    if kind in ("streams", "factors"):
+      last_padding = features if kind == "streams" else (0, self.columns - last)
+      padded = jnp.pad(value.reshape(self.tokens, -1, last), (tokens, (0, 0), last_padding))
+      return padded if kind == "streams" and self.shape.apart else padded.reshape(self.rows, -1)
+    return jnp.pad(value.reshape(self.tokens, last), (tokens, (0, self.width(kind, value.shape) - last)))
 
   def flat_shape(self, kind: str, width: int) -> tuple[int, ...]:
     """The shape of a result as the bodies see it."""
     return (self.rows, self.shape.n, self.shape.d) if kind == "streams" and self.shape.apart else (self.rows, width)
 
-  def trimmed(self, kind: str, array: Array, leading: tuple[int, ...], last: int) -> Array:
-    """A flat result without its padding, in the shape of the tokens."""
-    if kind == "streams":
-      streams = array.reshape(self.rows, self.shape.n, self.shape.d)[: self.tokens, :, : self.d]
-      return streams.reshape(*leading, self.shape.n, self.d)
-    return array[: self.tokens, :last].reshape(*leading, last)
+  def trimmed(self, kind: str, array: Array, leading: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """A flat result without its padding, in the shape of the tokens; `shape` is that of all devices' tokens."""
+    if kind in ("streams", "factors"):
+      array = array.reshape(self.rows, shape[-2], -1)[: self.tokens, :, : shape[-1]]
+      return array.reshape(*leading, *shape[-2:])
+    return array[: self.tokens, : shape[-1]].reshape(*leading, shape[-1])
 
   def spec(self, kind: str, width: int) -> pl.BlockSpec:
     """A block of tokens, or the whole of a kernel."""
@@ -204,15 +251,17 @@ class _Layout:
 def _call(
   kernels: Kernels, body: Callable[..., None], kinds: list[str], results: list[_Operand], *values: Array
 ) -> list[Array]:
-  """One body over all tokens of this device; the first value is the streams."""
-  leading, (n, d) = values[0].shape[:-2], values[0].shape[-2:]
+  """One body over all tokens of this device."""
+  leading = values[0].shape[: -2 if kinds[0] == "streams" else -1]
+  shapes = [(kind, value.shape) for kind, value in zip(kinds, values, strict=True)]
+  shapes += [(r.kind, r.value.shape) for r in results]
+  n, d = next(shape[-2:] for kind, shape in shapes if kind == "streams")
+  columns = next((shape[-1] for kind, shape in shapes if kind in ("rows", "columns")), 1)
   if 0 in leading:
     return [jnp.zeros(r.value.shape, r.value.dtype) for r in results]
-  factor = next((v.shape[-1] for k, v in zip(kinds, values, strict=True) if k in ("rows", "columns")), -1)
-  layout = _Layout.of(kernels.platform, math.prod(leading), n, d, max(factor, 1))
-  flat = [layout.flat(kind, value, factor) for kind, value in zip(kinds, values, strict=True)]
-  lasts = [r.value.shape[-1] for r in results]
-  widths = [layout.width(r.kind, last, factor) for r, last in zip(results, lasts, strict=True)]
+  layout = _Layout.of(kernels.platform, math.prod(leading), n, d, columns)
+  flat = [layout.flat(kind, value) for kind, value in zip(kinds, values, strict=True)]
+  widths = [layout.width(r.kind, r.value.shape) for r in results]
   found = pl.pallas_call(
     functools.partial(body, layout.shape),
     out_shape=[
@@ -224,4 +273,4 @@ def _call(
     compiler_params=triton.CompilerParams(num_warps=4) if kernels.platform == "gpu" else None,
     interpret=kernels.interpret,
   )(*flat)
-  return [layout.trimmed(r.kind, array, leading, last) for r, array, last in zip(results, found, lasts, strict=True)]
+  return [layout.trimmed(r.kind, array, leading, r.value.shape) for r, array in zip(results, found, strict=True)]

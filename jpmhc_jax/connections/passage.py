@@ -1,0 +1,176 @@
+"""Streams on their way through one connection, whose gradient to them is a single operator.
+
+The streams enter three operators of a connection, and automatic differentiation adds up what each gives back,
+
+    x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄)
+
+so that kernels write three arrays as large as the streams for their sum to read. A `Passage` has room for the factors
+of these terms instead: the backward pass of an operator leaves its factors there, in place of their product, and the
+backward pass of `enter`, which runs last, makes x̄ of them in one. XLA fuses the sums of the portable formulas itself;
+kernels it cannot.
+
+The operators are those of `apply`, which calls these for a passage. Each is applied to a passage at most once: factors
+of two applications would be added up before their product.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jpmhc_jax.connections import portable
+
+
+class Passage(NamedTuple):
+  """The streams and room for the factors of x̄; in the backward pass `streams` holds x̄'.
+
+  mixer is None for the identity; kernel, products and square are None where no kernel projects the streams.
+  """
+
+  streams: Float[Array, "*tokens n d"]
+  weights: Float[Array, "n *tokens"]
+  vector: Float[Array, "*tokens d"]
+  mixer: Float[Array, "n n *tokens"] | None = None
+  kernel: Float[Array, "m d k"] | None = None
+  products: Float[Array, "k *per_kernel"] | None = None
+  square: Float[Array, "*per_kernel"] | None = None
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Of the streams."""
+    return self.streams.dtype
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def enter(
+  streams: Float[Array, "*tokens n d"], mixes: bool, kernel_shape: tuple[int, int, int] | None, operators: Any
+) -> Passage:
+  """A passage for a connection with a mixer or the identity, and with a projection of this shape or none."""
+  *tokens, n, d = streams.shape
+  room = functools.partial(jnp.zeros, dtype=jnp.float32)
+  passage = Passage(streams, room((n, *tokens)), jnp.zeros((*tokens, d), streams.dtype))
+  if mixes:
+    passage = passage._replace(mixer=room((n, n, *tokens)))
+  if kernel_shape is not None:
+    per_kernel = tuple(tokens) if kernel_shape[0] == n else (*tokens, n)
+    passage = passage._replace(
+      kernel=room(kernel_shape), products=room((kernel_shape[-1], *per_kernel)), square=room(per_kernel)
+    )
+  return passage
+
+
+def _enter_forward(streams, mixes, kernel_shape, operators):
+  return enter(streams, mixes, kernel_shape, operators), streams
+
+
+def _enter_backward(mixes, kernel_shape, operators, streams, left):
+  projected = None if kernel_shape is None else (left.kernel, left.products, left.square)
+  found = operators.streams_backward(streams, (left.streams, left.mixer), (left.vector, left.weights), projected)
+  return (found.astype(streams.dtype),)
+
+
+enter.defvjp(_enter_forward, _enter_backward)
+_NOTHING = Passage(*(None,) * len(Passage._fields))  # type: ignore[arg-type]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def statistics(
+  passage: Passage, kernel: Float[Array, "m d k"], operators: Any
+) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
+  """`apply.statistics` of the streams."""
+  return operators.statistics(portable.seen(passage.streams, kernel), kernel)
+
+
+def _statistics_forward(passage, kernel, operators):
+  return statistics(passage, kernel, operators), (passage.streams, kernel)
+
+
+def _statistics_backward(operators, saved, cotangents):
+  streams, kernel = saved
+  products, square = cotangents
+  left = _NOTHING._replace(kernel=kernel.astype(jnp.float32), products=products, square=square)
+  to_kernel = operators.kernel_backward(portable.seen(streams, kernel), products)
+  return left, to_kernel.astype(kernel.dtype)
+
+
+statistics.defvjp(_statistics_forward, _statistics_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def read(passage: Passage, weights: Float[Array, "n *per_token"], operators: Any) -> Float[Array, "*tokens d"]:
+  """`apply.read` of the streams."""
+  return operators.read(passage.streams, weights).astype(passage.streams.dtype)
+
+
+def _read_forward(passage, weights, operators):
+  return read(passage, weights, operators), (passage.streams, weights)
+
+
+def _read_backward(operators, saved, cotangent):
+  streams, weights = saved
+  left = _NOTHING._replace(weights=_per_token(weights, 1, streams), vector=cotangent)
+  return left, operators.weights_backward(streams, weights, cotangent).astype(weights.dtype)
+
+
+read.defvjp(_read_forward, _read_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def mix_and_write(
+  passage: Passage,
+  mixer: Float[Array, "n n *per_token_mix"],
+  weights: Float[Array, "n *per_token"],
+  output: Float[Array, "*tokens d"],
+  operators: Any,
+) -> Float[Array, "*tokens n d"]:
+  """`apply.mix_and_write` of the streams."""
+  assert passage.mixer is not None, "a passage without a mixer is left by write: its gradient is x̄' itself"
+  return operators.mix(passage.streams, mixer, weights, output).astype(passage.streams.dtype)
+
+
+def _mix_and_write_forward(passage, mixer, weights, output, operators):
+  return mix_and_write(passage, mixer, weights, output, operators), (passage.streams, mixer, weights, output)
+
+
+def _mix_and_write_backward(operators, saved, cotangent):
+  streams, mixer, weights, output = saved
+  left = _NOTHING._replace(streams=cotangent, mixer=_per_token(mixer, 2, streams))
+  found = operators.coefficients_backward(streams, mixer, weights, output, cotangent)
+  return left, *(g.astype(primal.dtype) for g, primal in zip(found, saved[1:], strict=True))
+
+
+mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward)
+
+
+@jax.custom_vjp
+def write(
+  passage: Passage, weights: Float[Array, "n *per_token"], output: Float[Array, "*tokens d"]
+) -> Float[Array, "*tokens n d"]:
+  """`apply.write` of the streams: the identity mixer, in a passage that was entered without one."""
+  assert passage.mixer is None, "a passage with a mixer is left by mix_and_write: its gradient is Hᵀ x̄'"
+  return (passage.streams + portable.write(weights, output)).astype(passage.streams.dtype)
+
+
+def _write_forward(passage, weights, output):
+  return write(passage, weights, output), (weights, output)
+
+
+def _write_backward(saved, cotangent):
+  weights, output = saved
+  to_weights, to_output = portable.write_backward(weights, output, cotangent)
+  return _NOTHING._replace(streams=cotangent), to_weights.astype(weights.dtype), to_output.astype(output.dtype)
+
+
+write.defvjp(_write_forward, _write_backward)
+
+
+def _per_token(
+  coefficient: Float[Array, "..."], axes: int, streams: Float[Array, "*tokens n d"]
+) -> Float[Array, "..."]:
+  """A coefficient as the room for it has it: repeated for every token where it is static."""
+  tokens = streams.shape[:-2]
+  missing = (1,) * (axes + len(tokens) - coefficient.ndim)
+  full = coefficient.reshape(coefficient.shape + missing).astype(jnp.float32)
+  return jnp.broadcast_to(full, coefficient.shape[:axes] + tokens)
