@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import peers, timing
-from jpmhc_jax.connections import HyperConnection, implementation
+from jpmhc_jax.connections import apply, HyperConnection, implementation
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 
@@ -68,7 +68,7 @@ def plain_residual(tokens: int, d: int) -> tuple[Thunk, float]:
 
 def parts(tokens: int, n: int, d: int, computed_by: str) -> dict[str, tuple[Thunk, float]]:
   """Every part with the bytes that it cannot avoid moving (streams and vectors; coefficients are small)."""
-  operators = implementation.operators(computed_by)
+  by = implementation.operators(computed_by)
   keys = jax.random.split(jax.random.key(0), 6)
   x, g = (jax.random.normal(key, (tokens, n, d)) for key in keys[:2])
   y = jax.random.normal(keys[2], (tokens, d))
@@ -80,16 +80,27 @@ def parts(tokens: int, n: int, d: int, computed_by: str) -> dict[str, tuple[Thun
     compiled = jax.jit(function).lower(*arguments).compile()
     return lambda: compiled(*arguments)
 
-  products = part(operators.statistics, x, w)()[0]
-  square = jnp.ones((tokens,))
+  def backward(function: Callable[..., Any], *arguments: Any) -> Thunk:
+    """The gradients of all arguments but the last, which is the cotangent."""
+    return part(lambda *a: jax.vjp(function, *a[:-1])[1](a[-1]), *arguments)
+
+  def read(x: Any, b: Any) -> Any:
+    return apply.read(x, b, by)
+
+  def mix(x: Any, h: Any, b: Any, y: Any) -> Any:
+    return apply.mix_and_write(x, h, b, y, by)
+
+  def norm(x: Any, w: Any) -> Any:
+    return apply.statistics(x, w, by)
+
   return {
     "copy": (part(lambda x: x + 1, x), 2 * streams),
-    "read": (part(operators.read, x, b), streams + vector),
-    "read backward": (part(operators.read_backward, x, b, y), 2 * streams + vector),
-    "mix and write": (part(operators.mix, x, h, b, y), 2 * streams + vector),
-    "mix and write backward": (part(operators.mix_backward, x, h, b, y, g), 3 * streams + 2 * vector),
-    "norm and projection": (part(operators.statistics, x, w), streams),
-    "norm and projection backward": (part(operators.statistics_backward, x, w, products, square), 2 * streams),
+    "read": (part(read, x, b), streams + vector),
+    "read backward": (backward(read, x, b, y), 2 * streams + vector),
+    "mix and write": (part(mix, x, h, b, y), 2 * streams + vector),
+    "mix and write backward": (backward(mix, x, h, b, y, g), 3 * streams + 2 * vector),
+    "norm and projection": (part(norm, x, w), streams),
+    "norm and projection backward": (backward(norm, x, w, norm(x, w)), 2 * streams),
   }
 
 

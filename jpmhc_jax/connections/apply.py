@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import passage, portable
-from jpmhc_jax.connections.passage import Passage
+from jpmhc_jax.connections.passage import Passage, Terms
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -26,23 +26,22 @@ def read(
   streams: Float[Array, "*tokens n d"] | Passage, weights: Float[Array, "n *per_token"], operators: Any = portable
 ) -> _Vector:
   """u = Σ_j a_j x_j, in the streams' dtype."""
-  return (passage.read if isinstance(streams, Passage) else _read)(streams, weights, operators)
+  if operators is portable:
+    return _read(streams, weights)
+  return passage.read(_entered(streams, Terms(read=True), operators), weights, operators)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _read(streams, weights, operators):
-  return operators.read(streams, weights).astype(streams.dtype)
+@jax.custom_vjp
+def _read(streams, weights):
+  return portable.read(streams, weights).astype(streams.dtype)
 
 
-def _read_forward(streams, weights, operators):
-  return _read(streams, weights, operators), (streams, weights)
+def _read_backward(saved, cotangent):
+  streams, weights = saved
+  return _like(portable.read_backward(streams, weights, cotangent), saved)
 
 
-def _read_backward(operators, saved, cotangent):
-  return _like(operators.read_backward(*saved, cotangent), saved)
-
-
-_read.defvjp(_read_forward, _read_backward)
+_read.defvjp(lambda *arguments: (_read(*arguments), arguments), _read_backward)
 
 
 def mix_and_write(
@@ -53,24 +52,22 @@ def mix_and_write(
   operators: Any = portable,
 ) -> _Streams:
   """x'_i = Σ_j H_ij x_j + b_i y, in the streams' dtype."""
-  by = passage.mix_and_write if isinstance(streams, Passage) else _mix_and_write
-  return by(streams, mixer, weights, output, operators)
+  if operators is portable:
+    return _mix_and_write(streams, mixer, weights, output)
+  return passage.mix_and_write(_entered(streams, Terms(mix=True), operators), mixer, weights, output, operators)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _mix_and_write(streams, mixer, weights, output, operators):
-  return operators.mix(streams, mixer, weights, output).astype(streams.dtype)
+@jax.custom_vjp
+def _mix_and_write(streams, mixer, weights, output):
+  return portable.mix(streams, mixer, weights, output).astype(streams.dtype)
 
 
-def _mix_and_write_forward(streams, mixer, weights, output, operators):
-  return _mix_and_write(streams, mixer, weights, output, operators), (streams, mixer, weights, output)
+def _mix_and_write_backward(saved, cotangent):
+  streams, mixer, weights, output = saved
+  return _like(portable.mix_backward(streams, mixer, weights, output, cotangent), saved)
 
 
-def _mix_and_write_backward(operators, saved, cotangent):
-  return _like(operators.mix_backward(*saved, cotangent), saved)
-
-
-_mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward)
+_mix_and_write.defvjp(lambda *arguments: (_mix_and_write(*arguments), arguments), _mix_and_write_backward)
 
 
 def write(
@@ -104,24 +101,26 @@ def statistics(
 
   The kernel has m = n streams, or m = 1: then each stream is a token of its own, and per_kernel is (*tokens, n).
   """
-  return (passage.statistics if isinstance(streams, Passage) else _statistics)(streams, kernel, operators)
+  if operators is portable:
+    return _statistics(streams, kernel)
+  return passage.statistics(_entered(streams, Terms(kernel_shape=kernel.shape), operators), kernel, operators)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _statistics(streams, kernel, operators):
-  return operators.statistics(portable.seen(streams, kernel), kernel)
+@jax.custom_vjp
+def _statistics(streams, kernel):
+  return portable.statistics(portable.seen(streams, kernel), kernel)
 
 
-def _statistics_forward(streams, kernel, operators):
-  return _statistics(streams, kernel, operators), (streams, kernel)
-
-
-def _statistics_backward(operators, saved, cotangents):
+def _statistics_backward(saved, cotangents):
   streams, kernel = saved
-  return _like(operators.statistics_backward(portable.seen(streams, kernel), kernel, *cotangents), saved)
+  return _like(portable.statistics_backward(portable.seen(streams, kernel), kernel, *cotangents), saved)
 
 
-_statistics.defvjp(_statistics_forward, _statistics_backward)
+_statistics.defvjp(lambda *arguments: (_statistics(*arguments), arguments), _statistics_backward)
+
+
+def _entered(streams: Array | Passage, terms: Terms, operators: Any) -> Passage:
+  return streams if isinstance(streams, Passage) else passage.enter(streams, terms, operators)
 
 
 @jax.custom_vjp

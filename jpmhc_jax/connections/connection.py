@@ -22,7 +22,7 @@ import numpy as np
 
 from jpmhc_jax import manifolds
 from jpmhc_jax.connections import apply, generator, implementation, passage, portable, segments
-from jpmhc_jax.connections.passage import Passage
+from jpmhc_jax.connections.passage import Passage, Terms
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
@@ -299,12 +299,13 @@ class HyperConnection:
       return self._mix_and_write(entered, coefficients, output, operators)
 
   def _entered(self, streams: Array, operators: Any) -> Array | Passage:
-    """The streams, or where kernels compute the passage that makes their gradient one kernel."""
+    """The streams, or the passage that makes their gradient in one piece (see `passage`)."""
     if operators is portable or self.routing.segments > 1:
       return streams
-    projects = self.generator != "static" and generator.has_kernel(self.norm, self.streams_seen)
     shape = (self.streams_seen, self.stream_width, sum(self.logit_sizes) * self.streams_seen // self.streams)
-    return passage.enter(streams, self.mixes, shape if projects else None, operators)
+    projects = self.generator != "static" and generator.has_operator(self.norm, self.streams_seen)
+    terms = Terms(read=True, mix=self.mixes, write=not self.mixes, kernel_shape=shape if projects else None)
+    return passage.enter(streams, terms, operators)
 
   def _read(self, streams: Array | Passage, coefficients: Coefficients, operators: Any) -> Array:
     if not isinstance(streams, Passage) and self.routing.segments > 1:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import apply, implementation, portable
+from jpmhc_jax.connections.kernels import Kernels
 from jpmhc_jax.connections.passage import Passage
 
 
@@ -28,8 +29,8 @@ def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]
   return {"norm_scale": jnp.ones((n, d), jnp.float32), "norm_shift": jnp.zeros((n, d), jnp.float32)}
 
 
-def has_kernel(norm: str, streams_seen: int) -> bool:
-  """Whether kernels compute norm and projection: for an RMS norm over all that one projection sees."""
+def has_operator(norm: str, streams_seen: int) -> bool:
+  """Whether `apply.statistics` serves the norm: for an RMS norm over all that one projection sees."""
   return norm == "rmsnorm" or (norm == "rmsnorm_per_stream" and streams_seen == 1)
 
 
@@ -46,10 +47,10 @@ def project(
   rmsnorm_per_stream: Σ_s r_s Σ_d x_s W_s with r_s from stream s alone.
   """
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
-  if has_kernel(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
+  if has_operator(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
     products, square = apply.statistics(streams, kernel, operators)
     return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
-  if operators is not portable:
+  if isinstance(operators, Kernels):
     implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
   if norm == "none":
     return apply.products(streams, kernel)

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 import warnings
 
-from jpmhc_jax.connections import portable
+from jpmhc_jax.connections import by_stream, portable
 from jpmhc_jax.connections.kernels import Kernels
 from jpmhc_jax.core import layout
 from jpmhc_jax.core.errors import check_choice
@@ -16,20 +16,19 @@ IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 def operators(implementation: str) -> Any:
   """The operators of connection.implementation for the devices that are traced for (see `layout.platform`).
 
-  'auto' is the portable formulas everywhere: on the CPU they are the fastest, and the kernels, which lower for NVIDIA
-  GPUs and TPUs and equal the formulas in interpret mode, have not been timed there. A kernel asked for on another kind
-  of device falls back to the formulas with a warning.
+  'auto' and 'xla' are formulas in plain JAX, on a TPU in the form that its compiler fuses (`by_stream`): on the CPU
+  they are the fastest, and the kernels, which lower for NVIDIA GPUs and TPUs and equal the formulas in interpret mode,
+  have not been timed there. A kernel asked for on another kind of device falls back to the formulas with a warning.
 
   Raises ConfigError for an unknown name.
   """
   check_choice("connection.implementation", implementation, IMPLEMENTATIONS)
-  if implementation not in _PLATFORMS:
-    return portable
-  wanted, present = _PLATFORMS[implementation], layout.platform()
-  if wanted != present:
+  present = layout.platform()
+  if implementation in _PLATFORMS:
+    if _PLATFORMS[implementation] == present:
+      return Kernels(present)
     announce(implementation, f"the devices are {present!r}")
-    return portable
-  return Kernels(wanted)
+  return by_stream if present == "tpu" else portable
 
 
 @functools.cache  # once a process and reason

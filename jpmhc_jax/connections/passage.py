@@ -13,6 +13,7 @@ The operators are those of `apply`, which calls these for a passage. Each is app
 of two applications would be added up before their product.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -23,15 +24,22 @@ from jaxtyping import Array, Float
 from jpmhc_jax.connections import portable
 
 
-class Passage(NamedTuple):
-  """The streams and room for the factors of x̄; in the backward pass `streams` holds x̄'.
+@dataclasses.dataclass(frozen=True)
+class Terms:
+  """The operators that a passage goes through, each adding a term to x̄: a mixer or, for the identity, a write."""
 
-  mixer is None for the identity; kernel, products and square are None where no kernel projects the streams.
-  """
+  read: bool = False
+  mix: bool = False
+  write: bool = False
+  kernel_shape: tuple[int, ...] | None = None  # (m, d, k) of a projection
+
+
+class Passage(NamedTuple):
+  """The streams and room for the factors of x̄; in the backward pass `streams` holds x̄'."""
 
   streams: Float[Array, "*tokens n d"]
-  weights: Float[Array, "n *tokens"]
-  vector: Float[Array, "*tokens d"]
+  weights: Float[Array, "n *tokens"] | None = None
+  vector: Float[Array, "*tokens d"] | None = None
   mixer: Float[Array, "n n *tokens"] | None = None
   kernel: Float[Array, "m d k"] | None = None
   products: Float[Array, "k *per_kernel"] | None = None
@@ -43,36 +51,40 @@ class Passage(NamedTuple):
     return self.streams.dtype
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def enter(
-  streams: Float[Array, "*tokens n d"], mixes: bool, kernel_shape: tuple[int, int, int] | None, operators: Any
-) -> Passage:
-  """A passage for a connection with a mixer or the identity, and with a projection of this shape or none."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def enter(streams: Float[Array, "*tokens n d"], terms: Terms, operators: Any) -> Passage:
+  """A passage for these operators; it takes no others."""
   *tokens, n, d = streams.shape
-  room = functools.partial(jnp.zeros, dtype=jnp.float32)
-  passage = Passage(streams, room((n, *tokens)), jnp.zeros((*tokens, d), streams.dtype))
-  if mixes:
+  room = functools.partial(jnp.zeros, dtype=jnp.promote_types(streams.dtype, jnp.float32))
+  passage = Passage(streams)
+  if terms.read:
+    passage = passage._replace(weights=room((n, *tokens)), vector=jnp.zeros((*tokens, d), streams.dtype))
+  if terms.mix:
     passage = passage._replace(mixer=room((n, n, *tokens)))
-  if kernel_shape is not None:
-    per_kernel = tuple(tokens) if kernel_shape[0] == n else (*tokens, n)
+  if terms.kernel_shape is not None:
+    per_kernel = tuple(tokens) if terms.kernel_shape[0] == n else (*tokens, n)
     passage = passage._replace(
-      kernel=room(kernel_shape), products=room((kernel_shape[-1], *per_kernel)), square=room(per_kernel)
+      kernel=room(terms.kernel_shape), products=room((terms.kernel_shape[-1], *per_kernel)), square=room(per_kernel)
     )
   return passage
 
 
-def _enter_forward(streams, mixes, kernel_shape, operators):
-  return enter(streams, mixes, kernel_shape, operators), streams
+def _enter_forward(streams, terms, operators):
+  return enter(streams, terms, operators), streams
 
 
-def _enter_backward(mixes, kernel_shape, operators, streams, left):
-  projected = None if kernel_shape is None else (left.kernel, left.products, left.square)
-  found = operators.streams_backward(streams, (left.streams, left.mixer), (left.vector, left.weights), projected)
+def _enter_backward(terms, operators, streams, left):
+  found = operators.streams_backward(
+    streams,
+    mixed=(left.streams, left.mixer) if terms.mix or terms.write else None,
+    read=(left.vector, left.weights) if terms.read else None,
+    projected=(left.kernel, left.products, left.square) if terms.kernel_shape else None,
+  )
   return (found.astype(streams.dtype),)
 
 
 enter.defvjp(_enter_forward, _enter_backward)
-_NOTHING = Passage(*(None,) * len(Passage._fields))  # type: ignore[arg-type]
+_NOTHING = Passage(None)  # type: ignore[arg-type]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -90,7 +102,7 @@ def _statistics_forward(passage, kernel, operators):
 def _statistics_backward(operators, saved, cotangents):
   streams, kernel = saved
   products, square = cotangents
-  left = _NOTHING._replace(kernel=kernel.astype(jnp.float32), products=products, square=square)
+  left = _NOTHING._replace(kernel=kernel, products=products, square=square)
   to_kernel = operators.kernel_backward(portable.seen(streams, kernel), products)
   return left, to_kernel.astype(kernel.dtype)
 
@@ -126,7 +138,6 @@ def mix_and_write(
   operators: Any,
 ) -> Float[Array, "*tokens n d"]:
   """`apply.mix_and_write` of the streams."""
-  assert passage.mixer is not None, "a passage without a mixer is left by write: its gradient is x̄' itself"
   return operators.mix(passage.streams, mixer, weights, output).astype(passage.streams.dtype)
 
 
@@ -149,7 +160,6 @@ def write(
   passage: Passage, weights: Float[Array, "n *per_token"], output: Float[Array, "*tokens d"]
 ) -> Float[Array, "*tokens n d"]:
   """`apply.write` of the streams: the identity mixer, in a passage that was entered without one."""
-  assert passage.mixer is None, "a passage with a mixer is left by mix_and_write: its gradient is Hᵀ x̄'"
   return (passage.streams + portable.write(weights, output)).astype(passage.streams.dtype)
 
 
@@ -172,5 +182,5 @@ def _per_token(
   """A coefficient as the room for it has it: repeated for every token where it is static."""
   tokens = streams.shape[:-2]
   missing = (1,) * (axes + len(tokens) - coefficient.ndim)
-  full = coefficient.reshape(coefficient.shape + missing).astype(jnp.float32)
+  full = coefficient.reshape(coefficient.shape + missing)
   return jnp.broadcast_to(full, coefficient.shape[:axes] + tokens)

@@ -1,4 +1,4 @@
-"""The Pallas kernels in interpret mode against the portable formulas in float64, and their lowering for the targets."""
+"""Kernels in interpret mode and formulas by stream against the portable ones in float64; kernels lowered, too."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,26 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import apply, Connection, generator, HyperConnection, implementation, passage, portable
+from jpmhc_jax.connections import (
+  apply,
+  by_stream,
+  Connection,
+  generator,
+  HyperConnection,
+  implementation,
+  passage,
+  portable,
+)
 from jpmhc_jax.connections.kernels import Kernels, operators
 from jpmhc_jax.core import schema
 
 PLATFORMS = ("gpu", "tpu")
+OPERATORS = (*PLATFORMS, "by_stream")
 NAMES = ("streams", "mixer", "read", "write", "output", "kernel")
+
+
+def _operators(name):
+  return by_stream if name == "by_stream" else Kernels(name, interpret=True)
 
 
 def _inputs(tokens, n=3, d=37, k=9, static=False):
@@ -34,7 +48,7 @@ def _stage(operators, entered=False):
   """The three operators on the same streams, which are entered as a passage or go into each alone."""
 
   def stage(x, mixer, read, write, y, kernel):
-    x = passage.enter(x, True, kernel.shape, operators) if entered else x
+    x = passage.enter(x, passage.Terms(read=True, mix=True, kernel_shape=kernel.shape), operators) if entered else x
     products, square = apply.statistics(x, kernel, operators)
     u = apply.read(x, read, operators)
     return apply.mix_and_write(x, mixer, write, y + u, operators), products, square, u
@@ -62,11 +76,11 @@ def _assert_near(actual, expected, tolerance=3e-6):
     np.testing.assert_allclose(a, e, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("tokens", [(1,), (8,), (17,), (2, 64), (2048,)], ids=str)
-def test_values_and_gradients_are_those_of_the_formulas(platform, tokens):
+def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
   arguments = _inputs(tokens)
-  kernels = Kernels(platform, interpret=True)
+  kernels = _operators(name)
   actual = _values_and_gradients(kernels, arguments, jnp.float32, entered=True)
   with jax.enable_x64(True):
     expected = _values_and_gradients(portable, arguments, jnp.float64)
@@ -75,43 +89,43 @@ def test_values_and_gradients_are_those_of_the_formulas(platform, tokens):
   jax.tree.map(np.testing.assert_array_equal, actual, again)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("entered", [False, True])
-def test_static_coefficients_and_unused_outputs(platform, entered):
+def test_static_coefficients_and_unused_outputs(name, entered):
   """Coefficients without token axes get the sum over the tokens; an output that nobody uses adds nothing."""
   arguments = _inputs((2, 5), n=4, static=True)
   used = (1, 0, 1, 0)
-  actual = _values_and_gradients(Kernels(platform, interpret=True), arguments, jnp.float32, used, entered)
+  actual = _values_and_gradients(_operators(name), arguments, jnp.float32, used, entered)
   with jax.enable_x64(True):
     expected = _values_and_gradients(portable, arguments, jnp.float64, used)
   _assert_near(actual, expected)
   assert not np.any(actual[1][NAMES.index("kernel")])
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_bfloat16_streams_are_computed_in_float32(platform):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_bfloat16_streams_are_computed_in_float32(name):
   x, mixer, _, write, y, _ = (jnp.asarray(a, jnp.float32) for a in _inputs((4,)))
   x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-  out = apply.mix_and_write(x, mixer, write, y, Kernels(platform, interpret=True))
+  out = apply.mix_and_write(x, mixer, write, y, _operators(name))
   assert out.dtype == jnp.bfloat16
   exact = apply.mix_and_write(x.astype(jnp.float32), mixer, write, y.astype(jnp.float32))
   np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_bfloat16_gradients_are_those_of_the_formulas(platform):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_bfloat16_gradients_are_those_of_the_formulas(name):
   arguments = _inputs((5,))
   halves = [name in ("streams", "output") for name in NAMES]
   rounded = [jnp.asarray(a, jnp.bfloat16 if h else jnp.float32) for a, h in zip(arguments, halves, strict=True)]
-  out, gradients = _values_and_gradients(Kernels(platform, interpret=True), rounded, None, entered=True)
+  out, gradients = _values_and_gradients(_operators(name), rounded, None, entered=True)
   for gradient, argument in zip(gradients, rounded, strict=True):
     assert gradient.dtype == argument.dtype
   expected = _values_and_gradients(portable, rounded, None)
   _assert_near(*(jax.tree.map(lambda a: a.astype(jnp.float32), r) for r in ((out, gradients), expected)), 2**-7)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(platform):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(name):
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
   batch = ("data", "fsdp")
   arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((8, 3))]
@@ -120,7 +134,7 @@ def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(plat
     PartitionSpec(batch), PartitionSpec(),
   ]  # fmt: skip
   placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arguments, specs, strict=True)]
-  kernels = Kernels(platform, interpret=True)
+  kernels = _operators(name)
 
   @jax.jit
   def run(*arguments):
@@ -206,8 +220,8 @@ def test_a_norm_without_a_kernel_is_announced():
   np.testing.assert_array_equal(out, generator.project(x, parameters, "none", 1e-6))
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_streams_that_are_projected_each_alone_take_the_same_kernels(platform):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_streams_that_are_projected_each_alone_take_the_same_kernels(name):
   rule = HyperConnection.from_config(schema.Connection(projection="per_stream", norm="rmsnorm_per_stream"), 16, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (5, 3, 4, 16))
@@ -218,14 +232,14 @@ def test_streams_that_are_projected_each_alone_take_the_same_kernels(platform):
 
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # nothing falls back
-    found = both(Kernels(platform, interpret=True))
+    found = both(_operators(name))
   jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=2e-5), found, both(portable))
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_no_tokens_need_no_kernel(platform):
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_tokens_need_no_kernel(name):
   x, mixer, weights = jnp.zeros((2, 0, 4, 16)), jnp.zeros((4, 4, 2, 0)), jnp.zeros((4, 2, 0))
-  kernels = Kernels(platform, interpret=True)
+  kernels = _operators(name)
   assert apply.mix_and_write(x, mixer, weights, x[..., 0, :], kernels).shape == x.shape
   (products, square), pullback = jax.vjp(lambda w: apply.statistics(x, w, kernels), jnp.ones((4, 16, 24)))
   assert products.shape == (24, 2, 0) and square.shape == (2, 0)
@@ -245,9 +259,9 @@ ABLATED = {"identity": None, "mean": None, "permutation": (0,)}
 
 
 @pytest.mark.filterwarnings("ignore:.*has no kernel:UserWarning")
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize(("form", "ablation"), [*((f, "none") for f in FORMS), *(("dynamic", a) for a in ABLATED)])
-def test_blocks_by_kernels_are_blocks_by_formulas(platform, form, ablation, monkeypatch):
+def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypatch):
   config = schema.Connection(**{"streams": 3, "init": "random", "init_scale": 1.0} | FORMS[form])
   rule = HyperConnection.from_config(config, 16, 0)
   rule = dataclasses.replace(rule, ablation=ablation, ablated_indices=ABLATED.get(ablation))
@@ -264,6 +278,6 @@ def test_blocks_by_kernels_are_blocks_by_formulas(platform, form, ablation, monk
     )
 
   expected = both(parameters, streams)
-  monkeypatch.setattr(implementation, "operators", lambda name: Kernels(platform, interpret=True))
+  monkeypatch.setattr(implementation, "operators", lambda _: _operators(name))
   both.clear_cache()
   _assert_near(both(parameters, streams), expected, tolerance=2e-5)

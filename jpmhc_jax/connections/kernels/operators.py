@@ -38,10 +38,6 @@ class Kernels:
     """Σ_j a_j x_j."""
     return self._run(bodies.read, [_streams(x), _coefficient(weights, 1, x)], [_vector(x)])[0]
 
-  def read_backward(self, x: Array, weights: Array, cotangent: Array) -> tuple[Array, Array]:
-    """x̄ and ā."""
-    return self.streams_backward(x, None, (cotangent, weights), None), self.weights_backward(x, weights, cotangent)
-
   def weights_backward(self, x: Array, weights: Array, cotangent: Array) -> Array:
     """ā."""
     arguments = [_streams(x), _vector(x, cotangent)]
@@ -51,13 +47,6 @@ class Kernels:
     """Σ_j H_ij x_j + b_i y."""
     arguments = [_streams(x), _vector(x, y), _coefficient(mixer, 2, x), _coefficient(weights, 1, x)]
     return self._run(bodies.mix, arguments, [_streams(x)])[0]
-
-  def mix_backward(
-    self, x: Array, mixer: Array, weights: Array, y: Array, cotangent: Array
-  ) -> tuple[Array, Array, Array, Array]:
-    """x̄, H̄, b̄ and ȳ."""
-    to_x = self.streams_backward(x, (cotangent, mixer), None, None)
-    return to_x, *self.coefficients_backward(x, mixer, weights, y, cotangent)
 
   def coefficients_backward(
     self, x: Array, mixer: Array, weights: Array, y: Array, cotangent: Array
@@ -75,11 +64,6 @@ class Kernels:
     factors = jax.ShapeDtypeStruct((*x.shape[:-2], 1, kernel.shape[-1]), jnp.float32)
     products, square = self._run(bodies.statistics, arguments, [_Operand("factors", factors), _per_token(x, 1)])
     return jnp.moveaxis(products[..., 0, :], -1, 0), square[..., 0]
-
-  def statistics_backward(self, x: Array, kernel: Array, of_products: Array, of_square: Array) -> tuple[Array, Array]:
-    """x̄ and W̄."""
-    to_x = self.streams_backward(x, None, None, (kernel, of_products, of_square))
-    return to_x, self.kernel_backward(x, of_products)
 
   def kernel_backward(self, x: Array, of_products: Array) -> Array:
     """W̄: a sum over tokens, so it is a matrix product outside the kernels."""
