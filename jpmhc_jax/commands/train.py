@@ -27,7 +27,10 @@ class Train:
     plan.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="memory of one device, if not known")
     plan.add_argument("--devices", type=int, default=0, help="plan with so many CPU devices in place of those here")
     plan.add_argument(
-      "--topology", default="", metavar="NAME", help="plan for TPUs elsewhere, as v5e:4x4 (needs libtpu)"
+      "--topology",
+      default="",
+      metavar="NAME",
+      help="plan for TPUs elsewhere, as v5e:4x4 (needs libtpu), or GPUs, as h100:8 (needs jax[cuda13])",
     )
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."

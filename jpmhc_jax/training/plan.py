@@ -23,7 +23,7 @@ from jpmhc_jax.training.step import make_train_step
 # prefix, longest first. A TPU v2, v3 or v7 device is one core, half a chip.
 MEMORY_GIB = {
   "TPU v2": 8.0, "TPU v3": 16.0, "TPU v4": 32.0, "TPU v5 lite": 16.0, "TPU v5": 95.0, "TPU v6 lite": 32.0,
-  "TPU7x": 96.0,
+  "TPU7x": 96.0, "NVIDIA A100-SXM4-80GB": 80.0, "NVIDIA H100 80GB HBM3": 80.0, "NVIDIA H200": 141.0,
 }  # fmt: skip
 
 # From little recomputation to much.

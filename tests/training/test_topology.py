@@ -42,22 +42,33 @@ def test_a_missing_compiler_is_named(capsys, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   assert main(["train", f"--config={CONFIG}", "--plan", "--topology=v5e:2x2"]) == 2
   assert "pip install libtpu" in capsys.readouterr().err
+  assert main(["train", f"--config={CONFIG}", "--plan", "--topology=h100:4"]) == 2
+  assert "pip install 'jax[cuda13]'" in capsys.readouterr().err
   assert main(["train", f"--config={CONFIG}", "--plan", "--topology=v5e:2x2", "--devices=4"]) == 2
   assert "expected one of them" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", ["auto", "pallas_tpu"])
-def test_a_step_compiles_for_a_tpu_slice(implementation):
+@pytest.mark.parametrize(
+  ("topology", "implementation", "kind", "gib"),
+  [
+    ("v5e:2x2", "auto", "TPU v5 lite", 16),
+    ("v5e:2x2", "pallas_tpu", "TPU v5 lite", 16),
+    ("h100:4", "auto", "NVIDIA H100 80GB HBM3", 80),
+    ("h100:4", "pallas_gpu", "NVIDIA H100 80GB HBM3", 80),
+  ],
+)
+def test_a_step_compiles_for_devices_elsewhere(topology, implementation, kind, gib):
   """In a process of its own: libtpu writes to the process's log and keeps it."""
-  pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed")
-  command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={CONFIG}", "--plan", "--topology=v5e:2x2", "--json"]
-  overrides = [f"--config.connection.implementation={implementation}", "--config.mesh.fsdp=2"]
+  compiler = "libtpu" if topology.startswith("v") else "jax_cuda13_plugin"
+  pytest.importorskip(compiler, reason=f"{compiler}, which compiles for {topology}, is not installed")
+  command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={CONFIG}", "--plan", f"--topology={topology}"]
+  overrides = [f"--config.connection.implementation={implementation}", "--config.mesh.fsdp=2", "--json"]
   done = subprocess.run(
     [*command, *overrides], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
   )
   assert done.returncode == 0, done.stderr[-2000:]
   plan = json.loads(done.stdout)
-  assert plan["device_kind"] == "TPU v5 lite" and plan["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
-  assert plan["fits"] and plan["memory"] == 16 * 2**30 and plan["need"]["temporaries"] > 2**20
+  assert plan["device_kind"] == kind and plan["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+  assert plan["fits"] and plan["memory"] == gib * 2**30 and plan["need"]["temporaries"] > 2**20
   assert "portable formulas run instead" not in done.stderr

@@ -1,0 +1,138 @@
+"""Memory traffic of a layer of four streams as the compilers of TPUs and GPUs plan it, without such a device.
+
+  python -m experiments.benchmarks.traffic --topology=v5e:2x2 [--topology=h100] [--tokens=65536] [--width=512]
+      [--streams=4] [--out=FILE]
+
+A scan over layers, each a connection (Cayley) around tanh(u W), is compiled with its gradient for one device of every
+topology (TPUs need libtpu, GPUs JAX's CUDA plugin), with every way to compute the apply stage and float32 and bfloat16
+streams. The compiled bodies of the two largest loops, one forward and one backward (which recomputes the layer), are
+read: what each operation, but those of loops inside, reads and writes in the device's main memory, in units of one copy
+of the streams; of what is stored for all layers the slice of one. Where the compiler says how many cycles it expects
+(TPUs, kernels not counted), these are added up; `compile_s` are seconds of this machine.
+"""
+
+import argparse
+import functools
+import math
+import pathlib
+import re
+import time
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks import timing
+from jpmhc_jax.connections import by_stream, HyperConnection, implementation, portable
+from jpmhc_jax.connections.kernels import Kernels
+from jpmhc_jax.core import layout, schema
+from jpmhc_jax.training.topology import devices_of
+
+LAYERS = 7  # no other axis is as long: an axis of it is a stack of what is stored for every layer
+DTYPES = (jnp.float32, jnp.bfloat16)
+_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1}
+_ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\) -> .*?\{\n(.*?)^\}", re.M | re.S)
+_OPERATION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)")
+_FREE = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "while")
+
+
+def main_memory_bytes(shapes: str) -> int:
+  """Bytes of all arrays in a type of HLO text that are in main memory (a TPU's on-chip memory is S(1))."""
+  total = 0
+  for dtype, axes, arrangement in _ARRAY.findall(shapes):
+    if "S(1)" not in arrangement:
+      lengths = [int(length) for length in axes.split(",") if length]
+      total += _BYTES[dtype] * math.prod(lengths[1:] if lengths[:1] == [LAYERS] else lengths)
+  return total
+
+
+def body_traffic(body: str) -> tuple[int, int]:
+  """Bytes that the operations of a computation in HLO text read and write, and the cycles its compiler expects."""
+  shapes: dict[str, str] = {}
+  moved = cycles = 0
+  for line in body.splitlines():
+    operation = _OPERATION.match(line)
+    if not operation:
+      continue
+    name, shape, kind, rest = operation.groups()
+    shapes[name] = shape
+    if kind in _FREE or kind.endswith("-done"):
+      continue
+    arguments = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+    moved += sum(main_memory_bytes(s) for s in (shape, *(shapes.get(a, "") for a in arguments)))
+    expected = re.search(r'estimated_cycles":"(\d+)"', line)
+    cycles += int(expected[1]) if expected else 0
+  return moved, cycles
+
+
+def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, streams: int, width: int) -> Any:
+  """The compiled gradient of a scan over LAYERS layers."""
+  rule = HyperConnection.from_config(schema.Connection(manifold="cayley", streams=streams), width, 0)
+  place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(device))
+  one = jax.eval_shape(rule.init, jax.random.key(0))
+  parameters = jax.tree.map(lambda leaf: place((LAYERS, *leaf.shape), leaf.dtype), one)
+  weights, vector = place((LAYERS, width, width), dtype), place((tokens, width), dtype)
+
+  def network(parameters: Any, weights: Any, x: Any) -> Any:
+    def layer(state: Any, own: Any) -> Any:
+      return rule(own[0], state, lambda u: jnp.tanh(u @ own[1])), None
+
+    state = jnp.broadcast_to(x[:, None], (tokens, streams, width))
+    return jnp.mean(jax.lax.scan(jax.checkpoint(layer), state, (parameters, weights))[0], axis=-2)
+
+  def both(parameters: Any, weights: Any, x: Any, cotangent: Any) -> Any:
+    value, pullback = jax.vjp(network, parameters, weights, x)
+    return value, pullback(cotangent)
+
+  with mock.patch.object(implementation, "operators", lambda name: operators):
+    with mock.patch.object(layout, "platform", lambda: device.platform):
+      return jax.jit(both).lower(parameters, weights, vector, vector).compile()
+
+
+def measure(topology: str, tokens: int, streams: int, width: int) -> list[dict[str, Any]]:
+  """A row for every way to compute and every dtype."""
+  device = devices_of(topology)[0]
+  ways = {"portable": portable, "by stream": by_stream, "kernels": Kernels(device.platform)}
+  rows = []
+  for dtype in DTYPES:
+    copy = tokens * streams * width * jnp.dtype(dtype).itemsize
+    for way, operators in ways.items():
+      began = time.perf_counter()
+      compiled = compile_layers(device, operators, dtype, tokens, streams, width)
+      seconds = time.perf_counter() - began
+      text = compiled.as_text()
+      bodies = set(re.findall(r"body=%([\w.\-]+)", text[text.index("ENTRY ") :]))
+      traffic = sorted(body_traffic(body) for name, body in _COMPUTATION.findall(text) if name in bodies)[-2:]
+      rows.append({
+        "topology": topology, "dtype": jnp.dtype(dtype).name, "computed": way,
+        "forward": traffic[0][0] / copy, "backward": traffic[1][0] / copy,
+        "Mcycles": sum(cycles for _, cycles in traffic) / 1e6,
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes / copy, "compile_s": seconds,
+      })  # fmt: skip
+  return rows
+
+
+def main() -> None:
+  """Command line; see the module."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--topology", action="append", required=True, help="as v5e:2x2 or h100; may be repeated")
+  parser.add_argument("--tokens", type=int, default=65536)
+  parser.add_argument("--streams", type=int, default=4)
+  parser.add_argument("--width", type=int, default=512)
+  parser.add_argument("--out", type=pathlib.Path)
+  options = parser.parse_args()
+  sizes = (options.tokens, options.streams, options.width)
+  rows = [row for topology in options.topology for row in measure(topology, *sizes)]
+  columns = ("forward", "backward", "temporaries", "Mcycles", "compile_s")
+  print("in copies of the streams:".ljust(30) + "".join(f"{column:>12s}" for column in columns))
+  for row in rows:
+    named = "".join(f"{row[name]:10s}" for name in ("topology", "dtype", "computed"))
+    print(named + "".join(f"{row[column]:12.1f}" for column in columns))
+  if options.out:
+    timing.write_json(options.out, {"tokens, streams, width": sizes, "rows": rows})
+
+
+if __name__ == "__main__":
+  main()
