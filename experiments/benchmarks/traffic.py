@@ -86,7 +86,7 @@ def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, 
     value, pullback = jax.vjp(network, parameters, weights, x)
     return value, pullback(cotangent)
 
-  with mock.patch.object(implementation, "operators", lambda name: operators):
+  with mock.patch.object(implementation, "operators", lambda *_: operators):
     with mock.patch.object(layout, "platform", lambda: device.platform):
       return jax.jit(both).lower(parameters, weights, vector, vector).compile()
 

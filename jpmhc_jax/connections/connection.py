@@ -240,7 +240,7 @@ class HyperConnection:
     bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
     if self.generator == "static":
       return bias
-    operators = implementation.operators(self.implementation)
+    operators = implementation.operators(self.implementation, self.streams)
     products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
     if self.streams_seen < self.streams:
       products = self._joined(products)
@@ -284,11 +284,10 @@ class HyperConnection:
         f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
         "`expand` makes them from a vector"
       )
-    operators = implementation.operators(self.implementation)
+    operators = implementation.operators(self.implementation, self.streams)
     entered = self._entered(streams, operators)
     with jax.named_scope("coefficients"):
-      projected = entered if isinstance(entered, Passage) and entered.kernel is not None else streams
-      coefficients = jax.tree.map(_named, self.coefficients(parameters, projected))
+      coefficients = jax.tree.map(_named, self.coefficients(parameters, entered))
     with jax.named_scope("read"):
       read = self._read(entered, coefficients, operators)
     output = sublayer(read)

@@ -50,6 +50,8 @@ def project(
   if has_operator(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
     products, square = apply.statistics(streams, kernel, operators)
     return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
+  if isinstance(streams, Passage):
+    streams = streams.streams
   if isinstance(operators, Kernels):
     implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
   if norm == "none":

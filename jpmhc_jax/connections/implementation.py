@@ -10,15 +10,17 @@ from jpmhc_jax.core import layout
 from jpmhc_jax.core.errors import check_choice
 
 _PLATFORMS = {"pallas_gpu": "gpu", "pallas_tpu": "tpu"}
+_APART = 8  # above so many streams, n² expressions cost a TPU more than sliced and contracted streams
 IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 
 
-def operators(implementation: str) -> Any:
+def operators(implementation: str, streams: int) -> Any:
   """The operators of connection.implementation for the devices that are traced for (see `layout.platform`).
 
-  'auto' and 'xla' are formulas in plain JAX, on a TPU in the form that its compiler fuses (`by_stream`): on the CPU
-  they are the fastest, and the kernels, which lower for NVIDIA GPUs and TPUs and equal the formulas in interpret mode,
-  have not been timed there. A kernel asked for on another kind of device falls back to the formulas with a warning.
+  'auto' and 'xla' are formulas in plain JAX: on a TPU, for few streams, in the form that its compiler fuses
+  (`by_stream`). On the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and TPUs and equal the
+  formulas in interpret mode, have not been timed there. A kernel asked for on another kind of device falls back to the
+  formulas with a warning.
 
   Raises ConfigError for an unknown name.
   """
@@ -28,7 +30,7 @@ def operators(implementation: str) -> Any:
     if _PLATFORMS[implementation] == present:
       return Kernels(present)
     announce(implementation, f"the devices are {present!r}")
-  return by_stream if present == "tpu" else portable
+  return by_stream if present == "tpu" and streams <= _APART else portable
 
 
 @functools.cache  # once a process and reason

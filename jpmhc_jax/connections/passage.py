@@ -7,7 +7,7 @@ The streams enter three operators of a connection, and automatic differentiation
 so that kernels write three arrays as large as the streams for their sum to read. A `Passage` has room for the factors
 of these terms instead: the backward pass of an operator leaves its factors there, in place of their product, and the
 backward pass of `enter`, which runs last, makes x̄ of them in one. XLA fuses the sums of the portable formulas itself;
-kernels it cannot.
+kernels it cannot. The room is zeros that nothing reads, and so nothing after compilation.
 
 The operators are those of `apply`, which calls these for a passage. Each is applied to a passage at most once: factors
 of two applications would be added up before their product.
@@ -35,9 +35,10 @@ class Terms:
 
 
 class Passage(NamedTuple):
-  """The streams and room for the factors of x̄; in the backward pass `streams` holds x̄'."""
+  """The streams, and room for the factors of the terms of x̄; what else uses `streams` adds to x̄ as usual."""
 
   streams: Float[Array, "*tokens n d"]
+  cotangent: Float[Array, "*tokens n d"] | None = None
   weights: Float[Array, "n *tokens"] | None = None
   vector: Float[Array, "*tokens d"] | None = None
   mixer: Float[Array, "n n *tokens"] | None = None
@@ -59,6 +60,8 @@ def enter(streams: Float[Array, "*tokens n d"], terms: Terms, operators: Any) ->
   passage = Passage(streams)
   if terms.read:
     passage = passage._replace(weights=room((n, *tokens)), vector=jnp.zeros((*tokens, d), streams.dtype))
+  if terms.mix or terms.write:
+    passage = passage._replace(cotangent=jnp.zeros_like(streams))
   if terms.mix:
     passage = passage._replace(mixer=room((n, n, *tokens)))
   if terms.kernel_shape is not None:
@@ -76,11 +79,11 @@ def _enter_forward(streams, terms, operators):
 def _enter_backward(terms, operators, streams, left):
   found = operators.streams_backward(
     streams,
-    mixed=(left.streams, left.mixer) if terms.mix or terms.write else None,
+    mixed=(left.cotangent, left.mixer) if terms.mix or terms.write else None,
     read=(left.vector, left.weights) if terms.read else None,
     projected=(left.kernel, left.products, left.square) if terms.kernel_shape else None,
   )
-  return (found.astype(streams.dtype),)
+  return (found.astype(streams.dtype) + left.streams,)
 
 
 enter.defvjp(_enter_forward, _enter_backward)
@@ -147,7 +150,7 @@ def _mix_and_write_forward(passage, mixer, weights, output, operators):
 
 def _mix_and_write_backward(operators, saved, cotangent):
   streams, mixer, weights, output = saved
-  left = _NOTHING._replace(streams=cotangent, mixer=_per_token(mixer, 2, streams))
+  left = _NOTHING._replace(cotangent=cotangent, mixer=_per_token(mixer, 2, streams))
   found = operators.coefficients_backward(streams, mixer, weights, output, cotangent)
   return left, *(g.astype(primal.dtype) for g, primal in zip(found, saved[1:], strict=True))
 
@@ -170,7 +173,7 @@ def _write_forward(passage, weights, output):
 def _write_backward(saved, cotangent):
   weights, output = saved
   to_weights, to_output = portable.write_backward(weights, output, cotangent)
-  return _NOTHING._replace(streams=cotangent), to_weights.astype(weights.dtype), to_output.astype(output.dtype)
+  return _NOTHING._replace(cotangent=cotangent), to_weights.astype(weights.dtype), to_output.astype(output.dtype)
 
 
 write.defvjp(_write_forward, _write_backward)

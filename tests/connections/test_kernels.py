@@ -23,7 +23,7 @@ from jpmhc_jax.connections import (
   portable,
 )
 from jpmhc_jax.connections.kernels import Kernels, operators
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import layout, schema
 
 PLATFORMS = ("gpu", "tpu")
 OPERATORS = (*PLATFORMS, "by_stream")
@@ -202,6 +202,16 @@ def test_a_tpu_takes_the_streams_as_they_are():
   assert "tensor<1024x4x128xf32>" in lowered and "tensor<1024x512xf32>" not in lowered
 
 
+def test_who_computes_follows_device_and_streams(monkeypatch):
+  assert implementation.operators("auto", 4) is portable
+  monkeypatch.setattr(layout, "platform", lambda: "tpu")
+  assert implementation.operators("auto", 4) is by_stream
+  assert implementation.operators("xla", 16) is portable
+  assert implementation.operators("pallas_tpu", 4) == Kernels("tpu")
+  monkeypatch.setattr(layout, "platform", lambda: "gpu")
+  assert implementation.operators("auto", 4) is portable
+
+
 def test_a_fall_back_is_announced():
   config = schema.Connection(implementation="pallas_gpu", streams=2)
   x = jnp.ones((3, 2, 4))
@@ -278,6 +288,23 @@ def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypa
     )
 
   expected = both(parameters, streams)
-  monkeypatch.setattr(implementation, "operators", lambda _: _operators(name))
+  monkeypatch.setattr(implementation, "operators", lambda *_: _operators(name))
   both.clear_cache()
   _assert_near(both(parameters, streams), expected, tolerance=2e-5)
+
+
+def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
+  """What measures a Jacobian differentiates the backward pass, which hands factors on in place of their products."""
+  rule = HyperConnection.from_config(schema.Connection(streams=3, init="random", init_scale=1.0), 8, 0)
+  parameters = rule.init(jax.random.key(0))
+  x, c, v = (jax.random.normal(jax.random.key(seed), (5, 3, 8)) for seed in range(3))
+
+  def second(x, c, v):
+    def gradient(x, c):
+      return jax.vjp(lambda x: rule(parameters, x, jnp.tanh), x)[1](c)[0]
+
+    return jax.vjp(gradient, x, c)[1](v)
+
+  expected = jax.jit(second)(x, c, v)
+  monkeypatch.setattr(implementation, "operators", lambda *_: by_stream)
+  _assert_near(jax.jit(lambda *arguments: second(*arguments))(x, c, v), expected, tolerance=2e-5)

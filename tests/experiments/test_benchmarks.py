@@ -30,7 +30,7 @@ def test_results_tell_command_hardware_and_versions(tmp_path, monkeypatch):
 
 
 def test_a_block_and_its_parts_are_computed_by_the_implementation_that_was_asked_for(monkeypatch):
-  def refuse(name):
+  def refuse(name, streams):
     raise LookupError(name)
 
   monkeypatch.setattr(implementation, "operators", refuse)
