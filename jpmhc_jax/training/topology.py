@@ -104,7 +104,7 @@ def _gpus(topology: str, gpu: _Gpu, count: int) -> list[jax.Device]:
     )
   try:
     found = topologies.get_topology_desc(gpu.name, "cuda", topology=f"1x1x{count}", target_config=gpu.target)
-  except (RuntimeError, NotImplementedError) as error:
+  except RuntimeError as error:
     raise ConfigError(
       f"--topology={topology}: expected a CUDA plugin of jax {jax.__version__} that describes GPUs which are elsewhere "
       f"({str(error).splitlines()[0]})"
