@@ -269,7 +269,7 @@ ABLATED = {"identity": None, "mean": None, "permutation": (0,)}
 
 
 @pytest.mark.filterwarnings("ignore:.*has no kernel:UserWarning")
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [pytest.param("gpu", marks=pytest.mark.slow), "tpu", "by_stream"])
 @pytest.mark.parametrize(("form", "ablation"), [*((f, "none") for f in FORMS), *(("dynamic", a) for a in ABLATED)])
 def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypatch):
   config = schema.Connection(**{"streams": 3, "init": "random", "init_scale": 1.0} | FORMS[form])

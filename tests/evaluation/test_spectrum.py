@@ -178,6 +178,7 @@ def test_a_decoder_is_measured_by_layer_and_through_all_of_them(tmp_path, capsys
   assert "singular value · log scale" not in page  # that note is about y, and densities are drawn on a linear one
 
 
+@pytest.mark.slow
 def test_the_design_rules_are_written_and_drawn(tmp_path, capsys):
   assert main.main(["spectrum", "--mixer=cayley", "--n=2", "--depth=2", f"--out={tmp_path}"]) == 0
   assert "recommended: cayley" in capsys.readouterr().out

@@ -62,6 +62,7 @@ def test_laws_have_their_moments_and_samples(law):
     assert abs(mean - law.moment(order)) < 5 * error + 0.03 * law.moment(order)
 
 
+@pytest.mark.slow
 def test_identity_skip_and_haar():
   skip = laws.IdentitySkip(depth=3, sigma=0.3, eta=1e-3)
   x = np.linspace(0.02, 9, 1200)

@@ -174,6 +174,7 @@ def test_a_start_that_failed_before_its_first_step_leaves_the_workdir_free(tmp_p
     loop.claim_workdir(_config(seed=3), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
   config = _config(optimizer=schema.Optimizer(learning_rate=1e18, warmup_steps=1, name="adamw", ema=0.0))
   with pytest.raises(loop.NonFiniteLossError, match="optimizer.learning_rate"):

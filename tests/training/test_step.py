@@ -92,6 +92,7 @@ def _assert_same_metrics(actual, expected):
       np.testing.assert_allclose(many[name], one[name], rtol=2e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(reference):
   config = tiny.config(mesh=schema.Mesh(data=2, fsdp=2, tensor=2))
   state, metrics = tiny.run(config, STEPS)
