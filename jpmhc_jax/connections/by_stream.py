@@ -84,22 +84,23 @@ def streams_backward(
   projected: tuple[Float[Array, "m d k"], Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]] | None,
 ) -> _Streams:
   """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄); see `Kernels.streams_backward` for the factors."""
-  like = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+  precise = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
   n = x.shape[-2]
   terms: list[list[Array]] = [[] for _ in range(n)]
-  for j, stream in enumerate(_streams(x, like)):
-    if mixed is not None:
-      cotangents, mixer = _streams(mixed[0], like), mixed[1]
-      own = [cotangents[j]] if mixer is None else [_of(mixer[i, j]) * g for i, g in enumerate(cotangents)]
-      terms[j] += own
-    if read is not None:
-      terms[j].append(_of(read[1][j]) * _wide(read[0], like))
-    if projected is not None:
-      kernel, of_products, of_square = projected
-      if len(kernel) < n:
-        of_products, of_square = of_products[..., j], of_square[..., j]
-      terms[j].append(einsum("k...,dk->...d", of_products, kernel[min(j, len(kernel) - 1)]))
-      terms[j].append(2.0 * _of(of_square) * stream)
+  if mixed is not None:
+    cotangents, mixer = _streams(mixed[0], precise), mixed[1]
+    for j in range(n):
+      terms[j] += [cotangents[j]] if mixer is None else [_of(mixer[i, j]) * g for i, g in enumerate(cotangents)]
+  if read is not None:
+    vector, weights = _wide(read[0], precise), read[1]
+    for j in range(n):
+      terms[j].append(_of(weights[j]) * vector)
+  if projected is not None:
+    kernel, of_products, of_square = projected
+    for j, stream in enumerate(_streams(x, precise)):
+      alone = (..., j) if len(kernel) < n else ...
+      rows = kernel[j if len(kernel) == n else 0]
+      terms[j].append(einsum("k...,dk->...d", of_products[alone], rows) + 2.0 * _of(of_square[alone]) * stream)
   return _stacked([_sum(own) for own in terms], x)
 
 
