@@ -9,7 +9,7 @@ Published (JPmHC, 960 tasks with ConceptARC): exact 31.4 / 27.9 / 12.8 and pass@
 sinkhorn / grassmann; TRM 44.6 pass@2. For that data: --config.data.arc.dataset=arc1concept
 --config.data.arc.concept_folder=<ConceptARC/corpus>. None of this has been re-run here: it needs accelerators.
 Cost: 306 TFLOP a step for trm, 428 with 6 inner cycles, 1.6e20–2.2e20 FLOP in all: about 3 days on 4 H100 for trm. One
-80 GB GPU needs --config.accumulation=8 or --config.model.rematerialise=call at batch 768.
+80 GB GPU needs --config.accumulation=8 at batch 768 (`--plan --topology=h100`).
 """
 
 from jpmhc_jax.core.config import default
