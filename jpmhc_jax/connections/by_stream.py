@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections.portable import einsum, summed_if_static
+from jpmhc_jax.connections.portable import einsum, summed_if_static, wide
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -29,7 +29,7 @@ def weights_backward(
   x: _Streams, weights: Float[Array, "n *per_token"], cotangent: _Vector
 ) -> Float[Array, "n *per_token"]:
   """ā_j = Σ_d ū x_j."""
-  cotangent = _wide(cotangent, weights)
+  cotangent = wide(cotangent, weights)
   sums = jnp.stack([jnp.sum(cotangent * stream, axis=-1) for stream in _streams(x, weights)])
   return summed_if_static(weights, 1, sums)
 
@@ -38,7 +38,7 @@ def mix(
   x: _Streams, mixer: Float[Array, "n n *per_token_mix"], weights: Float[Array, "n *per_token"], y: _Vector
 ) -> _Streams:
   """Σ_j H_ij x_j + b_i y."""
-  streams, y = _streams(x, mixer), _wide(y, weights)
+  streams, y = _streams(x, mixer), wide(y, weights)
   return _stacked(
     [
       _sum([*(_of(mixer[i, j]) * stream for j, stream in enumerate(streams)), _of(weights[i]) * y])
@@ -58,7 +58,7 @@ def coefficients_backward(
   """H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
   streams, cotangents = _streams(x, mixer), _streams(cotangent, weights)
   to_mixer = jnp.stack([jnp.stack([jnp.sum(g * stream, axis=-1) for stream in streams]) for g in cotangents])
-  to_weights = jnp.stack([jnp.sum(g * _wide(y, weights), axis=-1) for g in cotangents])
+  to_weights = jnp.stack([jnp.sum(g * wide(y, weights), axis=-1) for g in cotangents])
   return (
     summed_if_static(mixer, 2, to_mixer),
     summed_if_static(weights, 1, to_weights),
@@ -69,12 +69,12 @@ def coefficients_backward(
 def statistics(x: _Streams, kernel: Float[Array, "n d k"]) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:
   """Σ x W and Σ x²."""
   squares = [jnp.sum(jnp.square(stream), axis=-1) for stream in _streams(x, kernel)]
-  return einsum("...nd,ndk->k...", _wide(x, kernel), kernel), _sum(squares)
+  return einsum("...nd,ndk->k...", wide(x, kernel), kernel), _sum(squares)
 
 
 def kernel_backward(x: _Streams, of_products: Float[Array, "k *tokens"]) -> Float[Array, "n d k"]:
   """W̄ = Σ_tokens x s̄."""
-  return einsum("k...,...nd->ndk", of_products, _wide(x, of_products))
+  return einsum("k...,...nd->ndk", of_products, wide(x, of_products))
 
 
 def streams_backward(
@@ -92,7 +92,7 @@ def streams_backward(
     for j in range(n):
       terms[j] += [cotangents[j]] if mixer is None else [_of(mixer[i, j]) * g for i, g in enumerate(cotangents)]
   if read is not None:
-    vector, weights = _wide(read[0], precise), read[1]
+    vector, weights = wide(read[0], precise), read[1]
     for j in range(n):
       terms[j].append(_of(weights[j]) * vector)
   if projected is not None:
@@ -104,12 +104,8 @@ def streams_backward(
   return _stacked([_sum(own) for own in terms], x)
 
 
-def _wide(x: Array, coefficient: Array) -> Array:
-  return x.astype(jnp.promote_types(x.dtype, coefficient.dtype))
-
-
 def _streams(x: _Streams, coefficient: Array) -> list[_Vector]:
-  return [_wide(x[..., j, :], coefficient) for j in range(x.shape[-2])]
+  return [wide(x[..., j, :], coefficient) for j in range(x.shape[-2])]
 
 
 def _of(coefficient: Float[Array, "*per_token"]) -> Float[Array, "..."]:

@@ -9,8 +9,8 @@ of these terms instead: the backward pass of an operator leaves its factors ther
 backward pass of `enter`, which runs last, makes x̄ of them in one. XLA fuses the sums of the portable formulas itself;
 kernels it cannot. The room is zeros that nothing reads, and so nothing after compilation.
 
-The operators are those of `apply`, which calls these for a passage. Each is applied to a passage at most once: factors
-of two applications would be added up before their product.
+The operators are those of `apply`, which calls these for a passage. A passage takes those that it was entered for
+(ValueError for others), and each at most once: factors of two applications would be added up before their product.
 """
 
 import dataclasses
@@ -95,6 +95,7 @@ def statistics(
   passage: Passage, kernel: Float[Array, "m d k"], operators: Any
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
   """`apply.statistics` of the streams."""
+  _expect("statistics", passage.kernel)
   return operators.statistics(portable.seen(passage.streams, kernel), kernel)
 
 
@@ -116,6 +117,7 @@ statistics.defvjp(_statistics_forward, _statistics_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def read(passage: Passage, weights: Float[Array, "n *per_token"], operators: Any) -> Float[Array, "*tokens d"]:
   """`apply.read` of the streams."""
+  _expect("read", passage.weights)
   return operators.read(passage.streams, weights).astype(passage.streams.dtype)
 
 
@@ -141,6 +143,7 @@ def mix_and_write(
   operators: Any,
 ) -> Float[Array, "*tokens n d"]:
   """`apply.mix_and_write` of the streams."""
+  _expect("mix_and_write", passage.mixer)
   return operators.mix(passage.streams, mixer, weights, output).astype(passage.streams.dtype)
 
 
@@ -163,6 +166,7 @@ def write(
   passage: Passage, weights: Float[Array, "n *per_token"], output: Float[Array, "*tokens d"]
 ) -> Float[Array, "*tokens n d"]:
   """`apply.write` of the streams: the identity mixer, in a passage that was entered without one."""
+  _expect("write", passage.cotangent, none=passage.mixer)
   return (passage.streams + portable.write(weights, output)).astype(passage.streams.dtype)
 
 
@@ -177,6 +181,15 @@ def _write_backward(saved, cotangent):
 
 
 write.defvjp(_write_forward, _write_backward)
+
+
+def _expect(operator: str, room: Array | None, none: Array | None = None) -> None:
+  """Raises ValueError unless the passage has this room, and none where another operator would leave its factors."""
+  if room is None or none is not None:
+    raise ValueError(
+      f"{operator}: the passage was entered for other operators, so its gradient would be lost; "
+      "name this one in the Terms that `enter` takes"
+    )
 
 
 def _per_token(

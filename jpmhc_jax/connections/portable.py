@@ -30,7 +30,8 @@ _LANES = (8, 16, 32)  # features that a sum over all of them keeps apart until i
 _STEPS = 64  # of such a sum at most: they are written out in the program
 
 
-def _wide(x: Array, coefficient: Array) -> Array:
+def wide(x: Array, coefficient: Array) -> Array:
+  """x in the coefficient's dtype where that is wider."""
   return x.astype(jnp.promote_types(x.dtype, coefficient.dtype))
 
 
@@ -53,7 +54,7 @@ def summed_if_static(coefficient: Array, axes: int, gradients: Float[Array, "...
 
 def combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j d"]) -> Float[Array, "*tokens i d"]:
   """Σ_j M_ij x_j."""
-  x = _wide(x, matrix)
+  x = wide(x, matrix)
   if x.shape[-2] > _LARGE:
     matrix = jax.lax.optimization_barrier(matrix)
     return einsum("ij...,...jd->...id" if matrix.ndim > 2 else "ij,...jd->...id", matrix, x)
@@ -65,14 +66,14 @@ def read(x: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
   """Σ_j a_j x_j."""
   if weights.ndim == 1:
     rows = _rows(weights, 1, x.ndim - 2)
-    return sum(rows[..., j, :] * _wide(x[..., j, :], weights) for j in range(x.shape[-2]))  # type: ignore[return-value]
+    return sum(rows[..., j, :] * wide(x[..., j, :], weights) for j in range(x.shape[-2]))  # type: ignore[return-value]
   weights = jax.lax.optimization_barrier(weights)
-  return einsum("j...,...jd->...d", weights, _wide(x, weights))
+  return einsum("j...,...jd->...d", weights, wide(x, weights))
 
 
 def read_backward(x: _Streams, weights: Float[Array, "n *per_token"], cotangent: _Vector) -> tuple[Array, Array]:
   """x̄_j = a_j ū,  ā_j = Σ_d ū x_j (summed over the tokens too when a is static)."""
-  x, cotangent = _wide(x, weights), _wide(cotangent, weights)
+  x, cotangent = wide(x, weights), wide(cotangent, weights)
   to_streams = _rows(weights, 1, x.ndim - 2) * cotangent[..., None, :]
   return to_streams, summed_if_static(weights, 1, einsum("...d,...jd->j...", cotangent, x))
 
@@ -92,7 +93,7 @@ def mix_backward(
   cotangent: _Streams,
 ) -> tuple[Array, Array, Array, Array]:
   """x̄_j = Σ_i H_ij x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
-  x, cotangent = _wide(x, mixer), _wide(cotangent, mixer)
+  x, cotangent = wide(x, mixer), wide(cotangent, mixer)
   to_streams = combine(jnp.swapaxes(mixer, 0, 1), cotangent)
   to_mixer = summed_if_static(mixer, 2, outer_sums(cotangent, x))
   return to_streams, to_mixer, *write_backward(weights, y, cotangent)
@@ -116,18 +117,18 @@ def outer_sums(y: Float[Array, "*tokens i d"], x: Float[Array, "*tokens j d"]) -
 
 def write(weights: Float[Array, "n *per_token"], y: _Vector) -> _Streams:
   """b_i y."""
-  return _rows(weights, 1, y.ndim - 1) * _wide(y, weights)[..., None, :]
+  return _rows(weights, 1, y.ndim - 1) * wide(y, weights)[..., None, :]
 
 
 def write_backward(weights: Float[Array, "n *per_token"], y: _Vector, cotangent: _Streams) -> tuple[Array, Array]:
   """b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
-  y, cotangent = _wide(y, weights), _wide(cotangent, weights)
+  y, cotangent = wide(y, weights), wide(cotangent, weights)
   return summed_if_static(weights, 1, einsum("...id,...d->i...", cotangent, y)), read(cotangent, weights)
 
 
 def products(x: _Streams, kernel: Float[Array, "n d k"]) -> Float[Array, "k *tokens"]:
   """Σ x W, tokens last; the transposition of the result stays out of the product, which would transpose x for it."""
-  return jnp.moveaxis(jax.lax.optimization_barrier(_matmul(_flat(_wide(x, kernel)), _flat_rows(kernel))), -1, 0)
+  return jnp.moveaxis(jax.lax.optimization_barrier(_matmul(_flat(wide(x, kernel)), _flat_rows(kernel))), -1, 0)
 
 
 def products_backward(
@@ -140,7 +141,7 @@ def products_backward(
   every stream that a mixer is applied to.
   """
   cotangent = finished(cotangent)
-  to_kernel = einsum("k...,...f->kf", cotangent, _flat(_wide(x, cotangent)))
+  to_kernel = einsum("k...,...f->kf", cotangent, _flat(wide(x, cotangent)))
   rows, columns = jax.lax.optimization_barrier((jnp.moveaxis(cotangent, 0, -1), _flat_rows(kernel).T))
   to_kernel = jnp.swapaxes(jax.lax.optimization_barrier(to_kernel), 0, 1)
   return _matmul(rows, columns).reshape(x.shape), to_kernel.reshape(kernel.shape)
@@ -148,7 +149,7 @@ def products_backward(
 
 def normed_products(x: _Streams, kernel: Float[Array, "n d k"], epsilon: float) -> Float[Array, "k *tokens"]:
   """Σ_s r_s x_s W_s with r_s = (mean_d x_s² + ε)^(−1/2) of stream s alone."""
-  x = _wide(x, kernel)
+  x = wide(x, kernel)
   return products(_stream_scales(x, epsilon) * x, kernel)
 
 
@@ -156,7 +157,7 @@ def normed_products_backward(
   x: _Streams, kernel: Float[Array, "n d k"], epsilon: float, cotangent: Float[Array, "k *tokens"]
 ) -> tuple[Array, Array]:
   """x̄_s = r_s ȳ_s − r_s³ mean_d(ȳ_s x_s) x_s with ȳ = W s̄,  W̄ = Σ_tokens r x s̄."""
-  x = _wide(x, kernel)
+  x = wide(x, kernel)
   scales = _stream_scales(x, epsilon)
   to_normed, to_kernel = products_backward(scales * x, kernel, cotangent)
   along = jnp.mean(to_normed * x, axis=-1, keepdims=True)
@@ -167,7 +168,7 @@ def moments(
   x: _Streams, kernel: Float[Array, "n d k"], epsilon: float
 ) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"], Float[Array, "*tokens"]]:
   """Σ x W, μ = mean x and r = (mean (x − μ)² + ε)^(−1/2) over all streams: what a layer norm in front of W needs."""
-  x = _wide(x, kernel)
+  x = wide(x, kernel)
   mean = jnp.mean(x, axis=(-2, -1))
   variance = jnp.mean(jnp.square(x - mean[..., None, None]), axis=(-2, -1))
   return products(x, kernel), mean, jax.lax.rsqrt(variance + epsilon)
@@ -187,7 +188,7 @@ def moments_backward(
   slope = -(scale**3) * of_scale / size
   slope, offset = finished(slope), finished(of_mean / size - slope * mean)
   to_x, to_kernel = products_backward(x, kernel, of_products)
-  return to_x + offset[..., None, None] + slope[..., None, None] * _wide(x, kernel), to_kernel
+  return to_x + offset[..., None, None] + slope[..., None, None] * wide(x, kernel), to_kernel
 
 
 def seen(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
@@ -210,7 +211,7 @@ def _flat_rows(kernel: Float[Array, "n d k"]) -> Float[Array, "f k"]:
 
 def statistics(x: _Streams, kernel: Float[Array, "n d k"]) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:
   """Σ x W and Σ x²: all that an RMS norm in front of W needs of the streams."""
-  return products(x, kernel), jnp.sum(jnp.square(_wide(x, kernel)), axis=(-2, -1))
+  return products(x, kernel), jnp.sum(jnp.square(wide(x, kernel)), axis=(-2, -1))
 
 
 def statistics_backward(
@@ -219,4 +220,4 @@ def statistics_backward(
   """x̄ = W s̄ + 2 x q̄,  W̄ = Σ_tokens x s̄."""
   to_x, to_kernel = products_backward(x, kernel, of_products)
   of_square = jax.lax.optimization_barrier(finished(of_square))
-  return to_x + 2.0 * of_square[..., None, None] * _wide(x, kernel), to_kernel
+  return to_x + 2.0 * of_square[..., None, None] * wide(x, kernel), to_kernel

@@ -308,3 +308,17 @@ def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
   expected = jax.jit(second)(x, c, v)
   monkeypatch.setattr(implementation, "operators", lambda *_: by_stream)
   _assert_near(jax.jit(lambda *arguments: second(*arguments))(x, c, v), expected, tolerance=2e-5)
+
+
+def test_a_passage_takes_only_the_operators_it_was_entered_for():
+  x, mixer, weights = jnp.ones((5, 3, 8)), jnp.ones((3, 3, 5)), jnp.ones((3, 5))
+  reading = passage.enter(x, passage.Terms(read=True), by_stream)
+  with pytest.raises(ValueError, match="mix_and_write: the passage was entered for other operators"):
+    apply.mix_and_write(reading, mixer, weights, x[:, 0], by_stream)
+  with pytest.raises(ValueError, match="statistics: the passage"):
+    apply.statistics(reading, jnp.ones((3, 8, 4)), by_stream)
+  mixing = passage.enter(x, passage.Terms(mix=True), by_stream)
+  with pytest.raises(ValueError, match="read: the passage"):
+    apply.read(mixing, weights, by_stream)
+  with pytest.raises(ValueError, match="write: the passage"):
+    apply.write(mixing, weights, x[:, 0])
