@@ -108,12 +108,12 @@ def statistics(
 
 @jax.custom_vjp
 def _statistics(streams, kernel):
-  return portable.statistics(portable.seen(streams, kernel), kernel)
+  return portable.statistics(streams, kernel)
 
 
 def _statistics_backward(saved, cotangents):
   streams, kernel = saved
-  return _like(portable.statistics_backward(portable.seen(streams, kernel), kernel, *cotangents), saved)
+  return _like(portable.statistics_backward(streams, kernel, *cotangents), saved)
 
 
 _statistics.defvjp(lambda *arguments: (_statistics(*arguments), arguments), _statistics_backward)
@@ -126,12 +126,12 @@ def _entered(streams: Array | Passage, terms: Terms, operators: Any) -> Passage:
 @jax.custom_vjp
 def products(streams: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "k *per_kernel"]:
   """Σ x W of every token."""
-  return portable.products(portable.seen(streams, kernel), kernel)
+  return portable.products(streams, kernel)
 
 
 def _products_backward(saved, cotangent):
   streams, kernel = saved
-  return _like(portable.products_backward(portable.seen(streams, kernel), kernel, cotangent), saved)
+  return _like(portable.products_backward(streams, kernel, cotangent), saved)
 
 
 products.defvjp(lambda *arguments: (products(*arguments), arguments), _products_backward)
@@ -160,7 +160,7 @@ def moments(
   streams: _Streams, kernel: Float[Array, "m d k"], epsilon: float
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"], Float[Array, "*per_kernel"]]:
   """Σ x W, the mean μ over all streams of a token and (mean (x − μ)² + ε)^(−1/2)."""
-  return portable.moments(portable.seen(streams, kernel), kernel, epsilon)
+  return portable.moments(streams, kernel, epsilon)
 
 
 def _moments_forward(streams, kernel, epsilon):
@@ -170,9 +170,7 @@ def _moments_forward(streams, kernel, epsilon):
 
 def _moments_backward(epsilon, saved, cotangents):
   streams, kernel, *found = saved
-  return _like(
-    portable.moments_backward(portable.seen(streams, kernel), kernel, *found, *cotangents), (streams, kernel)
-  )
+  return _like(portable.moments_backward(streams, kernel, *found, *cotangents), (streams, kernel))
 
 
 moments.defvjp(_moments_forward, _moments_backward)

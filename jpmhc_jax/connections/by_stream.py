@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections.portable import einsum, summed_if_static, wide
+from jpmhc_jax.connections.contractions import einsum, wide
+from jpmhc_jax.connections.portable import summed_if_static
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]

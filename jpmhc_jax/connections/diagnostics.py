@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, Parameters
-from jpmhc_jax.connections.portable import einsum
+from jpmhc_jax.connections.contractions import einsum
 from jpmhc_jax.manifolds import Manifold
 
 SAMPLE = 256  # tokens whose matrices are decomposed

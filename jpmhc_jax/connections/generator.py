@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import apply, implementation, portable
+from jpmhc_jax.connections.contractions import einsum
 from jpmhc_jax.connections.kernels import Kernels
 from jpmhc_jax.connections.passage import Passage
 
@@ -62,5 +63,5 @@ def project(
   products, mean, scale = apply.moments(streams, scaled_kernel, epsilon)
   per_column = (slice(None),) + (None,) * mean.ndim
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
-  shift = portable.einsum("nd,ndk->k", parameters["norm_shift"].astype(kernel.dtype), kernel)[per_column]
+  shift = einsum("nd,ndk->k", parameters["norm_shift"].astype(kernel.dtype), kernel)[per_column]
   return (products - mean[None] * total) * scale[None] + shift

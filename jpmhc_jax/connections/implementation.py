@@ -11,6 +11,7 @@ from jpmhc_jax.core.errors import check_choice
 
 _PLATFORMS = {"pallas_gpu": "gpu", "pallas_tpu": "tpu"}
 _APART = 8  # above so many streams, n² expressions cost a TPU more than sliced and contracted streams
+_MOST = 16  # streams that kernels take
 IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 
 
@@ -20,16 +21,19 @@ def operators(implementation: str, streams: int) -> Any:
   'auto' and 'xla' are formulas in plain JAX: on a TPU, for few streams, in the form that its compiler fuses
   (`by_stream`). On the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and TPUs and equal the
   formulas in interpret mode, have not been timed there. A kernel asked for on another kind of device falls back to the
-  formulas with a warning.
+  formulas with a warning, and so does one for more than 16 streams, whose W does not fit a processor's own memory.
 
   Raises ConfigError for an unknown name.
   """
   check_choice("connection.implementation", implementation, IMPLEMENTATIONS)
   present = layout.platform()
   if implementation in _PLATFORMS:
-    if _PLATFORMS[implementation] == present:
+    if _PLATFORMS[implementation] != present:
+      announce(implementation, f"the devices are {present!r}")
+    elif streams > _MOST:
+      announce(implementation, f"connection.streams={streams} is above {_MOST}")
+    else:
       return Kernels(present)
-    announce(implementation, f"the devices are {present!r}")
   return by_stream if present == "tpu" and streams <= _APART else portable
 
 

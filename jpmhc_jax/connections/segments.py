@@ -14,28 +14,38 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from jpmhc_jax.connections import portable
+from jpmhc_jax.connections.contractions import outer_sums
 
 
 @jax.custom_vjp
-def _combine(matrix: Float[Array, "i j *per_token"], parts: Float[Array, "*tokens j w"]) -> Float[Array, "*tokens i w"]:
-  """Σ_j M_ij x_j in float32 or wider."""
-  return portable.combine(matrix, parts)
+def _combined(
+  matrices: tuple[Float[Array, "i _ ..."], ...],
+  parts: tuple[Float[Array, "*tokens _ w"], ...],
+  added: Float[Array, "*tokens i w"] | None,
+) -> Float[Array, "*tokens i w"]:
+  """Σ_j M_ij x_j of every pair, and what is added, in float32 or wider and rounded once."""
+  terms = [portable.combine(*pair) for pair in zip(matrices, parts, strict=True)]
+  return sum(terms if added is None else [*terms, added]).astype(parts[0].dtype)  # type: ignore[union-attr]
 
 
-def _combine_backward(saved, cotangent):
-  matrix, parts = saved
-  to_matrix = portable.outer_sums(cotangent, parts)
-  to_parts = portable.combine(jnp.swapaxes(matrix, 0, 1), cotangent)
-  return portable.summed_if_static(matrix, 2, to_matrix), to_parts.astype(parts.dtype)
+def _combined_backward(saved, cotangent):
+  matrices, parts, added = saved
+  to_matrices = (
+    portable.summed_if_static(matrix, 2, outer_sums(cotangent, part, matrix))
+    for matrix, part in zip(matrices, parts, strict=True)
+  )
+  to_parts = (portable.combine(jnp.swapaxes(matrix, 0, 1), cotangent) for matrix in matrices)
+  to_added = None if added is None else cotangent.astype(added.dtype)
+  return tuple(to_matrices), tuple(g.astype(p.dtype) for g, p in zip(to_parts, parts, strict=True)), to_added
 
 
-_combine.defvjp(lambda matrix, parts: (_combine(matrix, parts), (matrix, parts)), _combine_backward)
+_combined.defvjp(lambda *arguments: (_combined(*arguments), arguments), _combined_backward)
 
 
 def read(streams: Float[Array, "*tokens n w"], weights: Float[Array, "m n *per_token"]) -> Float[Array, "*tokens d"]:
   """The sub-layer's input: the m read vectors side by side."""
-  parts = _combine(weights, streams)
-  return jax.lax.collapse(parts, parts.ndim - 2).astype(streams.dtype)
+  parts = _combined((weights,), (streams,), None)
+  return jax.lax.collapse(parts, parts.ndim - 2)
 
 
 def mix_and_write(
@@ -46,8 +56,9 @@ def mix_and_write(
 ) -> Float[Array, "*tokens n w"]:
   """x' = H x + B y; the identity mixer (None) is not multiplied."""
   parts = output.reshape(*output.shape[:-1], weights.shape[1], streams.shape[-1])
-  mixed = streams if mixer is None else _combine(mixer, streams)
-  return (mixed + _combine(weights, parts)).astype(streams.dtype)
+  if mixer is None:
+    return _combined((weights,), (parts,), streams)
+  return _combined((mixer, weights), (streams, parts), None)
 
 
 def split(x: Float[Array, "*tokens d"], n: int, m: int) -> Float[Array, "*tokens n w"]:

@@ -102,6 +102,15 @@ def test_static_coefficients_and_unused_outputs(name, entered):
   assert not np.any(actual[1][NAMES.index("kernel")])
 
 
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_many_streams_whose_work_is_not_written_out(name):
+  arguments = _inputs((3,), n=6, d=20, k=48)
+  actual = _values_and_gradients(_operators(name), arguments, jnp.float32, entered=True)
+  with jax.enable_x64(True):
+    expected = _values_and_gradients(portable, arguments, jnp.float64)
+  _assert_near(actual, expected)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_bfloat16_streams_are_computed_in_float32(name):
   x, mixer, _, write, y, _ = (jnp.asarray(a, jnp.float32) for a in _inputs((4,)))
@@ -220,6 +229,14 @@ def test_a_fall_back_is_announced():
     out = Connection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   plain = Connection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   np.testing.assert_array_equal(out, plain)
+
+
+def test_more_streams_than_kernels_take_are_announced(monkeypatch):
+  implementation.announce.cache_clear()
+  monkeypatch.setattr(layout, "platform", lambda: "gpu")
+  assert isinstance(implementation.operators("pallas_gpu", 16), Kernels)
+  with pytest.warns(UserWarning, match="connection.streams=17 is above 16; the portable formulas run instead"):
+    assert implementation.operators("pallas_gpu", 17) is portable
 
 
 def test_a_norm_without_a_kernel_is_announced():

@@ -1,5 +1,13 @@
 """What is counted in a compiled program, by hand on a few lines of HLO."""
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
 from experiments.benchmarks import traffic
 
 HLO = """
@@ -27,3 +35,17 @@ def test_reads_and_writes_of_main_memory_are_counted_and_a_stack_by_its_slice():
   assert traffic.body_traffic(bodies["body"]) == (160 + 80 + 80, 345)
   assert traffic.body_traffic(bodies["main"]) == (0, 0)
   assert traffic.main_memory_bytes("(f32[], pred[8], f32[3,5]{1,0:T(8,128)})") == 4 + 8 + 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "h100"])
+def test_sixteen_streams_compile_every_way_for_devices_elsewhere(topology, tmp_path):
+  compiler = "libtpu" if topology.startswith("v") else "jax_cuda13_plugin"
+  if not importlib.util.find_spec(compiler):
+    pytest.skip(f"{compiler}, which compiles for {topology}, is not installed")
+  command = [sys.executable, "-m", "experiments.benchmarks.traffic", f"--topology={topology}", "--streams=16"]
+  sizes = ["--tokens=2048", "--width=128", f"--out={tmp_path / 'rows.json'}"]
+  subprocess.run([*command, *sizes], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+  rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+  assert [row["computed"] for row in rows] == ["portable", "by stream", "kernels"] * 2
+  assert all(row["backward"] > 0 and row["forward"] > 0 for row in rows)

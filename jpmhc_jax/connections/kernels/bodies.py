@@ -14,6 +14,8 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+_WRITTEN_OUT = 4  # streams
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -31,11 +33,19 @@ class Shape:
     first = (lambda k: pl.multiple_of(k * self.chunk, self.chunk)) if self.apart else (lambda k: k * self.chunk)
     return jax.lax.fori_loop(0, self.d // self.chunk, lambda k, carry: body(first(k), carry), start)
 
-  def stream(self, j: int, first: Any) -> tuple[Any, ...]:
+  def each(self, body: Callable[[Any], None]) -> None:
+    """Calls `body(j)` for every stream j, in a loop where Triton would keep too much of all in shared memory."""
+    if self.apart or self.n <= _WRITTEN_OUT:
+      for j in range(self.n):
+        body(j)
+    else:
+      jax.lax.fori_loop(0, self.n, lambda j, _: body(j), None)
+
+  def stream(self, j: Any, first: Any) -> tuple[Any, ...]:
     """The index of a chunk of stream j."""
     return (slice(None), j, pl.ds(first, self.chunk)) if self.apart else (slice(None), self.features(j, first))
 
-  def features(self, j: int, first: Any) -> Any:
+  def features(self, j: Any, first: Any) -> Any:
     """A chunk of stream j along an axis of all n·d features."""
     return pl.ds(j * self.d + first, self.chunk)
 
@@ -44,7 +54,7 @@ class Shape:
     return slice(None), pl.ds(first, self.chunk)
 
 
-def _column(ref: Any, k: int) -> jax.Array:
+def _column(ref: Any, k: Any) -> jax.Array:
   return ref[:, pl.ds(k, 1)].astype(jnp.float32)
 
 
@@ -104,9 +114,12 @@ def mix(shape: Shape, x: Any, y: Any, h: Any, b: Any, out: Any) -> None:
   def chunk(first, carry):
     streams = [_load(x, shape.stream(j, first)) for j in range(n)]
     output = _load(y, shape.vector(first))
-    for i in range(n):
+
+    def stream(i):
       mixed = _total([_column(h, i * n + j) * streams[j] for j in range(n)])
       _store(out, shape.stream(i, first), mixed + _column(b, i) * output)
+
+    shape.each(stream)
     return carry
 
   shape.walk(chunk, 0)
@@ -133,7 +146,9 @@ def coefficients_backward(shape: Shape, x: Any, y: Any, b: Any, g: Any, to_y: An
 
 
 def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -> None:
-  """s = Σ_j x_j W_j and Σ x² in one pass over x."""
+  """s = Σ_j x_j W_j and Σ x² in one pass over x: flat streams are one long vector to it."""
+  if not shape.apart:
+    shape = dataclasses.replace(shape, n=1, d=shape.n * shape.d)
 
   def chunk(first, sums):
     products, square = sums
@@ -157,7 +172,7 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
   given, to_x = dict(zip(names, refs[:-1], strict=True)), refs[-1]
   shared = "kernel" in given and shape.n > 1 and given["kernel"].shape[1] == shape.d
 
-  def projected(j: int, first: Any) -> jax.Array:
+  def projected(j: Any, first: Any) -> jax.Array:
     columns = given["kernel"].shape[0]
     own = j if shared else 0
     kernel = _load(given["kernel"], (slice(None), shape.features(0 if shared else j, first)))
@@ -166,10 +181,13 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
     return term + 2.0 * _column(given["square"], own) * _load(given["x"], shape.stream(j, first))
 
   def chunk(first, carry):
-    cotangents = [_load(given["cotangent"], shape.stream(i, first)) for i in range(shape.n) if "cotangent" in given]
+    cotangents = [_load(given["cotangent"], shape.stream(i, first)) for i in range(shape.n) if "mixer" in given]
     vector = _load(given["vector"], shape.vector(first)) if "vector" in given else None
-    for j in range(shape.n):
-      terms = [cotangents[j]] if cotangents and "mixer" not in given else []
+
+    def stream(j):
+      terms = []
+      if "cotangent" in given and "mixer" not in given:
+        terms.append(_load(given["cotangent"], shape.stream(j, first)))
       if "mixer" in given:
         terms += [_column(given["mixer"], i * shape.n + j) * c for i, c in enumerate(cotangents)]
       if vector is not None:
@@ -177,6 +195,8 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
       if "kernel" in given:
         terms.append(projected(j, first))
       _store(to_x, shape.stream(j, first), _total(terms))
+
+    shape.each(stream)
     return carry
 
   shape.walk(chunk, 0)

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from jpmhc_jax.connections.contractions import einsum
 from jpmhc_jax.connections.kernels import bodies
-from jpmhc_jax.connections.portable import einsum
 from jpmhc_jax.core.layout import batch_split
 
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
+_TRITON_KERNEL = 1 << 13  # numbers of W in shared memory at a time; Triton keeps up to four such parts
 _MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
 _MOSAIC_TOKENS = 512  # of a block at most: Mosaic unrolls over them
 
@@ -179,7 +180,8 @@ class _Layout:
     would be a copy of the streams before and after every kernel. On a GPU the flat form costs nothing.
     """
     if platform == "gpu":
-      chunk = min(_TRITON_CHUNK, max(16, pl.next_power_of_2(d)))
+      most = min(_TRITON_CHUNK, pl.next_power_of_2(d), _TRITON_KERNEL // pl.next_power_of_2(columns))
+      chunk = max(_TRITON_TOKENS, most)
       block, shape = _TRITON_TOKENS, bodies.Shape(n, _padded(d, chunk), chunk, apart=False)
     else:
       wide = _padded(d, _MOSAIC_LANES)
