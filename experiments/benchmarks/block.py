@@ -5,7 +5,7 @@
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
 with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
-and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments); then every part
+and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments, bf16 streams); then every part
 against the time of a copy measured in the same rounds (roofline), and the block as n, d and the number of tokens grow,
 with the temporaries that the compiler planned.
 Runs on the first device that JAX has. `--implementation=pallas_gpu` or `pallas_tpu` measures the kernels there.
@@ -35,6 +35,7 @@ FORMS: dict[str, dict[str, Any]] = {  # of the Cayley block; streams are as wide
   "gated": {"generator": "gated"},
   "static": {"generator": "static"},
   "2 segments": {"segments": 2},
+  "bfloat16": {"dtype": "bfloat16"},
 }
 PEERS = ("HC", "mHC, Sinkhorn-20")  # families of the PyPI package, see `peers.SHARED`
 
@@ -52,12 +53,14 @@ def compiled_gradient(function: Callable[..., Any], *arguments: Any) -> tuple[Th
   return lambda: compiled(arguments, cotangent), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def our_block(mixer: str, tokens: int, n: int, d: int, computed_by: str, **form: Any) -> tuple[Thunk, float]:
+def our_block(
+  mixer: str, tokens: int, n: int, d: int, computed_by: str, dtype: str = "float32", **form: Any
+) -> tuple[Thunk, float]:
   """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters; the apply stage by an implementation."""
   connection = schema.Connection(manifold=mixer, streams=n, implementation=computed_by, **form)
   rule = HyperConnection.from_config(connection, d * connection.segments, 0)
   parameters = rule.init(jax.random.key(0))
-  streams = jax.random.normal(jax.random.key(1), (tokens, n, d))
+  streams = jax.random.normal(jax.random.key(1), (tokens, n, d)).astype(dtype)
   return compiled_gradient(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)
 
 
@@ -126,7 +129,7 @@ def compare(tokens: int, n: int, d: int, rounds: int, with_peers: bool, computed
 
 
 def forms(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[dict[str, Any]]:
-  """The Cayley block by norm, generator and segments, and its ratio to the first."""
+  """The Cayley block by norm, generator, segments and dtype, and its ratio to the first."""
   built = {name: our_block("cayley", tokens, n, d, computed_by, **form) for name, form in FORMS.items()}
   samples = timing.interleaved({name: thunk for name, (thunk, _) in built.items()}, rounds=rounds)
   return [
