@@ -5,9 +5,9 @@
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
 with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
-and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments, bf16 streams); then every part
-against the time of a copy measured in the same rounds (roofline), and the block as n, d and the number of tokens grow,
-with the temporaries that the compiler planned.
+and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments, bf16 streams); then
+every part against the time of a copy measured in the same rounds (roofline), and the block as n, d and the number of
+tokens grow, with the temporaries that the compiler planned.
 Runs on the first device that JAX has. `--implementation=pallas_gpu` or `pallas_tpu` measures the kernels there.
 """
 
