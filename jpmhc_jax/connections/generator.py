@@ -2,9 +2,8 @@
 
     logits = Norm(vec x) W       x: (*tokens, n, d), W: (n, d, k), result (k, *tokens) in float32 or wider
 
-The normalised streams are not stored: the norm's scale and the mean of a layer norm are per-token scalars, applied to
-the k products instead of the n·d features (the per-stream norm in front of a joint projection excepted: its scales do
-not leave the sum, and the normalised streams are built for each product and forgotten).
+The normalised streams are not made: the norm's scale and the mean of a layer norm are per-token scalars, applied to the
+k products instead of the n·d features (for the per-stream norm in front of a joint projection to those of each stream).
 
 With W: (1, d, k) each stream is normed and projected alone, and the result is (k, *tokens, n).
 """

@@ -106,7 +106,7 @@ def write_backward(weights: Float[Array, "n *per_token"], y: _Vector, cotangent:
 
 def products(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "k *per_kernel"]:
   """Σ x W, tokens last; the transposition of the result stays out of the product, which would transpose x for it."""
-  return jnp.moveaxis(jax.lax.optimization_barrier(rows_times(_seen(x, kernel), _flat_rows(kernel))), -1, 0)
+  return jnp.moveaxis(jax.lax.optimization_barrier(rows_times(_side_by_side(x, kernel), _flat_rows(kernel))), -1, 0)
 
 
 def products_backward(
@@ -128,7 +128,7 @@ def products_backward(
 def _to_kernel(
   x: _Streams, kernel: Float[Array, "m d k"], cotangent: Float[Array, "k *per_kernel"]
 ) -> Float[Array, "m d k"]:
-  sums = jax.lax.optimization_barrier(times_rows(cotangent, _seen(x, kernel)))
+  sums = jax.lax.optimization_barrier(times_rows(cotangent, _side_by_side(x, kernel)))
   return jnp.swapaxes(sums, 0, 1).reshape(kernel.shape)
 
 
@@ -171,10 +171,10 @@ def moments(
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"], Float[Array, "*per_kernel"]]:
   """Σ x W, and over all that W sees μ = mean x and r = (mean (x − μ)² + ε)^(−1/2): what a layer norm needs."""
   size = math.prod(kernel.shape[:2])
-  *sums, total = products(x, jnp.concatenate([kernel, jnp.ones_like(kernel[..., :1])], axis=-1))
-  mean = total / size
+  sums = products(x, jnp.concatenate([kernel, jnp.ones_like(kernel[..., :1])], axis=-1))
+  mean = sums[-1] / size
   squares = square_sums(x, kernel, mean if mean.ndim == x.ndim - 1 else mean[..., None])
-  return jnp.stack(sums), mean, jax.lax.rsqrt(_over_seen(squares, kernel) / size + epsilon)
+  return sums[:-1], mean, jax.lax.rsqrt(_over_seen(squares, kernel) / size + epsilon)
 
 
 def moments_backward(
@@ -218,7 +218,7 @@ def seen(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kerne
   return x if kernel.shape[0] == x.shape[-2] else x[..., None, :]
 
 
-def _seen(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel f"]:
+def _side_by_side(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel f"]:
   """What one product sees, side by side: a contraction over two axes takes them in an order that copies the streams."""
   return jax.lax.collapse(x, x.ndim - 2) if kernel.shape[0] == x.shape[-2] else x
 
