@@ -96,7 +96,7 @@ def statistics(
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
   """`apply.statistics` of the streams."""
   _expect("statistics", passage.kernel)
-  return operators.statistics(portable.seen(passage.streams, kernel), kernel)
+  return operators.statistics(_seen(passage.streams, kernel), kernel)
 
 
 def _statistics_forward(passage, kernel, operators):
@@ -107,7 +107,7 @@ def _statistics_backward(operators, saved, cotangents):
   streams, kernel = saved
   products, square = cotangents
   left = _NOTHING._replace(kernel=kernel, products=products, square=square)
-  to_kernel = operators.kernel_backward(portable.seen(streams, kernel), products)
+  to_kernel = operators.kernel_backward(_seen(streams, kernel), products)
   return left, to_kernel.astype(kernel.dtype)
 
 
@@ -190,6 +190,11 @@ def _expect(operator: str, room: Array | None, none: Array | None = None) -> Non
       f"{operator}: the passage was entered for other operators, so its gradient would be lost; "
       "name this one in the Terms that `enter` takes"
     )
+
+
+def _seen(streams: Float[Array, "*tokens n d"], kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
+  """What one product with the kernel sees: all streams of a token, or each of them as a token of its own."""
+  return streams if kernel.shape[0] == streams.shape[-2] else streams[..., None, :]
 
 
 def _per_token(

@@ -120,9 +120,12 @@ def products_backward(
   over it; a GPU's compiler does so without.
   """
   cotangent = finished(cotangent)
+  return _to_streams(x, kernel, cotangent), _to_kernel(x, kernel, cotangent)
+
+
+def _to_streams(x: _Streams, kernel: Float[Array, "m d k"], cotangent: Float[Array, "k *per_kernel"]) -> _Streams:
   to_x = product(jnp.moveaxis(cotangent, 0, -1), _flat_rows(kernel).T, x.dtype).reshape(x.shape)
-  to_x = jax.lax.optimization_barrier(to_x) if layout.platform() == "cpu" else to_x
-  return to_x, _to_kernel(x, kernel, cotangent)
+  return jax.lax.optimization_barrier(to_x) if layout.platform() == "cpu" else to_x
 
 
 def _to_kernel(
@@ -143,10 +146,9 @@ def normed_products_backward(
 ) -> tuple[Array, Array]:
   """x̄_s = r_s W_s s̄ − r_s³ (Σ_k s̄ x_s W_s) x_s / d,  W̄_s = Σ_tokens x_s r_s s̄."""
   scales = _stream_scales(x, kernel, epsilon)
-  to_x, _ = products_backward(x, kernel, cotangent)
   along = jnp.stack([jnp.sum(cotangent * own, axis=0) for own in _stream_products(x, kernel)])
   slopes = _rows(finished(scales**3 * along / x.shape[-1]), 1, x.ndim - 2)
-  to_x = _rows(finished(scales), 1, x.ndim - 2) * to_x - slopes * wide(x, kernel)
+  to_x = _rows(finished(scales), 1, x.ndim - 2) * _to_streams(x, kernel, finished(cotangent)) - slopes * wide(x, kernel)
   to_kernel = [
     _to_kernel(stream, own, finished(scale[None] * cotangent))
     for stream, own, scale in zip(*_streams_alone(x, kernel), scales, strict=True)
@@ -213,13 +215,8 @@ def statistics_backward(
   return to_x + 2.0 * _beside(of_square, x) * wide(x, kernel), to_kernel
 
 
-def seen(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
-  """What one product with the kernel sees: all streams of a token, or each of them."""
-  return x if kernel.shape[0] == x.shape[-2] else x[..., None, :]
-
-
 def _side_by_side(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel f"]:
-  """What one product sees, side by side: a contraction over two axes takes them in an order that copies the streams."""
+  """What one product sees, all streams of a token or each: over two axes a contraction would copy the streams."""
   return jax.lax.collapse(x, x.ndim - 2) if kernel.shape[0] == x.shape[-2] else x
 
 

@@ -19,24 +19,26 @@ from jpmhc_jax.connections.contractions import outer_sums
 
 @jax.custom_vjp
 def _combined(
+  added: Float[Array, "*tokens i w"] | None,
   matrices: tuple[Float[Array, "i _ ..."], ...],
   parts: tuple[Float[Array, "*tokens _ w"], ...],
-  added: Float[Array, "*tokens i w"] | None,
 ) -> Float[Array, "*tokens i w"]:
-  """Σ_j M_ij x_j of every pair, and what is added, in float32 or wider and rounded once."""
+  """What is added and Σ_j M_ij x_j of every pair, in float32 or wider; rounded once, as what comes first is."""
   terms = [portable.combine(*pair) for pair in zip(matrices, parts, strict=True)]
-  return sum(terms if added is None else [*terms, added]).astype(parts[0].dtype)  # type: ignore[union-attr]
+  if added is None:
+    return sum(terms).astype(parts[0].dtype)  # type: ignore[union-attr]
+  return sum(terms, added).astype(added.dtype)
 
 
 def _combined_backward(saved, cotangent):
-  matrices, parts, added = saved
+  added, matrices, parts = saved
   to_matrices = (
     portable.summed_if_static(matrix, 2, outer_sums(cotangent, part, matrix))
     for matrix, part in zip(matrices, parts, strict=True)
   )
   to_parts = (portable.combine(jnp.swapaxes(matrix, 0, 1), cotangent) for matrix in matrices)
-  to_added = None if added is None else cotangent.astype(added.dtype)
-  return tuple(to_matrices), tuple(g.astype(p.dtype) for g, p in zip(to_parts, parts, strict=True)), to_added
+  rounded = (g.astype(part.dtype) for g, part in zip(to_parts, parts, strict=True))
+  return None if added is None else cotangent, tuple(to_matrices), tuple(rounded)
 
 
 _combined.defvjp(lambda *arguments: (_combined(*arguments), arguments), _combined_backward)
@@ -44,7 +46,7 @@ _combined.defvjp(lambda *arguments: (_combined(*arguments), arguments), _combine
 
 def read(streams: Float[Array, "*tokens n w"], weights: Float[Array, "m n *per_token"]) -> Float[Array, "*tokens d"]:
   """The sub-layer's input: the m read vectors side by side."""
-  parts = _combined((weights,), (streams,), None)
+  parts = _combined(None, (weights,), (streams,))
   return jax.lax.collapse(parts, parts.ndim - 2)
 
 
@@ -57,8 +59,8 @@ def mix_and_write(
   """x' = H x + B y; the identity mixer (None) is not multiplied."""
   parts = output.reshape(*output.shape[:-1], weights.shape[1], streams.shape[-1])
   if mixer is None:
-    return _combined((weights,), (parts,), streams)
-  return _combined((mixer, weights), (streams, parts), None)
+    return _combined(streams, (weights,), (parts,))
+  return _combined(None, (mixer, weights), (streams, parts))
 
 
 def split(x: Float[Array, "*tokens d"], n: int, m: int) -> Float[Array, "*tokens n w"]:

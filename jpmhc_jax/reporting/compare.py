@@ -74,10 +74,7 @@ def runs_table(runs: Sequence[Run], metric: tuple[str, bool] | None) -> Markup:
         *(_setting(run.config.get(field)) for field in fields),
       ]
     )
-  search = tag(
-    "label", "Filter ", tag("input", type="search", class_="find", placeholder="any cell", autocomplete="off")
-  )
-  filters = tag("form", search, tag("output", class_="quiet"), class_="filters")
+  filters = tag("form", markup.search("Filter", "any cell"), tag("output", class_="quiet"), class_="filters")
   order = f", by the last {name}, the {'largest' if metric[1] else 'smallest'} first" if metric else ""
   return tag("div", filters, markup.table(f"Runs{order}", header, rows, class_="sortable"), class_="filterable")
 

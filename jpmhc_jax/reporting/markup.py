@@ -46,6 +46,11 @@ def embed_json(value: Any, **attributes: Any) -> Markup:
   return tag("script", Markup(data), type="application/json", **attributes)
 
 
+def search(label: str, example: str) -> Markup:
+  """The field of a filter form that the page's script matches words with."""
+  return tag("label", f"{label} ", tag("input", type="search", class_="find", placeholder=example, autocomplete="off"))
+
+
 def slug(name: str) -> str:
   """An id for links: lower-case letters, digits and hyphens."""
   return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"

@@ -147,9 +147,8 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
     for value, words in options
   ]
   choose = tag("fieldset", tag("legend", "Show", class_="hidden"), *radios)
-  search = tag("label", "Task ", tag("input", type="search", class_="find", placeholder="id", autocomplete="off"))
   large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
-  filters = tag("form", choose, search, large, tag("output", class_="quiet"), class_="filters")
+  filters = tag("form", choose, markup.search("Task", "id"), large, tag("output", class_="quiet"), class_="filters")
   kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
   marks = {"text": "Marked is what follows the first difference.", "images": ""}
   legend = marks.get(examples[0].get("kind", "") if examples else "", "Red frames mark wrong cells.")

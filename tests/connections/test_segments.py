@@ -59,6 +59,19 @@ def test_the_apply_stage_is_the_formula_with_every_gradient(static):
     )
 
 
+@pytest.mark.parametrize("mixer", [None, jnp.eye(4)], ids=["identity", "mixed"])
+def test_streams_keep_their_dtype_whatever_the_sub_layer_returns(mixer):
+  streams, output = jnp.ones((5, 4, 8), jnp.bfloat16), jnp.ones((5, 16))
+
+  def write(streams, output):
+    return segments.mix_and_write(streams, mixer, jnp.ones((4, 2)), output)
+
+  mixed, pullback = jax.vjp(write, streams, output)
+  to_streams, to_output = pullback(mixed)
+  assert (mixed.dtype, to_streams.dtype, to_output.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+  np.testing.assert_array_equal(mixed, jnp.full_like(streams, 3.0))
+
+
 def test_a_static_mixer_meets_per_token_writes():
   n, m, w = 4, 2, 4
   keys = jax.random.split(jax.random.key(0), 4)
