@@ -20,17 +20,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def block(axes: Sequence[Axes], results: Mapping[str, Any]) -> None:
-  """Roofline of the parts, blocks beside the package, and how a block grows with n, d and tokens."""
-  _roofline(axes[0], [row for row in results["roofline"] if row["d"] == 128])
-  rows = [row for row in results["beside_peers"] if row["d"] == 128]
-  _bars(axes[1], [row["block"] for row in rows], [row["ms"] for row in rows], "ms, forward and backward, d = 128")
-  start = results["scaling"][0] | {"n": 4}
-  for name in ("n", "d", "tokens"):
-    others = {"n", "d", "tokens"} - {name}
-    line = sorted((row[name], row["ms"]) for row in results["scaling"] if all(row[o] == start[o] for o in others))
-    axes[2].loglog(*zip(*line, strict=True), "o-", label=name)
-  axes[2].set(xlabel=f"value; the others stay at n = 4, d = {start['d']}, {start['tokens']:,} tokens", ylabel="ms")
-  axes[2].legend()
+  """Roofline of the parts, blocks beside the package, and how a block grows with n, d and tokens.
+
+  A section that the run left out (`--sections`, or no package to lie beside) is an empty panel that says so.
+  """
+  panels = {"roofline": _roofline, "beside_peers": _beside_peers, "scaling": _scaling}
+  for axis, (section, fill) in zip(axes, panels.items(), strict=True):
+    if section in results:
+      fill(axis, results[section])
+    else:
+      axis.set_axis_off()
+      axis.set_title(f"{section}: not measured in this run")
 
 
 def step(axes: Sequence[Axes], results: Mapping[str, Any]) -> None:
@@ -100,6 +100,7 @@ FIGURES: dict[str, tuple[int, Callable[[Sequence[Axes], Mapping[str, Any]], None
 
 def _roofline(axis: Axes, rows: Rows) -> None:
   """Milliseconds of each part over the megabytes it must move, and the copy's line."""
+  rows = [row for row in rows if row["d"] == 128]
   copy = next(row for row in rows if row["part"] == "copy")
   largest = max(row["MB"] for row in rows) * 1.2
   axis.plot([0, largest], [0, largest * copy["ms"] / copy["MB"]], color="0.5", label="a copy, in the same rounds")
@@ -110,6 +111,21 @@ def _roofline(axis: Axes, rows: Rows) -> None:
   axis.set(xlabel="MB that must move", ylabel="ms", xlim=(0, largest), ylim=(0, 1.2 * max(row["ms"] for row in rows)))
   axis.set_title(f"{copy['tokens']:,} tokens, n = {copy['n']}, d = {copy['d']}: share of the copy's bandwidth")
   axis.legend(loc="upper left")
+
+
+def _beside_peers(axis: Axes, rows: Rows) -> None:
+  rows = [row for row in rows if row["d"] == 128]
+  _bars(axis, [row["block"] for row in rows], [row["ms"] for row in rows], "ms, forward and backward, d = 128")
+
+
+def _scaling(axis: Axes, rows: Rows) -> None:
+  start = {**rows[0], "n": 4}
+  for name in ("n", "d", "tokens"):
+    others = {"n", "d", "tokens"} - {name}
+    line = sorted((row[name], row["ms"]) for row in rows if all(row[o] == start[o] for o in others))
+    axis.loglog(*zip(*line, strict=True), "o-", label=name)
+  axis.set(xlabel=f"value; the others stay at n = 4, d = {start['d']}, {start['tokens']:,} tokens", ylabel="ms")
+  axis.legend()
 
 
 def _labels(axis: Axes, points: Iterable[tuple[float, float, str]]) -> None:

@@ -56,6 +56,19 @@ def test_the_roofline_in_the_readme_is_that_of_the_results():
   assert written == [(shares[part, 128], shares[part, 512]) for part in parts]
 
 
+def test_the_blocks_and_their_growth_in_the_readme_are_those_of_the_results():
+  results = _results("block")
+  titles = {"identity": "jpmhc_jax identity", "Cayley": "jpmhc_jax cayley", "Sinkhorn-20": "jpmhc_jax sinkhorn"}
+  section = README.partition("## The block alone")[2]
+  for title, block_name in {**titles, "plain residual": "plain residual"}.items():
+    written = re.search(rf"^\| {title} \| ([\d.]+) ms \| ([\d.]+) ms \|$", section, re.MULTILINE).groups()
+    measured = {row["d"]: row["ms"] for row in results["blocks"] if row["block"] == block_name}
+    assert written == (f"{measured[128]:.1f}", f"{measured[512]:.1f}"), title
+  written = re.search(r"In n \(1,024 tokens, d = 128\): (.*?) ms", section).group(1)
+  grown = sorted((row["n"], row["ms"]) for row in results["scaling"] if (row["tokens"], row["d"]) == (1024, 128))
+  assert [float(ms) for ms in re.findall(r"[\d.]+", written)] == [round(ms, 0 if ms > 10 else 1) for _, ms in grown]
+
+
 def test_the_profile_in_the_readme_is_that_of_the_results():
   profiles = _results("profile")["ms_by_scope"].values()
   groups = {
@@ -101,6 +114,9 @@ def test_every_row_of_the_results_is_in_its_figure(tmp_path):
   for name in figures.FIGURES:
     figures.draw(name, _results(name), tmp_path / f"{name}.png")
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+  axes = figures.pyplot.figure().subplots(1, 3)
+  figures.block(axes, {name: rows for name, rows in _results("block").items() if name != "beside_peers"})
+  assert [axis.get_title() for axis in axes][1] == "beside_peers: not measured in this run" and axes[2].lines
   steps, growths = _results("step"), _results("growth")
   axes = figures.pyplot.figure().subplots(1, 2)
   figures.step(axes, steps)
