@@ -141,7 +141,8 @@ def _bars(axis: Axes, names: Sequence[str], values: Sequence[float], label: str)
   axis.set_yticks(range(len(names)), names, fontsize=8)
   axis.invert_yaxis()
   for row, value in enumerate(values):
-    axis.annotate(f"{value:.3g}", (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    axis.annotate(text, (value, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
   axis.set_xlabel(label)
   axis.margins(x=0.12)
 
