@@ -8,8 +8,8 @@ are held out and scored). All share one generator, norm and read/write form, so 
 demo: cayley on the 25 + 6 tasks whose grids fit 5×5, which is what `make demo` runs.
 Larger grids: --config.data.arc.canvas=10 --config.data.arc.max_side=10.
 Expect of demo: pass@2 from 0.17 to 0.26 on the 25 held-out tasks after 1,200 steps (one seed, 16 votes a test input;
-0.26 by this version, 0.17, 0.20 and 0.23 by earlier ones that round otherwise); 3 to 5 minutes on 2 CPU cores (measured
-2026-11-21, AMD EPYC, shared).
+0.26 on one processor, 0.21 on another, 0.17 to 0.23 by earlier versions that round otherwise); 3 to 5 minutes on 2 CPU
+cores (measured 2026-11-22, AMD EPYC and Intel Xeon, shared).
 """
 
 from jpmhc_jax.core.config import default
