@@ -87,8 +87,10 @@ def mixer_table(n: int, d: int) -> Any:
 
 
 def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
-  """Cells of the table; families that do not exist for n streams say so."""
+  """Cells of the table, with a progress bar on a terminal; families that do not exist for n streams say so."""
   import jax
+  from rich.console import Console
+  from rich.progress import track
 
   from jpmhc_jax.connections import HyperConnection
   from jpmhc_jax.core import schema
@@ -96,7 +98,8 @@ def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
   from jpmhc_jax.manifolds import FAMILIES, make
 
   strength = schema.Connection().identity_bias
-  for name in FAMILIES:
+  console = Console(stderr=True)
+  for name in track(FAMILIES, "families", console=console, transient=True, disable=not console.is_terminal):
     manifold = make(name)
     try:
       rule = HyperConnection.from_config(schema.Connection(manifold=name, streams=n), d, 0)

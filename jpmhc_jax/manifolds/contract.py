@@ -122,8 +122,12 @@ class Manifold(abc.ABC):
 
   def identity_error(self, n: int, strength: float) -> float:
     """max |project(identity_logits(n, strength)) − I|; 0.0 for sets that reach the identity exactly."""
+
+    def error(logits: Array) -> Array:
+      return jnp.max(jnp.abs(self.project(logits, n) - np.eye(n, dtype=np.float32)))
+
     with jax.ensure_compile_time_eval():
-      return float(jnp.max(jnp.abs(self.project(self.identity_logits(n, strength), n) - np.eye(n, dtype=np.float32))))
+      return float(jax.jit(error)(self.identity_logits(n, strength)))
 
   def flops(self, n: int) -> tuple[int, int]:
     """Exact floating-point operations a token, (forward, backward), counted in the traced program (see `flops`)."""
