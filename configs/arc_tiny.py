@@ -10,8 +10,8 @@ Larger grids: --config.data.arc.canvas=10 --config.data.arc.max_side=10.
 Expect of demo: pass@2 from 0.17 to 0.26 on the 25 held-out tasks after 1,200 steps (one seed, 16 votes a test input;
 0.26 on one processor, 0.21 on another, 0.17 to 0.23 by earlier versions that round otherwise); 3 to 5 minutes on 2 CPU
 cores (measured 2026-11-22, AMD EPYC and Intel Xeon, shared).
-Expect of the others: pass@2 0.18 (trm), 0.28 (cayley), 0.24 (sinkhorn; 0.30 at step 2,800) on the 46 held-out tasks after
-3,000 steps, in 7 and 14 minutes on the Xeon: one seed, equal steps, a task is 0.02; that orders no families.
+Expect of the others: pass@2 0.18 (trm), 0.28 (cayley), 0.24 (sinkhorn; 0.30 at step 2,800) on the 46 held-out tasks
+after 3,000 steps, in 7 and 14 minutes on the Xeon: one seed, equal steps, a task is 0.02; that orders no families.
 """
 
 from jpmhc_jax.core.config import default
