@@ -199,11 +199,14 @@ def main() -> None:
     print(f"\n{title}: {', '.join(rows[0])}")
     show(rows)
   if options.out:
+    kept = timing.earlier(options.out)
+    command = timing.environment()["command"]
     timing.write_json(
       options.out,
       {
-        **timing.earlier(options.out),
+        **kept,
         **sections,
+        "commands": kept.get("commands", {}) | dict.fromkeys(sections, command),
         "implementation": computed_by,
         "rounds": options.rounds,
         "peers": peers.missing() or peers.versions(),
