@@ -195,6 +195,16 @@ def test_the_rotation_that_carries_along_carries_the_point(n, p):
     assert_allclose(carry_along(x, y, x), y, rtol=0, atol=1e-11)
 
 
+def test_the_q_factor_is_orthonormal_after_steps_of_any_size_and_keeps_its_span_without():
+  points = Grassmann().random(jax.random.key(0), (20, 8, 3))
+  steps = Grassmann().tangent(points, jax.random.normal(jax.random.key(1), points.shape))
+  for scale in (1.0, 1e3, 1e6):
+    assert jnp.max(Grassmann().distance(qr(points + scale * steps))) < 2e-6
+  stayed = jax.lax.fori_loop(0, 1000, lambda _, x: qr(x), points)
+  spans = (np.asarray(x, np.float64) @ np.swapaxes(np.asarray(x, np.float64), -1, -2) for x in (points, stayed))
+  assert_allclose(*spans, rtol=0, atol=1e-6)
+
+
 def test_iso_keeps_the_mean_and_cayley_steps_keep_the_determinant():
   point, tangent, _ = draw(Iso(), (5, 5))
   for method in Iso.RETRACTIONS:

@@ -16,13 +16,6 @@ from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 
 
-@pytest.fixture
-def float64():
-  """In float32 the order of the sums decides where second moments come to rest: 1e-7 to 1e-5 from the optimum."""
-  with jax.enable_x64(True):
-    yield
-
-
 def descend(optimizer, loss, start, steps):
   """The parameters after `steps` full-gradient steps."""
 
@@ -51,7 +44,6 @@ PROCRUSTES = {
 }
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", PROCRUSTES)
 def test_procrustes(name):
   """min |A X - B|_F over rotations: the polar factor of A^T B, here the rotation that made B up to noise."""
@@ -65,11 +57,10 @@ def test_procrustes(name):
     return jnp.sum((a @ x - b) ** 2)
 
   got = descend(PROCRUSTES[name], loss, jnp.eye(5), 1500)
-  assert_allclose(got, best, rtol=0, atol=1e-6)
-  assert Orthogonal().distance(got) < 1e-12
+  assert_allclose(got, best, rtol=0, atol=1e-5)
+  assert Orthogonal().distance(got) < 3e-6
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
   "optimizer",
   [
@@ -85,10 +76,9 @@ def test_leading_eigenspace(optimizer):
   values = jnp.array([3.0, 2.5, 2.0, 1.0, 0.7, 0.5, 0.2, 0.0])
   a = (basis * values[None, :]) @ basis.T
   u = descend(optimizer, lambda u: -jnp.sum(u * (a @ u)), Grassmann().random(jax.random.key(1), (8, 3)), 1000)
-  assert_allclose(u @ u.T, basis[:, :3] @ basis[:, :3].T, rtol=0, atol=1e-6)
+  assert_allclose(u @ u.T, basis[:, :3] @ basis[:, :3].T, rtol=0, atol=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
 def test_joint_diagonalisation():
   """min sum_k |off(Q^T A_k Q)|^2 for A_k = V D_k V^T: zero, at V up to order and signs of the columns."""
   v = Orthogonal().random(jax.random.key(0), (4, 4))
@@ -103,11 +93,10 @@ def test_joint_diagonalisation():
   q = descend(cayley_sgd(0.01, Orthogonal()), loss, start, 1500)
   assert loss(q) < 1e-10
   overlap = jnp.abs(v.T @ q)
-  assert_allclose(jnp.sort(overlap, axis=0)[-1], 1.0, rtol=0, atol=1e-6)
-  assert_allclose(jnp.sort(overlap, axis=0)[:-1], 0.0, rtol=0, atol=1e-6)
+  assert_allclose(jnp.sort(overlap, axis=0)[-1], 1.0, rtol=0, atol=1e-5)
+  assert_allclose(jnp.sort(overlap, axis=0)[:-1], 0.0, rtol=0, atol=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("geometry", [Iso(), Birkhoff(), Stiefel(), Oblique(), Sphere()])
 def test_nearest_point(geometry):
   """min |X - T|^2 for T on the manifold is T; for T off it, where the projection is the nearest point, that."""
@@ -120,7 +109,7 @@ def test_nearest_point(geometry):
   peak = 0.05 if isinstance(geometry, Birkhoff) else 0.2
   optimizer = cayley_adam(DECAY(peak, decay_rate=0.995), geometry, b2=0.99)
   got = descend(optimizer, lambda x: jnp.sum((x - target) ** 2), start, 3000)
-  assert_allclose(got, geometry.project(target), rtol=0, atol=1e-6)
+  assert_allclose(got, geometry.project(target), rtol=0, atol=1e-5)
 
 
 def test_landing_keeps_its_promise():
