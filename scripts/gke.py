@@ -16,6 +16,7 @@ import shlex
 import sys
 from typing import Any
 
+from jpmhc_jax.core.arguments import line, whole
 from scripts import commands, xla_flags
 
 GRACE_S = 120
@@ -93,17 +94,19 @@ def xpk(options: argparse.Namespace) -> commands.Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = commands.parser(__doc__)
-  parser.add_argument("--name", required=True)
-  parser.add_argument("--image", required=True)
-  parser.add_argument("--accelerator", default="tpu-v5-lite-podslice", help="node label; nvidia-… for GPUs")
-  parser.add_argument("--topology", default="4x4", help="TPU topology of one slice")
-  parser.add_argument("--hosts", type=int, default=4, help="pods a slice")
-  parser.add_argument("--chips", type=int, default=4, help="TPU chips or GPUs a host")
-  parser.add_argument("--slices", type=int, default=1)
-  parser.add_argument("--restarts", type=int, default=100)
-  parser.add_argument("--volume", default="runs", help="persistent volume claim, readable and writable by many nodes")
+  parser.add_argument("--name", type=line, required=True)
+  parser.add_argument("--image", type=line, required=True)
+  parser.add_argument("--accelerator", type=line, default="tpu-v5-lite-podslice", help="node label; nvidia-… for GPUs")
+  parser.add_argument("--topology", type=line, default="4x4", help="TPU topology of one slice")
+  parser.add_argument("--hosts", type=whole(1), default=4, help="pods a slice")
+  parser.add_argument("--chips", type=whole(1), default=4, help="TPU chips or GPUs a host")
+  parser.add_argument("--slices", type=whole(1), default=1)
+  parser.add_argument("--restarts", type=whole(0), default=100)
+  parser.add_argument(
+    "--volume", type=line, default="runs", help="persistent volume claim, readable and writable by many nodes"
+  )
   parser.add_argument("--xpk", action="store_true", help="create the workload with xpk on --cluster")
-  parser.add_argument("--cluster", default="", help="for --xpk")
+  parser.add_argument("--cluster", type=line, default=None, help="for --xpk")
   options = parser.parse_args(arguments)
   if options.slices > 1 and options.accelerator.startswith("nvidia"):
     parser.error(f"--slices={options.slices}: GPU nodes have no slices; raise --hosts")

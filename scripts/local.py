@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from jpmhc_jax.core.arguments import whole
 from scripts import commands
 
 GRACE_S = 60.0  # after SIGTERM a process saves; after this it is killed
@@ -105,9 +106,11 @@ def free_port() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = commands.parser(__doc__)
-  parser.add_argument("--processes", type=int, default=2)
-  parser.add_argument("--devices", type=int, default=0, help="CPU devices a process; 0 leaves what the machine has")
-  parser.add_argument("--port", type=int, default=0, help="port of the coordinator; 0 takes a free one")
+  parser.add_argument("--processes", type=whole(1), default=2)
+  parser.add_argument(
+    "--devices", type=whole(0, 4096), default=0, help="CPU devices a process; 0 leaves what the machine has"
+  )
+  parser.add_argument("--port", type=whole(0, 65535), default=0, help="port of the coordinator; 0 takes a free one")
   options: argparse.Namespace = parser.parse_args(arguments)
   planned = plan(options.processes, options.devices, options.port or free_port(), options.train)
   return commands.execute(planned, dry_run=True) if options.dry_run else run(planned)

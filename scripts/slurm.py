@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 
+from jpmhc_jax.core.arguments import line, whole
 from scripts import commands, xla_flags
 
 JOB = """\
@@ -40,14 +41,16 @@ exit "$code"
 
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = commands.parser(__doc__)
-  parser.add_argument("--name", default="jpmhc")
-  parser.add_argument("--nodes", type=int, default=1)
-  parser.add_argument("--gpus-per-node", type=int, default=8)
-  parser.add_argument("--cpus-per-task", type=int, default=8)
-  parser.add_argument("--time", default="24:00:00")
-  parser.add_argument("--partition", default="")
-  parser.add_argument("--account", default="")
-  parser.add_argument("--folder", default=os.getcwd(), help="checkout with its .venv, on a disk that all nodes see")
+  parser.add_argument("--name", type=line, default="jpmhc")
+  parser.add_argument("--nodes", type=whole(1), default=1)
+  parser.add_argument("--gpus-per-node", type=whole(1), default=8)
+  parser.add_argument("--cpus-per-task", type=whole(1), default=8)
+  parser.add_argument("--time", type=line, default="24:00:00")
+  parser.add_argument("--partition", type=line, default=None)
+  parser.add_argument("--account", type=line, default=None)
+  parser.add_argument(
+    "--folder", type=line, default=os.getcwd(), help="checkout with its .venv, on a disk that all nodes see"
+  )
   options = parser.parse_args(arguments)
   chosen = {"partition": options.partition, "account": options.account}
   job = JOB.format(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import shlex
 import sys
 
+from jpmhc_jax.core.arguments import line, whole
 from scripts import commands, xla_flags
 
 ARCHIVE = "jpmhc_jax.tar.gz"
@@ -75,12 +76,12 @@ def _train_on(ssh: Sequence[tuple[str, ...]], start: str) -> commands.Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = commands.parser(__doc__)
-  parser.add_argument("--name", required=True)
-  parser.add_argument("--zone", required=True)
-  parser.add_argument("--project", default="")
-  parser.add_argument("--accelerator-type", default="v5litepod-16")
-  parser.add_argument("--runtime-version", default="v2-alpha-tpuv5-lite")
-  parser.add_argument("--slices", type=int, default=1, help="add --config.mesh.slices with the same number")
+  parser.add_argument("--name", type=line, required=True)
+  parser.add_argument("--zone", type=line, required=True)
+  parser.add_argument("--project", type=line, default=None)
+  parser.add_argument("--accelerator-type", type=line, default="v5litepod-16")
+  parser.add_argument("--runtime-version", type=line, default="v2-alpha-tpuv5-lite")
+  parser.add_argument("--slices", type=whole(1), default=1, help="add --config.mesh.slices with the same number")
   parser.add_argument("--spot", action="store_true")
   parser.add_argument("--delete", action="store_true", help="delete the queued resource and its machines")
   options = parser.parse_args(arguments)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+from jpmhc_jax.core import arguments
+
 
 @dataclasses.dataclass(frozen=True)
 class Describe:
@@ -14,7 +16,9 @@ class Describe:
   computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default=None, help="config file and variant whose values are shown")
+    parser.add_argument(
+      "--config", type=arguments.line, default=None, help="config file and variant whose values are shown"
+    )
     parser.add_argument("--mixers", action="store_true", help="print one comparison table of all mixer families")
     parser.add_argument("--markdown", action="store_true", help="with --mixers: the table as docs/mixers.md has it")
 

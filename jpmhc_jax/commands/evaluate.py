@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-import pathlib
+
+from jpmhc_jax.core import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,8 +14,10 @@ class Evaluate:
   computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of a run of `jpmhc train`")
-    parser.add_argument("--step", type=int, default=None, help="step of the checkpoint; the latest by default")
+    parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run of `jpmhc train`")
+    parser.add_argument(
+      "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
+    )
     parser.epilog = (
       "Fields of the evaluation are overridden as --config.evaluation.wrong_puzzle=True; a causal ablation as "
       "--config.evaluation.ablation=identity --config.evaluation.ablation_layers=block0.tokens."

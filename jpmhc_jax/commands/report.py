@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-import pathlib
+
+from jpmhc_jax.core import arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,9 +14,9 @@ class Report:
   computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folders of runs or sweeps")
+    parser.add_argument("paths", nargs="+", type=arguments.path, metavar="WORKDIR", help="folders of runs or sweeps")
     parser.add_argument(
-      "--out", type=pathlib.Path, default=None, help="file to write; default report.html in the first"
+      "--out", type=arguments.path, default=None, help="file to write; default report.html in the first"
     )
 
   def run(self, options: argparse.Namespace) -> int:

@@ -16,26 +16,34 @@ class Spectrum:
   computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    from jpmhc_jax.core import arguments
     from jpmhc_jax.spectral import command
 
     command.add_arguments(parser)
     parser.add_argument(
       "--out",
-      type=pathlib.Path,
+      type=arguments.path,
       default=None,
       help="folder for spectrum.json and spectrum.svg; default: the workdir, or runs/spectrum",
     )
     checkpoint = parser.add_argument_group("a checkpoint", "mixers, reads, writes and noise of a trained network")
-    checkpoint.add_argument("--workdir", type=pathlib.Path, default=None, help="folder of a run of `jpmhc train`")
-    checkpoint.add_argument("--step", type=int, default=None, help="step of the checkpoint; the latest by default")
-    checkpoint.add_argument("--examples", type=int, default=1, help="examples of the batch that is linearised")
+    checkpoint.add_argument("--workdir", type=arguments.path, default=None, help="folder of a run of `jpmhc train`")
     checkpoint.add_argument(
-      "--lanczos-steps", type=int, default=96, help="Lanczos: resolves singular values to 2/steps"
+      "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )
-    checkpoint.add_argument("--probes", type=int, default=2, help="random starts of Lanczos")
+    checkpoint.add_argument(
+      "--examples", type=arguments.whole(1), default=1, help="examples of the batch that is linearised"
+    )
+    checkpoint.add_argument(
+      "--lanczos-steps",
+      type=arguments.whole(1, 100_000),
+      default=96,
+      help="Lanczos: resolves singular values to 2/steps",
+    )
+    checkpoint.add_argument("--probes", type=arguments.whole(1, 10_000), default=2, help="random starts of Lanczos")
     checkpoint.add_argument(
       "--exact-limit",
-      type=int,
+      type=arguments.whole(0),
       default=1200,
       help="a Jacobian of at most so many inputs (examples x tokens x streams x features) is built and decomposed; of "
       "larger ones Lanczos estimates the singular values. Memory and time grow with its square and cube",

@@ -8,6 +8,8 @@ import pathlib
 import sys
 from typing import Any
 
+from jpmhc_jax.core import arguments
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -20,20 +22,31 @@ class Sweep:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", required=True, help="config file and variant that every run starts from")
-    add("--sweep", required=True, help="sweep file, and variant: configs/sweeps/mixers.py")
-    add("--workdir", required=True, type=pathlib.Path, help="folder of the sweep; each run gets a folder in it")
+    add("--config", type=arguments.line, required=True, help="config file and variant that every run starts from")
+    add("--sweep", type=arguments.line, required=True, help="sweep file, and variant: configs/sweeps/mixers.py")
+    add("--workdir", required=True, type=arguments.path, help="folder of the sweep; each run gets a folder in it")
     add("--executor", default="local", choices=("local", "slurm", "tpu"), help="tpu only prints the launch lines")
-    add("--jobs", type=int, default=None, help="runs at a time; 1 by default, on SLURM all of them")
-    add("--gpus-per-job", type=int, default=0, help="local: GPUs that each run sees; 0 shows all of them to every run")
-    add("--resources", default="", help="SLURM: name=value,… such as partition=gpu,gpus_per_node=1,timeout_min=4320")
-    add("--retries", type=int, default=1, help="how often a run that crashed is started again")
+    add("--jobs", type=arguments.whole(0), default=None, help="runs at a time, 0 for all; 1 by default, on SLURM 0")
+    add(
+      "--gpus-per-job",
+      type=arguments.whole(0),
+      default=0,
+      help="local: GPUs that each run sees; 0 shows all of them to every run",
+    )
+    add(
+      "--resources",
+      type=arguments.line,
+      default=None,
+      help="SLURM: name=value,… such as partition=gpu,gpus_per_node=1,timeout_min=4320",
+    )
+    add("--retries", type=arguments.whole(0), default=1, help="how often a run that crashed is started again")
     add("--dry-run", action="store_true", help="print the command of every run and start nothing")
     add("--search", choices=("optuna",), default=None, help="draw points instead of listing all of them")
-    add("--trials", type=int, default=20, help="search: trials in all, those of earlier starts counted")
+    add("--trials", type=arguments.whole(1), default=20, help="search: trials in all, those of earlier starts counted")
     add(
       "--storage",
-      default="",
+      type=arguments.line,
+      default=None,
       metavar="URL",
       help="search: the database that keeps the study, such as mysql://user:password@host/name or sqlite:////a/file; "
       "sweeps whose workdirs have the same name share the study on it. By default search.db in the workdir",
@@ -55,7 +68,7 @@ class Sweep:
       options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names, check
     )
     if options.search:
-      study = search.Search(sweep, planner, _pool(options, book), trials=options.trials, storage=options.storage)
+      study = search.Search(sweep, planner, _pool(options, book), trials=options.trials, storage=options.storage or "")
       with contextlib.closing(study):
         ending = study.run()
     else:
@@ -87,7 +100,7 @@ def _pool(options: argparse.Namespace, book: Any) -> Any:
   from jpmhc_jax.sweeps import executors
   from jpmhc_jax.sweeps.pool import Pool
 
-  resources = executors.read_resources(options.resources)
+  resources = executors.read_resources(options.resources or "")
   executor = executors.Executor(options.executor, options.workdir, options.config, resources, options.gpus_per_job)
   jobs = options.jobs if options.jobs is not None else 1 if options.executor == "local" else 0
   return Pool(executor, book, jobs=jobs, retries=options.retries, say=lambda words: print(words, flush=True))

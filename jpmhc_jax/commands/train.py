@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import os
-import pathlib
 import sys
 from typing import Any
+
+from jpmhc_jax.core import arguments
 
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 75
@@ -19,16 +20,33 @@ class Train:
   computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="config file and variant, such as configs/arc_tiny.py:cayley")
-    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run; an existing run resumes")
-    parser.add_argument("--profile", default=None, metavar="START:STOP", help="trace these steps into workdir/profile")
+    parser.add_argument(
+      "--config", type=arguments.line, required=True, help="config file and variant, such as configs/arc_tiny.py:cayley"
+    )
+    parser.add_argument("--workdir", type=arguments.path, help="folder of the run; an existing run resumes")
+    parser.add_argument(
+      "--profile",
+      type=arguments.line,
+      default=None,
+      metavar="START:STOP",
+      help="trace these steps into workdir/profile",
+    )
     plan = parser.add_argument_group("planning, instead of training")
     plan.add_argument("--plan", action="store_true", help="compile the step and print what it needs; nothing is run")
-    plan.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="memory of one device, if not known")
-    plan.add_argument("--devices", type=int, default=0, help="plan with so many CPU devices in place of those here")
+    plan.add_argument(
+      "--memory",
+      type=arguments.number(0, above=True),
+      default=0.0,
+      metavar="GIB",
+      help="memory of one device, if not known",
+    )
+    plan.add_argument(
+      "--devices", type=arguments.whole(1, 4096), default=0, help="plan with so many CPU devices in place of those here"
+    )
     plan.add_argument(
       "--topology",
-      default="",
+      type=arguments.line,
+      default=None,
       metavar="NAME",
       help="plan for TPUs elsewhere, as v5e:4x4 (needs libtpu), or GPUs, as h100:8 (needs jax[cuda13])",
     )
@@ -40,8 +58,6 @@ class Train:
     from jpmhc_jax.core.errors import ConfigError
 
     config = configs.load(options.config, options.overrides)
-    if options.memory < 0 or options.devices < 0:
-      raise ConfigError(f"--memory={options.memory:g}, --devices={options.devices}: expected positive numbers")
     if options.plan:
       return self._plan(config, options)
     planning = [name for name in ("memory", "devices", "topology", "json") if getattr(options, name)]
@@ -96,7 +112,7 @@ class Train:
     return show_plan(
       config,
       memory_gib=options.memory,
-      topology=options.topology,
+      topology=options.topology or "",
       as_json=options.json,
       workdir=options.workdir,
     )

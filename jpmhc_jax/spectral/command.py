@@ -2,7 +2,8 @@
 
 import argparse
 
-from jpmhc_jax.core.errors import check_choice, UserError
+from jpmhc_jax.core import arguments
+from jpmhc_jax.core.errors import check_choice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,20 +13,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="",
     help="mixer families, comma-separated; by default identity,sinkhorn,cayley,iso, and with --workdir none",
   )
-  parser.add_argument("--n", type=int, default=4, help="streams")
-  parser.add_argument("--depth", default="12,48", help="layers, comma-separated")
+  parser.add_argument("--n", type=arguments.whole(2, 64), default=4, help="streams")
+  parser.add_argument("--depth", type=arguments.wholes(1), default="12,48", help="layers, comma-separated")
   parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
   parser.add_argument(
-    "--sigma-w", type=float, default=None, help="weight scale; default: total noise 0.05 at the greatest depth"
+    "--sigma-w",
+    type=arguments.number(0, 1000, above=True),
+    default=None,
+    help="weight scale; default: total noise 0.05 at the greatest depth",
   )
   parser.add_argument("--draw", default="random", help="random = a random member, init = as a run starts")
   parser.add_argument(
     "--noise", default="full", help="full = noise couples all streams, block = through read and write vectors"
   )
   parser.add_argument(
-    "--threshold", type=float, default=0.1, help="singular value under which a direction counts as stalled"
+    "--threshold",
+    type=arguments.number(0, above=True),
+    default=0.1,
+    help="singular value under which a direction counts as stalled",
   )
-  parser.add_argument("--seed", type=int, default=0, help="seed of the mixer draw")
+  parser.add_argument("--seed", type=arguments.whole(0, arguments.SEEDS - 1), default=0, help="seed of the mixer draw")
 
 
 def families(options: argparse.Namespace) -> list[str]:
@@ -40,17 +47,13 @@ def families(options: argparse.Namespace) -> list[str]:
 
 
 def report(options: argparse.Namespace):
-  """The design rules (`rules.Report`) for the options. Raises UserError for a depth that is no number."""
+  """The design rules (`rules.Report`) for the options."""
   from jpmhc_jax.spectral import rules
 
-  try:
-    depths = [int(part) for part in options.depth.split(",")]
-  except ValueError:
-    raise UserError(f"--depth={options.depth!r}: expected whole numbers separated by commas, e.g. 12,48") from None
   return rules.what_if(
     families(options),
     options.n,
-    depths,
+    options.depth,
     options.activation,
     options.sigma_w,
     draw=options.draw,

@@ -38,6 +38,27 @@ def test_a_dry_run_prints_every_command(case, capsys):
   assert subprocess.run(["bash", "-n"], input=printed, text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+  ("case", "option"),
+  [
+    ("local", "--processes=0"),
+    ("local", "--port=65536"),
+    ("slurm", "--nodes=-1"),
+    ("slurm", "--partition="),
+    ("slurm", "--name=a\n#SBATCH --nodes=9"),
+    ("tpu_pod", "--slices=0"),
+    ("gke_tpu", "--hosts=nan"),
+  ],
+)
+def test_an_option_out_of_its_bounds_is_refused_before_a_command_is_made(case, option, capsys):
+  launcher, arguments = CASES[case]
+  with pytest.raises(SystemExit) as end:
+    launcher.main([*arguments, option, "--dry-run", *RUN])
+  name, _, value = option.partition("=")
+  assert end.value.code == 2
+  assert f"argument {name}: {value!r}: expected " in capsys.readouterr().err
+
+
 def test_gpu_nodes_have_no_slices(capsys):
   with pytest.raises(SystemExit):
     gke.main([*CASES["gke_gpu"][1], "--slices=2", "--dry-run", *RUN])

@@ -1,0 +1,61 @@
+"""Types of command-line options: a number with its bounds, a list of numbers, a path, a line of text.
+
+Each is the `type` of an `add_argument`: it takes what was typed and returns the value, or raises ArgumentTypeError with
+the value and what was expected, which argparse prints with the option's name before it exits with 2.
+"""
+
+import argparse
+from collections.abc import Callable
+import math
+import pathlib
+from typing import TypeVar
+
+LARGEST = 2**31 - 1  # what a C int holds: counts are handed to XLA, SLURM and others
+SEEDS = 2**32
+_Value = TypeVar("_Value")
+
+
+def whole(low: int, high: int = LARGEST) -> Callable[[str], int]:
+  """A whole number from `low` to `high`."""
+  return _reader(int, lambda value: low <= value <= high, _whole_words("a whole number", low, high))
+
+
+def wholes(low: int, high: int = LARGEST) -> Callable[[str], tuple[int, ...]]:
+  """Whole numbers from `low` to `high`, separated by commas: '12,48' is (12, 48)."""
+  words = _whole_words("whole numbers", low, high) + " separated by commas, such as 12,48"
+  read = lambda text: tuple(int(part) for part in text.split(","))  # noqa: E731
+  return _reader(read, lambda values: all(low <= value <= high for value in values), words)
+
+
+def number(low: float | int, high: float | int = math.inf, *, above: bool = False) -> Callable[[str], float]:
+  """A finite number of at least `low`, greater than `low` with `above`, and of at most `high`."""
+  words = f"a finite number {'above' if above else 'of at least'} {low:g}"
+  words += f" and of at most {high:g}" if high < math.inf else ""
+  return _reader(float, lambda v: math.isfinite(v) and (low < v if above else low <= v) and v <= high, words)
+
+
+def path(text: str) -> pathlib.Path:
+  """A file or a folder. The empty string, which pathlib takes for the current folder, is refused."""
+  return _reader(pathlib.Path, lambda _: bool(text.strip()), "the name of a file or a folder")(text)
+
+
+def line(text: str) -> str:
+  """One line of text that is not empty, such as a name."""
+  return _reader(str, lambda _: bool(text.strip()) and text.splitlines() == [text], "one line of text, not empty")(text)
+
+
+def _whole_words(kind: str, low: int, high: int) -> str:
+  return f"{kind} from {low} to {high}" if high != LARGEST else f"{kind} of at least {low} and below 2^31"
+
+
+def _reader(read: Callable[[str], _Value], good: Callable[[_Value], bool], expected: str) -> Callable[[str], _Value]:
+  def reader(text: str) -> _Value:
+    try:
+      value = read(text)
+    except ValueError:
+      value = None
+    if value is None or not good(value):
+      raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return value
+
+  return reader
