@@ -12,7 +12,6 @@ it. Slow parts are kept in the cache file as they come: an interrupted command, 
 import argparse
 from collections.abc import Callable, Mapping
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -21,6 +20,7 @@ from typing import Any
 
 import jax
 
+from jpmhc_jax.core.files import from_json, to_json, write_atomically
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.reporting.statistics import spread
 
@@ -90,7 +90,7 @@ class Claim:
       self._record(path, mode, numbers)
     if not options.check:
       return 0
-    recorded = json.loads(path.read_text()) if path.is_file() else {}
+    recorded = from_json(path.read_text()) if path.is_file() else {}
     if mode not in recorded:
       print(f"{path}: no {mode} numbers to compare with; --record writes them")
       return 1
@@ -99,14 +99,15 @@ class Claim:
     return 1 if complaints else 0
 
   def _record(self, path: pathlib.Path, mode: str, numbers: Mapping[str, Number]) -> None:
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = from_json(path.read_text()) if path.is_file() else {}
     kept[mode] = {
       "seeds": self.seeds if mode == "full" else "the first",
       "budget": self.budget if mode == "full" else "a part of the full one",
       "hardware": hardware(),
       "numbers": {name: number.to_json() for name, number in numbers.items()},
     }
-    path.write_text(json.dumps({name: kept[name] for name in ("full", "quick") if name in kept}, indent=1) + "\n")
+    ordered = {name: kept[name] for name in ("full", "quick") if name in kept}
+    write_atomically(path, to_json(ordered, words=True, indent=1) + "\n")
 
 
 def compare(numbers: Mapping[str, Number], expected: Mapping[str, Mapping[str, float | None]]) -> list[str]:
@@ -138,18 +139,16 @@ class Cache:
 
   def __init__(self, path: pathlib.Path):
     self.path = path
-    self._parts: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    self._parts: dict[str, Any] = from_json(path.read_text()) if path.is_file() else {}
 
   def get(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
     """The part's plain JSON value, from the file or from `make`, which is then written."""
-    settings = json.loads(json.dumps(settings))
+    settings = from_json(to_json(settings, words=True))
     found = self._parts.get(name)
     if found is None or found["settings"] != settings:
       found = self._parts[name] = {"settings": settings, "value": make()}
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      temporary = self.path.with_suffix(".tmp")
-      temporary.write_text(json.dumps(self._parts, indent=1) + "\n")
-      temporary.replace(self.path)
+      write_atomically(self.path, to_json(self._parts, words=True, indent=1) + "\n")
     return found["value"]
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jaxlib
 
+from jpmhc_jax.core.files import to_json, write_atomically
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -93,7 +95,7 @@ def write_json(path: str | pathlib.Path, results: Mapping[str, Any]) -> None:
   """Writes results with the environment they were measured in."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({"environment": environment(), **results}, indent=1) + "\n")
+  write_atomically(path, to_json({"environment": environment(), **results}, indent=1) + "\n")
 
 
 def earlier(path: str | pathlib.Path) -> dict[str, Any]:

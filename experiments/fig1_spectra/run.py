@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.spectral import dyson, monte_carlo
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
@@ -158,7 +159,7 @@ def main() -> int:
         f"KS {result['distances']['ks']:.4f}  residual {result['residual']:.0e}  {result['seconds']}",
         flush=True,
       )
-  (options.out / "fig1.json").write_text(json.dumps(results, indent=1) + "\n")
+  write_atomically(options.out / "fig1.json", to_json(results, indent=1) + "\n")
   draw(results, options.out / "fig1.png")
   complaints = judge(results, json.loads((FOLDER / "expected.json").read_text()))
   print("\n".join(complaints) or "every panel as expected")

@@ -1,13 +1,12 @@
 """jpmhc train --plan: memory and operations of a config's step, and what to change when it does not fit."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Any
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import storing, to_json, write_atomically
 
 
 def show_plan(
@@ -26,7 +25,7 @@ def show_plan(
   plan = make_plan(
     config, dataset, int(memory_gib * 2**30) or None, devices, lambda line: print(line, file=sys.stderr, flush=True)
   )
-  text = json.dumps(as_values(plan), indent=2)
+  text = to_json(as_values(plan), indent=2)
   if workdir:
     with storing(str(workdir / "plan.json")):
       workdir.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from jpmhc_jax.core import ranges, schema
 from jpmhc_jax.core.connection_fields import check_connection
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest, require
-from jpmhc_jax.core.files import write_atomically
+from jpmhc_jax.core.files import to_json, write_atomically
 
 _FLAG = "config"
 
@@ -202,7 +202,7 @@ def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]
 
 def save(config: schema.Config, path: pathlib.Path) -> None:
   """Writes the resolved config as JSON."""
-  write_atomically(path, json.dumps(to_dict(config), indent=2) + "\n")
+  write_atomically(path, to_json(to_dict(config), indent=2) + "\n")
 
 
 def restore(path: pathlib.Path) -> schema.Config:

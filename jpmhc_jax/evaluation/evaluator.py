@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jpmhc_jax.core import schema, streams
-from jpmhc_jax.core.files import move_aside, storing, write_atomically
+from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
 from jpmhc_jax.evaluation.arc import ArcVotes
@@ -167,7 +167,7 @@ class Evaluator:
 
   def _pooled(self, votes: ArcVotes, step: int) -> dict[str, float]:
     """Results of the votes of all evaluations up to this one, the earliest first."""
-    content = json.dumps(votes.to_state()).encode()
+    content = to_json(votes.to_state()).encode()
     write_atomically(self.folder / f"votes_{step}.json.gz", gzip.compress(content, mtime=0))
     pooled = ArcVotes(self.dataset.identifiers, self.dataset.side)
     for earlier in sorted(_steps(self.folder, "votes_", ".json.gz")):
@@ -197,7 +197,7 @@ class Evaluator:
     return ids
 
   def _write(self, name: str, content: Any) -> None:
-    write_atomically(self.folder / name, json.dumps(content))
+    write_atomically(self.folder / name, to_json(content))
 
 
 def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> pathlib.Path:

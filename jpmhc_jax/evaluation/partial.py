@@ -8,11 +8,10 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import gzip
-import json
 import pathlib
 from typing import Any
 
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import from_json, storing, to_json, write_atomically
 from jpmhc_jax.training import distributed
 
 Tally = dict[str, Any]
@@ -33,7 +32,7 @@ class Partial:
 
   def save(self, batches: int, tally: Callable[[], Tally]) -> None:
     """Writes what was counted in the first `batches` batches."""
-    content = json.dumps({"identity": self.identity, "batches": batches, "tally": tally()})
+    content = to_json({"identity": self.identity, "batches": batches, "tally": tally()}, words=True)
     with storing(str(self.folder)):
       write_atomically(self._path(batches), gzip.compress(content.encode(), mtime=0))
       for older in sorted(self._found())[:-2]:
@@ -62,7 +61,7 @@ class Partial:
 
   def _read(self, batches: int) -> Tally | None:
     try:
-      saved = json.loads(gzip.decompress(self._path(batches).read_bytes()))
+      saved = from_json(gzip.decompress(self._path(batches).read_bytes()))
     except (OSError, EOFError, ValueError):
       return None  # damaged: the pass starts again
     return saved["tally"] if (saved["identity"], saved["batches"]) == (self.identity, batches) else None

@@ -15,7 +15,6 @@ large on a tiny TRM).
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -25,7 +24,7 @@ import numpy as np
 
 from jpmhc_jax.core import streams
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import linearised, linearised_transformer
 from jpmhc_jax.evaluation.linearised import call_layers, part_layers, Stack, Trace
@@ -283,5 +282,5 @@ def run(
   say(HEADER)
   found = Findings(step, threshold, effort, tuple(measure(at, effort, threshold, say)), design)
   with storing(str(folder / FILE)):
-    write_atomically(folder / FILE, json.dumps(found.to_dict()) + "\n")
+    write_atomically(folder / FILE, to_json(found.to_dict()) + "\n")
   return found

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
-import json
 import math
 import re
 from typing import Any
+
+from jpmhc_jax.core.files import to_json
 
 _VOID = {"input", "meta", "br", "link"}
 
@@ -41,8 +42,8 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
 
 
 def embed_json(value: Any, **attributes: Any) -> Markup:
-  """JSON for the page's script to read. `<` is written as an escape, so the element cannot be closed from inside."""
-  data = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+  """Strict JSON for the page's script. `<` is written as an escape, so the element cannot be closed from inside."""
+  data = to_json(value, separators=(",", ":")).replace("<", "\\u003c")
   return tag("script", Markup(data), type="application/json", **attributes)
 
 

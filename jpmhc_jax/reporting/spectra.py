@@ -42,10 +42,10 @@ def _intro(content: Mapping[str, Any]) -> Markup:
 
 def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
   for site in _shown(sites):
-    s = np.array(site["singular_values"])
-    lines = [Line("measured", s, np.array(site["measured_density"]), colour=0)]
+    s = np.array(site["singular_values"], np.float64)
+    lines = [Line("measured", s, np.array(site["measured_density"], np.float64), colour=0)]
     if site["predicted_density"] is not None:
-      lines.append(Line("predicted", s, np.array(site["predicted_density"]), colour=1, dash=1))
+      lines.append(Line("predicted", s, np.array(site["predicted_density"], np.float64), colour=1, dash=1))
     # The tails of a density fall over tens of decades, which would be all that a logarithmic axis shows.
     yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True, linear_y=True)
   calls = [site for site in sites if site["scale"] in SERIES]
@@ -53,7 +53,10 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
   steps = np.array([site["calls"] for site in calls], np.float64)
   for key, words in STATISTICS:
     sides = (("measured", 0, 0), ("predicted", 1, 1))
-    lines = [Line(side, steps, np.array([c[side][key] for c in calls]), colour, dash) for side, colour, dash in sides]
+    lines = [
+      Line(side, steps, np.array([c[side][key] for c in calls], np.float64), colour, dash)
+      for side, colour, dash in sides
+    ]
     yield chart(f"Every {noun}: {words}", lines, noun)
 
 

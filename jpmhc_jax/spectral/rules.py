@@ -3,7 +3,6 @@ trained."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 
 from jpmhc_jax import manifolds
 from jpmhc_jax.core.errors import check_choice, UserError
+from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.spectral import density, moments, propagation
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
@@ -59,7 +59,7 @@ class Report:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes everything, densities included, as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+    write_atomically(path, to_json(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def mixer_stack(

@@ -19,7 +19,7 @@ from typing import Any, IO
 
 import submitit
 
-from jpmhc_jax.core.files import write_atomically
+from jpmhc_jax.core.files import to_json, write_atomically
 
 DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75
 POLL_S = 0.2
@@ -43,7 +43,7 @@ class TrainJob:
       started = _now()
       code = self._run((held.fileno(),))
       record = {"exit_code": code, "stopped": _stop_file(self.workdir).exists(), "started": started, "ended": _now()}
-      write_atomically(self.workdir / "outcome.json", json.dumps(record, indent=2) + "\n")
+      write_atomically(self.workdir / "outcome.json", to_json(record, indent=2) + "\n")
     return code
 
   def checkpoint(self) -> submitit.helpers.DelayedSubmission:

@@ -7,7 +7,7 @@ import math
 import pathlib
 from typing import Any
 
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.core.metrics import headline
 from jpmhc_jax.sweeps import job
 from jpmhc_jax.sweeps.plan import Planned
@@ -59,7 +59,7 @@ class Ledger:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     content = self.about | {"runs": [dataclasses.asdict(record) for record in self.records.values()]}
     with storing(f"the sweep's ledger {self.path}"):
-      write_atomically(self.path, json.dumps(content, indent=2) + "\n")
+      write_atomically(self.path, to_json(content, indent=2) + "\n")
 
 
 def read_records(folder: pathlib.Path) -> list[Record]:

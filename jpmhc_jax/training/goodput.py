@@ -19,7 +19,7 @@ import pathlib
 import time
 from typing import TypeVar
 
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.training import distributed
 
 ACTIVITIES = ("start", "compile", "data", "step", "evaluate", "save", "diagnose", "lost")
@@ -83,7 +83,7 @@ class Goodput:
     self.switch(self._activity)
     if distributed.is_primary():
       with storing(str(self._path)):
-        write_atomically(self._path, json.dumps({"step": step, "seconds": self.seconds}) + "\n", durable=False)
+        write_atomically(self._path, to_json({"step": step, "seconds": self.seconds}) + "\n", durable=False)
 
 
 _END = object()

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from jpmhc_jax.core.errors import WorkdirError
-from jpmhc_jax.core.files import storing
+from jpmhc_jax.core.files import storing, to_json
 
 NAME = "running.json"
 RENEW_S = 15.0
@@ -34,7 +34,7 @@ class Lease:
 
   def __init__(self, folder: pathlib.Path):
     self.path = folder / NAME
-    self._own = json.dumps(_describe_self())
+    self._own = to_json(_describe_self())
     self._successor: str | None = None
     self._over = threading.Event()
     self._renewing = threading.Thread(target=self._keep, daemon=True)

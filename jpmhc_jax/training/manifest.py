@@ -8,7 +8,7 @@ import zlib
 
 import jax
 
-from jpmhc_jax.core.files import write_atomically
+from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.training import distributed
 
 NAME = "manifest.json"
@@ -23,7 +23,7 @@ def write(folder: pathlib.Path) -> None:
   described = {name: _describe(folder / name, durable=True) for name in _mine(_files(folder))}
   parts = distributed.gather(described)
   if distributed.is_primary():
-    write_atomically(folder / NAME, json.dumps({name: value for part in parts for name, value in part.items()}))
+    write_atomically(folder / NAME, to_json({name: value for part in parts for name, value in part.items()}))
     for path in (*filter(pathlib.Path.is_dir, folder.rglob("*")), folder, folder.parent):
       _sync_folder(path)
   distributed.barrier("manifest")

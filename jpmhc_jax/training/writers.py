@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import hashlib
 import json
-import math
 import pathlib
 import platform
 import re
@@ -13,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.training import distributed
 
 
@@ -26,7 +25,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-  """metrics.jsonl: one object a line, `step` and scalars. Non-finite values are written as null (strict JSON).
+  """metrics.jsonl: one object a line, `step` and scalars. What is not finite is null.
 
   Opened at step s, it first drops damaged lines and those of later steps, left over from a run that was killed after
   its checkpoint s. `there` names the scalars that step s has already.
@@ -40,8 +39,7 @@ class JsonLines:
     self._file = path.open("ab", buffering=0)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-    rest = memoryview((json.dumps({"step": step} | values) + "\n").encode())
+    rest = memoryview((to_json({"step": step, **scalars}) + "\n").encode())
     while rest:
       rest = rest[self._file.write(rest) :]
 

@@ -74,5 +74,19 @@ def test_a_library_is_imported_only_where_it_lives(library):
       assert inside in LIBRARIES[library] or inside.split("/")[0] in LIBRARIES[library], f"{inside} imports {library}"
 
 
+# What it makes of `json.dumps` is no file: a hash, a key, a word on a page, a message between processes.
+DUMPS = {
+  "core/files.py", "core/names.py", "data/arc.py", "reporting/sections.py", "reporting/statistics.py",
+  "training/distributed.py",
+}  # fmt: skip
+
+
+def test_json_is_written_in_one_place():
+  for path in PACKAGE.rglob("*.py"):
+    if "json.dump" in path.read_text():
+      inside = path.relative_to(PACKAGE).as_posix()
+      assert inside in DUMPS, f"{inside}: core.files.to_json writes what every reader of JSON takes"
+
+
 def test_the_command_line_stays_short():
   assert len((PACKAGE / "main.py").read_text().splitlines()) < 80

@@ -20,7 +20,7 @@ def _claim(folder, values):
 
 def test_a_rerun_within_tolerance_passes_and_one_outside_or_incomplete_fails(tmp_path, capsys):
   assert _claim(tmp_path, {"a": 1.0, "b": math.inf}).command(["--record"]) == 0
-  written = json.loads((tmp_path / "expected.json").read_text())["full"]
+  written = json.loads((tmp_path / "expected.json").read_text(), parse_constant=pytest.fail)["full"]
   assert set(written) == {"seeds", "budget", "hardware", "numbers"}
   assert _claim(tmp_path, {"a": 1.09, "b": math.inf}).command(["--check"]) == 0
   capsys.readouterr()
