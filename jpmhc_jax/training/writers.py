@@ -96,7 +96,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """A W&B run that resumes under the workdir's name; its mode and project are W&B's own variables (WANDB_MODE, …)."""
+  """A W&B run that resumes under the workdir's name; its mode and project are W&B's own variables (WANDB_MODE, …).
+
+  W&B's own counter only grows, and what is logged at a smaller step is dropped. After a rollback, and after a kill
+  behind a checkpoint, steps come again: here the training step is a metric, and the axis of all others.
+  """
 
   def __init__(self, workdir: pathlib.Path, config: schema.Config):
     try:
@@ -109,9 +113,11 @@ class WeightsAndBiases:
     self._run: Any = wandb.init(
       dir=str(workdir), id=identity, name=path.name, resume="allow", config=configs.to_dict(config)
     )
+    self._run.define_metric("step")
+    self._run.define_metric("*", step_metric="step")
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    self._run.log(dict(scalars), step=step)
+    self._run.log({"step": step, **scalars})
 
   def close(self) -> None:
     self._run.finish()

@@ -13,48 +13,83 @@ from jpmhc_jax.training.writers import Writers
 CONFIG = schema.Config(logging=schema.Logging(tensorboard=False, wandb=True))
 
 
+class Server:
+  """Runs by their identity, as W&B keeps them: rows of their history, each under the counter that only grows."""
+
+  def __init__(self):
+    self.options, self.rows, self.axes, self.finished = [], {}, {}, 0
+
+  def init(self, **options):
+    self.options.append(options)
+    return Run(self, self.rows.setdefault(options["id"], {}))
+
+
+class Run:
+  """What `wandb.init` returns, as far as it is used: `log` as in wandb/sdk/wandb_run.py."""
+
+  def __init__(self, server, rows):
+    self._server, self._rows = server, rows
+    self._step = max(rows, default=-1) + 1  # a run that resumes counts on
+
+  def log(self, data, step=None):
+    if step is None:
+      self._rows[self._step] = dict(data)
+      self._step += 1
+    elif step >= self._step:  # else: "Steps must be monotonically increasing, so this data will be ignored"
+      self._step = step
+      self._rows.setdefault(step, {}).update(data)
+
+  def define_metric(self, name, step_metric=None):
+    assert "*" not in name[:-1]  # glob suffixes only
+    self._server.axes[name] = step_metric
+
+  def finish(self):
+    self._server.finished += 1
+
+
 @pytest.fixture
-def calls(monkeypatch):
-  """Calls of the stand-in in order: (name, arguments)."""
-  made = []
-
-  class Run:
-    def log(self, scalars, step):
-      made.append(("log", scalars, step))
-
-    def finish(self):
-      made.append(("finish",))
-
-  def init(**options):
-    made.append(("init", options))
-    return Run()
-
-  module = types.ModuleType("wandb")
-  module.init = init
+def server(monkeypatch):
+  module, server = types.ModuleType("wandb"), Server()
+  module.init = server.init
   monkeypatch.setitem(sys.modules, "wandb", module)
-  return made
+  return server
 
 
-def test_scalars_go_to_the_run_of_the_workdir_and_a_restart_resumes_it(calls, tmp_path):
+def test_scalars_go_to_the_run_of_the_workdir_and_a_restart_resumes_it(server, tmp_path):
   workdir = tmp_path / "arc 1 \N{GREEK SMALL LETTER ALPHA}"
   workdir.mkdir()
   for step in (4, 8):
     writers = Writers(workdir, CONFIG, step - 4)
     writers.write(step, {"train/loss": 1.5})
     writers.close()
-  (_, first), log, finish, (_, second), *_ = calls
-  assert (log, finish) == (("log", {"train/loss": 1.5}, 4), ("finish",))
+  first, second = server.options
+  (rows,) = server.rows.values()
+  assert list(rows.values()) == [{"step": 4, "train/loss": 1.5}, {"step": 8, "train/loss": 1.5}]
+  assert server.finished == 2 and server.axes == {"step": None, "*": "step"}
   assert first == second and first["resume"] == "allow" and first["dir"] == str(workdir)
   assert first["config"]["logging"]["wandb"] is True and first["name"] == workdir.name
   assert first["id"].isascii() and len(first["id"]) <= 64 and set(first["id"]).isdisjoint(" /\\#?%:")
   assert [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()] == [4, 8]
 
 
-def test_two_workdirs_of_one_name_are_two_runs(calls, tmp_path):
+def test_what_is_logged_after_a_rollback_is_kept(server, tmp_path):
+  for start, loss in ((0, 9.0), (2, 1.0)):  # six steps, then from the checkpoint of step 2 again
+    writers = Writers(tmp_path, CONFIG, start)
+    for step in range(start + 1, 7):
+      writers.write(step, {"train/loss": loss})
+      writers.write(step, {"evaluation/loss": loss})
+    writers.close()
+  (rows,) = server.rows.values()
+  losses = [(row["step"], row["train/loss"]) for row in rows.values() if "train/loss" in row]
+  assert losses == [*((step, 9.0) for step in range(1, 7)), *((step, 1.0) for step in range(3, 7))]
+  assert sum("evaluation/loss" in row for row in rows.values()) == 10
+
+
+def test_two_workdirs_of_one_name_are_two_runs(server, tmp_path):
   for parent in ("a", "b"):
     (tmp_path / parent / "run").mkdir(parents=True)
     Writers(tmp_path / parent / "run", CONFIG, 0).close()
-  assert len({options["id"] for name, *rest in calls if name == "init" for options in rest}) == 2
+  assert len(server.rows) == 2
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch, tmp_path):
