@@ -1,16 +1,19 @@
 """`jpmhc train|evaluate|sweep|report|describe|spectrum`, also `python -m jpmhc_jax`.
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
-died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed · 75 interrupted, state saved,
-run the same command to resume · 1 anything else, with a traceback. What a full disk does not take of the output is
-dropped, as is what nobody reads: a run goes on without its log, and a command that only prints ends with 74.
+died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed, or too many files are open ·
+75 interrupted, state saved, run the same command to resume · 1 anything else, with a traceback. What a full disk does
+not take of the output is dropped, as is what nobody reads: a run goes on without its log, and a command that only
+prints ends with 74.
 """
 
 import argparse
+import os
 import sys
 
 from jpmhc_jax import commands
 from jpmhc_jax.core.errors import StorageError, UserError
+from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
 from jpmhc_jax.core.terminal import Forgiving
 
@@ -32,7 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     return _run(arguments, None)
   output = Forgiving(sys.stdout)
   sys.stdout, sys.stderr = output, Forgiving(sys.stderr)  # type: ignore[assignment]
-  return _run(sys.argv[1:], output)
+  code = _run(sys.argv[1:], output)
+  if code == StorageError.exit_code:  # threads of libraries that still fail to write would have the last word
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
 def _run(arguments: list[str], output: Forgiving | None) -> int:
@@ -47,7 +55,8 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
     keep_compiled_programs()
   options.overrides, options.arguments = rest, arguments
   try:
-    code = command.run(options)
+    with shortages():
+      code = command.run(options)
     if output and _only_prints(options):
       output.flush()
       if output.lost:

@@ -30,7 +30,7 @@ class Evaluate:
     from jpmhc_jax.training import distributed
 
     config = configs.override(configs.restore(options.workdir / "config.json"), options.overrides, only="evaluation")
-    with processes_of(config):
+    with processes_of(config, step=options.step):
       run = open_run(config, options.workdir)
       restored = restore(run, options.step)
       metrics = run.evaluate(restored.state, restored.step)

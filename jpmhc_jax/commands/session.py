@@ -4,18 +4,20 @@ from collections.abc import Iterator
 import contextlib
 import pathlib
 import sys
+from typing import Any
 
 import jax
 
 from jpmhc_jax import data
 from jpmhc_jax.core import launch, schema
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.files import shortages
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.training import distributed, loop
 from jpmhc_jax.training.checkpoint import Checkpoints, Restored
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
+from jpmhc_jax.training.workdir import agreed
 
 
 def open_run(config: schema.Config, workdir: pathlib.Path) -> loop.Run:
@@ -48,16 +50,20 @@ def restore(run: loop.Run, step: int | None) -> Restored:
 
 
 @contextlib.contextmanager
-def processes_of(config: schema.Config) -> Iterator[None]:
+def processes_of(config: schema.Config, **arguments: Any) -> Iterator[None]:
   """Joins the other processes of the run, if the environment names any, and leaves them in good order.
 
-  An error that comes out ends this process at once and tells the others, which would wait for it otherwise.
+  arguments: those of the command that all processes must have been given alike, beside the config. Raises ConfigError
+  where they were not. An error that comes out ends this process at once and the others with it, which would wait for it
+  otherwise.
   """
   _ask_xla(config)
   distributed.join(config.processes)
   try:
-    yield
+    with shortages():
+      distributed.agree(agreed(config) | {f"--{name}": value for name, value in arguments.items()})
+      yield
     distributed.leave()
   except Exception as error:
-    distributed.abandon(error.exit_code if isinstance(error, UserError) else 1, error)
+    distributed.abandon(error)
     raise

@@ -8,24 +8,34 @@ import json
 import math
 import os
 import pathlib
+import re
+import shutil
 from typing import Any
 
-from jpmhc_jax.core.errors import StorageError
+from jpmhc_jax.core import process
+from jpmhc_jax.core.errors import StorageError, UserError
 
 DAMAGED = "damaged"  # the folder of a workdir for what is kept aside
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MANY = {errno.EMFILE, errno.ENFILE}
+# An intact file that this process may not read now. Anything else that keeps one from being read is damage.
+_DENIED = {*_MANY, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM}
 _REMEDY_FULL = "free space (or raise the quota) and run the same command to resume"
 _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _REMEDY_CLOSED = "make the folder writable or choose another --workdir"
+# Libraries tell their failures in text alone: tensorstore with a number, gloo and the dynamic linker in words.
+_NUMBER = re.compile(r"os_error_code='(\d+)'")
+_TOLD = {os.strerror(number): number for number in (*_MANY, errno.ENOSPC, errno.EDQUOT)}
+_TEMPORARY = re.compile(r"\..+\.(\d+-\d*-[0-9a-f]{8})\.tmp")
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = True) -> None:
   """Replaces a file: a reader, or a restart after a kill, finds the old content or the new one, never a part.
 
-  durable: also waits for the disk (some ms), so that this holds when the power fails. Raises
-  OSError when the disk is full or the folder is not writable; the old content is still there then.
+  durable: also waits until content and name are on the disk (some ms), so that this holds when the power fails.
+  Raises OSError when the disk is full or the folder is not writable; the old content is still there then.
   """
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  temporary = temporary_beside(path)
   try:
     with temporary.open("wb") as file:
       file.write(content.encode() if isinstance(content, str) else content)
@@ -33,10 +43,57 @@ def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = T
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    if durable:
+      sync_folder(path.parent)
   except BaseException:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
     raise
+
+
+def temporary_beside(path: pathlib.Path) -> pathlib.Path:
+  """A hidden name in the same folder that is this process's own; `sweep` knows it when the process was killed."""
+  return path.with_name(f".{path.name}.{process.mark()}.tmp")
+
+
+def sweep(folder: pathlib.Path, old: float) -> None:
+  """Removes what killed writers left under `temporary_beside` names. old: a time on the clock of the file system.
+
+  A writer of this machine is looked up; of one elsewhere what was last written before `old` is left over.
+  """
+  for path in folder.glob(".*.tmp"):
+    if marked := _TEMPORARY.fullmatch(path.name):
+      gone = process.left_behind(marked[1])
+      with contextlib.suppress(OSError):  # its writer has just renamed it, or another start removed it
+        if gone or (gone is None and path.stat().st_mtime < old):
+          path.unlink()
+
+
+def sync_file(path: pathlib.Path) -> None:
+  """Waits until what was written to a file is on the disk, by whatever handle it was. Raises OSError."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Waits until the names in a folder are on the disk, where the file system can."""
+  try:
+    sync_file(folder)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+      raise
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes a folder and those above it, as far as they are missing, so that a power failure leaves them."""
+  if not folder.is_dir():
+    if folder.parent != folder:
+      make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def to_json(value: Any, *, words: bool = False, **layout: Any) -> str:
@@ -89,7 +146,12 @@ def move_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
   target = next(folder / name for name in names if not (folder / name).exists())
   with storing(str(target)):
     folder.mkdir(exist_ok=True)
-    path.replace(target)
+    try:
+      path.replace(target)
+    except OSError as error:
+      if error.errno != errno.EXDEV:  # either folder may be a link to another file system
+        raise
+      shutil.move(path, target)
   return target
 
 
@@ -99,7 +161,43 @@ def storing(what: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise StorageError(f"{what} could not be written: {error}; {remedy(error)}") from error
+    raise StorageError(f"{what} could not be written: {error}; {remedy(error.errno)}") from error
+
+
+@contextlib.contextmanager
+def shortages() -> Iterator[None]:
+  """Turns any error inside at whose root there was no room, or no more files could be opened, into a StorageError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    number = errno_of(error)
+    if number not in _FULL | _MANY:
+      raise
+    raise StorageError(f"{os.strerror(number)} ({first_line(error)}); {remedy(number)}") from error
+
+
+def errno_of(error: BaseException | None) -> int | None:
+  """The system's number at the root of an error: its own, that of a cause, or one that a library tells in its text."""
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:
+    if isinstance(error, OSError) and error.errno:
+      return error.errno
+    if told := _NUMBER.search(str(error)):
+      return int(told[1])
+    for words, number in _TOLD.items():
+      if words in str(error):
+        return number
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error from below, without pages of traces."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0][:300]
 
 
 def is_full(error: OSError) -> bool:
@@ -107,6 +205,16 @@ def is_full(error: OSError) -> bool:
   return error.errno in _FULL
 
 
-def remedy(error: OSError) -> str:
-  """What to do about a failed write."""
-  return _REMEDY_FULL if is_full(error) else _REMEDY_CLOSED
+def is_denied(number: int | None) -> bool:
+  """Whether a file that could not be read for this reason may be intact all the same."""
+  return number in _DENIED
+
+
+def remedy(number: int | None, closed: str = _REMEDY_CLOSED) -> str:
+  """What to do about a failure of storage with this `errno`; `closed` where it is neither room nor open files."""
+  if number in _MANY:
+    import resource  # not there on every system
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"raise the limit of open files (ulimit -n, {limit} now) and run the same command to resume"
+  return _REMEDY_FULL if number in _FULL else closed

@@ -6,13 +6,19 @@ failure leaves one. One that is damaged all the same (a truncated file, a flippe
 newest intact one is used, and the damaged one is moved aside, never deleted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
+import logging
 import math
+import os
 import pathlib
 import re
+import sys
+from types import TracebackType
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +28,15 @@ import orbax.checkpoint as ocp
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
-from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
+from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, remedy, storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import distributed, manifest
 from jpmhc_jax.training.fingerprint import fingerprint
 from jpmhc_jax.training.state import Setup, TrainState
 
 SCORES = "scores.json"
+_READABLE = "make it readable, and run the same command again"
+_CURE = "free space or make the folder writable, and run the same command to resume"
 BUNDLE = {"config", "clock", "data", "fingerprint"}
 # How tensorstore words a failure of a disk or of cloud storage; its exceptions are ValueErrors like any other.
 _STORAGE = re.compile(
@@ -73,7 +81,7 @@ class Checkpoints:
     try:
       self._manager = self._open()
     except OSError as error:
-      raise StorageError(f"{folder}: cannot keep checkpoints there: {error}; choose another --workdir") from error
+      raise StorageError(f"{folder}: cannot keep checkpoints there: {error}; {remedy(error.errno)}") from error
 
   def _open(self) -> ocp.CheckpointManager:
     # Orbax deletes nothing: it would do so before the new checkpoint is surely on disk.
@@ -100,16 +108,17 @@ class Checkpoints:
     names = np.frombuffer("\n".join(dataset.identifiers).encode(), np.uint8)
     try:
       self._forget_score(step)
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_as_dict(state)),
-          identifiers=ocp.args.StandardSave({"names": names}),
-          bundle=ocp.args.JsonSave(bundle),
-        ),
-      )
-      self._manager.wait_until_finished()
-      self._manager.check_for_errors()
+      with _quiet():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)),
+            identifiers=ocp.args.StandardSave({"names": names}),
+            bundle=ocp.args.JsonSave(bundle),
+          ),
+        )
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
       manifest.write(self.folder / str(step))
       self._prune()
     except jax.errors.JaxRuntimeError:  # another process is gone, not the disk
@@ -118,9 +127,8 @@ class Checkpoints:
       if not _is_storage_fault(error):
         raise
       raise StorageError(
-        f"{self.folder / str(step)}: checkpoint not written ({_short(error)}). Checkpoints of steps "
-        f"{', '.join(map(str, self._intact_before(step))) or 'none'} are intact; free space or make the folder "
-        "writable, and run the same command to resume"
+        f"{self.folder / str(step)}: checkpoint not written ({_reason(error)}). Checkpoints of steps "
+        f"{', '.join(map(str, self._intact_before(step))) or 'none'} are intact; {remedy(errno_of(error), _CURE)}"
       ) from error
 
   def rank(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -186,11 +194,14 @@ class Checkpoints:
     target = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, setup.shardings
     )
-    read, differs, failure = _read_alone(folder, _as_dict(target))
+    read, differs, failure, number = _read_alone(folder, _as_dict(target))
     # A process that fails alone must not leave the others in what they do next together.
-    outcomes = distributed.gather([differs, failure])
-    differs = next((text for text, _ in outcomes if text), "")
-    failed = {index: text for index, (_, text) in enumerate(outcomes) if text}
+    outcomes = distributed.gather([differs, failure, number])
+    differs = next((text for text, _, _ in outcomes if text), "")
+    failed = {index: text for index, (_, text, _) in enumerate(outcomes) if text}
+    denied = next(((text, number) for _, text, number in outcomes if is_denied(number)), None)
+    if denied:
+      raise StorageError(f"{folder}: could not be read ({denied[0]}); {remedy(denied[1], _READABLE)}")
     if differs:
       raise CheckpointError(f"{folder}: written by code or a config with another state ({differs}); use those again")
     if failed:
@@ -265,8 +276,8 @@ def _read_scores(path: pathlib.Path, metric: str) -> dict[int, float | None]:
     return {}  # none yet, or damaged: the newest is evaluated again, as with another metric
 
 
-def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[str, Any], str, str]:
-  """(the items of a checkpoint, how its state differs from `target`, why it cannot be read).
+def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[str, Any], str, str, int | None]:
+  """(the items of a checkpoint, how its state differs from `target`, why it cannot be read, the system's number of it).
 
   Each process reads its shards without waiting for the others: orbax's barrier would be missed by one that fails.
   """
@@ -275,17 +286,47 @@ def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[s
   try:
     there = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
     if differs := _difference(there, target):
-      return {}, differs, ""
+      return {}, differs, "", None
     handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as bundles:
+    with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as bundles:
       items = ocp.args.Composite(
         state=ocp.args.StandardRestore(target),
         identifiers=ocp.args.StandardRestore(),
         bundle=ocp.args.JsonRestore(),
       )
-      return bundles.restore(folder, args=items), "", ""
+      return bundles.restore(folder, args=items), "", "", None
   except Exception as error:  # what orbax raises depends on the file that is damaged
-    return {}, "", _short(error)
+    return {}, "", first_line(error), errno_of(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps orbax's log off the terminal, and the traces of its threads: what went wrong is raised, and said once.
+
+  After a failure it stays so: threads of orbax and tensorstore outlive the save, and fail one by one.
+  """
+  logger, on_error, on_ignored = logging.getLogger("absl"), sys.excepthook, sys.unraisablehook
+
+  def is_other(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+  def error_of_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if str(error) != "Event loop is closed":
+      on_error(kind, error, trace)
+
+  def ignored_of_others(ignored: Any) -> None:
+    if "EventLoop" not in getattr(ignored.object, "__qualname__", ""):
+      on_ignored(ignored)
+
+  logger.addFilter(is_other)
+  sys.excepthook, sys.unraisablehook = error_of_others, ignored_of_others
+  try:
+    yield
+  except BaseException:
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    raise
+  logger.removeFilter(is_other)
+  sys.excepthook, sys.unraisablehook = on_error, on_ignored
 
 
 def _difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -304,17 +345,16 @@ def _is_storage_fault(error: BaseException | None) -> bool:
   """Whether a disk, a folder or cloud storage is at the root of an error."""
   seen: list[BaseException] = []
   while error is not None and error not in seen:
-    if isinstance(error, OSError) or _STORAGE.search(str(error)):
+    if isinstance(error, OSError) or errno_of(error) or _STORAGE.search(str(error)):
       return True
     seen.append(error)
     error = error.__cause__ or error.__context__
   return False
 
 
-def _short(error: BaseException) -> str:
-  """The first line of an error from below, without pages of traces."""
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:300]
+def _reason(error: BaseException) -> str:
+  number = errno_of(error)
+  return os.strerror(number) if number else first_line(error)
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Process 0 is the primary: it alone writes metrics, evaluations and reports. Ever
 one process, in a run that has only one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import json
 import os
 import secrets
@@ -19,10 +19,10 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import errors, schema
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.training import launches
-from jpmhc_jax.training.lifeline import Lifeline
+from jpmhc_jax.training.lifeline import EXIT_PEER_LOST, Lifeline
 
 PATIENCE_S = 5.0
 _ANYWHERE = "192.0.2.1"  # of a network that nobody has (RFC 5737): the way there is that of the default route
@@ -59,7 +59,13 @@ def join(settings: schema.Processes) -> None:
       f"within processes.start_timeout_s={settings.start_timeout_s:g} ({error}); start all of them at once"
     ) from error
   if jax.process_count() > 1:
-    _lifeline = _watch(launch, settings)
+    try:
+      _lifeline = _watch(launch, settings)
+    except OSError as error:
+      raise ConfigError(
+        f"{launch.source}: process {jax.process_index()} of {jax.process_count()} could not reach process 0 within "
+        f"processes.start_timeout_s={settings.start_timeout_s:g} ({error}); let them reach each other's ports"
+      ) from error
 
 
 def _watch(launch: launches.Launch, settings: schema.Processes) -> Lifeline:
@@ -99,25 +105,28 @@ def leave() -> None:
   jax.distributed.shutdown()
 
 
-def abandon(code: int, error: BaseException) -> None:
-  """Ends this process of several with an error, telling the others. Returns in a run of one process.
+def abandon(error: BaseException) -> None:
+  """Ends this process of several with an error, and the others with it. Returns in a run of one process.
 
-  JAX's own shutdown is left out: it would wait for processes that may be stuck in a collective.
+  A UserError ends all of them with its sentence and exit code; after any other, this one prints the traceback and exits
+  with 1. JAX's own shutdown is left out: it would wait for processes that may be stuck in a collective.
   """
   if _lifeline is None:
     return
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    # A failed collective is how a process often first hears of another's death: the lifeline says whose, and ends it.
-    time.sleep(PATIENCE_S)
-  _lifeline.report(f"{type(error).__name__}: {error}")
   name = f"process {jax.process_index()}"
   if isinstance(error, UserError):
-    print(f"jpmhc: {name}: {error}", file=sys.stderr)
+    code = error.exit_code
+    print(f"jpmhc: {name}: {error}", file=sys.stderr, flush=True)
+    _lifeline.report(str(error), code)
   else:
+    # A failed collective, in whatever words, is how a process often first hears of another's end: the lifeline says
+    # whose it was, and ends this one.
+    time.sleep(PATIENCE_S)
+    code = 1
     traceback.print_exception(error)
-    print(f"jpmhc: {name} stops", file=sys.stderr)
+    print(f"jpmhc: {name} stops", file=sys.stderr, flush=True)
+    _lifeline.report(f"{type(error).__name__}: {error}", EXIT_PEER_LOST)
   sys.stdout.flush()
-  sys.stderr.flush()
   os._exit(code)
 
 
@@ -148,6 +157,37 @@ def gather(value: Any) -> list[Any]:
   ]
 
 
+def agree(values: Mapping[str, Any]) -> None:
+  """Raises ConfigError, on every process, unless all have the same plain JSON values; it names each that differs."""
+  everyone = gather(dict(values))
+  rows = []
+  for name in values:
+    holders: dict[str, list[int]] = {}
+    for index, theirs in enumerate(everyone):
+      holders.setdefault(repr(theirs.get(name)), []).append(index)
+    if len(holders) > 1:
+      rows.append(f"{name} is " + ", ".join(f"{value} on {_processes(indices)}" for value, indices in holders.items()))
+  if rows:
+    raise ConfigError(f"{'; '.join(rows)}: expected the same on every process of a run; start all with one command")
+
+
+def _processes(indices: list[int]) -> str:
+  more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
+  return f"process{'es' if len(indices) > 1 else ''} {', '.join(map(str, indices[:3]))}{more}"
+
+
 def from_primary(compute: Callable[[], Any]) -> Any:
-  """What `compute` returns on process 0, on every process; only process 0 calls it. A plain JSON value."""
-  return gather(compute() if is_primary() else None)[0]
+  """What `compute` returns on process 0, on every process; only process 0 calls it. A plain JSON value.
+
+  A UserError that it raises there is raised on every process.
+  """
+  outcome, refusal = None, None
+  if is_primary():
+    try:
+      outcome = [compute(), "", ""]
+    except UserError as error:
+      outcome, refusal = [None, type(error).__name__, str(error)], error
+  value, kind, text = gather(outcome)[0]
+  if kind:
+    raise refusal or getattr(errors, kind, UserError)(text)
+  return value

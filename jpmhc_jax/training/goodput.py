@@ -78,12 +78,12 @@ class Goodput:
     total = max(sum(self.seconds.values()), 1e-9)
     return {f"goodput/{name}": seconds / total for name, seconds in self.seconds.items()}
 
-  def save(self, step: int) -> None:
-    """Writes the account after `step` finished steps."""
+  def save(self, step: int, durable: bool = False) -> None:
+    """Writes the account after `step` finished steps; durable: also waits for the disk."""
     self.switch(self._activity)
     if distributed.is_primary():
       with storing(str(self._path)):
-        write_atomically(self._path, to_json({"step": step, "seconds": self.seconds}) + "\n", durable=False)
+        write_atomically(self._path, to_json({"step": step, "seconds": self.seconds}) + "\n", durable=durable)
 
 
 _END = object()

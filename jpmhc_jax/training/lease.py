@@ -1,9 +1,10 @@
 """One training run at a time in a workdir: process 0 names itself in a file there and renews it while it trains.
 
-A clean end removes the file; what a killed process left is no obstacle. Where the process would be visible (same
-machine, same process namespace), it is looked up: its number and the moment it was started. Elsewhere (another host,
-another container) the file's time decides, on the file system's own clock, or watching the file for as long. Locks of
-the kernel are not used: network file systems have none, or keep those of a dead host.
+A clean end removes the file; what a killed process left is no obstacle. Where the process would be visible (same host,
+boot and process namespace), it is looked up: its number and the moment it was started. One of this host before its last
+boot is gone. Elsewhere (another host, another container) the file's time decides, on the file system's own clock, or
+watching the file for as long. Locks of the kernel are not used: network file systems have none, or keep those of a dead
+host.
 """
 
 from collections.abc import Iterator
@@ -12,15 +13,15 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import secrets
 import sys
 import threading
 import time
 from typing import Any
 
+from jpmhc_jax.core import process
 from jpmhc_jax.core.errors import WorkdirError
-from jpmhc_jax.core.files import storing, to_json
+from jpmhc_jax.core.files import storing, sync_folder, temporary_beside, to_json
 
 NAME = "running.json"
 RENEW_S = 15.0
@@ -77,6 +78,9 @@ class Lease:
       try:
         with os.fdopen(descriptor, "w") as file:
           file.write(self._own)
+          file.flush()
+          os.fsync(file.fileno())
+        sync_folder(self.path.parent)
       except BaseException:
         self.path.unlink(missing_ok=True)
         raise
@@ -85,12 +89,14 @@ class Lease:
   def _wait_for_its_end(self, found: str) -> None:
     """Returns when the process that `found` names is gone; FileNotFoundError when it gave the folder back."""
     holder = _read(found)
-    local = holder.get("machine") == _machine()
+    local = process.place().items() <= holder.items()
     renewed, began = self.path.stat().st_mtime_ns, time.monotonic()
+    if self._before_this_boot(holder, renewed):
+      return
     patience = GRACE_S if local else STALE_S
     if not local and self._age_s(renewed) <= STALE_S:
       print(f"jpmhc: {self.path}: {_name(found)} may be training here; looking for a sign of life", file=sys.stderr)
-    while _lives(holder) if local else self._age_s(renewed) <= STALE_S:
+    while process.lives(holder["pid"], holder["started"]) if local else self._age_s(renewed) <= STALE_S:
       over = time.monotonic() - began > patience
       if self.path.stat().st_mtime_ns != renewed or (local and over):
         if self.path.read_text() != found:
@@ -103,9 +109,16 @@ class Lease:
         return
       time.sleep(_POLL_S)
 
+  def _before_this_boot(self, holder: dict[str, Any], renewed_ns: int) -> bool:
+    """Whether the holder ran on this host before its boot: another host of this name would have renewed since."""
+    here = process.place()
+    if holder.get("host") != here["host"] or not here["boot"] or holder.get("boot") == here["boot"]:
+      return False
+    return self._age_s(renewed_ns) > process.uptime_s()
+
   def _age_s(self, renewed_ns: int) -> float:
     """Seconds since then on the clock of the file system, which may be another machine's."""
-    probe = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}")
+    probe = temporary_beside(self.path)
     with storing(str(probe)):
       probe.touch()
       try:
@@ -135,17 +148,20 @@ _held: dict[pathlib.Path, Lease] = {}
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the lease of an existing folder inside the block; one that this process holds already is not taken again."""
+def held(folder: pathlib.Path) -> Iterator[float]:
+  """Holds the lease of an existing folder inside the block; one that this process holds already is not taken again.
+
+  Yields when it was last renewed, on the clock of the file system.
+  """
   folder = folder.resolve()
   if folder in _held:
-    yield
+    yield _held[folder].path.stat().st_mtime
     return
   lease = Lease(folder)
   lease.take()
   _held[folder] = lease
   try:
-    yield
+    yield lease.path.stat().st_mtime
   finally:
     del _held[folder]
     lease.give_back()
@@ -170,50 +186,19 @@ def give_back_all() -> None:
 
 
 def _describe_self() -> dict[str, Any]:
-  return {
-    "host": platform.node(),
+  return process.place() | {
     "pid": os.getpid(),
     "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "started": _started(os.getpid()),
-    "machine": _machine(),
+    "started": process.started(os.getpid()),
     "token": secrets.token_hex(8),
   }
-
-
-def _machine() -> str:
-  """What two processes share that see each other's numbers: host name, boot, process namespace."""
-  parts = [platform.node()]
-  with contextlib.suppress(OSError):
-    parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    parts.append(os.readlink("/proc/self/ns/pid"))
-  return " ".join(parts)
-
-
-def _started(pid: int) -> str | None:
-  """When a process was started, in the system's own count, '' where it does not say; None when there is none."""
-  try:
-    state, *fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]
-  except OSError:
-    pass
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return None
-  except PermissionError:
-    pass
-  return ""
-
-
-def _lives(holder: dict[str, Any]) -> bool:
-  return _started(holder["pid"]) in (holder["started"], "")
 
 
 def _read(text: str) -> dict[str, Any]:
   """Empty where it cannot be read: the holder was about to write it, or lost its power."""
   with contextlib.suppress(ValueError):
     holder = json.loads(text)
-    if isinstance(holder, dict) and {"host", "pid", "since", "started", "machine"} <= set(holder):
+    if isinstance(holder, dict) and {"host", "boot", "namespace", "pid", "since", "started"} <= set(holder):
       return holder
   return {}
 

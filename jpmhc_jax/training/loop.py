@@ -21,7 +21,7 @@ import jax
 
 from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.files import storing
+from jpmhc_jax.core.files import storing, sync_folder
 from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.training import distributed, environment, lease, nonfinite
@@ -274,12 +274,22 @@ class _Loop:
     self.window = []
 
   def _save(self, state: TrainState, step: int) -> None:
-    """Blocks until it is on disk: the next step donates the state's buffers."""
+    """Blocks until it is on disk: the next step donates the state's buffers.
+
+    So is all that it covers, before it counts: a restart here writes no earlier line of the run again.
+    """
     lease.confirm()
+    self._settle(step)
     run, clock = self.parts, self.clock | {"seconds": self._elapsed(), "window": self.window}
     with self.observer.goodput("save"):
       self.checkpoints.save(step, state, config=run.config, dataset=run.dataset, clock=clock)
     self.observer.paused()
+
+  def _settle(self, step: int) -> None:
+    self.writers.sync()
+    self.observer.goodput.save(step, durable=True)
+    with storing(str(self.parts.workdir)):
+      sync_folder(self.parts.workdir)
 
   def _look(self, state: TrainState, step: int) -> None:
     """Evaluation and mixer diagnostics, when due."""
@@ -298,5 +308,6 @@ class _Loop:
         self.bar.warn(step, alarms(values))
       self.observer.paused()
     if metrics:
+      self.writers.sync()
       self.checkpoints.rank(step, metrics)
       self.observer.paused()

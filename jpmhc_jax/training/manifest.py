@@ -1,6 +1,5 @@
 """The manifest of a checkpoint: size and CRC-32 of every file, so that a damaged one is known before it is read."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -8,7 +7,8 @@ import zlib
 
 import jax
 
-from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.errors import StorageError
+from jpmhc_jax.core.files import is_denied, remedy, sync_folder, to_json, write_atomically
 from jpmhc_jax.training import distributed
 
 NAME = "manifest.json"
@@ -25,35 +25,56 @@ def write(folder: pathlib.Path) -> None:
   if distributed.is_primary():
     write_atomically(folder / NAME, to_json({name: value for part in parts for name, value in part.items()}))
     for path in (*filter(pathlib.Path.is_dir, folder.rglob("*")), folder, folder.parent):
-      _sync_folder(path)
+      sync_folder(path)
   distributed.barrier("manifest")
 
 
 def problem(folder: pathlib.Path) -> str | None:
-  """What differs from the manifest: '' nothing, None there is no manifest (killed before it was written)."""
+  """What differs from the manifest: '' nothing, None there is no manifest (killed before it was written).
+
+  Raises StorageError on every process where one may not read a file, which may be intact.
+  """
   found = distributed.gather(_problem(folder))
-  if None in found:
+  if refused := next((text for _, text in found if text), ""):
+    raise StorageError(refused)
+  if None in [text for text, _ in found]:
     return None
-  return next((text for text in found if text), "")
+  return next((text for text, _ in found if text), "")
 
 
-def _problem(folder: pathlib.Path) -> str | None:
+def _problem(folder: pathlib.Path) -> tuple[str | None, str]:
+  """(what differs, why it cannot be known)."""
+  try:
+    return _difference(folder), ""
+  except OSError as error:
+    cure = remedy(error.errno, "make it readable, and run the same command again")
+    return "", f"{error.filename} could not be read: {error.strerror}; {cure}"
+
+
+def _difference(folder: pathlib.Path) -> str | None:
   try:
     expected = json.loads((folder / NAME).read_text())
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:
+    _raise_if_denied(error)
     return f"{NAME}: {error}"
   for name in _mine(sorted(expected)):
     try:
       size, crc = _describe(folder / name)
     except OSError as error:
+      _raise_if_denied(error)
       return f"{name}: {error.strerror}"
     if size != expected[name][0]:
       return f"{name}: {size} bytes of {expected[name][0]}"
     if crc != expected[name][1]:
       return f"{name}: its content changed (CRC-32 {crc:08x}, expected {expected[name][1]:08x})"
   return ""
+
+
+def _raise_if_denied(error: Exception) -> None:
+  if isinstance(error, OSError) and is_denied(error.errno):
+    raise error
 
 
 def _files(folder: pathlib.Path) -> list[str]:
@@ -72,13 +93,3 @@ def _describe(path: pathlib.Path, durable: bool = False) -> tuple[int, int]:
     while chunk := file.read(_CHUNK):
       size, crc = size + len(chunk), zlib.crc32(chunk, crc)
   return size, crc
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-  """Makes the names in it survive a power failure, where the file system can."""
-  with contextlib.suppress(OSError):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)

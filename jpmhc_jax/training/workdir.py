@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 import contextlib
 import pathlib
-
-import jax
+import time
+from typing import Any
 
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import ConfigError, WorkdirError
-from jpmhc_jax.core.files import storing
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.files import make_folder, storing, sweep
 from jpmhc_jax.training import distributed, lease
 
 # What a resumed run may change: it moves no number by more than the order of a sum. 'mesh.' stands for the group.
@@ -24,53 +24,79 @@ FREE = (
   "optimizer.nonfinite_limit",
 )
 
+# What the processes of one start may each set as they like: no collective depends on it, or all are past it.
+OWN = ("data.prefetch", "processes.start_timeout_s")
+
+_SHOWN_S = 10.0  # in which a network file system shows every process what process 0 wrote
+_WRITTEN = ("evaluation", "evaluation/*", "checkpoints", "checkpoints/*")  # folders with files that are replaced
+
+
+def agreed(config: schema.Config) -> dict[str, Any]:
+  """The fields that all processes of a start must have alike; see `distributed.agree`."""
+  return {name: value for name, value in configs.leaves(config) if not _among(name, OWN)}
+
 
 @contextlib.contextmanager
 def claimed(config: schema.Config, workdir: pathlib.Path) -> Iterator[None]:
   """Inside the block the workdir is this start's alone: process 0 holds its `lease`; see also `claim_workdir`.
 
   What this start has claimed it may claim again. Evaluations and reports ask for nothing. Raises WorkdirError when
-  another process trains there, and what `claim_workdir` raises.
+  another process trains there, ConfigError when the processes of this start differ in a field, and what
+  `claim_workdir` raises.
   """
+  distributed.agree(agreed(config))
   with contextlib.ExitStack() as stack:
 
-    def take() -> str:
+    def take() -> None:
       with storing(str(workdir / "config.json")):
-        workdir.mkdir(parents=True, exist_ok=True)
-      try:
-        stack.enter_context(lease.held(workdir))
-      except WorkdirError as error:
-        return str(error)
-      return ""
+        make_folder(workdir)
+      renewed = stack.enter_context(lease.held(workdir))
+      for folder in (workdir, *(folder for pattern in _WRITTEN for folder in workdir.glob(pattern))):
+        sweep(folder, old=renewed - lease.STALE_S)
 
-    if refused := distributed.from_primary(take):
-      raise WorkdirError(refused)
+    distributed.from_primary(take)
+    _check_one_folder(workdir)
     claim_workdir(config, workdir)
     yield
+
+
+def _check_one_folder(workdir: pathlib.Path) -> None:
+  """Raises ConfigError, on every process, unless all see the lease that process 0 has just taken."""
+  path = workdir / lease.NAME
+
+  def read() -> str | None:
+    try:
+      return path.read_text()
+    except OSError:
+      return None
+
+  own = distributed.from_primary(read)
+  deadline = time.monotonic() + _SHOWN_S
+  while (same := read() == own) is False and time.monotonic() < deadline:
+    time.sleep(0.1)
+  if blind := [index for index, sees in enumerate(distributed.gather(same)) if not sees]:
+    raise ConfigError(
+      f"--workdir={workdir}: process 0 wrote {path.name} there, but process {blind[0]} does not see it; use a folder "
+      "that all processes share, under one name"
+    )
 
 
 def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
   """Makes the workdir this run's: writes config.json, or checks that the one there is the same but for `FREE` fields.
 
   A start that failed before its first record leaves a config.json that binds nobody. Raises ConfigError with the
-  differing fields when the workdir belongs to another config, or when processes do not see the same folder;
-  StorageError when it is not writable.
+  differing fields when the workdir belongs to another config, StorageError when it is not writable.
   """
   path = workdir / "config.json"
-  if distributed.is_primary():
+
+  def claim() -> None:
     with storing(str(path)):
-      workdir.mkdir(parents=True, exist_ok=True)
+      make_folder(workdir)
       if path.is_file() and _holds_a_run(workdir):
         _check_same(configs.restore(path), config, workdir)
       configs.save(config, path)
-  distributed.barrier("workdir")
-  if not path.is_file():
-    raise ConfigError(
-      f"--workdir={workdir}: process 0 wrote {path.name} there, but process {jax.process_index()} does not see "
-      "it; use a folder that all processes share"
-    )
-  if not distributed.is_primary():
-    _check_same(configs.restore(path), config, workdir)
+
+  distributed.from_primary(claim)
 
 
 def _holds_a_run(workdir: pathlib.Path) -> bool:
@@ -81,11 +107,11 @@ def _holds_a_run(workdir: pathlib.Path) -> bool:
 
 
 def _check_same(there: schema.Config, now: schema.Config, workdir: pathlib.Path) -> None:
-  changed = [row for row in configs.differences(there, now) if not _free(row[0])]
+  changed = [row for row in configs.differences(there, now) if not _among(row[0], FREE)]
   if changed:
     rows = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in changed)
     raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir or undo these fields:\n{rows}")
 
 
-def _free(name: str) -> bool:
-  return any(name == free or (free.endswith(".") and name.startswith(free)) for free in FREE)
+def _among(name: str, fields: tuple[str, ...]) -> bool:
+  return any(name == field or (field.endswith(".") and name.startswith(field)) for field in fields)

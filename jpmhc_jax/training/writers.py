@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import re
@@ -12,15 +13,16 @@ from typing import Any, Protocol, runtime_checkable
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.files import storing, to_json, write_atomically
+from jpmhc_jax.core.files import make_folder, storing, sync_file, sync_folder, to_json, write_atomically
 from jpmhc_jax.training import distributed
 
 
 @runtime_checkable
 class Writer(Protocol):
-  """Takes a step's scalars; `close` makes sure that they are on disk."""
+  """Takes a step's scalars; `sync` waits until they are on the disk, as far as they are kept there."""
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+  def sync(self) -> None: ...
   def close(self) -> None: ...
 
 
@@ -42,6 +44,9 @@ class JsonLines:
     rest = memoryview((to_json({"step": step, **scalars}) + "\n").encode())
     while rest:
       rest = rest[self._file.write(rest) :]
+
+  def sync(self) -> None:
+    os.fsync(self._file.fileno())
 
   def close(self) -> None:
     self._file.close()
@@ -74,18 +79,23 @@ class TensorBoard:
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
 
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     # TensorBoard reads files in the order of their names: second and host. A rollback may come within one second.
     moment = time.time_ns()
     name = f"events.out.tfevents.{moment // 10**9}.{platform.node()}.{moment}"
-    self._file: Any = RecordWriter(str(folder / name))
+    self._path = folder / name
+    self._file: Any = RecordWriter(str(self._path))
     self._event, self._summary = Event, Summary
     self._add(0, file_version="brain.Event:2")
     self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
+    sync_folder(folder)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
     self._add(step, summary=self._summary(value=values))
+
+  def sync(self) -> None:
+    sync_file(self._path)
 
   def close(self) -> None:
     self._file.close()
@@ -118,6 +128,9 @@ class WeightsAndBiases:
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     self._run.log({"step": step, **scalars})
+
+  def sync(self) -> None:
+    """W&B keeps its files itself."""
 
   def close(self) -> None:
     self._run.finish()
@@ -157,6 +170,12 @@ class Writers:
     with storing(f"metrics in {self._folder}"):
       for writer in self._writers if scalars else ():
         writer.write(step, scalars)
+
+  def sync(self) -> None:
+    """Returns when all that was written is on the disk."""
+    with storing(f"metrics in {self._folder}"):
+      for writer in self._writers:
+        writer.sync()
 
   def close(self) -> None:
     with storing(f"metrics in {self._folder}"):

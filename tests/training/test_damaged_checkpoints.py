@@ -1,6 +1,7 @@
 """Damage is noticed, the newest intact checkpoint is used, the damaged one kept aside; a failed write loses nothing."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -143,6 +144,25 @@ def test_where_none_is_intact_nothing_is_moved_and_each_is_named(workdir):
   assert Checkpoints(workdir / "checkpoints").steps() == [4, 6, 8] and not (workdir / "damaged").exists()
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("described", [True, False])
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(number, described, workdir, monkeypatch):
+  """Nothing is moved for want of a right or of a free descriptor, with a manifest and without."""
+
+  def denied(*arguments, **named):
+    raise OSError(number, os.strerror(number), "array")
+
+  if described:
+    monkeypatch.setattr(checkpoint.manifest, "_describe", denied)
+  else:
+    (workdir / "checkpoints" / "8" / "manifest.json").unlink()
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", denied)
+  run = _run(workdir)
+  with pytest.raises(StorageError, match=f"could not be read.*{os.strerror(number)}.*; (raise the limit|make it)"):
+    Checkpoints(workdir / "checkpoints").restore(run.setup, run.dataset)
+  assert not (workdir / "damaged").exists()
+
+
 def test_an_asked_for_step_is_not_replaced_by_another(workdir):
   _flip(workdir / "checkpoints" / "6")
   run = _run(workdir)
@@ -231,9 +251,11 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_on_disk(workdir, monkeypa
 def test_a_process_that_cannot_read_takes_all_others_with_it(workdir, monkeypatch):
   """They decide together, here with another process that fails alone."""
   (workdir / "checkpoints" / "8" / "manifest.json").unlink()
-  gather, theirs = checkpoint.distributed.gather, [["", "OSError: stale handle"]]
+  gather, theirs = checkpoint.distributed.gather, [["", "OSError: stale handle", None]]
   monkeypatch.setattr(
-    checkpoint.distributed, "gather", lambda own: [own, theirs.pop()] if own == ["", ""] and theirs else gather(own)
+    checkpoint.distributed,
+    "gather",
+    lambda own: [own, theirs.pop()] if own == ["", "", None] and theirs else gather(own),
   )
   run, checkpoints = _run(workdir), Checkpoints(workdir / "checkpoints")
   restored = checkpoints.restore(run.setup, run.dataset)

@@ -42,8 +42,8 @@ def hurried(monkeypatch):
 
 def _elsewhere(folder, pid=1):
   """The file as a process of another host would have written it."""
-  there = {"host": "gpu7", "pid": pid, "since": "2026-01-01T00:00:00+00:00", "started": "5", "machine": "gpu7 b p"}
-  (folder / NAME).write_text(json.dumps(there))
+  there = {"host": "gpu7", "boot": "b", "namespace": "n", "pid": pid, "since": "2026-01-01T00:00:00+00:00"}
+  (folder / NAME).write_text(json.dumps(there | {"started": "5"}))
 
 
 @pytest.mark.usefixtures("hurried")
@@ -76,6 +76,25 @@ def test_a_process_number_that_was_given_out_again_is_another_process(tmp_path):
   (tmp_path / NAME).write_text(json.dumps(there | {"started": "1"}))
   with lease.held(tmp_path):
     assert json.loads((tmp_path / NAME).read_text())["started"] == there["started"]
+
+
+@pytest.mark.parametrize(
+  ("change", "uptime_s", "gone"),
+  [
+    ({"boot": "another"}, 10.0, True),  # the power failed, and the host is up again
+    ({"boot": "another"}, 30.0, False),  # another host of the same name, which was alive since
+    ({"boot": "another", "host": "gpu7"}, 10.0, False),
+    ({"namespace": "another"}, 10.0, False),  # another container of this boot
+  ],
+)
+@pytest.mark.usefixtures("hurried")
+def test_a_lease_from_before_this_boot_is_not_waited_for(change, uptime_s, gone, tmp_path, monkeypatch, capsys):
+  (tmp_path / NAME).write_text(json.dumps(lease._describe_self() | change))
+  os.utime(tmp_path / NAME, (time.time() - 20,) * 2)
+  monkeypatch.setattr(lease, "STALE_S", 20.5)
+  monkeypatch.setattr(lease.process, "uptime_s", lambda: uptime_s)
+  with lease.held(tmp_path):
+    assert ("looking for a sign of life" in capsys.readouterr().err) is not gone
 
 
 @pytest.mark.usefixtures("hurried")
@@ -150,7 +169,6 @@ def test_a_full_disk_leaves_no_half_of_a_file(tmp_path, monkeypatch):
 
 def test_only_process_0_holds_it(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir.distributed, "is_primary", lambda: False)
-  (tmp_path / "config.json").write_text("{}")
-  monkeypatch.setattr(workdir, "claim_workdir", lambda config, folder: None)
+  monkeypatch.setattr(workdir.distributed, "from_primary", lambda compute: None)
   with loop.claimed(tiny.config(), tmp_path):
     assert not (tmp_path / NAME).exists()

@@ -1,13 +1,17 @@
 """A process that dies, falls silent or gives up is named to all others; one that ends in good order is not."""
 
+import contextlib
+import json
 import queue
 import socket
 import threading
 
 import pytest
 
+from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.training import distributed
+from jpmhc_jax.core.errors import ConfigError, WorkdirError
+from jpmhc_jax.training import distributed, workdir
 from jpmhc_jax.training.launches import Launch
 from jpmhc_jax.training.lifeline import Lifeline
 
@@ -19,14 +23,14 @@ class _Hub:
 
   def __init__(self, processes, heartbeat_s=30.0):
     self.ended = queue.Queue()
-    self.lifeline = Lifeline(0, heartbeat_s, self.ended.put)
+    self.lifeline = Lifeline(0, heartbeat_s, lambda *end: self.ended.put(end))
     self.port, accept = self.lifeline.listen(TOKEN, processes, 10.0)
     self.ready = threading.Thread(target=accept)
     self.ready.start()
 
   def joined_by(self, index, heartbeat_s=30.0):
     ended = queue.Queue()
-    peer = Lifeline(index, heartbeat_s, ended.put)
+    peer = Lifeline(index, heartbeat_s, lambda *end: ended.put(end))
     peer.connect("127.0.0.1", self.port, TOKEN, 10.0)
     return peer, ended
 
@@ -45,18 +49,31 @@ def test_a_killed_process_is_named_to_all_others(trio):
   hub, [(dying, _), (_, ended)] = trio
   for connection in dying._peers.values():  # what the system does for a killed process
     connection.shutdown(socket.SHUT_RDWR)
-  assert "process 0 stops because process 1 did (its connection closed" in hub.ended.get(timeout=5)
-  assert "process 2 stops because process 1 did" in ended.get(timeout=5)
+  assert "process 0 stops because process 1 did (its connection closed" in hub.ended.get(timeout=5)[0]
+  assert "process 2 stops because process 1 did" in ended.get(timeout=5)[0]
 
 
-def test_a_process_that_gives_up_says_why(trio):
+@pytest.mark.parametrize("code", [69, 2])
+def test_one_that_crashes_is_named_to_all_and_one_that_refuses_ends_them_with_its_own_words_and_code(code, trio):
   hub, [(_, ended), (failing, own)] = trio
-  failing.report("DataError: no such file\nsecond line")
-  for messages in (hub.ended, ended):
-    assert "process 2 did (DataError: no such file second line). The last checkpoint is intact" in messages.get(
-      timeout=5
-    )
+  failing.report("no such file\nsecond line", code)
+  for index, messages in ((0, hub.ended), (1, ended)):
+    message, ending = messages.get(timeout=5)
+    assert ending == code
+    if code == 2:
+      assert message == "process 2: no such file\nsecond line"
+    else:
+      assert f"process {index} stops because process 2 did (no such file\nsecond line). The last checkpoint" in message
   assert own.empty()
+
+
+def test_process_0_that_refuses_ends_last(trio):
+  """JAX aborts a process whose coordinator is gone, before it has said anything."""
+  hub, peers = trio
+
+  hub.lifeline.report("in use", 2)
+  assert not any(thread.is_alive() for thread in hub.lifeline._listeners)
+  assert [messages.get(timeout=0) for _, messages in peers] == [("process 0: in use", 2)] * 2
 
 
 def test_a_stranger_that_finds_the_port_keeps_no_process_waiting():
@@ -85,7 +102,40 @@ def test_a_silent_process_counts_as_dead_and_a_stranger_does_not_count():
     stranger.sendall(b"1 guess\n")
     with socket.create_connection(("127.0.0.1", hub.port)) as silent:
       silent.sendall(f"1 {TOKEN}\n".encode())
-      assert "process 1 did (silent for 0.4 s)" in hub.ended.get(timeout=5)
+      assert "process 1 did (silent for 0.4 s)" in hub.ended.get(timeout=5)[0]
+
+
+@pytest.mark.parametrize(
+  ("other", "message"),
+  [
+    ({"checkpoint.every": 7}, "checkpoint.every is 4 on process 0, 7 on process 1: expected the same on every process"),
+    ({"seed": 1, "--step": None}, "seed is 0 on process 0, 1 on process 1; --step is 8 on process 0, None on proc"),
+    ({}, ""),
+  ],
+)
+def test_processes_that_were_started_differently_all_refuse_by_the_names_that_differ(other, message, monkeypatch):
+  own = {"checkpoint.every": 4, "seed": 0, "--step": 8}
+  monkeypatch.setattr(distributed, "gather", lambda values: [values, values | other])
+  with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+    distributed.agree(own)
+
+
+def test_every_field_but_those_a_process_may_set_alone_is_agreed_on():
+  config = schema.Config()
+  assert set(dict(configs.leaves(config))) - set(workdir.agreed(config)) == set(workdir.OWN)
+  json.dumps(workdir.agreed(config))
+
+
+def test_what_process_0_refuses_all_refuse(monkeypatch):
+  def refuse():
+    raise WorkdirError("in use")
+
+  with pytest.raises(WorkdirError, match="^in use$"):
+    distributed.from_primary(refuse)
+  monkeypatch.setattr(distributed, "is_primary", lambda: False)
+  monkeypatch.setattr(distributed, "gather", lambda own: [[None, "WorkdirError", "in use"], own])
+  with pytest.raises(WorkdirError, match="^in use$"):
+    distributed.from_primary(refuse)
 
 
 @pytest.mark.parametrize(("coordinator", "told"), [(None, "127.0.0.1"), ("10.0.0.1:1234", "10.0.0.1")])
@@ -105,4 +155,4 @@ def test_where_jax_finds_the_coordinator_process_0_tells_the_address_that_faces_
   monkeypatch.setattr(distributed.Lifeline, "listen", lambda *arguments: (5, lambda: None))
   monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: "127.0.1.1")
   distributed._watch(Launch("tpu", coordinator), schema.Processes())
-  assert [message[:2] for message in messages] == [[told, 5]]
+  assert [message[0][:2] for message in messages] == [[told, 5]]

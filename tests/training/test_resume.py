@@ -18,7 +18,7 @@ import tiny
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
-from jpmhc_jax.training import loop
+from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -84,6 +84,32 @@ def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
   assert _losses(broken) == _losses(tmp_path / "whole")
   assert sorted(_losses(broken)) == list(range(1, 9))
   assert len(json.loads((broken / "environment.json").read_text())["earlier_starts"]) == 1
+
+
+def test_what_a_checkpoint_covers_is_on_disk_before_it_counts(tmp_path, monkeypatch):
+  """When a manifest is written, and when a score is, every line until then has been synced; so is the workdir."""
+  config = dataclasses.replace(_config(), logging=schema.Logging(every=1, tensorboard=True))
+  synced, moments = {}, []
+
+  def sync(descriptor):
+    synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+  def checked(act):
+    def counts(*arguments):
+      paths = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
+      assert [synced.get(str(path)) for path in paths] == [path.stat().st_size for path in paths]
+      assert {str(tmp_path), str(tmp_path / "tensorboard")} <= set(synced)
+      assert json.loads((tmp_path / "goodput.json").read_text())["step"] >= max(_losses(tmp_path))
+      moments.append(act.__name__)
+      return act(*arguments)
+
+    return counts
+
+  monkeypatch.setattr(os, "fsync", sync)
+  monkeypatch.setattr(checkpoint.manifest, "write", checked(checkpoint.manifest.write))
+  monkeypatch.setattr(Checkpoints, "_write_scores", checked(Checkpoints._write_scores))
+  loop.train(_run(config, tmp_path), ["train"])
+  assert moments.count("write") == 5 and moments.count("_write_scores") == 4
 
 
 def test_latest_and_best_checkpoints_are_kept(tmp_path):
