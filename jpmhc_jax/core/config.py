@@ -6,7 +6,6 @@ package receives the frozen dataclasses of `core.schema`.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 import re
 import runpy
@@ -19,8 +18,9 @@ from ml_collections import config_flags
 
 from jpmhc_jax.core import ranges, schema
 from jpmhc_jax.core.connection_fields import check_connection
-from jpmhc_jax.core.errors import check_choice, ConfigError, nearest, require
+from jpmhc_jax.core.errors import check_choice, ConfigError, DataError, nearest, require
 from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
 
 _FLAG = "config"
 
@@ -147,8 +147,10 @@ def to_dict(config: Any) -> dict[str, Any]:
   return dataclasses.asdict(config)
 
 
-def from_dict(values: Mapping[str, Any], cls: type = schema.Config, prefix: str = "") -> Any:
+def from_dict(values: Any, cls: type = schema.Config, prefix: str = "") -> Any:
   """Builds the dataclass from a nested mapping; unknown keys and wrong types are errors that name the field."""
+  if not isinstance(values, Mapping):
+    raise ConfigError(f"{prefix[:-1] or 'config'}={values!r}: expected an object of fields")
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in values:
     if key not in fields:
@@ -206,15 +208,15 @@ def save(config: schema.Config, path: pathlib.Path) -> None:
 
 
 def restore(path: pathlib.Path) -> schema.Config:
-  """Reads what `save` wrote. Raises ConfigError when the file is missing or is no config."""
+  """Reads what `save` wrote. Raises ConfigError when the file is missing, cannot be read or is no config."""
   try:
-    return from_dict(json.loads(path.read_text()))
+    return from_dict(read_json(path, remedy="restore it from a backup or train in a new workdir"))
   except FileNotFoundError as error:
     raise ConfigError(f"{path}: no such file; is {path.parent} a workdir of `jpmhc train`?") from error
-  except json.JSONDecodeError as error:
-    raise ConfigError(
-      f"{path}: not valid JSON ({error}); restore it from a backup or train in a new workdir"
-    ) from error
+  except OSError as error:
+    raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+  except DataError as error:
+    raise ConfigError(str(error)) from error
 
 
 def validate(config: schema.Config) -> schema.Config:

@@ -26,6 +26,14 @@ _POSITIVE = (
 )  # fmt: skip
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.ema")
 _SHARES = ("model.recursion.exploration", "data.maze.loops")
+_SEEDS = ("seed", "data.arc.builder_seed")
+LARGEST_SEED = 2**32 - 1  # JAX and NumPy's legacy generator tell seeds apart by 32 bits
+_SEED_RANGE = f"0 to {LARGEST_SEED}"
+
+
+def check_seed(field: str, seed: int) -> None:
+  """Raises ConfigError unless the seed is one that no other seed starts like: 0 to 2³²−1."""
+  require(0 <= seed <= LARGEST_SEED, field, seed, _SEED_RANGE)
 
 
 def check(values: Mapping[str, Any], prefix: str = "") -> None:
@@ -48,6 +56,7 @@ def out_of_range(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
     (_POSITIVE, lambda v: v > 0, "a positive number"),
     (_DECAYS, lambda v: 0 <= v < 1, "0 to below 1"),
     (_SHARES, lambda v: 0 <= v <= 1, "0 to 1"),
+    (_SEEDS, lambda v: 0 <= v <= LARGEST_SEED, _SEED_RANGE),
   )
   for names, good, expected in rules:
     chosen = (name for name in names if name.startswith(prefix))

@@ -69,7 +69,9 @@ class ArcData:
   augmentations: int = field(1000, "augmented copies of each task: dihedral x colour permutation")
   evaluation_augmentations: int = field(1000, "augmented copies of each test pair that vote; at most `augmentations`")
   translate: bool = field(True, "place training grids at a random offset on the canvas")
-  builder_seed: int = field(42, "seed of the augmentation draw (the official builder's 42 reproduces its arrays)")
+  builder_seed: int = field(
+    42, "seed of the augmentation draw, 0 to 2^32 - 1 (the official builder's 42 reproduces its arrays)"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +355,7 @@ class Logging:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  seed: int = field(0, "root of every random stream of the run")
+  seed: int = field(0, "root of every random stream of the run, 0 to 2^32 - 1")
   steps: int = field(1000, "optimiser steps")
   budget_seconds: float = field(
     0.0, "stop, evaluate and save after this much wall time (all starts together, compilation included); 0 = no limit"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import json
 
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.ranges import check_seed
 from jpmhc_jax.core.schema import ArcData, Data
 from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, make_split, number_copies
 from jpmhc_jax.data.arc_grids import VOCABULARY
@@ -52,6 +53,7 @@ def build_splits(subsets: Mapping[str, Sequence[Task]], config: ArcData) -> tupl
 
 
 def _check(config: ArcData) -> None:
+  check_seed("data.arc.builder_seed", config.builder_seed)
   if not 1 <= config.canvas <= LARGEST_SIDE:
     raise ConfigError(
       f"data.arc.canvas={config.canvas}: expected 1 to {LARGEST_SIDE}, the largest side of an ARC grid."

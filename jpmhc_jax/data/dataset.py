@@ -21,10 +21,13 @@ Rows = slice | np.ndarray  # which rows of a batch: a range, or their numbers
 
 
 def digest(*parts: str | np.ndarray) -> str:
-  """sha256 (hex) over the parts, each preceded by its length, so no two lists of parts collide by concatenation."""
+  """sha256 (hex) over the parts, each preceded by its length, so no two lists of parts collide by concatenation.
+
+  Strings count as UTF-8; in names of files, bytes that are none count as they are.
+  """
   sha = hashlib.sha256()
   for part in parts:
-    data = part.encode() if isinstance(part, str) else bytes(np.ascontiguousarray(part))
+    data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else bytes(np.ascontiguousarray(part))
     sha.update(len(data).to_bytes(8, "big"))
     sha.update(data)
   return sha.hexdigest()

@@ -23,6 +23,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.reading import memory_limit, read_bytes, shown, size
 from jpmhc_jax.core.schema import Data, TextData
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import BLANK, Dataset, digest, PAD
@@ -42,8 +43,8 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> Dataset:
   """
   options = config.text
   _check(options)
-  folder = pathlib.Path(options.folder or sysconfig.get_path("stdlib"))
-  texts = {path: _read(folder / path) for path in source_files(folder)}
+  folder = pathlib.Path(options.folder or sysconfig.get_path("stdlib")).expanduser()
+  texts = _read_all(folder)
   held = [text for path, text in texts.items() if is_held_out(path, options.held_out)]
   kept = [text for path, text in texts.items() if not is_held_out(path, options.held_out)]
   if not held or not kept:
@@ -90,14 +91,31 @@ def _left_out(path: pathlib.PurePath) -> bool:
 
 def is_held_out(path: str, one_in: int) -> bool:
   """Whether the file of this relative POSIX path is held out."""
-  return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") % one_in == 0
+  return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:8], "big") % one_in == 0
+
+
+def _read_all(folder: pathlib.Path) -> dict[str, UInt8[np.ndarray, "bytes"]]:
+  texts: dict[str, np.ndarray] = {}
+  total, limit = 0, memory_limit()
+  for path in source_files(folder):
+    texts[path] = _read(folder / path)
+    total += texts[path].size
+    if total > limit:
+      raise DataError(
+        f"data.text.folder={str(folder)!r}: the files up to {shown(path)} have {size(total)}; expected at most "
+        f"{size(limit)}, a quarter of this machine's memory"
+      )
+  return texts
 
 
 def _read(path: pathlib.Path) -> UInt8[np.ndarray, "bytes"]:
-  text = np.frombuffer(path.read_bytes(), np.uint8)
+  try:
+    text = np.frombuffer(read_bytes(path), np.uint8)
+  except OSError as error:
+    raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}); repair or remove the file") from error
   if PAD in text:
     raise DataError(
-      f"{path}: byte 0 at offset {int(np.argmax(text == PAD))}; Python sources hold none. Remove the file"
+      f"{shown(path)}: byte 0 at offset {int(np.argmax(text == PAD))}; Python sources hold none. Remove the file"
     )
   return text
 

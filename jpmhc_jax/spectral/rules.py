@@ -12,6 +12,7 @@ import numpy as np
 from jpmhc_jax import manifolds
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.ranges import check_seed
 from jpmhc_jax.spectral import density, moments, propagation
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
@@ -68,6 +69,7 @@ def mixer_stack(
   """(depth, n, n) mixers of a family: `init` = identity logits plus noise of standard deviation 0.02, `random` = its
   own law."""
   check_choice("draw", draw, DRAWS)
+  check_seed("seed", seed)
   manifold = manifolds.parse(name, options)
   keys = jax.random.split(jax.random.key(seed), depth)
   if draw == "random":

@@ -53,6 +53,10 @@ def test_variant_and_overrides_reach_the_config(config_file):
     ("--config.model.expansion=0", "model.expansion=0.0: expected a positive number"),
     ("--config.evaluation.batch_size=-1", "evaluation.batch_size=-1: expected 0 or a positive number"),
     ("--config.optimizer.beta2=1.0", "optimizer.beta2=1.0: expected 0 to below 1"),
+    ("--config.seed=-1", r"seed=-1: expected 0 to 4294967295"),
+    ("--config.seed=4294967296", r"seed=4294967296: expected 0 to 4294967295"),
+    ("--config.seed=99999999999999999999", r"seed=99999999999999999999: expected 0 to 4294967295"),
+    ("--config.data.arc.builder_seed=-1", r"data.arc.builder_seed=-1: expected 0 to 4294967295"),
     ("--config.connection.init_scale=nan", "connection.init_scale=nan: expected a finite number"),
     ("--config.batch_size=5", None),
     ("--config.optimizer.step_factors=(0.1,)", "expected as many entries as optimizer.step_boundaries"),
@@ -140,10 +144,17 @@ def test_a_config_written_by_hand_is_checked(tmp_path):
   with pytest.raises(ConfigError, match=r"unknown field 'model.widht'. Did you mean 'width'"):
     configs.restore(tmp_path / "config.json")
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ConfigError, match="not valid JSON"):
+  with pytest.raises(ConfigError, match="config.json: not readable as JSON .*; restore it from a backup"):
     configs.restore(tmp_path / "config.json")
   with pytest.raises(ConfigError, match="is .* a workdir"):
     configs.restore(tmp_path / "nothing.json")
+  for text, message in (("[1]", r"config=\[1\]: expected an object of fields"), ('{"data": 3}', "data=3: expected an")):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+      configs.restore(tmp_path / "config.json")
+  (tmp_path / "link.json").symlink_to("/dev/zero")
+  with pytest.raises(ConfigError, match="link.json: is a character device"):
+    configs.restore(tmp_path / "link.json")
 
 
 def test_only_the_named_group_of_an_existing_run_can_be_overridden():

@@ -1,6 +1,7 @@
 """Bad task files are refused with file, task and pair named; good folders load."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_a_folder_in_the_public_format_loads_in_order_of_ids(tmp_path):
     ({"train": GOOD["train"]}, "'test' must be a list"),
     ([1], "expected an object with 'train' and 'test', found list"),
     ("{", r"aaaa0001\.json: not readable as JSON"),
+    ("[" * 10_000, r"aaaa0001\.json: JSON nested 10,000 levels deep; expected at most 64"),
+    (_with([["[" * 9 + "3"]]), "cell .* is '"),
   ],
 )
 def test_malformed_tasks_name_file_task_and_pair(tmp_path, task, message):
@@ -76,6 +79,26 @@ def test_an_id_may_occur_once_and_without_the_separator(tmp_path):
   _write(tmp_path, GOOD, "training", "a|b")
   with pytest.raises(DataError, match="must not contain"):
     _load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"e9\n2", b"e\r", b"tab\t", b"caf\xe9", "e\u2028".encode(), b"\x7f"])
+def test_an_id_that_no_list_of_names_can_keep_is_refused_with_its_file(tmp_path, name):
+  _write(tmp_path, GOOD, "evaluation")
+  _write(tmp_path, GOOD, name=os.fsdecode(name))
+  escaped = ascii(os.fsdecode(name))[1:-1].replace("\\", r"\\")
+  with pytest.raises(
+    DataError, match=rf"training/{escaped}\.json': task .* UTF-8 without line breaks.*rename"
+  ) as refused:
+    _load(tmp_path)
+  assert str(refused.value).isprintable()
+
+
+def test_odd_but_whole_ids_are_taken(tmp_path):
+  names = ["a b", "ünï", "日本", "🙂", "x,y=z", "%", "<b>"]
+  _write(tmp_path, GOOD, "evaluation")
+  for name in names:
+    _write(tmp_path, GOOD, name=name)
+  assert [task.name for task in _load(tmp_path)["training"]] == sorted(names)
 
 
 def test_missing_parts_of_a_data_set_are_named(tmp_path):

@@ -1,6 +1,9 @@
 """Images: scikit-learn's digits and .npz files; copies are moves of the image, and what is no image file is refused."""
 
+import io
+import os
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from jpmhc_jax import data
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.data import images
 from jpmhc_jax.data.images import ARRAYS
 
 
@@ -76,7 +80,18 @@ def test_an_epoch_visits_every_image_once_and_batches_hold_classes(file, arrays)
     ({"x_train": np.zeros((9, 4, 6, 3))}, "x_train is float64"),
     ({"x_test": np.zeros((3, 5, 6, 3), np.uint8)}, "one size"),
     ({"y_train": np.arange(8)}, "for each of the 9 images"),
-    ({"y_train": np.full(9, -1)}, "from -1 to -1"),
+    ({"y_train": np.array([])}, r"y_train is float64 of shape \(0,\)"),
+    ({"y_train": np.array(["a"] * 9)}, "y_train is <U1"),
+    ({"y_train": np.full(9, -1)}, "y_train holds -1 to -1; expected classes from 0 to 254"),
+    ({"y_test": np.full(3, 2**64 - 1, np.uint64)}, "y_test holds 18446744073709551615"),
+    ({"x_train": np.zeros((9, 0, 6, 3), np.uint8)}, r"x_train is uint8 of shape \(9, 0, 6, 3\).*none of them 0"),
+    ({"x_test": np.zeros((0, 4, 6, 3), np.uint8)}, r"x_test is uint8 of shape \(0, 4, 6, 3\)"),
+    ({"x_train": np.zeros((9, 3, 8, 8), np.uint8)}, r"channels first as it seems.*numpy.moveaxis\(x_train, 1, 3\)"),
+    ({"x_train": np.zeros((9, 1, 28, 28), np.uint8)}, "channels first"),
+    (
+      {"x_test": np.full((3, 4, 6, 3), 255, np.uint8), "x_train": np.full((9, 4, 6, 3), 16, np.uint8)},
+      "x_test reaches 255, x_train 16, by which all pixels are scaled",
+    ),
   ],
 )
 def test_a_file_that_is_not_as_described_is_refused(file, changes, message):
@@ -89,6 +104,70 @@ def test_fields_and_paths_are_checked(tmp_path):
     _build(shift=-1)
   with pytest.raises(DataError, match=r"none.npz': cannot be read \(No such file or directory\)$"):
     _build(file=str(tmp_path / "none.npz"))
+
+
+def _rewritten(path, change):
+  """The same archive with `change` applied to every (ZipInfo, content)."""
+  with zipfile.ZipFile(path) as archive:
+    members = [(info, archive.read(info)) for info in archive.infolist()]
+  with zipfile.ZipFile(path, "w") as archive:
+    for info, content in members:
+      archive.writestr(*change(info, content))
+
+
+def _asks_for(shape):
+  def change(info, content):
+    if info.filename != "x_train.npy":
+      return info, content
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return info, header.getvalue() + content[-99:]
+
+  return lambda path: _rewritten(path, change)
+
+
+def _bomb(path):
+  """16 MiB of zeros in 16 KiB."""
+  images, labels = np.zeros((1 << 12, 64, 64), np.uint8), np.zeros(1 << 12, np.uint8)
+  np.savez_compressed(path, x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
+
+
+def _with_bytes(at_local, at_central, value):
+  """A byte of every member's local header and of its entry in the directory replaced, as other writers set them."""
+
+  def damage(path):
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", at_local), (b"PK\1\2", at_central)):
+      at = content.find(signature)
+      while at >= 0:
+        content[at + offset] = value
+        at = content.find(signature, at + 4)
+    path.write_bytes(bytes(content))
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (_asks_for((2**56, 1, 1)), r"arrays of 64.0 PiB, x_train is uint8 of shape .*; expected at most 1.0 MiB"),
+    (_asks_for((2**40, 2**40, 2**40)), "arrays of 1099511627776.0 YiB"),
+    (_asks_for((-1, 4, 6, 3)), "is no .npz file of numbers"),
+    (_bomb, r"arrays of 16.0 MiB, x_train is uint8 of shape \(4096, 64, 64\)"),
+    (_with_bytes(6, 8, 1), "x_train is encrypted; expected what numpy.savez or"),
+    (_with_bytes(8, 10, 97), "x_train is compressed by method 97"),
+    (lambda path: os.truncate(path, 2**30), r"images.npz: 1.0 GiB; expected at most 1.0 MiB"),
+    (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "images.npz: is a character device"),
+  ],
+)
+def test_what_would_not_fit_into_memory_or_cannot_be_unpacked_is_refused_before(file, damage, message, monkeypatch):
+  monkeypatch.setattr(images, "memory_limit", lambda: 2**20)
+  path = pathlib.Path(file())
+  _build(file=str(path))
+  damage(path)
+  monkeypatch.setattr(np.lib.format, "read_array", None)  # which would take the memory
+  with pytest.raises(DataError, match=message):
+    _build(file=str(path))
 
 
 def _cut(path):

@@ -1,6 +1,7 @@
 """The text corpus: every byte is a label once, files stay on their side, and what is no corpus is refused."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jpmhc_jax import data
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.data import text as corpora
 from jpmhc_jax.data.text import is_held_out, source_files
 
 SOURCES = {f"package/module{i}.py": f"# {i}\n" + "x = 1\n" * (3 * i) for i in range(12)} | {"empty.py": ""}
@@ -83,16 +85,33 @@ def test_a_corpus_is_pinned_by_its_content(folder):
     _build(folder, sha256=content)
 
 
-def test_bad_corpora_say_what_is_wrong(folder, tmp_path_factory):
+def test_bad_corpora_say_what_is_wrong(folder, tmp_path_factory, monkeypatch):
   with pytest.raises(ConfigError, match="data.text.window=1"):
     _build(folder, window=1)
   with pytest.raises(ConfigError, match="data.text.held_out=1"):
     _build(folder, held_out=1)
   with pytest.raises(ConfigError, match="0 files to train on"):
     _build(tmp_path_factory.mktemp("nothing"))
-  (folder / "package" / "zero.py").write_bytes(b"ab\0")
+  path = folder / "package" / "zero.py"
+  path.write_bytes(b"ab\0")
   with pytest.raises(DataError, match="zero.py: byte 0 at offset 2"):
     _build(folder)
+  with path.open("wb") as file:
+    file.truncate(5 * 2**30)
+  with pytest.raises(DataError, match=r"zero.py: 5.0 GiB; expected at most 64.0 MiB"):
+    _build(folder)
+  path.unlink()
+  monkeypatch.setattr(corpora, "memory_limit", lambda: 300)
+  with pytest.raises(DataError, match=r"data.text.folder=.*: the files up to .* have 414 bytes; expected at most 300"):
+    _build(folder)
+
+
+def test_names_that_are_no_utf8_count_as_the_bytes_that_they_are(folder):
+  before = _build(folder)
+  (folder / os.fsdecode(b"caf\xe9.py")).write_text("x = 1\n")
+  after = _build(folder)
+  assert after.notes["train_files"] + after.notes["evaluation_files"] == 1 + len(SOURCES)
+  assert after.content != before.content
 
 
 def test_the_standard_library_of_any_python_is_a_corpus():
