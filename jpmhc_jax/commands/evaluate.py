@@ -39,5 +39,9 @@ class Evaluate:
           print(f"{name:28s} {value:.6g}")
         if config.evaluation.ablation != "none":
           print(f"ABLATION: {config.evaluation.ablation} mixer in connections {config.evaluation.ablation_layers}")
-        print(f"written: {results_folder(config.evaluation, options.workdir) / f'step_{restored.step}.json'}")
+        coverage = run.dataset.coverage(config.evaluation.max_examples)
+        if coverage.partial:
+          print(f"PARTIAL: {coverage}")
+        folder = results_folder(config.evaluation, options.workdir)
+        print(f"written: {folder / f'step_{restored.step}{coverage.suffix}.json'}")
     return 0

@@ -324,7 +324,9 @@ class Checkpoint:
 class Evaluation:
   every: int = field(1000, "steps between evaluations; 0 evaluates only at the end")
   batch_size: int = field(0, "examples a device batch in evaluation; 0 uses batch_size")
-  max_examples: int = field(0, "evaluate on at most this many examples; 0 uses all")
+  max_examples: int = field(
+    0, "evaluate on the first so many held-out examples and mark the results as partial; 0 uses all"
+  )
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
   save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never")
   wrong_puzzle: bool = field(False, "also evaluate with the identifiers permuted over the tasks (ablation)")

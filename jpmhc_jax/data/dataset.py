@@ -34,6 +34,27 @@ def digest(*parts: str | np.ndarray) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Coverage:
+  """What an evaluation looks at: the first `examples` of the `held_out` ones."""
+
+  examples: int
+  held_out: int
+
+  @property
+  def partial(self) -> bool:
+    return self.examples < self.held_out
+
+  @property
+  def suffix(self) -> str:
+    """Marks the names of a partial evaluation's files; empty for a whole one."""
+    return f"_partial_{self.examples}_of_{self.held_out}" if self.partial else ""
+
+  def __str__(self) -> str:
+    part = f"the first {self.examples:,} of {self.held_out:,}" if self.partial else f"all {self.held_out:,}"
+    return f"{part} held-out examples"
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
   """Training batches as a pure function of (seed, step), evaluation batches in stored order.
 
@@ -81,12 +102,16 @@ class Dataset:
     """
     return _collate(self.train, self.plan.examples(step)[rows])
 
+  def coverage(self, max_examples: int = 0) -> Coverage:
+    """Of an evaluation on at most max_examples (0 = all)."""
+    examples = self.evaluation.examples
+    return Coverage(min(max_examples or examples, examples), examples)
+
   def evaluation_batches(
     self, batch_size: int, max_examples: int = 0, rows: slice = slice(None)
   ) -> "EvaluationBatches":
     """Batches over the held-out examples in stored order, at most max_examples (0 = all); see EvaluationBatches."""
-    examples = self.evaluation.examples
-    return EvaluationBatches(self.evaluation, batch_size, min(max_examples or examples, examples), rows)
+    return EvaluationBatches(self.evaluation, batch_size, self.coverage(max_examples).examples, rows)
 
   def describe(self) -> dict[str, Any]:
     """Counts for logs and the report, and the fingerprint."""

@@ -107,7 +107,8 @@ class ArcVotes:
     `strict/pass@k`: share of tasks with every test input so solved (the rule of the ARC Prize).
     `unaugmented/pass@1`: as pass@1, from the one prediction on the un-augmented input.
     `augmentations_voted`: mean number of votes on a test input.
-    A test input that was never evaluated counts as not solved. Raises DataError when there is no test task.
+    A test input that was never evaluated counts as not solved (see `voted_on`), and an empty answer takes up a place
+    among the first k, as in the official evaluator. Raises DataError when there is no test task.
     """
     if not test_puzzles:
       raise DataError("test_puzzles is empty: pass@k needs a test task; check data.arc.test_subset and its filters")
@@ -128,17 +129,28 @@ class ArcVotes:
     means = {name: total / len(test_puzzles) for name, total in sums.items()}
     return means | {"augmentations_voted": float(np.mean(votes))}
 
+  def voted_on(self, test_puzzles: Mapping[str, Mapping]) -> dict[str, dict]:
+    """The test inputs that any copy voted on, in the same layout; tasks without one are left out."""
+    tests = {
+      task: [pair for pair in puzzle["test"] if self._ballot(task, pair["input"])]
+      for task, puzzle in test_puzzles.items()
+    }
+    return {task: {**test_puzzles[task], "test": pairs} for task, pairs in tests.items() if pairs}
+
   def submission(self, test_puzzles: Mapping[str, Mapping], fill_missing: bool = True) -> dict[str, list[dict]]:
     """The best two answers per test input in Kaggle layout: {task: [{"attempt_1": grid, "attempt_2": grid}, ...]}.
 
-    A single answer fills both attempts. A test input without any answer gets [[0]] twice, because entries are matched
-    by position; with fill_missing=False it gets no entry, which is what the official evaluator writes.
+    Every attempt is a grid of 1×1 to 30×30: the next best answer takes the place of an empty one, a single answer fills
+    both attempts, and a test input without any gets [[0]] twice, because entries are matched by position. With
+    fill_missing=False empty answers are attempts, [], and a test input that was never evaluated gets no entry: this is
+    what the official evaluator writes.
     """
     entries: dict[str, list[dict]] = {}
     for task, puzzle in test_puzzles.items():
       entries[task] = []
       for pair in puzzle["test"]:
-        grids = [candidate.grid.tolist() for candidate in self.ranking(task, pair["input"])[:2]]
+        answers = (candidate.grid for candidate in self.ranking(task, pair["input"]))
+        grids = [grid.tolist() for grid in answers if grid.size or not fill_missing][:2]
         if not grids and fill_missing:
           grids = [[[0]]]
         if grids:

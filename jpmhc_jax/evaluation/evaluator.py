@@ -1,5 +1,8 @@
 """Evaluates a state on the held-out examples: accuracies, ARC votes, examples; writes evaluation/step_N.json.
 
+An evaluation of a part of the examples (`evaluation.max_examples`) is about that part alone, says so, and has files of
+its own (step_N_partial_2_of_8.json), so that it never stands in for one of all, nor are their votes pooled.
+
 With several processes each evaluates a consecutive range of the examples, and process 0 merges and writes. A pass that
 is interrupted, or killed, goes on where it last saved what it had counted.
 A causal ablation (`evaluation.ablation`) writes into a folder of its own below evaluation/, where nothing looks for the
@@ -7,6 +10,7 @@ results of the run.
 """
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -47,25 +51,30 @@ class Evaluator:
     size = -(-(evaluation.batch_size or setup.config.batch_size) // ways) * ways
     self.share = share_of(meshes.batch_sharding(setup.mesh), size)
     self.batches = dataset.evaluation_batches(len(self.share.numbers), evaluation.max_examples)
+    self.coverage = dataset.coverage(evaluation.max_examples)
     self.votes_arc = dataset.kind == "arc"
     self.main_metric = "pass@2" if self.votes_arc else setup.kind.main_metric
     self.higher_is_better = setup.kind.higher_is_better
 
   def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-    """Scalar metrics of this state; also written with examples to `evaluation/step_N.json`.
+    """Scalar metrics of this state; also written with examples to `evaluation/step_N.json` (see `path`).
 
     Raises Interrupted when the process is asked to stop meanwhile; what was counted is on disk then.
     """
-    partials = [self._partial(state, str(step))]
+    partials = [self._partial(state, f"{step}{self.coverage.suffix}")]
     own = self._pass(state, partials[0], self.votes_arc)
     wrong = None
     if self.setup.config.evaluation.wrong_puzzle:
-      partials.append(self._partial(state, f"{step}_wrong"))
+      partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
       wrong = self._pass(state, partials[1], False, self._other_puzzles())
     metrics = distributed.from_primary(lambda: self._write_all(step, own, wrong))
     for partial in partials:
       partial.discard()
     return metrics
+
+  def path(self, step: int, what: str = "step", ending: str = ".json") -> pathlib.Path:
+    """Of this evaluation's results, of its `submission` or of its `votes`."""
+    return self.folder / f"{what}_{step}{self.coverage.suffix}{ending}"
 
   def _partial(self, state: TrainState, name: str) -> Partial:
     fields = self.setup.config.evaluation
@@ -148,37 +157,41 @@ class Evaluator:
     metrics, examples = self._means(own), own.examples
     with storing(str(self.folder)):
       if own.votes is not None:
-        metrics |= own.votes.results(self.dataset.test_puzzles)
-        examples = own.votes.examples(self.dataset.test_puzzles, EXAMPLES)
-        self._write(f"submission_{step}.json", own.votes.submission(self.dataset.test_puzzles))
+        every = self.dataset.test_puzzles
+        scored = own.votes.voted_on(every) if self.coverage.partial else every
+        metrics |= own.votes.results(scored)
+        examples = own.votes.examples(scored, EXAMPLES)
+        self._write(self.path(step, "submission"), own.votes.submission(every))
         if self.setup.config.evaluation.pooled:
-          metrics |= self._pooled(own.votes, step)
+          metrics |= {f"pooled/{name}": value for name, value in self._pooled(own.votes, step).results(scored).items()}
       if wrong is not None:
         means = self._means(wrong)
         metrics |= {f"wrong_puzzle/{name}": means[name] for name in ("accuracy", "exact_accuracy")}
       result = {"step": step, "metrics": metrics, "examples": examples}
+      if self.coverage.partial:
+        result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
         result["ablation"] = {"mixer": self.setup.config.evaluation.ablation, "connections": self.replaced}
-      self._write(f"step_{step}.json", result)
+      self._write(self.path(step), result)
     return metrics
 
   def _means(self, tally: Tally) -> dict[str, float]:
     return self.setup.kind.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
 
-  def _pooled(self, votes: ArcVotes, step: int) -> dict[str, float]:
-    """Results of the votes of all evaluations up to this one, the earliest first."""
+  def _pooled(self, votes: ArcVotes, step: int) -> ArcVotes:
+    """The votes of all evaluations of the same examples up to this one, the earliest first."""
     content = to_json(votes.to_state()).encode()
-    write_atomically(self.folder / f"votes_{step}.json.gz", gzip.compress(content, mtime=0))
+    write_atomically(self.path(step, "votes", ".json.gz"), gzip.compress(content, mtime=0))
     pooled = ArcVotes(self.dataset.identifiers, self.dataset.side)
-    for earlier in sorted(_steps(self.folder, "votes_", ".json.gz")):
+    for earlier in sorted(_steps(self.folder, "votes_", f"{self.coverage.suffix}.json.gz")):
       if earlier < step and (saved := self._saved_votes(earlier)) is not None:
         pooled.merge(saved)
     pooled.merge(votes)
-    return {f"pooled/{name}": value for name, value in pooled.results(self.dataset.test_puzzles).items()}
+    return pooled
 
   def _saved_votes(self, step: int) -> ArcVotes | None:
     """The votes of an earlier evaluation; None, said and moved aside, where they are damaged."""
-    path = self.folder / f"votes_{step}.json.gz"
+    path = self.path(step, "votes", ".json.gz")
     try:
       return ArcVotes.from_state(self.dataset.identifiers, json.loads(gzip.decompress(path.read_bytes())))
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -196,8 +209,8 @@ class Evaluator:
     ids[1:] = 1 + np.asarray(jax.random.permutation(key, len(ids) - 1))
     return ids
 
-  def _write(self, name: str, content: Any) -> None:
-    write_atomically(self.folder / name, to_json(content))
+  def _write(self, path: pathlib.Path, content: Any) -> None:
+    write_atomically(path, to_json(content))
 
 
 def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> pathlib.Path:

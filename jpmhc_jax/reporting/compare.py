@@ -234,7 +234,7 @@ def _scores(run: Run, metric: tuple[str, bool]) -> list[Cell]:
   share, known, series = curves.is_share(name), run.best(metric), run.evaluation_series(name)
   return [
     number(known.metrics[name] if known else None, share),
-    number(known.step if known else None),
+    Cell(f"{markup.format_number(known.step)}{known.remark}", known.step, "number") if known else number(None),
     number(series.last() if series else None, share),
   ]
 

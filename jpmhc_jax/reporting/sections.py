@@ -56,10 +56,10 @@ def summary(run: Run) -> Markup:
   if judged_by and best:
     metric = judged_by[0]
     share = curves.is_share(metric)
-    tiles[f"Best {metric}"] = _figure(best.metrics[metric], share, f"at step {best.step}")
+    tiles[f"Best {metric}"] = _figure(best.metrics[metric], share, f"at step {best.step}{best.remark}")
     last = run.evaluations[-1]
     if metric in last.metrics:
-      tiles[f"Last {metric}"] = _figure(last.metrics[metric], share, f"at step {last.step}")
+      tiles[f"Last {metric}"] = _figure(last.metrics[metric], share, f"at step {last.step}{last.remark}")
   loss = run.series.get("train/loss")
   if loss is not None:
     tiles["Last train loss"] = _figure(loss.last(), False, f"at step {int(loss.steps[-1])}")
@@ -90,20 +90,29 @@ def status_badge(run: Run) -> Markup:
 
 
 def evaluation_tables(run: Run) -> Markup:
-  """pass@k of the best and the last evaluation, then every evaluation with every metric."""
+  """pass@k of the best and the last evaluation, then every evaluation; those of more or fewer examples come last."""
+  title = "Evaluations of more or fewer examples than the config asks for"
+  others = [_evaluations_table(title, run.others, covered=True)] if run.others else []
   if not run.evaluations:
-    return markup.note("No evaluation was recorded.")
+    return join([markup.note("No evaluation was recorded."), *others])
   last, best = run.evaluations[-1], run.best()
   shown = [("Last", last)] if best is None or best.step == last.step else [("Best", best), ("Last", last)]
   parts = [pass_table(title, evaluation) for title, evaluation in shown]
-  names = list(dict.fromkeys(name for e in run.evaluations for name in e.metrics))
+  if last.coverage:
+    parts.insert(0, markup.note(f"Partial: the run was evaluated on {last.coverage}, as its config asks for."))
+  return join([*parts, _evaluations_table("Every evaluation", run.evaluations, covered=bool(last.coverage)), *others])
+
+
+def _evaluations_table(caption: str, evaluations: Sequence[Evaluation], covered: bool) -> Markup:
+  """Every metric of every evaluation, folded where there are many; with `covered` also what each is about."""
+  names = list(dict.fromkeys(name for e in evaluations for name in e.metrics))
   rows = []
-  for evaluation in run.evaluations:
+  for evaluation in evaluations:
+    part = [Cell(f"partial: {evaluation.coverage}" if evaluation.coverage else "all examples")] if covered else []
     values = [number(evaluation.metrics.get(name), curves.is_share(name)) for name in names]
-    rows.append([number(evaluation.step), *values])
-  every = markup.table("Every evaluation", ["step", *names], rows, class_="sortable")
-  parts.append(every if len(names) <= 8 else tag("details", tag("summary", "Every evaluation, every metric"), every))
-  return join(parts)
+    rows.append([number(evaluation.step), *part, *values])
+  table = markup.table(caption, ["step", *(["evaluated"] if covered else []), *names], rows, class_="sortable")
+  return table if len(names) <= 8 else tag("details", tag("summary", f"{caption}, every metric"), table)
 
 
 def pass_table(title: str, evaluation: Evaluation) -> Markup | None:
@@ -116,7 +125,7 @@ def pass_table(title: str, evaluation: Evaluation) -> Markup | None:
     [Cell(f"pass@{k}"), *(number(evaluation.metrics.get(curves.pass_name(kind, k)), percent=True) for kind in kinds)]
     for k in ks
   ]
-  caption = f"{title} evaluation, step {evaluation.step}"
+  caption = f"{title} evaluation, step {evaluation.step}{evaluation.remark}"
   voted = evaluation.metrics.get("augmentations_voted")
   remark = f"{markup.format_number(voted)} augmented copies voted on each test input, on average. " if voted else ""
   words = "Fractional: a task scores the share of its test inputs that are solved. Strict: all of them must be."
@@ -152,7 +161,7 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
   marks = {"text": "Marked is what follows the first difference.", "images": ""}
   legend = marks.get(examples[0].get("kind", "") if examples else "", "Red frames mark wrong cells.")
-  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}. {legend}"
+  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
   intro = tag("p", words, class_="quiet")
   cards = [example_card(example) for example in examples]
   return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")

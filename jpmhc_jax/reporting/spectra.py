@@ -1,13 +1,14 @@
 """Jacobian spectra: the section of the page with predicted beside measured ones, and stand-alone figures (SVG)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jpmhc_jax.core.errors import DataError
+from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.charts import chart, Line
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
@@ -24,9 +25,9 @@ def section(run: Run) -> Markup | None:
   if not path.is_file():
     return None
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     return join([_intro(content), tag("div", *_charts(content["sites"]), class_="charts"), _table(content)])
-  except (ValueError, KeyError, TypeError) as error:
+  except (DataError, OSError, ValueError, KeyError, TypeError) as error:
     return markup.note(f"{FILE} cannot be read ({error!r}); write it again with jpmhc spectrum.", kind="warning")
 
 

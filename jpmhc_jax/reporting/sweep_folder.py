@@ -1,12 +1,12 @@
 """A folder that `jpmhc sweep` wrote, as the report sees it: its runs, and what the sweep knows of each."""
 
 from collections.abc import Mapping, Sequence
-import json
 from pathlib import Path
 import shlex
 from typing import Any
 
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.errors import DataError, UserError
+from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 
@@ -90,10 +90,10 @@ def _read(path: Path) -> dict[str, Any] | None:
   if not file.is_file():
     return None
   try:
-    about = json.loads(file.read_text(encoding="utf-8"))
+    about = read_json(file)
     if all({"name", "workdir", "state"} <= entry.keys() for entry in about["runs"]):
       return about
     reason = "a run lacks its name, workdir or state"
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (DataError, OSError, KeyError, TypeError, AttributeError) as error:
     reason = str(error)
   raise UserError(f"report: {file} is no record of a sweep ({reason}); give the folders of its runs instead")

@@ -13,9 +13,13 @@ import numpy as np
 
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.metrics import headline
+from jpmhc_jax.core.reading import check_regular, read_json
+from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.reporting.markup import slug
 
+METRICS_LIMIT = 2**30  # bytes of metrics.jsonl; a run of half a million steps writes a quarter of it
 HALTED_ONLY = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
@@ -32,16 +36,25 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """One `evaluation/step_N.json`."""
+  """One `evaluation/step_N.json`; `coverage` is set where it is about a part of the held-out examples."""
 
   step: int
   metrics: Mapping[str, float]
   examples: Sequence[Mapping[str, Any]] = ()
+  coverage: Coverage | None = None
+
+  @property
+  def remark(self) -> str:
+    """Behind the step of a partial evaluation: ', partial: the first 2 of 8 held-out examples'."""
+    return f", partial: {self.coverage}" if self.coverage else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a run folder holds. `config` and `environment` are flat: dotted name -> value."""
+  """What a run folder holds. `config` and `environment` are flat: dotted name -> value.
+
+  evaluations: of as many examples as the config asks for; the run is judged by them. others: of more or fewer.
+  """
 
   name: str
   anchor: str  # unique on the page, for links
@@ -51,13 +64,14 @@ class Run:
   series: Mapping[str, Series]
   evaluations: Sequence[Evaluation]
   problems: Sequence[str]
+  others: Sequence[Evaluation] = ()
   asked: str = ""  # the metric that the sweep is judged by, if it names one
   fate: str = ""  # what the sweep says of a run that is not done: failed, diverged, pruned, pending, …
 
   @property
   def recorded(self) -> bool:
     """Whether the folder holds anything of a run, were it only its configuration."""
-    return bool(self.config or self.environment or self.series or self.evaluations)
+    return bool(self.config or self.environment or self.series or self.evaluations or self.others)
 
   @property
   def last_step(self) -> int:
@@ -166,8 +180,19 @@ def read_run(path: Path, name: str, anchor: str) -> Run:
   config |= {name: default for name, default in _defaults().items() if config and name not in config}
   environment = flatten(_object(path / "environment.json", problems))
   series = _series(path / "metrics.jsonl", problems)
-  evaluations = _evaluations(path / "evaluation", problems)
-  return Run(name, anchor, path, config, environment, series, evaluations, tuple(problems))
+  found = _evaluations(path / "evaluation", problems)
+  own = [evaluation for evaluation in found if _is_own(evaluation, config.get("evaluation.max_examples", 0))]
+  others = [evaluation for evaluation in found if evaluation not in own]
+  if not own:
+    problems.append("there is no evaluation yet")
+  return Run(name, anchor, path, config, environment, series, own, tuple(problems), others)
+
+
+def _is_own(evaluation: Evaluation, asked: Any) -> bool:
+  """Whether it is about as many examples as the config's evaluation.max_examples asks for; 0 asks for all."""
+  if evaluation.coverage:
+    return evaluation.coverage.examples == asked
+  return not isinstance(asked, int) or not 0 < asked < evaluation.metrics.get("examples", 0)
 
 
 @functools.cache
@@ -188,11 +213,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _object(path: Path, problems: list[str]) -> dict[str, Any]:
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path)
   except FileNotFoundError:
     problems.append(f"{path.name} is missing")
     return {}
-  except (OSError, ValueError) as error:
+  except (OSError, DataError) as error:
     problems.append(f"{path.name} cannot be read: {error}")
     return {}
   if not isinstance(value, dict):
@@ -202,22 +227,30 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _series(path: Path, problems: list[str]) -> dict[str, Series]:
-  if not path.is_file():
+  try:
+    check_regular(path, METRICS_LIMIT)
+    lines = path.open(encoding="utf-8", errors="replace")
+  except FileNotFoundError:
     problems.append(f"{path.name} is missing")
+    return {}
+  except (OSError, DataError) as error:
+    problems.append(f"{path.name} cannot be read: {error}")
     return {}
   points: dict[str, dict[float, float]] = {}
   unread = []
-  for i, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-    try:
-      record = json.loads(line)
-      step = float(record["step"])
-    except (ValueError, KeyError, TypeError):
-      unread.append(i)  # the last line of a killed run is often cut short
-      continue
-    for name, value in record.items():
-      if name != "step" and _is_number(value):
-        # A resumed run repeats the steps after its checkpoint: the later line is the one that counts.
-        points.setdefault(name, {})[step] = _float(value)
+  with lines:
+    for i, line in enumerate(lines, start=1):
+      try:
+        record = json.loads(line)
+        step = float(record["step"])
+        int(step)  # neither NaN nor infinite
+      except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        unread.append(i)  # the last line of a killed run is often cut short
+        continue
+      for name, value in record.items():
+        if name != "step" and _is_number(value):
+          # A resumed run repeats the steps after its checkpoint: the later line is the one that counts.
+          points.setdefault(name, {})[step] = _float(value)
   if unread:
     problems.append(f"{path.name}: {len(unread)} unreadable line(s) skipped, the first is line {unread[0]}")
   return {name: _sorted_series(by_step) for name, by_step in points.items()}
@@ -244,10 +277,13 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    found.append(Evaluation(step, numbers, examples))
-  if not found:
-    problems.append("there is no evaluation yet")
+    found.append(Evaluation(step, numbers, examples, _coverage(record.get("partial"))))
   return sorted(found, key=lambda evaluation: evaluation.step)
+
+
+def _coverage(partial: Any) -> Coverage | None:
+  counts = [partial.get(name) for name in ("examples", "held_out")] if isinstance(partial, Mapping) else [None]
+  return Coverage(*counts) if all(isinstance(count, int) for count in counts) else None
 
 
 def _is_number(value: Any) -> bool:

@@ -299,8 +299,9 @@ class _Loop:
       with goodput("evaluate"):
         metrics = run.evaluate(state, step)
       self.writers.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
-      name = run.evaluate.main_metric
-      self.bar.say(f"step {step}: evaluation {name} {metrics[name]:.4g}")
+      name, coverage = run.evaluate.main_metric, run.dataset.coverage(run.config.evaluation.max_examples)
+      remark = f" (PARTIAL: {coverage})" if coverage.partial else ""
+      self.bar.say(f"step {step}: evaluation {name} {metrics[name]:.4g}{remark}")
     if run.diagnose and (metrics or self._due(step, run.config.logging.diagnostics_every)):
       with goodput("diagnose"):
         values = run.diagnose(state)

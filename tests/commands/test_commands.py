@@ -144,8 +144,12 @@ def test_evaluate_takes_an_earlier_step_and_overrides_of_its_own_fields_only(wor
   before = _json(path)
   arguments = ["evaluate", f"--workdir={workdir}", "--step=2"]
   assert main([*arguments, "--config.evaluation.max_examples=5"]) == 0
-  assert _json(path)["metrics"]["examples"] == 5 != before["metrics"]["examples"]
-  path.write_text(json.dumps(before))
+  assert _json(path) == before and before["metrics"]["examples"] == 20
+  part = path.with_name("step_2_partial_5_of_20.json")
+  assert _json(part)["metrics"]["examples"] == 5 and _json(part)["partial"] == {"examples": 5, "held_out": 20}
+  out = capsys.readouterr().out
+  assert "PARTIAL: the first 5 of 20 held-out examples\n" in out and f"written: {part}" in out
+  part.unlink()
   assert main([*arguments, "--config.optimizer.beta1=0.5"]) == 2
   assert "only fields of 'evaluation'" in capsys.readouterr().err
 

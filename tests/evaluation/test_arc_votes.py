@@ -145,6 +145,49 @@ def test_an_empty_prediction_is_an_answer_like_any_other():
   assert ArcVotes.from_state(("<blank>", "task"), votes.to_state()).results(puzzles()) == results
 
 
+@pytest.mark.parametrize(
+  ("answers", "attempts", "official"),
+  [
+    ([None, None, TRUTH], [TRUTH, TRUTH], [[], TRUTH]),
+    ([TRUTH, TRUTH, None], [TRUTH, TRUTH], [TRUTH, []]),
+    ([WRONG, WRONG, WRONG, None, None, TRUTH], [WRONG, TRUTH], [WRONG, []]),
+    ([None], [[[0]], [[0]]], [[], []]),
+    ([TRUTH], [TRUTH, TRUTH], [TRUTH, TRUTH]),
+  ],
+)
+def test_the_next_best_answer_takes_the_place_of_an_empty_one(answers, attempts, official):
+  votes = make_votes([(1, 0, answer, 0.5) for answer in answers])
+  for fill_missing, expected in ((True, attempts), (False, official)):
+    (entry,) = votes.submission(puzzles(), fill_missing)["task"]
+    assert list(entry.values()) == [np.asarray(grid).tolist() for grid in expected]
+
+
+def test_every_attempt_of_a_submission_is_a_grid(golden):
+  """Where the official evaluator writes none that is empty, the two are the same."""
+  differ = 0
+  for evaluation in golden["evaluations"]:
+    votes = feed(ArcVotes(golden["identifiers"]), evaluation)
+    for task, entries in votes.submission(golden["test_puzzles"]).items():
+      assert len(entries) == len(golden["test_puzzles"][task]["test"])
+      shapes = [np.array(grid).shape for entry in entries for grid in entry.values()]
+      assert all(len(shape) == 2 and 1 <= min(shape) and max(shape) <= 30 for shape in shapes)
+      theirs = evaluation["single"]["submission"][task]
+      differ += entries != theirs
+      assert entries == theirs or len(theirs) < len(entries) or any([] in entry.values() for entry in theirs)
+  assert differ
+
+
+def test_only_what_was_voted_on_is_in_what_was_evaluated():
+  votes, asked = (
+    make_votes([(1, 1, TRUTH, 0.5)], tests=(QUESTION, SECOND)),
+    puzzles(task=[(QUESTION, TRUTH), (SECOND, TRUTH)]),
+  )
+  assert votes.results(asked)["pass@1"] == 0.5
+  evaluated = votes.voted_on(asked | puzzles(other=[(QUESTION, TRUTH)]))
+  assert evaluated == puzzles(task=[(SECOND, TRUTH)])
+  assert votes.results(evaluated)["pass@1"] == votes.results(evaluated)["strict/pass@1"] == 1.0
+
+
 def test_a_second_evaluation_is_pooled_or_starts_afresh():
   first = [(1, 0, WRONG, 0.5)] * 3
   second = [(1, 0, TRUTH, 0.5)] * 2

@@ -157,9 +157,11 @@ def _answering(kind, q, seen=None):
   return rollout
 
 
-def _evaluate(folder, kind, q, step, seen=None):
+def _evaluate(folder, kind, q, step, seen=None, max_examples=0):
   """A new evaluator each time, as after a restart."""
   dataset, setup, state = _arc()
+  asked = dataclasses.replace(setup.config.evaluation, max_examples=max_examples)
+  setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, evaluation=asked))
   evaluator = Evaluator(setup, dataset, folder)
   evaluator.rollout = _answering(kind, q, seen)
   return evaluator(state, step)
@@ -234,6 +236,37 @@ def test_damaged_votes_of_an_earlier_evaluation_are_moved_aside_and_said(content
   assert aside.read_bytes() == content and not path.exists()
   _evaluate(tmp_path, WRONG, 0.0, 1)  # as the message proposes
   assert _evaluate(tmp_path, TRUTH, 1.0, 3)["pooled/augmentations_voted"] == 3 * voted
+
+
+@pytest.mark.parametrize("examples", [1, 4])
+def test_a_partial_evaluation_keeps_to_itself(examples, tmp_path):
+  dataset, *_ = _arc()
+  held_out, folder, mark = dataset.evaluation.examples, tmp_path / "evaluation", f"_partial_{examples}_of_"
+  voted = [_evaluate(tmp_path, WRONG, 0.0, step)["augmentations_voted"] for step in (1, 2)][0]
+  running = folder / "partial_1.0.2.json.gz"  # what an interrupted evaluation of all examples has counted
+  running.write_bytes(b"")
+  files = {path: path.read_bytes() for path in folder.iterdir()}
+  for step in (1, 2):
+    part = _evaluate(tmp_path, TRUTH, 0.0, step, max_examples=examples)
+    # What was not evaluated is no unsolved task, and only votes of the same examples are pooled.
+    assert part["examples"] == examples and {part[f"{kind}pass@1"] for kind in ("", "strict/", "pooled/")} == {1.0}
+    assert 1 <= part["augmentations_voted"] < voted
+    assert part["pooled/augmentations_voted"] == step * part["augmentations_voted"]
+  assert {path: path.read_bytes() for path in files} == files
+  marked = sorted(path.name for path in folder.iterdir() if path not in files)
+  names = [(what, ending) for what, ending in (("step", ".json"), ("submission", ".json"), ("votes", ".json.gz"))]
+  assert marked == [f"{what}_{step}{mark}{held_out}{ending}" for what, ending in names for step in (1, 2)]
+  written = json.loads((folder / marked[0]).read_text())
+  assert written["partial"] == {"examples": examples, "held_out": held_out}
+  assert "partial" not in json.loads((folder / "step_1.json").read_text())
+  assert {example["solved_at"] for example in written["examples"]} == {1}
+  submission = json.loads((folder / marked[2]).read_text())
+  assert {task: len(entries) for task, entries in submission.items()} == {
+    task: len(puzzle["test"]) for task, puzzle in dataset.test_puzzles.items()
+  }
+  assert _evaluate(tmp_path, TRUTH, 0.0, 3)["pooled/augmentations_voted"] == 3 * voted
+  assert _evaluate(tmp_path, TRUTH, 0.0, 3, max_examples=held_out)["examples"] == held_out  # all of them: no part
+  assert not list(folder.glob(f"*3_partial*{held_out}.*"))
 
 
 def test_the_wrong_puzzle_ablation_permutes_the_identifiers_and_keeps_blank_rows_blank(tmp_path):

@@ -145,6 +145,67 @@ def test_values_that_are_not_finite_are_marked_and_leave_gaps(tmp_path):
   assert loss_path.count("M") == 3 and not re.search("nan|inf", loss_path)
 
 
+def _part(folder, step, examples, held_out, value):
+  record = json.loads((folder / "evaluation" / f"step_{step}.json").read_text())
+  record["metrics"] = dict.fromkeys(record["metrics"], value) | {"examples": examples}
+  if examples < held_out:
+    record["partial"] = {"examples": examples, "held_out": held_out}
+  name = f"step_{step}_partial_{examples}_of_{held_out}.json" if examples < held_out else f"step_{step}.json"
+  (folder / "evaluation" / name).write_text(json.dumps(record))
+
+
+def test_a_partial_evaluation_is_marked_and_judges_no_run(make_run, tmp_path):
+  folder = make_run("cayley")
+  before = read(folder, out=tmp_path / "a.html")
+  _part(folder, 400, 2, 8, 0.125)
+  page = read(folder, out=tmp_path / "b.html")
+  for caption in ("Last evaluation, step 400", "Every evaluation"):
+    assert page.values(caption) == before.values(caption)
+  head, row = page.table("Evaluations of more or fewer examples than the config asks for")
+  assert [row[i][0] for i in (0, 1)] == ["400", "partial: the first 2 of 8 held-out examples"]
+  assert "0.125" in [cell[1] for cell in row] and len(head) == len(row)
+  assert page.text.count("partial") == 1
+
+
+def test_a_run_whose_config_asks_for_a_part_says_so_everywhere(make_run, tmp_path):
+  folder = make_run("cayley", evaluation__max_examples=5)
+  for step in (100, 200, 300, 400):
+    _part(folder, step, 5, 8000, step / 1000)
+  for step in (100, 200, 300):
+    (folder / "evaluation" / f"step_{step}.json").unlink()
+  _part(folder, 400, 8000, 8000, 0.0625)
+  page = read(folder, out=tmp_path / "a.html")
+  mark = "partial: the first 5 of 8,000 held-out examples"
+  assert page.values(f"Last evaluation, step 400, {mark}")["pass@2"][0] == "0.4"
+  assert {row[1][0] for row in page.table("Every evaluation")[1:]} == {mark}
+  assert page.values("Evaluations of more or fewer examples")["400"][0] is None
+  for words in ("Partial: the run was evaluated on the first 5 of 8,000", f"of the evaluation at step 400, {mark}."):
+    assert words in page.text
+  several = read(folder, make_run("other"), out=tmp_path / "b.html")
+  assert f"400, {mark}" in several.text
+
+
+def test_what_no_run_writes_is_a_remark_on_the_page(make_run, tmp_path):
+  folder = make_run("cayley")
+  with (folder / "metrics.jsonl").open("a") as file:
+    file.write('{"step": Infinity}\n{"step": 401, "x": ' + "[" * 100_000 + "\n")
+  (folder / "config.json").write_text("[" * 10_000)
+  (folder / "environment.json").unlink()
+  (folder / "environment.json").symlink_to("/dev/zero")
+  (folder / "spectrum.json").write_text('{"a":' * 10_000)
+  page = read(folder, out=tmp_path / "a.html")
+  for words in (
+    "2 unreadable line(s)",
+    "JSON nested 10,000 levels",
+    "is a character device",
+    "spectrum.json cannot be",
+  ):
+    assert words in page.text
+  with (folder / "metrics.jsonl").open("r+b") as file:
+    file.truncate(5 * 2**30)
+  assert "metrics.jsonl: 5.0 GiB; expected at most 1.0 GiB" in read(folder, out=tmp_path / "b.html").text
+
+
 def test_special_characters_are_escaped(make_run, tmp_path):
   nasty = "<script>alert('x')</script>&\"</style>"
   folder = make_run("run", data__arc__folder=nasty)
