@@ -11,7 +11,6 @@ import pathlib
 from typing import TypeVar
 
 LARGEST = 2**31 - 1  # what a C int holds: counts are handed to XLA, SLURM and others
-SEEDS = 2**32
 _Value = TypeVar("_Value")
 
 

@@ -10,6 +10,7 @@ import functools
 import gzip
 import pathlib
 from typing import Any
+import zlib
 
 from jpmhc_jax.core.files import from_json, storing, to_json, write_atomically
 from jpmhc_jax.training import distributed
@@ -62,6 +63,6 @@ class Partial:
   def _read(self, batches: int) -> Tally | None:
     try:
       saved = from_json(gzip.decompress(self._path(batches).read_bytes()))
-    except (OSError, EOFError, ValueError):
+      return saved["tally"] if (saved["identity"], saved["batches"]) == (self.identity, batches) else None
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error):
       return None  # damaged: the pass starts again
-    return saved["tally"] if (saved["identity"], saved["batches"]) == (self.identity, batches) else None

@@ -4,6 +4,7 @@ import argparse
 
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import check_choice
+from jpmhc_jax.core.ranges import LARGEST_SEED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=0.1,
     help="singular value under which a direction counts as stalled",
   )
-  parser.add_argument("--seed", type=arguments.whole(0, arguments.SEEDS - 1), default=0, help="seed of the mixer draw")
+  parser.add_argument("--seed", type=arguments.whole(0, LARGEST_SEED), default=0, help="seed of the mixer draw")
 
 
 def families(options: argparse.Namespace) -> list[str]:

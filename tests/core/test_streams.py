@@ -49,7 +49,8 @@ def test_a_seed_gives_the_key_that_it_always_gave():
   assert (jax.random.key_data(key_for(2**32 - 1, "parameters", 7)) == jax.random.key_data(expected)).all()
 
 
-def test_the_seed_of_a_command_is_refused_in_words(tmp_path, capsys):
-  arguments = ["spectrum", "--mixer=identity", "--depth=2", "--activation=linear", f"--out={tmp_path}"]
-  assert main([*arguments, "--seed=-1"]) == 2
-  assert "seed=-1: expected 0 to 4294967295" in capsys.readouterr().err
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_the_seed_of_a_command_is_refused_in_words(seed, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    main(["spectrum", f"--seed={seed}"])
+  assert f"--seed: '{seed}': expected a whole number from 0 to 4294967295" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import tiny
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.evaluation.evaluator import Evaluator
+from jpmhc_jax.evaluation.partial import Partial
 from jpmhc_jax.training import interrupts
 
 BATCHES = 5  # 20 puzzles in batches of 4
@@ -83,6 +85,27 @@ def test_a_damaged_partial_falls_back_to_the_one_before(tmp_path):
   calls = []
   _evaluator(tmp_path, calls)(state, 7)
   assert len(calls) == BATCHES - 2
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda content: b"",
+    lambda content: content[:-10],
+    lambda content: content[:12] + bytes(255 - byte for byte in content[12:16]) + content[16:],
+    lambda content: gzip.compress(b"[]"),
+    lambda content: gzip.compress(b"{}"),
+    lambda content: gzip.compress(b"\xff"),
+  ],
+)
+def test_no_damage_of_a_partial_ends_the_evaluation(damage, tmp_path):
+  partial = Partial(tmp_path, "7", lambda: "the same", 0)
+  for batches in (2, 4):
+    partial.save(batches, lambda: {"count": 3})
+  assert partial.load() == (4, {"count": 3})
+  path = tmp_path / "partial_7.0.4.json.gz"
+  path.write_bytes(damage(path.read_bytes()))
+  assert partial.load() == (2, {"count": 3})
 
 
 def test_what_more_processes_left_of_a_pass_goes_with_it(tmp_path):
