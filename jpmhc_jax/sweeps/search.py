@@ -12,6 +12,7 @@ from jpmhc_jax.sweeps.grid import Ending, refresh
 from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
 from jpmhc_jax.sweeps.pool import Pool, Signals
 from jpmhc_jax.sweeps.space import Point, SEED, split_seeds, SweepError
+from jpmhc_jax.sweeps.storage import opening
 
 FOLDER = "sweep_folder"  # which sweep folder a trial belongs to: a study may be shared by several machines
 
@@ -44,8 +45,10 @@ class Search:
     self.active: list[_Trial] = []
     self.refused = 0
     self.folder.mkdir(parents=True, exist_ok=True)
-    self._storage = self.optuna.storages.RDBStorage(storage or f"sqlite:///{self.folder / 'search.db'}")
-    self.study = self._study(seed)
+    url = storage or f"sqlite:///{self.folder / 'search.db'}"
+    with opening(url):
+      self._storage = self.optuna.storages.RDBStorage(url)
+      self.study = self._study(seed)
 
   def _study(self, seed: int) -> Any:
     """The study of this folder's name. Scores are stored so that larger is better."""

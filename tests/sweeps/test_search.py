@@ -1,12 +1,14 @@
 """Optuna over the algebra's space with a stand-in for the trainer: it finds, prunes, survives and counts seeds."""
 
 import json
+import os
 import pathlib
 import sys
 
 import optuna
 import pytest
 
+from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.sweeps import between, cases, chain, executors, ledger, product, seeds, Sweep, sweep
 from jpmhc_jax.sweeps.plan import Planner
 from jpmhc_jax.sweeps.pool import Pool
@@ -51,6 +53,28 @@ def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(search, tm
     assert len(trial.user_attrs["runs"]) == 2
   names = {name for trial in second.study.trials for name in trial.user_attrs["runs"]}
   assert all((tmp_path / name / "starts").read_text() == "1" for name in names)  # a repeated point is not run again
+
+
+def _junk(path):
+  path.write_bytes(b"no database" * 1000)
+
+
+@pytest.mark.parametrize(
+  ("storage", "make", "message"),
+  [
+    ("sqlite:///{}", lambda path: path.symlink_to("/dev/zero"), "study.db: is a character device; expected a regular"),
+    ("sqlite:///{}", os.mkfifo, "study.db: is a pipe"),
+    ("sqlite:///{}", _junk, r"--storage='sqlite:///.*study.db': keeps no study of Optuna \(file is not a database\)"),
+    ("sqlite:///{}/none/study.db", lambda path: None, "unable to open database file"),
+    ("study.db", lambda path: None, "--storage='study.db': .* such as sqlite:///study.db"),
+    ("nosuch://user:secret@host/x", lambda path: None, r"--storage='nosuch://user:\*\*\*@host/x'"),
+  ],
+)
+def test_a_storage_that_is_no_database_is_refused_in_words(search, tmp_path, storage, make, message):
+  make(tmp_path / "study.db")
+  with pytest.raises(UserError, match=message) as refused:
+    search(tmp_path, seeds(1), trials=1, storage=storage.format(tmp_path / "study.db"))
+  assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.slow
