@@ -12,10 +12,11 @@ import os
 import sys
 
 from jpmhc_jax import commands
+from jpmhc_jax.core.arguments import refuse_repeated
 from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
-from jpmhc_jax.core.terminal import Forgiving
+from jpmhc_jax.core.terminal import Forgiving, open_closed_streams
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command and returns its exit code. Without `arguments`, those of the process."""
   if arguments is not None:
     return _run(arguments, None)
+  open_closed_streams()
   output = Forgiving(sys.stdout)
   sys.stdout, sys.stderr = output, Forgiving(sys.stderr)  # type: ignore[assignment]
   code = _run(sys.argv[1:], output)
@@ -55,6 +57,7 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
     keep_compiled_programs()
   options.overrides, options.arguments = rest, arguments
   try:
+    refuse_repeated(arguments)
     with shortages():
       code = command.run(options)
     if output and _only_prints(options):

@@ -1,10 +1,11 @@
 """Where each published method fails and by how much: relative L1 error of G(x + 0.05i) against the matrix Dyson
 equation.
 
-python experiments/fig1_spectra/published_methods.py
+  python experiments/fig1_spectra/published_methods.py
 Expect: the table of README.md; half a minute on 2 CPU cores.
 """
 
+import argparse
 import sys
 
 import jax
@@ -21,6 +22,7 @@ Z = np.linspace(0.05, 4, 30) + 0.05j
 
 
 def main() -> int:
+  argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
   print("| mixers | layers | " + " | ".join(METHODS) + " |")
   print("|---" * (len(METHODS) + 2) + "|")
   for kind in ("haar", "bistochastic", "gaussian"):

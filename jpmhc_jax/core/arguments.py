@@ -5,10 +5,12 @@ the value and what was expected, which argparse prints with the option's name be
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 import pathlib
 from typing import TypeVar
+
+from jpmhc_jax.core.errors import ConfigError
 
 LARGEST = 2**31 - 1  # what a C int holds: counts are handed to XLA, SLURM and others
 _Value = TypeVar("_Value")
@@ -41,6 +43,16 @@ def path(text: str) -> pathlib.Path:
 def line(text: str) -> str:
   """One line of text that is not empty, such as a name."""
   return _reader(str, lambda _: bool(text.strip()) and text.splitlines() == [text], "one line of text, not empty")(text)
+
+
+def refuse_repeated(words: Sequence[str]) -> None:
+  """Raises ConfigError for an option or a field that is given twice: one of the two values would count for nothing."""
+  given: dict[str, str] = {}
+  for word in words:
+    name, _, value = word.partition("=")
+    if name.startswith("--") and name in given:
+      raise ConfigError(f"{name} is given twice, with {given[name]!r} and {value!r}: leave one of them out")
+    given[name] = value
 
 
 def _whole_words(kind: str, low: int, high: int) -> str:

@@ -1,6 +1,8 @@
 """Standard output and error that outlive their reader and a full disk: no run ends because nobody keeps its log."""
 
 import errno
+import os
+import sys
 from typing import Any
 
 from jpmhc_jax.core.files import is_full
@@ -39,3 +41,18 @@ class Forgiving:
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._file, name)
+
+
+def open_closed_streams() -> None:
+  """Gives /dev/null to standard input, output and error that were closed when the process was started (`>&-`).
+
+  Their numbers would go to the first files that the run opens, and what libraries print into a checkpoint; and Python
+  has no stream to print to. Children and a restart of the process inherit them.
+  """
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(number, "w" if number else "r", closefd=False))

@@ -54,3 +54,22 @@ def test_exit_codes_survive_a_full_disk_under_the_log(arguments, expected):
   with FULL.open("w") as full:
     done = subprocess.run([sys.executable, "-m", "jpmhc_jax", *arguments], stdout=full, stderr=full, check=False)
   assert done.returncode == expected
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
+def test_what_a_run_opens_never_takes_the_place_of_a_closed_stream(closed, tmp_path):
+  code = (
+    "import os, pathlib, sys\nfrom jpmhc_jax.core.terminal import open_closed_streams\nopen_closed_streams()\n"
+    "file = open(sys.argv[1], 'w')\nassert file.fileno() > 2\n"
+    "print('a line')\nprint('a line', file=sys.stderr)\nos.write(2, b'from a library')\n"
+    "os.execv(sys.executable, [sys.executable, '-c', 'import sys; print(1); sys.exit(3 + (sys.stdout is None))'])\n"
+  )
+  shut = " ".join(f"{number}>&-" for number in closed.split())
+  done = subprocess.run(["bash", "-c", f'exec "$@" {shut}', "bash", sys.executable, "-c", code, tmp_path / "file"])
+  assert done.returncode == 3 and (tmp_path / "file").read_text() == ""
+
+
+def test_a_command_without_standard_output_ends_as_it_should():
+  command = ["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-m", "jpmhc_jax", "describe"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr) == (0, "")

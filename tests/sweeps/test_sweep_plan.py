@@ -82,6 +82,13 @@ def test_a_point_that_cannot_run_is_named_before_anything_starts(space, budget, 
   assert not list(tmp_path.iterdir())
 
 
+def test_a_field_that_sweep_and_command_line_both_set_is_refused(tmp_path):
+  with pytest.raises(UserError, match="--config.model.width is given twice, with '16' and '32'"):
+    plan(sweep("model.width", [32, 64]), tmp_path)
+  with pytest.raises(UserError, match="--config.steps is given twice"):
+    plan(seeds(1), tmp_path, Budget("steps", 70), common=("--config.steps=4",))
+
+
 def test_a_budget_is_checked():
   with pytest.raises(SweepError, match="Did you mean 'flops'"):
     assert Sweep(seeds(2), budget=("flop", 1e9)).limit
