@@ -77,6 +77,8 @@ def check_command(piece: Code) -> None:
     options = [word.strip("[]") for word in rest[2:]]
     for folder in claims():
       parse_module(_file(rest[1].replace("NAME", folder)), options)
+  elif rest[:1] == ["-m"] and piece.span and len(rest) == 2:  # a sentence names the program
+    module_help(_file(rest[1]))
   elif rest[:1] == ["-m"]:
     parse_module(_file(rest[1]), rest[2:])
   else:
