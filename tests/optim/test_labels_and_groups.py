@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from golden import assert_kept_close, kept
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +117,7 @@ def test_golden_run_of_the_trainer(shared):
     for t, params in enumerate(steps, start=1):
       shadow = ema_update(shadow, params, 0.9)
       for n in names:
-        assert_allclose(shadow[n], golden[f"step{t}/ema/{n}"], rtol=0, atol=1e-5)
+        assert_kept_close(shadow[n], golden[f"step{t}/ema/{n}"], rtol=0, atol=1e-5)
     lr = float(golden["step5/lr"][1])
     optimizer = adam_atan2(lr, weight_decay=0.1)
     before, after = steps[3], steps[4]
@@ -128,5 +129,5 @@ def test_golden_run_of_the_trainer(shared):
     updates, _ = optimizer.update(mu, state, before)
     for n in names:
       valid = np.asarray(previous[n] >= 0)  # float32 rounding aside, v - 0.05 m^2 can be negative when m dwarfs v
-      assert valid.mean() > 0.5
+      assert valid[kept(mu[n])].mean() > 0.5
       assert_allclose(np.asarray(before[n] + updates[n])[valid], after[n][valid], rtol=0, atol=1e-5)
