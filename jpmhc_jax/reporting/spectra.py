@@ -12,7 +12,7 @@ from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.charts import chart, Line
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
-from jpmhc_jax.reporting.workdir import Run
+from jpmhc_jax.reporting.workdir import LIMIT, Run
 
 FILE = "spectrum.json"
 SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
@@ -25,7 +25,7 @@ def section(run: Run) -> Markup | None:
   if not path.is_file():
     return None
   try:
-    content = read_json(path)
+    content = read_json(path, limit=LIMIT)
     return join([_intro(content), tag("div", *_charts(content["sites"]), class_="charts"), _table(content)])
   except (DataError, OSError, ValueError, KeyError, TypeError) as error:
     return markup.note(f"{FILE} cannot be read ({error!r}); write it again with jpmhc spectrum.", kind="warning")

@@ -19,7 +19,7 @@ from jpmhc_jax.core.reading import check_regular, read_json
 from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.reporting.markup import slug
 
-METRICS_LIMIT = 2**30  # bytes of metrics.jsonl; a run of half a million steps writes a quarter of it
+LIMIT = 2**30  # bytes of a file of a run: half a million steps, or 60 examples of large images, take a quarter of it
 HALTED_ONLY = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 
 
@@ -213,7 +213,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _object(path: Path, problems: list[str]) -> dict[str, Any]:
   try:
-    value = read_json(path)
+    value = read_json(path, limit=LIMIT)
   except FileNotFoundError:
     problems.append(f"{path.name} is missing")
     return {}
@@ -228,7 +228,7 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _series(path: Path, problems: list[str]) -> dict[str, Series]:
   try:
-    check_regular(path, METRICS_LIMIT)
+    check_regular(path, LIMIT)
     lines = path.open(encoding="utf-8", errors="replace")
   except FileNotFoundError:
     problems.append(f"{path.name} is missing")
