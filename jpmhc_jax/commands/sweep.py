@@ -56,7 +56,7 @@ class Sweep:
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.sweeps import grid, ledger, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
-    from jpmhc_jax.sweeps.space import SweepError
+    from jpmhc_jax.sweeps.space import check_size, SweepError
 
     printed = options.dry_run or options.executor == "tpu"
     if options.search and printed:
@@ -72,6 +72,7 @@ class Sweep:
       with contextlib.closing(study):
         ending = study.run()
     else:
+      check_size(options.sweep, sweep.space.size())
       runs = planner.all(sweep.space.points())
       if printed:
         _print_commands(runs, options)

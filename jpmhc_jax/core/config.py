@@ -19,9 +19,10 @@ from ml_collections import config_flags
 from jpmhc_jax.core import ranges, schema
 from jpmhc_jax.core.arguments import refuse_repeated
 from jpmhc_jax.core.connection_fields import check_connection
-from jpmhc_jax.core.errors import check_choice, ConfigError, DataError, nearest, require
+from jpmhc_jax.core.errors import check_choice, ConfigError, DataError, nearest, require, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
+from jpmhc_jax.core.scalars import plain, whole
 
 _FLAG = "config"
 
@@ -60,17 +61,19 @@ def load_default(overrides: Sequence[str] = ()) -> schema.Config:
 def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
   """Calls a function of a Python file, with the variant if there is one.
 
-  Raises ConfigError with the line for a file that is no Python, imports what is not there, or uses unknown names;
-  lets AttributeError, KeyError (no such function) and TypeError through, whose meaning the caller knows.
+  Raises ConfigError with the line for whatever goes wrong in the file; lets errors of the user's and AttributeError,
+  KeyError (no such function) and TypeError through, whose meaning the caller knows.
   """
   try:
     return runpy.run_path(str(path))[function](*([variant] if variant else []))
-  except (ImportError, NameError, SyntaxError, UnicodeDecodeError) as error:
+  except (UserError, AttributeError, KeyError, TypeError):
+    raise
+  except Exception as error:
     reason = getattr(error, "msg", None) or error
-    raise ConfigError(f"{_where(path, error)}: {type(error).__name__}: {reason}") from error
+    raise ConfigError(f"{where(path, error)}: {type(error).__name__}: {reason}") from error
 
 
-def _where(path: pathlib.Path, error: BaseException) -> str:
+def where(path: pathlib.Path, error: BaseException) -> str:
   """The file, and the line of it that raised the error, if one of its lines did."""
   frames = traceback.extract_tb(error.__traceback__)
   line = getattr(error, "lineno", None) or next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
@@ -99,17 +102,17 @@ def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schem
 
 def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
   """What a locked ConfigDict says of an unknown key or a wrong type inside a config file, in our words."""
-  where = _where(path, error)
+  place = where(path, error)
   unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
   if unknown:
-    return ConfigError(f"{where}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}")
+    return ConfigError(f"{place}: unknown field {unknown[1]!r}.{nearest(unknown[1], _known())}")
   wrong = re.search(r"override field '([^']+)'.*?\. (.*) is of original type <class '(\w+)'>", str(error), re.DOTALL)
   if wrong:
     value = repr(wrong[2]) if wrong[3] == "str" else wrong[2]
-    return ConfigError(f"{where}: {wrong[1]}={value}: expected {_expected_of(wrong[1])}, got {wrong[3]}")
+    return ConfigError(f"{place}: {wrong[1]}={value}: expected {_expected_of(wrong[1])}, got {wrong[3]}")
   if str(error) == "'get_config'":
     return ConfigError(f"{path}: no function get_config(variant) in it; see configs/sudoku.py")
-  return ConfigError(f"{where}: {type(error).__name__}: {error}")
+  return ConfigError(f"{place}: {type(error).__name__}: {error}")
 
 
 def _expected_of(last: str) -> str:
@@ -163,13 +166,13 @@ def from_dict(values: Any, cls: type = schema.Config, prefix: str = "") -> Any:
 def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
   if field.default_factory is not dataclasses.MISSING:
     return from_dict(value, field.default_factory, name + ".")  # type: ignore[arg-type]
-  default_value = field.default
+  default_value, value = field.default, plain(value)
   if isinstance(default_value, tuple):
-    listed = isinstance(value, list | tuple)
-    if not listed or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+    numbers = [plain(v) for v in value] if isinstance(value, list | tuple) else [None]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
       raise ConfigError(f"{name}={value!r}: expected numbers such as {default_value!r}")
-    return tuple(value)
-  if isinstance(default_value, float) and isinstance(value, int) and not isinstance(value, bool):
+    return tuple(numbers)
+  if isinstance(default_value, float) and whole(value) is not None:
     return float(value)
   if type(value) is not type(default_value):
     expected = type(default_value).__name__
@@ -177,6 +180,24 @@ def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
   if field.metadata["choices"]:
     check_choice(name, str(value), field.metadata["choices"])
   return value
+
+
+def check_field(name: str, value: Any) -> None:
+  """Raises ConfigError for a value that the field cannot have in any config, and for a field that does not exist."""
+  fields = dict(_fields())
+  if name not in fields:
+    raise ConfigError(f"unknown field {name!r}.{nearest(name, fields)}")
+  value = _convert(fields[name], value, name)
+  for field, _, expected in ranges.out_of_range(dict(leaves(schema.Config())) | {name: value}):
+    require(field != name, name, value, expected)
+
+
+def _fields(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+  for field in dataclasses.fields(cls):
+    if field.default_factory is not dataclasses.MISSING:
+      yield from _fields(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+    else:
+      yield prefix + field.name, field
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,11 +212,8 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, Any, str, tuple[str, ...]]]:
   """Yields (name, default, meaning, choices) for every field, in the schema's order."""
-  for field in dataclasses.fields(cls):
-    if field.default_factory is not dataclasses.MISSING:
-      yield from documentation(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
-    else:
-      yield prefix + field.name, field.default, field.metadata["doc"], field.metadata["choices"]
+  for name, field in _fields(cls, prefix):
+    yield name, field.default, field.metadata["doc"], field.metadata["choices"]
 
 
 def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:

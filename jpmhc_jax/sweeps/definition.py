@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
+from typing import Any
 
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import nearest
 from jpmhc_jax.core.names import Point
+from jpmhc_jax.core.scalars import plain
 from jpmhc_jax.sweeps.space import Space, SweepError
 
 KINDS = ("steps", "examples", "flops", "seconds")
+MOST_STEPS = 2**31 - 1
 Cost = Callable[[schema.Config], float | int]
 
 
@@ -21,14 +25,16 @@ class Budget:
   schedules follow it).
   """
 
-  kind: str
-  amount: float | int
+  kind: Any
+  amount: Any
 
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
-      raise SweepError(f"budget {self.kind!r}: expected one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
-    if not self.amount > 0:
-      raise SweepError(f"budget {self.kind}={self.amount}: expected a positive number")
+      raise SweepError(f"budget {self.kind!r}: expected one of {', '.join(KINDS)}.{nearest(str(self.kind), KINDS)}")
+    amount = plain(self.amount)
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < math.inf:
+      raise SweepError(f"budget {self.kind}={amount!r}: expected a positive number")
+    object.__setattr__(self, "amount", amount)
 
   def override(self, config: schema.Config, flops_per_step: Cost) -> Point:
     """The fields that hold a run to the budget. Raises SweepError when it does not pay for one step."""
@@ -38,6 +44,8 @@ class Budget:
     steps = int(self.amount / each)
     if steps < 1:
       raise SweepError(f"budget {self.kind}={self.amount:g}: one step takes {each:g}; give more")
+    if steps > MOST_STEPS:
+      raise SweepError(f"budget {self.kind}={self.amount:g}: pays for {steps:.3g} steps; expected at most {MOST_STEPS}")
     return {"steps": steps}
 
 
@@ -51,9 +59,21 @@ class Sweep:
   """
 
   space: Space
-  budget: Budget | tuple[str, float | int] | None = None
-  metric: str = ""
+  budget: Any = None
+  metric: Any = ""
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.space, Space):
+      raise SweepError(f"Sweep(space={self.space!r}): expected a space, such as sweep('steps', [100, 200])")
+    if not isinstance(self.metric, str):
+      raise SweepError(f"Sweep(metric={self.metric!r}): expected the name of a metric, such as 'exact_accuracy'")
+    _ = self.limit  # a budget of the wrong form is found here
 
   @property
   def limit(self) -> Budget | None:
-    return Budget(*self.budget) if isinstance(self.budget, tuple) else self.budget
+    """The budget. Raises SweepError for what is none."""
+    if self.budget is None or isinstance(self.budget, Budget):
+      return self.budget
+    if not isinstance(self.budget, tuple | list) or len(self.budget) != 2:
+      raise SweepError(f"Sweep(budget={self.budget!r}): expected None or a kind and an amount, as ('flops', 1e15)")
+    return Budget(*self.budget)

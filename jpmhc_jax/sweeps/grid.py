@@ -21,9 +21,11 @@ class Ending:
 
   @property
   def exit_code(self) -> int:
-    """0 when all runs are done, 75 after a signal, else 1."""
+    """0 when all runs are done, 75 after a signal, 2 when no point of a search could run, else 1."""
     if self.signal:
       return job.INTERRUPTED
+    if self.refused and not self.runs:
+      return job.BAD_INPUT
     return 0 if not self.refused and all(record.state in ledger.OVER for _, record in self.runs) else 1
 
 

@@ -1,16 +1,20 @@
 """From a sweep file and a base config to checked runs: names, folders, overrides, budgets. Nothing starts here."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
+import random
+from typing import Any
 
 import jax
 
 from jpmhc_jax import data, manifolds
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.core.names import digest, Point, run_names
 from jpmhc_jax.sweeps.definition import Budget, Cost, Sweep
 from jpmhc_jax.sweeps.space import Space, SweepError
@@ -18,6 +22,7 @@ from jpmhc_jax.training import flops
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 
+_DRAWS, _EXAMPLES = 2000, 100  # points of a search that are looked at before the first trial
 Check = Callable[[schema.Config], None]
 
 
@@ -43,9 +48,9 @@ def load_sweep(spec: str) -> Sweep:
   except KeyError as error:
     if str(error) == "'get_sweep'":
       raise SweepError(f"{path}: no function get_sweep() in it; see configs/sweeps/mixers.py") from error
-    raise
-  except TypeError as error:
-    raise SweepError(f"{path}: {error}") from error
+    raise SweepError(f"{configs.where(path, error)}: no key {error}") from error
+  except (AttributeError, TypeError) as error:
+    raise SweepError(f"{configs.where(path, error)}: {type(error).__name__}: {error}") from error
   if isinstance(found, Space):
     return Sweep(found)
   if not isinstance(found, Sweep):
@@ -101,8 +106,8 @@ class Planner:
   def one(self, point: Point, name: str) -> Planned:
     """The run of one point. A run that is known by its config keeps its name."""
     config = self._resolve(point)
+    self._refuse_budget_fields(point)
     if self.budget:
-      self._refuse_budget_fields(point)
       point = {**point, **self.budget.override(config, self.flops_per_step)}
       config = self._resolve(point)
     # Over what differs from the defaults: a field that a later version adds leaves the keys of old runs alone.
@@ -110,11 +115,34 @@ class Planner:
     name = self.names.setdefault(key, self._free(name, key))
     return Planned(name, self.workdir / name, (*self.common, *_arguments(point)), config, key)
 
+  def check_search(self, space: Space) -> None:
+    """Raises UserError for a space in which a field, a value or every point is wrong, before the first trial.
+
+    A listed value is wrong when it runs neither with the base config nor in any of some points that hold it.
+    """
+    self._refuse_budget_fields(dict.fromkeys(space.fields()))
+    for choice in space.choices():
+      self._check_fields(choice)
+    source = random.Random(0)
+    draws = {tuple(point.items()): point for point in (space.suggest(Dice(source)) for _ in range(_DRAWS))}
+    self.check(self._any_of(list(draws.values())))
+    for choice in space.choices():
+      self._any_of([choice, *(point for point in draws.values() if choice.items() <= point.items())])
+
+  def _any_of(self, points: Sequence[Point]) -> schema.Config:
+    """The config of the first point that has one. Raises the error of the last where none has."""
+    *others, last = points[:_EXAMPLES]
+    for point in others:
+      with contextlib.suppress(UserError):
+        return self._resolve(point)
+    return self._resolve(last)
+
   def _free(self, name: str, key: str) -> str:
     taken = any(other == name for k, other in self.names.items() if k != key)
     return f"{name}-{key[:6]}" if taken else name
 
   def _resolve(self, point: Point) -> schema.Config:
+    self._check_fields(point)
     try:
       config = configs.load(self.base, [*self.common, *_arguments(point)])
       _check_mixer(config)
@@ -122,10 +150,40 @@ class Planner:
       raise ConfigError(f"{', '.join(_arguments(point)) or 'the base config'}: {error}") from error
     return config
 
+  def _check_fields(self, point: Point) -> None:
+    """Types as a config file must have them: what is typed on a command line is parsed more freely."""
+    for field, value in point.items():
+      try:
+        configs.check_field(field, value)
+      except ConfigError as error:
+        raise ConfigError(f"{_arguments({field: value})[0]}: {error}") from error
+
   def _refuse_budget_fields(self, point: Point) -> None:
+    if not self.budget:
+      return
     fixed = {"steps", "budget_seconds"} & set(point)
     if fixed:
       raise SweepError(f"the sweep sets {min(fixed)!r} and a budget of {self.budget}: leave one of them out")
+
+
+class Dice:
+  """Answers as Optuna's trial does: at random, and a name that was asked before as it was then."""
+
+  def __init__(self, source: random.Random):
+    self._random, self._answers = source, dict[str, Any]()
+
+  def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    return self._answers.setdefault(name, self._random.choice(choices))
+
+  def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
+    return self._answers.setdefault(name, round(self._between(low, high, log)))
+
+  def suggest_float(self, name: str, low: float | int, high: float | int, *, log: bool) -> float:
+    return self._answers.setdefault(name, self._between(low, high, log))
+
+  def _between(self, low: float | int, high: float | int, log: bool) -> float:
+    drawn = math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
+    return min(max(drawn, low), high)
 
 
 def _arguments(point: Point) -> list[str]:

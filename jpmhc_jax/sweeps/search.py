@@ -7,13 +7,15 @@ import time
 from typing import Any
 
 from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.names import digest
 from jpmhc_jax.sweeps import job, ledger
 from jpmhc_jax.sweeps.grid import Ending, refresh
 from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
-from jpmhc_jax.sweeps.pool import Pool, Signals
+from jpmhc_jax.sweeps.pool import Pool, Say, Signals
 from jpmhc_jax.sweeps.space import Point, SEED, split_seeds, SweepError
 from jpmhc_jax.sweeps.storage import opening
 
+IN_VAIN = 50  # points in a row that cannot run, after which no more are drawn
 FOLDER = "sweep_folder"  # which sweep folder a trial belongs to: a study may be shared by several machines
 
 
@@ -40,27 +42,33 @@ class Search:
   def __init__(self, sweep: Sweep, planner: Planner, pool: Pool, *, trials: int, storage: str = "", seed: int = 0):
     self.optuna = _optuna()
     self.planner, self.pool, self.trials, self.metric = planner, pool, trials, sweep.metric
+    planner.check_search(sweep.space)
     self.space, self.seeds = split_seeds(sweep.space)
     self.folder = planner.workdir.resolve()
     self.active: list[_Trial] = []
-    self.refused = 0
+    self.refused = self._refused_in_a_row = 0
     self.folder.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{self.folder / 'search.db'}"
     with opening(url):
       self._storage = self.optuna.storages.RDBStorage(url)
       self.study = self._study(seed)
+    self._known: dict[str, Any] = {}
+    for earlier in self.study.get_trials(deepcopy=False):
+      self._known = earlier.distributions | self._known
 
   def _study(self, seed: int) -> Any:
     """The study of this folder's name. Scores are stored so that larger is better."""
     self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
-    return self.optuna.create_study(
+    study = self.optuna.create_study(
       study_name=self.folder.name,
       storage=self._storage,
       load_if_exists=True,
       direction="maximize",
-      sampler=self.optuna.samplers.TPESampler(seed=seed),
       pruner=self.optuna.pruners.MedianPruner(n_startup_trials=4),
     )
+    # A start that goes on draws what earlier ones did not: the same seed would draw their first points again.
+    study.sampler = self.optuna.samplers.TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
+    return study
 
   def close(self) -> None:
     """Closes the connections to the database."""
@@ -73,7 +81,7 @@ class Search:
     with Signals() as signals:
       self._go_on()
       while not signals.received:
-        while self.pool.has_room and self._ended() + len(self.active) < self.trials:
+        while self._wants_more():
           trial = self.study.ask()
           self._start(trial, self._new_point(trial))
         if not self.active:
@@ -96,8 +104,14 @@ class Search:
       runs, point = ", ".join(best.user_attrs.get("runs", ())), best.user_attrs.get("point", best.params)
       self.pool.say(f"best of {len(complete)} complete trials: number {best.number} ({runs}) with {dict(point)}")
 
+  def _wants_more(self) -> bool:
+    room = self.pool.has_room and self._refused_in_a_row < IN_VAIN
+    return room and self._ended() + len(self.active) < self.trials
+
   def _ended(self) -> int:
-    return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+    """Trials that have run to an end; points that could not run are not counted."""
+    trials = self.study.get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() and bool(trial.user_attrs.get("runs")) for trial in trials)
 
   def _go_on(self) -> None:
     """Takes up the trials that this folder's sweep left unfinished."""
@@ -107,7 +121,7 @@ class Search:
         self._start(trial, self._point(trial), reported=-1 if frozen.last_step is None else frozen.last_step)
 
   def _new_point(self, trial: Any) -> Point:
-    point = self.space.suggest(trial)
+    point = self.space.suggest(_Asker(trial, self._known, self.pool.say))
     trial.set_user_attr("point", {field: list(v) if isinstance(v, tuple) else v for field, v in point.items()})
     trial.set_user_attr(FOLDER, str(self.folder))
     return point
@@ -124,8 +138,12 @@ class Search:
     except UserError as error:  # this point cannot run; others may
       self.pool.say(f"{name}: {error}")
       self.refused += 1
+      self._refused_in_a_row += 1
       self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+      if self._refused_in_a_row == IN_VAIN:
+        self.pool.say(f"{IN_VAIN} points in a row could not run: no more are drawn; narrow the space")
       return
+    self._refused_in_a_row = 0
     for run in runs:
       self.planner.check(run.config)  # not this point's fault: the trial stays open and goes on at the next start
     trial.set_user_attr("runs", [run.name for run in runs])
@@ -182,6 +200,43 @@ class Search:
     elif record.state != ledger.INTERRUPTED:  # an interrupted trial stays open and goes on at the next start
       self.study.tell(active.trial, state=state.FAIL)
     self.pool.book.save()
+
+
+class _Asker:
+  """A trial that is asked under another name where earlier trials of the study chose from something else.
+
+  Optuna keeps one set of choices, or one kind of range, a name. Trials from before a list grew still count; of the
+  field with its new values the search learns anew. An order of the list that changed is no change.
+  """
+
+  def __init__(self, trial: Any, known: dict[str, Any], say: Say):
+    self._trial, self._known, self._say = trial, known, say
+
+  def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    there = getattr(self._known.get(name), "choices", ())
+    same = sorted(map(repr, there)) == sorted(map(repr, choices))
+    listed = list(there if same else choices)
+    distribution = _optuna().distributions.CategoricalDistribution(listed)
+    return self._trial.suggest_categorical(self._name(name, distribution, digest(listed, 6)), listed)
+
+  def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
+    distribution = _optuna().distributions.IntDistribution(low, high, log=log)
+    return self._trial.suggest_int(self._name(name, distribution, f"whole, log={log}"), low, high, log=log)
+
+  def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+    distribution = _optuna().distributions.FloatDistribution(low, high, log=log)
+    return self._trial.suggest_float(self._name(name, distribution, f"log={log}"), low, high, log=log)
+
+  def _name(self, name: str, distribution: Any, kind: str) -> str:
+    try:
+      _optuna().distributions.check_distribution_compatibility(self._known.get(name, distribution), distribution)
+      return name
+    except ValueError:
+      other = f"{name} ({kind})"
+    if other not in self._known:
+      self._known[other] = distribution
+      self._say(f"{name}: other values than in earlier trials; these count, and the search learns the field anew")
+    return other
 
 
 def _larger(found: tuple[str, bool, list[tuple[int, float]]] | None) -> list[tuple[int, float]]:

@@ -4,28 +4,29 @@
     zipped(sweep("model.width", [64, 128]), sweep("model.heads", [2, 4]))     2 points
     chain(product(a, b), c)                                                   the points of one, then those of the other
 
-A point is a mapping from config fields to values.
+A point is a mapping from config fields to values. A value is a number, a truth value, a text or a tuple of these;
+scalars and arrays of NumPy and JAX become such values. Whether the fields exist and take their values is asked where a
+sweep is planned, which knows the config.
 """
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+import itertools
+import math
+from typing import Any
 
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.names import Point, SEED
+from jpmhc_jax.core.scalars import plain, whole
+
+LONGEST = 100_000  # values of a list, points of a sweep: what is longer is a slip, such as an endless generator
+_CASE = "case"
+_EXACT = 2**53  # whole numbers up to here are exact in a study's database
 
 
 class SweepError(UserError):
   """A sweep that cannot be built: a field swept twice, lists of different lengths, nothing to run."""
-
-
-@runtime_checkable
-class Trial(Protocol):
-  """What a search asks its values from: Optuna's trial."""
-
-  def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
-  def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float: ...
 
 
 class Space(abc.ABC):
@@ -36,15 +37,27 @@ class Space(abc.ABC):
     """Every point in order. Raises SweepError for a space that holds a range."""
 
   @abc.abstractmethod
-  def suggest(self, trial: Trial, where: str = "") -> Point:
-    """One point, chosen by a search. `where` tells apart the branches that sweep the same field."""
+  def suggest(self, trial: Any, where: str = "") -> Point:
+    """One point, chosen by a search: `trial` is Optuna's. `where` tells apart parts that ask under the same name."""
 
   @abc.abstractmethod
   def fields(self) -> tuple[str, ...]:
     """The fields that points of this space set."""
 
+  @abc.abstractmethod
+  def size(self) -> int:
+    """The number of points. Raises SweepError for a space that holds a range."""
+
+  @abc.abstractmethod
+  def choices(self) -> Iterator[Point]:
+    """What a search chooses from, part by part: each point that is listed, and both ends of each range."""
+
+  def named_by_place(self) -> bool:
+    """Whether a search's question is named by what it is (a case, a branch) and not by a field."""
+    return False
+
   def __len__(self) -> int:
-    return sum(1 for _ in self.points())
+    return self.size()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +70,10 @@ class _Cases(Space):
   def points(self) -> Iterator[Point]:
     return iter(self.listed)
 
-  def suggest(self, trial: Trial, where: str = "") -> Point:
+  def suggest(self, trial: Any, where: str = "") -> Point:
     if len(self.listed) == 1:
       return self.listed[0]
-    if all(len(point) == 1 for point in self.listed) and len(self.fields()) == 1:
+    if self._is_one_field() and not any(isinstance(value, tuple) for point in self.listed for value in point.values()):
       (field,) = self.fields()
       return {field: trial.suggest_categorical(where + field, [point[field] for point in self.listed])}
     return self.listed[trial.suggest_categorical(where + self.name, list(range(len(self.listed))))]
@@ -68,26 +81,46 @@ class _Cases(Space):
   def fields(self) -> tuple[str, ...]:
     return tuple(dict.fromkeys(field for point in self.listed for field in point))
 
+  def size(self) -> int:
+    return len(self.listed)
+
+  def choices(self) -> Iterator[Point]:
+    return iter(self.listed)
+
+  def named_by_place(self) -> bool:
+    return self.name == _CASE and len(self.listed) > 1 and not self._is_one_field()
+
+  def _is_one_field(self) -> bool:
+    return len(self.fields()) == 1 and all(self.listed)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Range(Space):
-  """One field between two numbers: for a search only."""
+  """One field between two numbers: for a search only. Whole numbers are drawn between two whole ends, with `whole`."""
 
   field: str
   low: float | int
   high: float | int
   log: bool
+  whole: bool = False
 
   def points(self) -> Iterator[Point]:
     raise SweepError(
       f"between({self.field!r}, …): a range cannot be listed; use --search=optuna, or sweep(field, values)"
     )
 
-  def suggest(self, trial: Trial, where: str = "") -> Point:
-    return {self.field: trial.suggest_float(where + self.field, self.low, self.high, log=self.log)}
+  def suggest(self, trial: Any, where: str = "") -> Point:
+    suggest = trial.suggest_int if self.whole else trial.suggest_float
+    return {self.field: suggest(where + self.field, self.low, self.high, log=self.log)}
 
   def fields(self) -> tuple[str, ...]:
     return (self.field,)
+
+  def size(self) -> int:
+    return sum(1 for _ in self.points())
+
+  def choices(self) -> Iterator[Point]:
+    return iter(({self.field: self.low}, {self.field: self.high}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +137,25 @@ class _Product(Space):
 
     return extend({}, self.parts)
 
-  def suggest(self, trial: Trial, where: str = "") -> Point:
-    return {field: value for part in self.parts for field, value in part.suggest(trial, where).items()}
+  def suggest(self, trial: Any, where: str = "") -> Point:
+    placed = [part.named_by_place() for part in self.parts]
+    point: dict[str, Any] = {}
+    for i, part in enumerate(self.parts):
+      # One trial answers a name once: two parts that ask for 'branch' would always take the same one.
+      point |= part.suggest(trial, f"{where}{i}/" if placed[i] and sum(placed) > 1 else where)
+    return point
 
   def fields(self) -> tuple[str, ...]:
     return tuple(field for part in self.parts for field in part.fields())
+
+  def size(self) -> int:
+    return math.prod(part.size() for part in self.parts)
+
+  def choices(self) -> Iterator[Point]:
+    return (point for part in self.parts for point in part.choices())
+
+  def named_by_place(self) -> bool:
+    return any(part.named_by_place() for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,54 +165,93 @@ class _Chain(Space):
   def points(self) -> Iterator[Point]:
     return (point for part in self.parts for point in part.points())
 
-  def suggest(self, trial: Trial, where: str = "") -> Point:
+  def suggest(self, trial: Any, where: str = "") -> Point:
     branch = trial.suggest_categorical(f"{where}branch", list(range(len(self.parts))))
     return self.parts[branch].suggest(trial, f"{where}{branch}/")
 
   def fields(self) -> tuple[str, ...]:
     return tuple(dict.fromkeys(field for part in self.parts for field in part.fields()))
 
+  def size(self) -> int:
+    return sum(part.size() for part in self.parts)
 
-def sweep(field: str, values: Sequence[Any]) -> Space:
-  """One field over values. Raises SweepError for no value or one value twice."""
-  if isinstance(values, str) or not list(values):
-    raise SweepError(f"sweep({field!r}, {values!r}): expected a list of at least one value")
-  if any(value in list(values)[:i] for i, value in enumerate(values)):
-    raise SweepError(f"sweep({field!r}, {values!r}): a value is listed twice; seeds are swept by seeds(n)")
-  return _Cases(field, tuple({field: value} for value in values))
+  def choices(self) -> Iterator[Point]:
+    return (point for part in self.parts for point in part.choices())
+
+  def named_by_place(self) -> bool:
+    return True
+
+
+def sweep(field: str, values: Iterable[Any]) -> Space:
+  """One field over values: a list, an array, a range or a generator. Raises SweepError for no value or one twice."""
+  name = _field("sweep", field)
+  call = f"sweep({name!r}, …)"
+  if isinstance(values, str | bytes | Mapping | set | frozenset) or not _is_iterable(values):
+    raise SweepError(f"{call}: {_shown(values)}: expected a list of at least one value")
+  listed = [_value(call, value) for value in itertools.islice(values, LONGEST + 1)]
+  if not listed:
+    raise SweepError(f"{call}: {_shown(values)}: expected a list of at least one value")
+  if len(listed) > LONGEST:
+    raise SweepError(f"{call}: more than {LONGEST} values; expected fewer, or between(…) for a search")
+  if len(set(listed)) < len(listed):
+    raise SweepError(f"{call}: {_shown(listed)}: a value is listed twice; seeds are swept by seeds(n)")
+  return _Cases(name, tuple({name: value} for value in listed))
 
 
 def cases(*points: Point) -> Space:
   """Points given one by one, each a dict of fields: for arms that differ in several fields at once."""
   if not points:
     raise SweepError("cases(): expected at least one dict of config fields, such as {'seed': 1}")
-  return _Cases("case", tuple(dict(point) for point in points))
+  for point in points:
+    if not isinstance(point, Mapping):
+      raise SweepError(f"cases(…): {_shown(point)}: expected a dict of config fields, such as {{'seed': 1}}")
+  listed = ({_field("cases", f): _value(f"cases({{{f!r}: …}})", v) for f, v in point.items()} for point in points)
+  return _Cases(_CASE, tuple(listed))
 
 
 def seeds(count: int) -> Space:
   """Seeds 0 to count − 1. A search runs all of them in every trial and scores their mean."""
-  return sweep(SEED, range(count))
+  number = whole(count)
+  if number is None or not 1 <= number <= LONGEST:
+    raise SweepError(
+      f"seeds({_shown(count)}): expected how many, 1 to {LONGEST}; chosen ones are listed by sweep('seed', [7, 8])"
+    )
+  return sweep(SEED, range(number))
 
 
 def between(field: str, low: float | int, high: float | int, *, log: bool = False) -> Space:
-  """A field anywhere between two numbers, evenly in its logarithm with `log`; for --search=optuna."""
+  """A field anywhere between two numbers, both included, evenly in its logarithm with `log`; for --search=optuna.
+
+  A field of whole numbers takes whole numbers only.
+  """
+  name, low, high = _field("between", field), plain(low), plain(high)
+  call = f"between({name!r}, {_shown(low)}, {_shown(high)})"
+  for end in (low, high):
+    if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
+      raise SweepError(f"{call}: expected two numbers, not {_shown(end)}")
   if not low < high or (log and low <= 0):
-    raise SweepError(f"between({field!r}, {low}, {high}): expected low < high, and low > 0 with log=True")
-  return _Range(field, low, high, log)
+    raise SweepError(f"{call}: expected low < high, and low > 0 with log=True")
+  if not _takes_whole_numbers(name):
+    return _Range(name, float(low), float(high), bool(log))
+  if int(low) != low or int(high) != high or max(abs(low), abs(high)) > _EXACT:
+    raise SweepError(f"{call}: expected whole numbers up to 2^53, as the field takes")
+  return _Range(name, int(low), int(high), bool(log), whole=True)
 
 
 def product(*spaces: Space) -> Space:
   """Every combination, the last one fastest. Raises SweepError when two of them set one field."""
   _check_disjoint("product", spaces)
-  return _Product(spaces)
+  nested = (space.parts if isinstance(space, _Product) else (space,) for space in spaces)
+  return _Product(tuple(part for parts in nested for part in parts))
 
 
 def zipped(*spaces: Space) -> Space:
   """The first points together, then the second, and so on. Raises SweepError for different lengths."""
   _check_disjoint("zipped", spaces)
-  lengths = [len(space) for space in spaces]
+  lengths = [space.size() for space in spaces]
   if len(set(lengths)) > 1:
     raise SweepError(f"zipped: the parts have {', '.join(map(str, lengths))} points; expected equally many")
+  check_size("zipped", lengths[0])
   name = "+".join(field for space in spaces for field in space.fields())
   rows = zip(*(space.points() for space in spaces), strict=True)
   return _Cases(name, tuple({field: value for point in row for field, value in point.items()} for row in rows))
@@ -173,9 +259,14 @@ def zipped(*spaces: Space) -> Space:
 
 def chain(*spaces: Space) -> Space:
   """The points of the first space, then those of the second, and so on."""
-  if not spaces:
-    raise SweepError("chain(): expected at least one space")
+  _check_spaces("chain", spaces)
   return _Chain(spaces)
+
+
+def check_size(what: str, size: int) -> None:
+  """Raises SweepError for more points than anybody runs."""
+  if size > LONGEST:
+    raise SweepError(f"{what}: {size:,} points; expected at most {LONGEST:,}, or --search=optuna, which draws some")
 
 
 def split_seeds(space: Space) -> tuple[Space, tuple[int, ...]]:
@@ -192,11 +283,52 @@ def split_seeds(space: Space) -> tuple[Space, tuple[int, ...]]:
 
 
 def _check_disjoint(name: str, spaces: Sequence[Space]) -> None:
-  if not spaces:
-    raise SweepError(f"{name}(): expected at least one space")
+  _check_spaces(name, spaces)
   seen: set[str] = set()
   for space in spaces:
     twice = seen & set(space.fields())
     if twice:
       raise SweepError(f"{name}: {min(twice)!r} is set by two of its parts; sweep a field once")
     seen |= set(space.fields())
+
+
+def _check_spaces(name: str, spaces: Sequence[Any]) -> None:
+  if not spaces:
+    raise SweepError(f"{name}(): expected at least one space")
+  for space in spaces:
+    if not isinstance(space, Space):
+      raise SweepError(f"{name}(…): {_shown(space)}: expected spaces, such as sweep('steps', [100, 200]); lists take *")
+
+
+def _field(call: str, field: Any) -> str:
+  if not isinstance(field, str) or not field:
+    raise SweepError(
+      f"{call}(…): {_shown(field)}: expected the name of a config field, such as 'optimizer.learning_rate'"
+    )
+  return str(field)
+
+
+def _value(call: str, value: Any) -> Any:
+  """A value as a config has it. Raises SweepError for what no field can hold."""
+  value = plain(value)
+  if isinstance(value, list | tuple) or getattr(value, "ndim", None) == 1:
+    return tuple(_value(call, part) for part in value)
+  for kind in (bool, int, float, str):
+    if isinstance(value, kind):
+      return kind(value)
+  raise SweepError(f"{call}: {_shown(value)}: expected a number, True or False, a text or a tuple of these")
+
+
+def _takes_whole_numbers(field: str) -> bool:
+  from jpmhc_jax.core import config, schema  # a job, which reads this room, does without
+
+  return type(dict(config.leaves(schema.Config())).get(field)) is int
+
+
+def _is_iterable(values: Any) -> bool:
+  return getattr(values, "ndim", 1) > 0 and (hasattr(values, "__iter__") or hasattr(values, "__getitem__"))
+
+
+def _shown(value: Any) -> str:
+  words = repr(value)
+  return words if len(words) < 100 else f"{words[:97]}…"

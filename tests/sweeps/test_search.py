@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import sys
 
 import optuna
@@ -10,7 +11,7 @@ import pytest
 
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.sweeps import between, cases, chain, executors, ledger, product, seeds, Sweep, sweep
-from jpmhc_jax.sweeps.plan import Planner
+from jpmhc_jax.sweeps.plan import Dice, Planner
 from jpmhc_jax.sweeps.pool import Pool
 from jpmhc_jax.sweeps.search import Search
 from jpmhc_jax.sweeps.space import SweepError
@@ -126,12 +127,90 @@ def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials
   assert other.active == [] and not (tmp_path / "a" / "same" / "search.db").exists()
 
 
-def test_a_point_that_cannot_run_fails_its_trial_alone(search, tmp_path):
-  space = cases({"connection.manifold": "kronecker", "connection.streams": 3})
-  found = search(tmp_path, space, trials=2)
+def test_points_that_cannot_run_do_not_use_the_search_up_and_the_exit_code_says_so(search, tmp_path):
+  space = product(sweep("connection.manifold", ["kronecker", "cayley"]), sweep("connection.streams", [3, 4]))
+  found = search(tmp_path, space, trials=3)
+  found.study.enqueue_trial({"connection.manifold": "kronecker", "connection.streams": 3})
   ending = found.run()
-  assert (ending.runs, ending.refused, ending.exit_code) == ([], 2, 1)
-  assert [trial.state for trial in found.study.trials] == [optuna.trial.TrialState.FAIL] * 2
+  failed, *complete = sorted(found.study.trials, key=lambda trial: trial.state != optuna.trial.TrialState.FAIL)
+  assert ending.refused >= 1 and ending.exit_code == 1
+  assert sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in complete) == 3
+  assert search(tmp_path, space, trials=3).run().exit_code == 0  # three have ended: nothing more to do
+
+
+@pytest.mark.parametrize(
+  ("space", "expected"),
+  [
+    (between("optimizer.lerning_rate", 1e-4, 1e-2, log=True), "'optimizer.lerning_rate'.* Did you mean 'optimizer.l"),
+    (sweep("optimizer.learning_rate", [1e-3, "fast"]), "learning_rate='fast': expected float, got str"),
+    (sweep("model.width", [16, 16.5]), "model.width=16.5: expected int, got float"),
+    (sweep("model.width", [16, True]), "model.width=True: expected int, got bool"),
+    (sweep("logging.tensorboard", [True, "no"]), "expected bool, got str"),
+    (between("connection.manifold", 1, 2), "expected str, got float"),
+    (between("optimizer.beta1", 0.5, 1.5), "optimizer.beta1=1.5: expected 0 to below 1"),
+    (between("batch_size", -8, 8), "batch_size=-8: expected at least 1"),
+    (sweep("connection.manifold", ["cayley", "caley"]), "Did you mean 'cayley'"),
+    (sweep("connection.options", ["alpha=0.1", "alhpa=1"]), "alhpa"),
+    (cases({"connection.manifold": "kronecker", "connection.streams": 3}), "needs a power of two"),
+    (cases({"seed": 1}, {"connection.manifold": "kronecker", "connection.streams": 3}), "needs a power of two"),
+    (product(sweep("model.width", [16, 30]), sweep("model.heads", [4, 16])), "model.width=30: expected a multiple"),
+    (product(between("optimizer.beta1", 0.5, 0.6), sweep("seed", ["one"])), "seed='one': expected int"),
+  ],
+)
+def test_a_field_or_value_that_cannot_be_is_found_before_the_first_trial(space, expected, search, tmp_path):
+  with pytest.raises(UserError, match=expected):
+    search(tmp_path / "s", space, trials=2)
+  assert not (tmp_path / "s" / "search.db").exists()
+
+
+def draw(found):
+  """One more point of a search, and its trial, as if it had been run."""
+  trial = found.study.ask()
+  point = found._new_point(trial)
+  trial.set_user_attr("runs", ["earlier"])
+  found.study.tell(trial, 0.5)
+  return point, found.study.trials[trial.number]
+
+
+def test_a_list_that_grew_or_changed_goes_on_with_what_was_run(search, tmp_path):
+  rates = [0.2, 0.4]
+  draw(search(tmp_path, sweep("optimizer.learning_rate", rates), trials=1))
+  said = []
+  changed = (
+    sweep("optimizer.learning_rate", [0.4, 0.2]),  # another order is the same list
+    sweep("optimizer.learning_rate", [*rates, 0.8]),
+    between("optimizer.learning_rate", 0.1, 0.9, log=True),
+    chain(sweep("optimizer.learning_rate", rates), sweep("batch_size", [8, 16])),
+    chain(sweep("optimizer.learning_rate", rates), sweep("batch_size", [8, 16]), sweep("steps", [3])),
+  )
+  for k, space in enumerate(changed):
+    found = search(tmp_path, space, trials=2 + k)
+    found.pool.say = said.append
+    draw(found)
+    draw(found)
+    assert len(found.study.trials) == 3 + 2 * k
+    assert bool(said) == (k > 0)
+  assert sum("optimizer.learning_rate: other values than in earlier trials" in line for line in said) == 2
+  assert sum("branch: other values" in line for line in said) == 1
+
+
+def test_a_field_of_whole_numbers_is_drawn_in_whole_numbers(search, tmp_path):
+  space = product(between("model.mlp_multiple", 8, 64, log=True), between("optimizer.learning_rate", 0.1, 0.2))
+  for trials in (1, 2, 3):
+    point, trial = draw(search(tmp_path, space, trials))
+    multiple = point["model.mlp_multiple"]
+    assert type(multiple) is int and 8 <= multiple <= 64 and trial.params["model.mlp_multiple"] == multiple
+    assert trial.distributions["model.mlp_multiple"].log and isinstance(point["optimizer.learning_rate"], float)
+  drawn = {trial.params["optimizer.learning_rate"] for trial in search(tmp_path, space, 3).study.trials}
+  assert len(drawn) == 3  # a start that goes on does not draw the points of the first again
+
+
+def test_two_chains_of_a_product_are_drawn_apart(search, tmp_path):
+  one, other = chain(sweep("steps", [1]), sweep("steps", [2])), chain(sweep("seed", [1]), sweep("seed", [2]))
+  arms = cases({"model.layers": 1, "model.heads": 1}, {"model.layers": 2, "model.heads": 2})
+  more = cases({"batch_size": 8, "accumulation": 1}, {"batch_size": 8, "accumulation": 2}, {"batch_size": 16})
+  space = product(one, arms, product(more, other))
+  assert len({tuple(space.suggest(Dice(random.Random(k))).items()) for k in range(400)}) == space.size() == 24
 
 
 def test_a_trial_whose_metric_is_not_recorded_stays_open(search, tmp_path):
