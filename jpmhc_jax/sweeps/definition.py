@@ -29,7 +29,7 @@ class Budget:
   amount: Any
 
   def __post_init__(self) -> None:
-    if self.kind not in KINDS:
+    if not isinstance(self.kind, str) or self.kind not in KINDS:
       raise SweepError(f"budget {self.kind!r}: expected one of {', '.join(KINDS)}.{nearest(str(self.kind), KINDS)}")
     amount = plain(self.amount)
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < math.inf:
@@ -58,7 +58,7 @@ class Sweep:
   main metric of the data kind).
   """
 
-  space: Space
+  space: Any
   budget: Any = None
   metric: Any = ""
 

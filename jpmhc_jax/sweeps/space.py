@@ -5,12 +5,12 @@
     chain(product(a, b), c)                                                   the points of one, then those of the other
 
 A point is a mapping from config fields to values. A value is a number, a truth value, a text or a tuple of these;
-scalars and arrays of NumPy and JAX become such values. Whether the fields exist and take their values is asked where a
-sweep is planned, which knows the config.
+scalars and arrays of NumPy and JAX become such values. What a sweep file hands over is checked here, in words; whether
+the fields exist and take their values is asked where a sweep is planned, which knows the config.
 """
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -182,23 +182,24 @@ class _Chain(Space):
     return True
 
 
-def sweep(field: str, values: Iterable[Any]) -> Space:
+def sweep(field: Any, values: Any) -> Space:
   """One field over values: a list, an array, a range or a generator. Raises SweepError for no value or one twice."""
   name = _field("sweep", field)
   call = f"sweep({name!r}, …)"
   if isinstance(values, str | bytes | Mapping | set | frozenset) or not _is_iterable(values):
     raise SweepError(f"{call}: {_shown(values)}: expected a list of at least one value")
-  listed = [_value(call, value) for value in itertools.islice(values, LONGEST + 1)]
-  if not listed:
+  given = list(itertools.islice(values, LONGEST + 1))
+  if not given:
     raise SweepError(f"{call}: {_shown(values)}: expected a list of at least one value")
-  if len(listed) > LONGEST:
+  if len(given) > LONGEST:
     raise SweepError(f"{call}: more than {LONGEST} values; expected fewer, or between(…) for a search")
+  listed = [_value(call, value) for value in given]
   if len(set(listed)) < len(listed):
     raise SweepError(f"{call}: {_shown(listed)}: a value is listed twice; seeds are swept by seeds(n)")
   return _Cases(name, tuple({name: value} for value in listed))
 
 
-def cases(*points: Point) -> Space:
+def cases(*points: Any) -> Space:
   """Points given one by one, each a dict of fields: for arms that differ in several fields at once."""
   if not points:
     raise SweepError("cases(): expected at least one dict of config fields, such as {'seed': 1}")
@@ -209,7 +210,7 @@ def cases(*points: Point) -> Space:
   return _Cases(_CASE, tuple(listed))
 
 
-def seeds(count: int) -> Space:
+def seeds(count: Any) -> Space:
   """Seeds 0 to count − 1. A search runs all of them in every trial and scores their mean."""
   number = whole(count)
   if number is None or not 1 <= number <= LONGEST:
@@ -219,7 +220,7 @@ def seeds(count: int) -> Space:
   return sweep(SEED, range(number))
 
 
-def between(field: str, low: float | int, high: float | int, *, log: bool = False) -> Space:
+def between(field: Any, low: Any, high: Any, *, log: bool = False) -> Space:
   """A field anywhere between two numbers, both included, evenly in its logarithm with `log`; for --search=optuna.
 
   A field of whole numbers takes whole numbers only.
@@ -238,14 +239,14 @@ def between(field: str, low: float | int, high: float | int, *, log: bool = Fals
   return _Range(name, int(low), int(high), bool(log), whole=True)
 
 
-def product(*spaces: Space) -> Space:
+def product(*spaces: Any) -> Space:
   """Every combination, the last one fastest. Raises SweepError when two of them set one field."""
   _check_disjoint("product", spaces)
   nested = (space.parts if isinstance(space, _Product) else (space,) for space in spaces)
   return _Product(tuple(part for parts in nested for part in parts))
 
 
-def zipped(*spaces: Space) -> Space:
+def zipped(*spaces: Any) -> Space:
   """The first points together, then the second, and so on. Raises SweepError for different lengths."""
   _check_disjoint("zipped", spaces)
   lengths = [space.size() for space in spaces]
@@ -257,7 +258,7 @@ def zipped(*spaces: Space) -> Space:
   return _Cases(name, tuple({field: value for point in row for field, value in point.items()} for row in rows))
 
 
-def chain(*spaces: Space) -> Space:
+def chain(*spaces: Any) -> Space:
   """The points of the first space, then those of the second, and so on."""
   _check_spaces("chain", spaces)
   return _Chain(spaces)
@@ -279,10 +280,14 @@ def split_seeds(space: Space) -> tuple[Space, tuple[int, ...]]:
   rest = _Product(tuple(part for part in parts if part not in seeded))
   if SEED in rest.fields():
     raise SweepError("search: seeds belong at the top level: product(what is searched, seeds(3))")
-  return rest, tuple(int(point[SEED]) for part in seeded for point in part.points())
+  listed = [point[SEED] for part in seeded for point in part.points()]
+  for seed in listed:
+    if whole(seed) is None:
+      raise SweepError(f"search: seed={_shown(seed)}: expected a whole number")
+  return rest, tuple(listed)
 
 
-def _check_disjoint(name: str, spaces: Sequence[Space]) -> None:
+def _check_disjoint(name: str, spaces: Sequence[Any]) -> None:
   _check_spaces(name, spaces)
   seen: set[str] = set()
   for space in spaces:

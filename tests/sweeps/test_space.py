@@ -1,10 +1,14 @@
 """The algebra: what products, zips and chains list, what a search draws from them, and what they refuse."""
 
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jpmhc_jax.core.names import LONGEST, run_names
-from jpmhc_jax.sweeps import between, cases, chain, product, seeds, sweep, zipped
-from jpmhc_jax.sweeps.space import split_seeds, SweepError
+from jpmhc_jax.sweeps import between, Budget, cases, chain, product, seeds, Sweep, sweep, zipped
+from jpmhc_jax.sweeps.space import check_size, split_seeds, SweepError
 
 A, B = sweep("a", [1, 2]), sweep("b", ["x", "y"])
 
@@ -74,11 +78,78 @@ def test_seeds_are_split_off_for_a_search():
     (lambda: between("a", 0, 1, log=True), "low > 0"),
     (lambda: cases(), "dict of config fields"),
     (lambda: product(), "at least one space"),
+    (lambda: product([A, B]), "expected spaces"),
+    (lambda: chain(A, None), "None: expected spaces"),
+    (lambda: zipped("a", "b"), "expected spaces"),
+    (lambda: sweep("a", 3), "expected a list"),
+    (lambda: sweep("a", {1, 2}), "expected a list"),
+    (lambda: sweep("a", {"b": 1}), "expected a list"),
+    (lambda: sweep("a", np.array(3)), "expected a list"),
+    (lambda: sweep("a", itertools.count()), "more than 100000 values"),
+    (lambda: sweep(["a"], [1]), "name of a config field"),
+    (lambda: sweep("a", [1, None]), "None: expected a number, True or False, a text"),
+    (lambda: sweep("a", [{}]), "expected a number"),
+    (lambda: sweep("a", [np.zeros((2, 2, 2))]), "expected a number"),
+    (lambda: cases([{"a": 1}]), "expected a dict"),
+    (lambda: cases({1: 2}), "name of a config field"),
+    (lambda: cases({"a": {"b": 1}}), "expected a number"),
+    (lambda: seeds(0), "expected how many"),
+    (lambda: seeds(2.0), "expected how many"),
+    (lambda: seeds([1, 2]), "listed by sweep"),
+    (lambda: seeds(10**9), "1 to 100000"),
+    (lambda: between("a", 1, "2"), "two numbers, not '2'"),
+    (lambda: between("a", 1, float("inf")), "two numbers, not inf"),
+    (lambda: between("a", float("nan"), 1), "two numbers, not nan"),
+    (lambda: between("a", False, True), "two numbers, not False"),
+    (lambda: between("a", 2, 2), "low < high"),
+    (lambda: between("model.width", 8.5, 64), "whole numbers"),
+    (lambda: between("seed", 0, 2**60), r"up to 2\^53"),
+    (lambda: len(product(A, between("b", 0, 1))), "--search=optuna"),
+    (lambda: Sweep([A]), "expected a space"),
+    (lambda: Sweep(A, budget=5), "a kind and an amount"),
+    (lambda: Sweep(A, budget="flops"), "a kind and an amount"),
+    (lambda: Sweep(A, budget=("flops",)), "a kind and an amount"),
+    (lambda: Sweep(A, budget=("flops", "1e9")), "positive number"),
+    (lambda: Sweep(A, budget=("flops", None)), "positive number"),
+    (lambda: Sweep(A, budget=(np.arange(2), 3)), "expected one of steps"),
+    (lambda: Sweep(A, budget=("steps", float("inf"))), "positive number"),
+    (lambda: Sweep(A, budget=("steps", float("nan"))), "positive number"),
+    (lambda: Sweep(A, budget=("steps", True)), "positive number"),
+    (lambda: Sweep(A, metric=3), "name of a metric"),
   ],
 )
 def test_what_cannot_be_is_refused_with_a_reason(build, expected):
   with pytest.raises(SweepError, match=expected):
     build()
+
+
+def test_values_of_numpy_and_jax_are_those_of_python():
+  values = [np.int64(4), np.float32(0.5), np.bool_(True), np.str_("x"), jnp.int32(5), jnp.float32(0.25), np.array(6)]
+  plain = [point["a"] for point in sweep("a", values).points()]
+  assert plain == [4, 0.5, True, "x", 5, 0.25, 6]
+  assert [type(value) for value in plain] == [int, float, bool, str, int, float, int]
+  for listed in (
+    2 ** np.arange(4, 6),
+    jnp.array([16, 32]),
+    range(16, 33, 16),
+    (16 * k for k in (1, 2)),
+    iter([16, 32]),
+  ):
+    assert list(sweep("a", listed).points()) == [{"a": 16}, {"a": 32}]
+  rows = sweep("a", np.array([[0.5, 0.75], [0.5, 0.25]]))
+  assert list(rows.points()) == [{"a": (0.5, 0.75)}, {"a": (0.5, 0.25)}]
+  assert rows.suggest(Scripted(1)) == {"a": (0.5, 0.25)}  # by its number: a study keeps no tuples
+  assert run_names(list(rows.points())) == ["a=0.5x0.75", "a=0.5x0.25"]
+  assert list(cases({"a": np.int32(1)}).points()) == [{"a": 1}] and len(seeds(np.int64(3))) == 3
+  assert between("a", np.float32(0.5), jnp.int32(2)).suggest(Scripted(0.5)) == {"a": 0.5}
+  assert Budget("steps", np.int64(5)).amount == 5 and Sweep(A, budget=["flops", np.float64(1e9)]).limit.amount == 1e9
+
+
+def test_the_number_of_points_is_known_without_listing_them():
+  vast = product(*(sweep(field, range(10)) for field in "abcdefghijklmnopqrstuvwxyz"))
+  assert vast.size() == 10**26 and product(sweep("c", [1, 2]), chain(A, B)).size() == 8
+  with pytest.raises(SweepError, match="100,000,000,000,000,000,000,000,000 points; expected at most 100,000"):
+    check_size("sweep.py", vast.size())
 
 
 def test_names_tell_what_differs_and_no_more():
