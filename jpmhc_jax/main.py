@@ -48,16 +48,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], output: Forgiving | None) -> int:
   """`output` is standard output where the command was typed in a shell."""
   options, rest = parser().parse_known_args(arguments)
-  command = options.command
+  command, options.overrides, options.arguments = options.command, rest, arguments
   if rest and not command.takes_overrides:
     print(f"jpmhc {command.name}: unknown argument {rest[0]!r}; see jpmhc {command.name} --help", file=sys.stderr)
     return 2
   if output and command.computes:
     restart_with_fast_allocation()
     keep_compiled_programs()
-  options.overrides, options.arguments = rest, arguments
   try:
-    refuse_repeated(arguments)
+    refuse_repeated([word for word in arguments if word not in rest])
     with shortages():
       code = command.run(options)
     if output and _only_prints(options):

@@ -17,7 +17,6 @@ import ml_collections
 from ml_collections import config_flags
 
 from jpmhc_jax.core import ranges, schema
-from jpmhc_jax.core.arguments import refuse_repeated
 from jpmhc_jax.core.connection_fields import check_connection
 from jpmhc_jax.core.errors import check_choice, ConfigError, DataError, nearest, require, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
@@ -128,7 +127,6 @@ def _known() -> list[str]:
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
-  refuse_repeated(overrides)
   known = _known()
   for argument in overrides:
     name = argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0]

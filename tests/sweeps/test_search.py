@@ -181,7 +181,7 @@ def test_a_list_that_grew_or_changed_goes_on_with_what_was_run(search, tmp_path)
     sweep("optimizer.learning_rate", [*rates, 0.8]),
     between("optimizer.learning_rate", 0.1, 0.9, log=True),
     chain(sweep("optimizer.learning_rate", rates), sweep("batch_size", [8, 16])),
-    chain(sweep("optimizer.learning_rate", rates), sweep("batch_size", [8, 16]), sweep("steps", [3])),
+    chain(sweep("optimizer.learning_rate", rates), sweep("batch_size", [8, 16]), sweep("model.layers", [3])),
   )
   for k, space in enumerate(changed):
     found = search(tmp_path, space, trials=2 + k)
@@ -238,4 +238,4 @@ def refuse(config):
 
 def test_seeds_cannot_hide_in_a_searched_space(search, tmp_path):
   with pytest.raises(SweepError, match="top level"):
-    search(tmp_path, chain(seeds(2), sweep("steps", [1])), 1)
+    search(tmp_path, chain(seeds(2), sweep("model.layers", [1])), 1)

@@ -89,6 +89,11 @@ def test_a_field_that_sweep_and_command_line_both_set_is_refused(tmp_path):
     plan(seeds(1), tmp_path, Budget("steps", 70), common=("--config.steps=4",))
 
 
+def test_a_field_that_the_command_line_sets_twice_takes_the_last_value(tmp_path):
+  (run,) = plan(seeds(1), tmp_path, common=("--config.steps=4", "--config.batch_size=8", "--config.steps=2"))
+  assert run.config.steps == 2 and configs.load(TINY, ["--config.steps=4", "--config.steps=3"]).steps == 3
+
+
 def test_a_budget_is_checked():
   with pytest.raises(SweepError, match="Did you mean 'flops'"):
     assert Sweep(seeds(2), budget=("flop", 1e9)).limit
