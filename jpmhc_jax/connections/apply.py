@@ -12,11 +12,11 @@ a `Passage` in place of the streams leaves their gradient to it.
 import functools
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import passage, portable
 from jpmhc_jax.connections.passage import Passage, Terms
+from jpmhc_jax.core.derivatives import custom_derivative
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -31,7 +31,7 @@ def read(
   return passage.read(_entered(streams, Terms(read=True), operators), weights, operators)
 
 
-@jax.custom_vjp
+@custom_derivative
 def _read(streams, weights):
   return portable.read(streams, weights).astype(streams.dtype)
 
@@ -57,7 +57,7 @@ def mix_and_write(
   return passage.mix_and_write(_entered(streams, Terms(mix=True), operators), mixer, weights, output, operators)
 
 
-@jax.custom_vjp
+@custom_derivative
 def _mix_and_write(streams, mixer, weights, output):
   return portable.mix(streams, mixer, weights, output).astype(streams.dtype)
 
@@ -77,7 +77,7 @@ def write(
   return (passage.write if isinstance(streams, Passage) else _write)(streams, weights, output)
 
 
-@jax.custom_vjp
+@custom_derivative
 def _write(streams, weights, output):
   return (streams + portable.write(weights, output)).astype(streams.dtype)
 
@@ -106,7 +106,7 @@ def statistics(
   return passage.statistics(_entered(streams, Terms(kernel_shape=kernel.shape), operators), kernel, operators)
 
 
-@jax.custom_vjp
+@custom_derivative
 def _statistics(streams, kernel):
   return portable.statistics(streams, kernel)
 
@@ -123,7 +123,7 @@ def _entered(streams: Array | Passage, terms: Terms, operators: Any) -> Passage:
   return streams if isinstance(streams, Passage) else passage.enter(streams, terms, operators)
 
 
-@jax.custom_vjp
+@custom_derivative
 def products(streams: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "k *per_kernel"]:
   """Σ x W of every token."""
   return portable.products(streams, kernel)
@@ -137,7 +137,7 @@ def _products_backward(saved, cotangent):
 products.defvjp(lambda *arguments: (products(*arguments), arguments), _products_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
 def normed_products(streams: _Streams, kernel: Float[Array, "n d k"], epsilon: float) -> Float[Array, "k *tokens"]:
   """Σ_s r_s x_s W_s of every token, with r_s = (mean_d x_s² + ε)^(−1/2) of stream s alone."""
   return portable.normed_products(streams, kernel, epsilon)
@@ -155,7 +155,7 @@ def _normed_products_backward(epsilon, saved, cotangent):
 normed_products.defvjp(_normed_products_forward, _normed_products_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
 def moments(
   streams: _Streams, kernel: Float[Array, "m d k"], epsilon: float
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"], Float[Array, "*per_kernel"]]:

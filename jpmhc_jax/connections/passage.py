@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import portable
+from jpmhc_jax.core.derivatives import custom_derivative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,13 @@ class Passage(NamedTuple):
     return self.streams.dtype
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@functools.partial(custom_derivative, nondiff_argnums=(1, 2))
 def enter(streams: Float[Array, "*tokens n d"], terms: Terms, operators: Any) -> Passage:
   """A passage for these operators; it takes no others."""
+  return _with_room(streams, terms)
+
+
+def _with_room(streams: Float[Array, "*tokens n d"], terms: Terms) -> Passage:
   *tokens, n, d = streams.shape
   room = functools.partial(jnp.zeros, dtype=jnp.promote_types(streams.dtype, jnp.float32))
   passage = Passage(streams)
@@ -86,11 +91,11 @@ def _enter_backward(terms, operators, streams, left):
   return (found.astype(streams.dtype) + left.streams,)
 
 
-enter.defvjp(_enter_forward, _enter_backward)
+enter.defvjp(_enter_forward, _enter_backward, lambda terms, operators, _, moved: _with_room(moved, terms))
 _NOTHING = Passage(None)  # type: ignore[arg-type]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
 def statistics(
   passage: Passage, kernel: Float[Array, "m d k"], operators: Any
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
@@ -111,10 +116,19 @@ def _statistics_backward(operators, saved, cotangents):
   return left, to_kernel.astype(kernel.dtype)
 
 
-statistics.defvjp(_statistics_forward, _statistics_backward)
+# The backward pass leaves factors in a passage's rooms, no cotangents: the backward rules of a passage have
+# no transpose, and their forward rules are derivatives of the portable formulas.
+def _statistics_tangent(operators, saved, passage, kernel):
+  def formula(streams, kernel):
+    return portable.statistics(_seen(streams, kernel), kernel)
+
+  return jax.jvp(formula, saved, (passage.streams, kernel))[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+statistics.defvjp(_statistics_forward, _statistics_backward, _statistics_tangent)
+
+
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
 def read(passage: Passage, weights: Float[Array, "n *per_token"], operators: Any) -> Float[Array, "*tokens d"]:
   """`apply.read` of the streams."""
   _expect("read", passage.weights)
@@ -131,10 +145,14 @@ def _read_backward(operators, saved, cotangent):
   return left, operators.weights_backward(streams, weights, cotangent).astype(weights.dtype)
 
 
-read.defvjp(_read_forward, _read_backward)
+def _read_tangent(operators, saved, passage, weights):
+  return jax.jvp(portable.read, saved, (passage.streams, weights))[1].astype(saved[0].dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+read.defvjp(_read_forward, _read_backward, _read_tangent)
+
+
+@functools.partial(custom_derivative, nondiff_argnums=(4,))
 def mix_and_write(
   passage: Passage,
   mixer: Float[Array, "n n *per_token_mix"],
@@ -158,10 +176,14 @@ def _mix_and_write_backward(operators, saved, cotangent):
   return left, *(g.astype(primal.dtype) for g, primal in zip(found, saved[1:], strict=True))
 
 
-mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward)
+def _mix_and_write_tangent(operators, saved, passage, *moved):
+  return jax.jvp(portable.mix, saved, (passage.streams, *moved))[1].astype(saved[0].dtype)
 
 
-@jax.custom_vjp
+mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_write_tangent)
+
+
+@custom_derivative
 def write(
   passage: Passage, weights: Float[Array, "n *per_token"], output: Float[Array, "*tokens d"]
 ) -> Float[Array, "*tokens n d"]:
@@ -174,13 +196,17 @@ def _write_forward(passage, weights, output):
   return write(passage, weights, output), (weights, output)
 
 
+def _write_tangent(saved, passage, *moved):
+  return (passage.streams + jax.jvp(portable.write, saved, moved)[1]).astype(passage.streams.dtype)
+
+
 def _write_backward(saved, cotangent):
   weights, output = saved
   to_weights, to_output = portable.write_backward(weights, output, cotangent)
   return _NOTHING._replace(cotangent=cotangent), to_weights.astype(weights.dtype), to_output.astype(output.dtype)
 
 
-write.defvjp(_write_forward, _write_backward)
+write.defvjp(_write_forward, _write_backward, _write_tangent)
 
 
 def _expect(operator: str, room: Array | None, none: Array | None = None) -> None:

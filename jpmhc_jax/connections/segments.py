@@ -15,9 +15,10 @@ import numpy as np
 
 from jpmhc_jax.connections import portable
 from jpmhc_jax.connections.contractions import outer_sums
+from jpmhc_jax.core.derivatives import custom_derivative
 
 
-@jax.custom_vjp
+@custom_derivative
 def _combined(
   added: Float[Array, "*tokens i w"] | None,
   matrices: tuple[Float[Array, "i _ ..."], ...],

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.manifolds import linear, quaternion
 from jpmhc_jax.manifolds.blocks import by_blocks
 from jpmhc_jax.manifolds.contract import Manifold, Traits
 
 
-@jax.custom_vjp
+@custom_derivative
 def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """Q = (I + S)⁻¹(I − S) for skew S (n, n, *tokens); closed form for n <= 4, elimination beyond. Saves only Q."""
   n = skew.shape[0]
@@ -199,7 +200,7 @@ class CayleyIterative(_FromSkewPart):
     return _truncated(self.alpha * linear.skew(logits), self.steps)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_derivative, nondiff_argnums=(1,))
 def _truncated(w, steps):  # type: ignore[no-untyped-def]
   """Y₀ = I + W, then `steps` times Y ← I + ½ W (I + Y). The gradient is that of the steps; only W is saved."""
   return by_blocks(lambda w: _iterates(w, steps)[0], w)

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.contract import Manifold, Traits
@@ -65,7 +65,7 @@ class Grassmann(Manifold):
     return _projector(linear.scaled(logits, 0))
 
 
-@jax.custom_vjp
+@custom_derivative
 def _projector(columns: Array) -> Array:
   u = _orthonormal(columns)
   return linear.matmul(u, linear.transpose(u))

@@ -7,6 +7,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.errors import check_choice
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.cayley import cayley
@@ -64,7 +65,7 @@ class Householder(Manifold):
     return _reflected(rotation, direction, 2 * (1 - gate) / length)
 
 
-@jax.custom_vjp
+@custom_derivative
 def _reflected(
   rotation: Float[Array, "n n *tokens"], direction: Float[Array, "n *tokens"], strength: Float[Array, "*tokens"]
 ) -> Float[Array, "n n *tokens"]:

@@ -6,11 +6,11 @@ from "moves the mean": Cayley turns copied streams into differences that a mean 
 
 import dataclasses
 
-import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.errors import check_choice
 from jpmhc_jax.manifolds import differences, linear, quaternion
 from jpmhc_jax.manifolds.cayley import cayley, cayley_pullback
@@ -66,7 +66,7 @@ class Iso(Manifold):
     return differences.extended(polar(core, self.method, self.steps, self.adjoint))
 
 
-@jax.custom_vjp
+@custom_derivative
 def _rotation(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """Cayley(Π (A − Aᵀ) Π), with rows that sum to one to rounding at any size of A. Saves only the result.
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from jpmhc_jax.core.derivatives import custom_derivative
+
 
 def over_tokens(constant: np.ndarray | Array, like: Array, axes: int = 2) -> Array:
   """A constant with one singleton axis for each token axis of `like`, whose first `axes` axes are not tokens."""
@@ -97,7 +99,7 @@ def skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   return matrix - transpose(matrix)
 
 
-@jax.custom_vjp
+@custom_derivative
 def centred_skew(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """Π (A − Aᵀ) Π with Π = I − 11ᵀ/n: the skew part that neither sees nor produces the stream mean."""
   # With the row means r of a skew S, ΠSΠ = S − r1ᵀ + 1rᵀ.

@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 
-import jax
 from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.birkhoff import DoublyStochastic
@@ -48,7 +48,7 @@ class Orthostochastic(DoublyStochastic):
     return _block_means(cayley(-linear.skew(logits)), self.copies)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_derivative, nondiff_argnums=(1,))
 def _block_means(q: Float[Array, "k k *tokens"], copies: int) -> Float[Array, "n n *tokens"]:
   """(1/s) Σ of the squares in each s x s block."""
   n = q.shape[0] // copies

@@ -9,6 +9,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.blocks import by_blocks
@@ -115,7 +116,7 @@ def _gamma(x: Array) -> Array:
   return jnp.sqrt(jnp.sqrt(jnp.sqrt(total)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_derivative, nondiff_argnums=(1,))
 def odd_iteration(
   matrix: Float[Array, "n n *tokens"], schedule: tuple[Coefficients, ...]
 ) -> Float[Array, "n n *tokens"]:
@@ -167,7 +168,7 @@ def _odd_backward(schedule, history, cotangent):  # type: ignore[no-untyped-def]
 odd_iteration.defvjp(_odd_forward, _odd_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_derivative, nondiff_argnums=(1,))
 def _polar_implicit(matrix, forward):  # type: ignore[no-untyped-def]
   return forward(matrix)
 

@@ -12,6 +12,7 @@ from jax import Array
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.manifolds import linear
 from jpmhc_jax.manifolds.blocks import by_blocks
 
@@ -49,7 +50,7 @@ def sinkhorn_epsilon(
   return scaled(jnp.exp(logits), sweeps, epsilon, False)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+@functools.partial(custom_derivative, nondiff_argnums=(1, 2, 3))
 def scaled(
   kernel: Float[Array, "n n *tokens"], sweeps: int, epsilon: float, columns_first: bool
 ) -> Float[Array, "n n *tokens"]:
@@ -212,7 +213,7 @@ def gauss_seidel_vjp(
   return by_blocks(solve, matrix, cotangent)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@functools.partial(custom_derivative, nondiff_argnums=(1, 2))
 def with_adjoint(logits, forward, backward):  # type: ignore[no-untyped-def]
   """forward(logits), differentiated as backward(P, cotangent); the only thing kept for the backward pass is P."""
   return by_blocks(forward, logits)

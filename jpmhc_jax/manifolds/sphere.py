@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import differences, linear
 from jpmhc_jax.manifolds.blocks import by_blocks
@@ -63,7 +64,7 @@ class SpectralSphere(Manifold):
     return cayley(jnp.tensordot(entries, self.gamma * jnp.tanh(logits), axes=1, precision=jax.lax.Precision.HIGHEST))
 
 
-@jax.custom_vjp
+@custom_derivative
 def _composed(
   left: Float[Array, "m m *tokens"], sizes: Float[Array, "m *tokens"], right: Float[Array, "m m *tokens"]
 ) -> Float[Array, "m m *tokens"]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.fusion import finished
 from jpmhc_jax.core.layout import constrain
 from jpmhc_jax.models.products import attend, dense, kept, silu_gated
@@ -30,7 +31,7 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str 
   return nnx.Param(truncated_normal(rngs.params(), shape, 1 / math.sqrt(fan_in)), axes=axes, role="trunk")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@functools.partial(custom_derivative, nondiff_argnums=(1, 2))
 @jax.named_scope("norm")
 def rms_norm(x: Float[Array, "..."], epsilon: float, axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
   """x / √(mean x² + ε) along one or several axes, computed in float32 or wider, without a learned weight."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections import COEFFICIENTS
+from jpmhc_jax.core.derivatives import custom_derivative
 
 KEPT = "kept"
 
@@ -32,7 +33,7 @@ SAVED = {
 }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
 def dense(x: Float[Array, "..."], kernel: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
   """Contracts the last `axes` axes of x with the first ones of the kernel: (*tokens, *in), (*in, *out)."""
   return jnp.tensordot(x, kernel, axes)
@@ -77,7 +78,7 @@ def _outer_transposed_first(tokens: int, x: Array, y: Array) -> Array:
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(custom_derivative, nondiff_argnums=(3,))
 def attend(
   query: Float[Array, "b h t k"], key: Float[Array, "b h s k"], value: Float[Array, "b h s k"], causal: bool = False
 ) -> Float[Array, "b h t k"]:
@@ -129,7 +130,7 @@ def _scale(query: Array) -> Array:
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-@jax.custom_vjp
+@custom_derivative
 def silu_gated(gate: Float[Array, "*b i"], up: Float[Array, "*b i"]) -> Float[Array, "*b i"]:
   """silu(gate) · up; the two arrays apart, because XLA on the CPU concatenates their gradients slowly."""
   return jax.nn.silu(gate) * up

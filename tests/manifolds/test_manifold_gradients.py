@@ -19,6 +19,7 @@ from jpmhc_jax.manifolds import (
 from jpmhc_jax.manifolds.birkhoff import gauss_seidel_sweeps
 from jpmhc_jax.manifolds.scaling import implicit_vjp
 
+BLENDS = ("birkhoff", "choice", "hybrid")  # made of families that are tested alone
 SMOOTH = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
 SMOOTH["sinkhorn"] = Sinkhorn(sweeps=200)  # converged, so that the implicit gradient is the gradient of the map
 SMOOTH["hybrid"] = Hybrid(second=Sinkhorn(sweeps=200))
@@ -58,6 +59,34 @@ def test_jacobians_match_differences_and_have_the_rank_of_the_set(name, compiled
     assert rank >= manifold.dimension(n)  # its image is thicker than the set, because it is only near it
   else:
     assert rank == manifold.dimension(n)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in BLENDS else ()) for n in FAMILIES])
+def test_forward_mode_is_the_transpose_of_reverse_mode_to_second_order(name):
+  manifold, n = make(name), 4
+  shape = manifold.logit_shape(n)
+  with jax.enable_x64(True):
+    start = np.asarray(manifold.identity_logits(n, 1.0)).reshape(shape)
+    logits = jnp.asarray(start[..., None] + 0.4 * np.asarray(normal(3, *shape, 2)))
+    direction, cotangent = normal(4, *logits.shape), normal(5, n, n, 2)
+
+    @jax.jit
+    def derivatives(x):
+      def slope(x):
+        value, pullback = jax.vjp(lambda x: manifold.project(x, n), x)
+        return value, pullback(cotangent)[0]
+
+      return jax.jvp(slope, (x,), (direction,))
+
+    (_, reverse), (forward, second) = derivatives(logits)
+    step = 1e-5
+    ahead, behind = (derivatives(logits + sign * step * direction)[0][1] for sign in (1, -1))
+    difference = (ahead - behind) / (2 * step)
+  forward, reverse, second = map(np.asarray, (forward, reverse, second))
+  np.testing.assert_allclose(
+    np.sum(np.asarray(cotangent) * forward), np.sum(reverse * np.asarray(direction)), rtol=1e-9, atol=1e-9
+  )
+  np.testing.assert_allclose(difference, second, atol=1e-6 * (np.abs(second).max() + 1e-6))
 
 
 @pytest.mark.parametrize("n", (2, 4))
