@@ -87,7 +87,7 @@ def _like(x: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
-def _or_zero(like: jax.ShapeDtypeStruct, x: Any) -> Array:
+def _or_zero(like: jax.ShapeDtypeStruct, x: Any) -> Any:
   return jnp.zeros(like.shape, like.dtype) if x is None else x
 
 
@@ -149,7 +149,7 @@ def _batch(arguments: Sequence[Any], axes: Sequence[int | None], *, rule: _Rule)
   """Every tangent is batched, a residual only where it is."""
   size = next(x.shape[a] for x, a in zip(arguments, axes, strict=True) if a is not None)
 
-  def in_front(i: int, x: Array, axis: int | None) -> Array:
+  def in_front(i: int, x: Any, axis: int | None) -> Any:
     if axis is not None:
       return jnp.moveaxis(x, axis, 0)
     return x if i < rule.residuals else jnp.broadcast_to(x, (size, *x.shape))

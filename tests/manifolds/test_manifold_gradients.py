@@ -61,9 +61,13 @@ def test_jacobians_match_differences_and_have_the_rank_of_the_set(name, compiled
     assert rank == manifold.dimension(n)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in BLENDS else ()) for n in FAMILIES])
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(n, marks=pytest.mark.slow if n in BLENDS else ()) for n in FAMILIES if n != "identity"],
+)
 def test_forward_mode_is_the_transpose_of_reverse_mode_to_second_order(name):
-  manifold, n = make(name), 4
+  # The hard gate of a reflection passes a surrogate gradient, which is no derivative.
+  manifold, n = Householder(gate="soft") if name == "householder" else make(name), 4
   shape = manifold.logit_shape(n)
   with jax.enable_x64(True):
     start = np.asarray(manifold.identity_logits(n, 1.0)).reshape(shape)
