@@ -18,7 +18,7 @@ Product = Callable[[Float[Array, " _"]], Float[Array, " _"]]
 class Products:
   """(x, context) -> (v ↦ J v, u ↦ Jᵀ u), on flat vectors, of `function(x, *context)` with respect to x.
 
-  J v is the reverse derivative of the (linear) reverse derivative: functions with a `custom_vjp` have no forward one.
+  J v is the reverse derivative of the (linear) reverse derivative, so that both products come from one backward pass.
   Equal for equal functions, so that programs compiled for one point serve every other.
   """
 
