@@ -1,6 +1,7 @@
 """One start of `jpmhc` as one or several processes on this machine, CPU devices and gloo collectives."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import os
@@ -36,7 +37,11 @@ class Layout:
 
 
 class Start:
-  """The processes of one start. Use as a context: none outlives it. name: of their logs, beside the workdir."""
+  """The processes of one start. Use as a context: none outlives it.
+
+  name: of their logs, which go to the folder `logs`, by default beside the workdir. prefix: a command that becomes each
+  of them, such as `unshare …`.
+  """
 
   def __init__(
     self,
@@ -47,11 +52,14 @@ class Start:
     file_limit: int = 0,
     program: Sequence[str] = ("-m", "jpmhc_jax"),
     name: str = "",
+    prefix: Sequence[str] = (),
+    logs: pathlib.Path | None = None,
   ):
-    self.workdir, self.layout, self.program = workdir, layout, program
+    self.workdir, self.layout, self.program, self.prefix = workdir, layout, program, prefix
     self.began = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    self._logs = [(workdir.parent / f"{name or workdir.name}.process{i}.log") for i in range(layout.processes)]
+    logs = logs or workdir.parent
+    self._logs = [logs / f"{name or workdir.name}.process{i}.log" for i in range(layout.processes)]
     address = f"127.0.0.1:{_free_port()}"
     self.processes = [self._process(i, arguments, address, cache, file_limit, log) for i, log in enumerate(self._logs)]
 
@@ -72,7 +80,7 @@ class Start:
         "JAX_NUM_PROCESSES": str(self.layout.processes),
         "JAX_PROCESS_ID": str(index),
       }
-    command = [sys.executable, *self.program, *arguments]
+    command = [*self.prefix, sys.executable, *self.program, *arguments]
 
     def limit() -> None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -125,10 +133,26 @@ def training(steps: int, workdir: pathlib.Path) -> list[str]:
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
   """train/loss by step; a line that a kill cut off does not count."""
+  return {record["step"]: record["train/loss"] for record in _lines(workdir) if "train/loss" in record}
+
+
+def _lines(workdir: pathlib.Path) -> list[Mapping]:
   path = workdir / "metrics.jsonl"
-  lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-  records: list[Mapping] = [json.loads(line) for line in lines if line.endswith("\n")]
-  return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+  lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+  records = []
+  for line in lines:
+    with contextlib.suppress(ValueError):  # after a power failure a file may end in anything
+      records.append(json.loads(line) if line.endswith("\n") else {})
+  return records
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+  """All that was measured, a step and its losses or scores each: metrics.jsonl without times, and evaluation/."""
+  measured = ("step", "train/", "evaluation/")
+  kept = [{name: line[name] for name in line if name.startswith(measured)} for line in _lines(workdir)]
+  results = sorted((workdir / "evaluation").glob("step_*.json"))
+  scores = [json.loads(path.read_text()) for path in results]
+  return [record for record in kept if len(record) > 1] + scores
 
 
 def checkpoints(workdir: pathlib.Path) -> list[int]:

@@ -1,248 +1,256 @@
-"""Breaks a run again and again, restarts it with the same command, and compares it with one that was left alone.
+"""Breaks runs again and again, restarts them with the same command, and compares them with runs that were left alone.
 
-  python -m experiments.faults.run --faults=20                              # a fresh seed, printed
-  python -m experiments.faults.run --faults=8 --seed=0 --json=out.json
-  python -m experiments.faults.run --faults=4 --layouts=1x4,2x2,4x1 --kinds=kill,sigterm
+  python -m experiments.faults.run --kills=10000 --power-failures=500 --storage-faults=1000 --folder=runs/faults
+  python -m experiments.faults.run --kills=30 --jobs=2           # a fresh seed, printed; nothing is kept
+  python -m experiments.faults.run --faults=4 --layouts=1x4,2x2,4x1 --kinds=kill,sigterm     # one series, as told
 
-On one layout (processes x devices) every loss and every leaf must be equal bit for bit; on changing layouts the
-examples are the same and the losses agree to the order of sums. Exit code 1 when a start did not end as it should, or
-the end differs. A start takes 5 to 10 s, most of it imports.
+Faults come in series: one workdir, ten faults one after the other, each in a start of its own, on one layout (processes
+x devices: 1x1, 2x1 and 4x1 in turn). At the end every loss, every score and every leaf must be equal bit for bit to
+those of a run that was left alone. With `--folder` each finished series is a line of ledger.jsonl there, and the same
+command, or one with larger counts, goes on. Exit code 1 when a start did not end as it should or the end differs. On
+changing layouts (the third command) losses agree to the order of sums.
 
 | fault | what is done | what must happen |
 |---|---|---|
 | kill | SIGKILL to a random process at a random step | the others exit with 69 (−6, by JAX, if it was process 0) |
-| kill_start | the same at a random moment of the start | the same |
-| kill_save | the same while a checkpoint is being written | the same |
+| kill_time | the same, uniform in time | the same |
+| kill_start, kill_compile, kill_save, kill_evaluation | the same at a random moment of that | the same |
+| power, power_time, power_save, power_evaluation | disk and processes lose their power then | as below |
 | sigterm | SIGTERM to a random process at a random step | all save the same step and exit with 75 |
-| quota | no file may grow beyond 64 KiB (RLIMIT_FSIZE) | exit 74, earlier checkpoints intact |
+| quota | no file may grow beyond 64 KiB (RLIMIT_FSIZE) | exit 74 and one sentence, earlier checkpoints intact |
+| full | the disk has no room from a random step on | the same |
+| open_files | no more files may be opened from a random step on (RLIMIT_NOFILE) | the same |
+| forbidden | the workdir, or a folder in it, may not be written from a random step on | the same |
 | truncate | the newest checkpoint loses half of a file, then kill | the one before is used, and said so |
-| flip | a byte of the newest checkpoint changes, then kill | the one before is used, and said so |
+| flip | a byte of the newest checkpoint changes, then kill | the same |
+| lose | a file of the newest checkpoint goes, then kill | the same |
 | tail | half a line at the end of metrics.jsonl, then kill | it is dropped |
+
+After a power failure (see `disks.py`) every line and evaluation that the newest checkpoint covers must be there, and
+the next start, which is in another boot of the host, waits for nobody. Power failures and full disks need root on Linux
+(loop devices, tmpfs). Where that is missing it is said, and they are left out.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import secrets
-import signal
 import sys
 import tempfile
 import time
+from typing import Any
 
-from experiments.faults import launch
-from experiments.faults.launch import Layout, Start
+from experiments.faults import disks, series
+from experiments.faults.launch import Layout
+from experiments.faults.series import FAMILIES, Report
 
-KINDS = ("kill", "kill_start", "kill_save", "sigterm", "quota", "truncate", "flip", "tail")
-DAMAGES = ("truncate", "flip")
-STEPS_A_FAULT = 14
-QUOTA_BYTES = 65536
-EXPECTED = {"sigterm": {75}, "quota": {74}}  # of the process that was hit; a killed one has −9
-PEER_LOST = 69
+LAYOUTS = ("1x1", "2x1", "4x1")
+SERIES = 10  # faults of a series
+BY_HAND = ("kill", "kill_start", "kill_save", "sigterm", "quota", "truncate", "flip", "tail")
 # Relative difference of any loss where the number of processes changed. Only the order of sums differs: 2x2 and 4x1
 # give the same bits, the first loss agrees with 1x4 to 7e-8, 48 steps to 5e-7; so do a run on one device and one whose
 # first weights are a last bit larger. At learning rate 1e-3 all of these grow to 2e-6 to 7e-6, at 1e-2 to 1e-2.
 OTHER_LAYOUT = 1e-5
-ABORTED = -signal.SIGABRT  # JAX itself ends a process that loses its coordinator, sometimes before the lifeline does
 
 
-@dataclasses.dataclass
-class Report:
-  """What was done and what came of it."""
+class Campaign:
+  """Series of three families until as many faults were injected as asked for, kept in a ledger."""
 
-  seed: int
-  injected: dict[str, int] = dataclasses.field(default_factory=dict)
-  recovered: int = 0
-  starts: int = 0
-  damage_reported: int = 0
-  peers_ended: int = 0
-  slowest_peer_s: float = 0.0
-  losses_equal: int = 0
-  losses_all: int = 0
-  largest_difference: float = 0.0
-  leaves_equal: int = 0
-  leaves_all: int = 0
-  seconds: float = 0.0
-  problems: list[str] = dataclasses.field(default_factory=list)
+  def __init__(self, folder: pathlib.Path, asked: dict[str, int], seed: int | None, layouts: Sequence[str], size: int):
+    self.folder, self.asked, self.layouts, self.size = folder, asked, layouts, size
+    self.ledger = folder / "ledger.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in self._complete_lines()]
+    if not lines:
+      lines = [{"seed": secrets.randbelow(2**32) if seed is None else seed, "layouts": list(layouts), "size": size}]
+      self._note(lines[0])
+    head, *self.done = lines
+    if (head["layouts"], head["size"]) != (list(layouts), size) or seed not in (None, head["seed"]):
+      raise SystemExit(f"{self.ledger} was begun with {head}; use these, or another --folder")
+    self.seed, self.steps = head["seed"], series.STEPS_A_FAULT * size + 6
+    self.skipped: dict[str, str] = {}
 
+  def _complete_lines(self) -> list[str]:
+    text = self.ledger.read_text() if self.ledger.is_file() else ""
+    return text.split("\n")[:-1]
 
-class Breaker:
-  """One workdir, broken by a sequence of faults."""
+  def _note(self, line: dict[str, Any]) -> None:
+    with self.ledger.open("a") as file:
+      file.write(json.dumps(line) + "\n")
+      file.flush()
+      os.fsync(file.fileno())
 
-  def __init__(self, folder: pathlib.Path, cache: pathlib.Path, layouts: Sequence[Layout], steps: int, seed: int):
-    self.workdir, self.cache, self.layouts, self.steps = folder / "broken", cache, layouts, steps
-    self.random = random.Random(seed)
-    self.report = Report(seed)
-    self._waiting = 0  # faults after which no start has made a step yet
+  def run(self, jobs: int) -> None:
+    """Goes on until the counts are reached, the first series differs, or Ctrl-C."""
+    self._leave_out()
+    cache = self.folder / "cache"
+    for text in self.layouts:
+      series.run_whole(self.folder / "whole", Layout.parse(text), self.steps, cache)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+      running: dict[concurrent.futures.Future, tuple[str, int]] = {}
+      todo = self._todo(running)
+      while True:
+        while len(running) < jobs and (following := next(todo, None)):
+          running[pool.submit(self._series, *following)] = following
+        if not running:
+          return
+        for future in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+          family, number = running.pop(future)
+          line = {"family": family, "number": number, "report": dataclasses.asdict(future.result())}
+          self._note(line)
+          self.done.append(line)
+          self._say(line)
 
-  def inject(self, kind: str) -> None:
-    """One start that ends by this fault."""
-    damaged = self._damage(kind) if kind in (*DAMAGES, "tail") else ""
-    before, seen = launch.checkpoints(self.workdir), launch.losses(self.workdir)
-    base = max(before, default=0)
-    with self._start(QUOTA_BYTES if kind == "quota" else 0) as start:
-      victim = self.random.randrange(start.layout.processes)
-      hit = self._wait(start, kind, base)
-      if hit and kind != "quota":
-        start.processes[victim].send_signal(signal.SIGTERM if kind == "sigterm" else signal.SIGKILL)
-      moment = time.monotonic()
-      codes = start.finish()
-      output = start.output()
-    self._judge(kind, codes, victim, hit, time.monotonic() - moment, output)
-    if damaged:
-      reported = "is damaged" in output
-      self.report.damage_reported += reported
-      if not reported and launch.losses(self.workdir) != seen:
-        self.report.problems.append(f"{kind} of {damaged} was not reported")
-    if launch.losses(self.workdir) != seen:
-      self._recovered()
-    self._waiting += hit
+  def _leave_out(self) -> None:
+    if self.asked["power_failures"] and (why := disks.why_no_power_failures(self.folder)):
+      self.skipped["power_failures"] = f"left out: {why}"
+    if self.asked["storage_faults"] and os.geteuid():
+      self.skipped["full"] = "full disks left out: mounting one needs root"
 
-  def finish(self) -> None:
-    """Runs to the end, undisturbed."""
-    with self._start(0) as start:
-      codes = start.finish()
-      if any(codes):
-        self.report.problems.append(f"the last start ended with {codes}: {start.output()[-2000:]}")
+  def _todo(self, running: dict) -> Iterator[tuple[str, int]]:
+    """The next series of the family of which the smallest part is done, not counting what is under way."""
+    started = {family: {line["number"] for line in self.done if line["family"] == family} for family in FAMILIES}
+    while True:
+      shares = {}
+      for family, asked in self.asked.items():
+        under_way = sum(name == family for name, _ in running.values()) * self.size
+        if family not in self.skipped and asked > self.injected(family) + under_way:
+          shares[family] = (self.injected(family) + under_way) / asked
+      if not shares or not all(line["report"]["problems"] == [] for line in self.done):
         return
-    self._recovered()
+      family = min(shares, key=lambda name: shares[name])
+      number = next(k for k in range(len(started[family]) + 1) if k not in started[family])
+      started[family].add(number)
+      yield family, number
 
-  def _recovered(self) -> None:
-    self.report.recovered += self._waiting
-    self._waiting = 0
+  def injected(self, family: str) -> int:
+    """Faults of finished series."""
+    reports = [line["report"] for line in self.done if line["family"] == family]
+    return sum(sum(report["injected"].values()) for report in reports)
 
-  def _start(self, file_limit: int) -> Start:
-    layout = self.layouts[self.report.starts % len(self.layouts)]
-    self.report.starts += 1
-    return Start(layout, self.workdir, launch.training(self.steps, self.workdir), self.cache, file_limit)
+  def _series(self, family: str, number: int) -> Report:
+    draw = random.Random(f"{self.seed} {family} {number}")
+    layout = Layout.parse(self.layouts[number % len(self.layouts)])
+    kinds = [kind for kind in FAMILIES[family] if kind not in self.skipped]
+    order = [kinds[(number * self.size + k) % len(kinds)] for k in range(self.size)]
+    draw.shuffle(order)
+    whole = series.run_whole(self.folder / "whole", layout, self.steps, self.folder / "cache")
+    with tempfile.TemporaryDirectory(
+      prefix=f"{family}-{number}-", dir=self.folder, ignore_cleanup_errors=True
+    ) as place:
+      report = series.break_a_run(
+        order, draw.randrange(2**32), [layout], whole, self.steps, self.folder / "cache", pathlib.Path(place)
+      )
+    if not report.problems and not report.same:
+      report.problems.append("the run that was broken differs from the one left alone")
+    return report
 
-  def _wait(self, start: Start, kind: str, base: int) -> bool:
-    """Waits for the moment of the fault; False when the run ended before."""
-    if kind == "kill_start":
-      moment = self.random.uniform(0.1, 8.0)
-      return start.wait_for(lambda: time.monotonic() - start.began > moment)
-    if kind == "quota":
-      return start.wait_for(lambda: False) or any(code == 74 for code in start.finish())
-    if kind == "kill_save":
-      delay = self.random.uniform(0.0, 0.05)
-      found = start.wait_for(lambda: any((self.workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")))
-      time.sleep(delay)
-      return found
-    target = min(base + self.random.randint(1, STEPS_A_FAULT - 4), self.steps - 1)
-    seen = {self._metrics_file()}  # it may hold later steps of the start before
+  def _say(self, line: dict[str, Any]) -> None:
+    report, family = line["report"], line["family"]
+    verdict = "; ".join(report["problems"]) or "equal"
+    print(
+      f"{time.strftime('%H:%M:%S')} {family} series {line['number']}: {sum(report['injected'].values())} faults in "
+      f"{report['seconds']:.0f} s, {self.injected(family)} of {self.asked[family]}: {verdict}",
+      flush=True,
+    )
 
-    def reached() -> bool:
-      now = self._metrics_file()
-      if now in seen:
-        return False
-      seen.add(now)
-      steps = launch.losses(self.workdir)
-      return bool(steps) and max(steps) >= target
-
-    return start.wait_for(reached)
-
-  def _metrics_file(self) -> tuple[int, int]:
-    """Which file metrics.jsonl is, as a start replaces it, and its size."""
-    path = self.workdir / "metrics.jsonl"
-    return (path.stat().st_ino, path.stat().st_size) if path.is_file() else (0, 0)
-
-  def _damage(self, kind: str) -> str:
-    """Damages a file of the newest checkpoint, if there is an older one to fall back to, or the metrics."""
-    if kind == "tail":
-      with (self.workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "train/lo')
-      return ""
-    steps = launch.checkpoints(self.workdir)
-    if len(steps) < 2:
-      return ""
-    folder = self.workdir / "checkpoints" / str(steps[-1])
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size and p.name != "manifest.json")
-    path = self.random.choice(files)
-    content = bytearray(path.read_bytes())
-    if kind == "truncate":
-      del content[len(content) // 2 :]
-    else:
-      content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
-    path.write_bytes(content)
-    return str(path.relative_to(folder))
-
-  def _judge(self, kind: str, codes: list[int], victim: int, hit: bool, seconds: float, output: str) -> None:
-    report = self.report
-    if not hit:
-      if any(codes):
-        report.problems.append(f"before {kind}: exit codes {codes}: {output[-2000:]}")
-      return
-    report.injected[kind] = report.injected.get(kind, 0) + 1
-    if kind == "sigterm":
-      expected = all(code in EXPECTED[kind] for code in codes)
-    elif kind == "quota":
-      expected = any(code in EXPECTED[kind] for code in codes) and all(code in (74, PEER_LOST) for code in codes)
-    else:
-      others = [code for index, code in enumerate(codes) if index != victim]
-      joined = "Gloo" in output or kind != "kill_start"  # before they have joined, the others wait to be joined
-      allowed = {PEER_LOST} if victim else {PEER_LOST, ABORTED}
-      expected = codes[victim] == -signal.SIGKILL and (not joined or allowed.issuperset(others))
-      report.peers_ended += sum(code in allowed for code in others)
-      report.slowest_peer_s = max(report.slowest_peer_s, seconds if others else 0.0)
-    if not expected:
-      report.problems.append(f"{kind}: exit codes {codes}: {output[-2000:]}")
+  def summary(self) -> dict[str, Any]:
+    """Counts of every family and kind, and the verdict."""
+    families = {}
+    for family in self.asked:
+      reports = [line["report"] for line in self.done if line["family"] == family]
+      kinds = {kind: sum(report["injected"].get(kind, 0) for report in reports) for kind in FAMILIES[family]}
+      sums = {
+        name: sum(report[name] for report in reports)
+        for name in ("recovered", "starts", "damage_reported", "peers_ended", "losses_equal", "losses_all",
+                     "records_equal", "records_all", "leaves_equal", "leaves_all")
+      }  # fmt: skip
+      families[family] = {"asked": self.asked[family], "series": len(reports), "injected": kinds, **sums}
+      families[family]["slowest_peer_s"] = max((report["slowest_peer_s"] for report in reports), default=0.0)
+    problems = [
+      f"{line['family']} series {line['number']}: {problem}"
+      for line in self.done
+      for problem in line["report"]["problems"]
+    ]
+    return {"seed": self.seed, "families": families, "left_out": self.skipped, "problems": problems}
 
 
-def compare(report: Report, whole: pathlib.Path, broken: pathlib.Path) -> None:
-  """Losses of every step and fingerprints of every leaf at the end."""
-  expected, found = launch.losses(whole), launch.losses(broken)
-  report.losses_all = len(expected)
-  report.losses_equal = sum(found.get(step) == loss for step, loss in expected.items())
-  report.largest_difference = max(abs(found.get(step, 0.0) - loss) / abs(loss) for step, loss in expected.items())
-  ours, theirs = launch.fingerprints(whole), launch.fingerprints(broken)
-  report.leaves_all, report.leaves_equal = len(ours), sum(a == b for a, b in zip(ours, theirs, strict=True))
+def show(summary: dict[str, Any]) -> None:
+  """The summary as a table."""
+  print(f"seed {summary['seed']}")
+  print(f"{'fault':18s} {'injected':>9s}")
+  for family, counts in summary["families"].items():
+    if counts["asked"]:
+      print(f"{family:18s} {sum(counts['injected'].values()):9d} of {counts['asked']}, {counts['series']} series")
+      for kind, count in counts["injected"].items():
+        print(f"  {kind:16s} {count:9d}")
+      pairs = [
+        f"{counts[f'{name}_equal']} of {counts[f'{name}_all']} {name}" for name in ("losses", "records", "leaves")
+      ]
+      print(f"  bit-equal: {', '.join(pairs)}; {counts['starts']} starts, {counts['recovered']} faults recovered from")
+  for words in summary["left_out"].values():
+    print(words)
+  print("\n".join(summary["problems"]) or "every run ended as the one that was left alone")
 
 
-def break_a_run(
-  faults: int, seed: int, layouts: Sequence[Layout], kinds: Sequence[str], folder: pathlib.Path
-) -> Report:
-  """A run that is left alone, one that is broken `faults` times, and how they compare."""
-  began, steps = time.monotonic(), STEPS_A_FAULT * faults + 6
-  cache = folder / "cache"
-  whole = folder / "whole"
-  with Start(layouts[0], whole, launch.training(steps, whole), cache) as start:
-    if any(start.finish()):
-      raise RuntimeError(start.output())
-  breaker = Breaker(folder, cache, layouts, steps, seed)
+def one_series(faults: int, seed: int, layouts: Sequence[Layout], kinds: Sequence[str], folder: pathlib.Path) -> Report:
+  """A series as told; of layouts that change within it, losses must agree to the order of sums."""
+  steps = series.STEPS_A_FAULT * faults + 6
+  whole = series.run_whole(folder / "whole", layouts[0], steps, folder / "cache")
   order = [kinds[k % len(kinds)] for k in range(faults)]
-  breaker.random.shuffle(order)
-  for kind in order:
-    breaker.inject(kind)
-  breaker.finish()
-  if not breaker.report.problems:
-    compare(breaker.report, whole, folder / "broken")
-  breaker.report.seconds = round(time.monotonic() - began, 1)
-  return breaker.report
+  random.Random(seed).shuffle(order)
+  report = series.break_a_run(order, seed, layouts, whole, steps, folder / "cache", folder)
+  same = report.same if len(layouts) == 1 else report.largest_difference < OTHER_LAYOUT
+  if not report.problems and not same:
+    report.problems.append("the run that was broken differs from the one left alone")
+  return report
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description="Breaks a run again and again and compares it with one left alone.")
-  parser.add_argument("--faults", type=int, default=len(KINDS))
+  parser = argparse.ArgumentParser(description="Breaks runs again and again and compares them with runs left alone.")
+  for family in FAMILIES:
+    name = family.replace("_", "-")
+    parser.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"{name.replace('-', ' ')} to inject")
+  parser.add_argument("--jobs", type=int, default=1, help="series at a time")
+  parser.add_argument("--folder", type=pathlib.Path, default=None, help="keeps the ledger, from which a start goes on")
+  parser.add_argument("--size", type=int, default=SERIES, help="faults of a series")
   parser.add_argument("--seed", type=int, default=None, help="of the faults; a fresh one by default")
-  parser.add_argument("--layouts", default="1x2", help="processes x devices of the starts in turn, such as 1x4,2x2,4x1")
-  parser.add_argument("--kinds", default=",".join(KINDS))
-  parser.add_argument("--json", type=pathlib.Path, default=None, help="also write the report there")
+  parser.add_argument("--layouts", default=None, help="processes x devices, such as 1x1,2x1,4x1: of the series in turn")
+  parser.add_argument(
+    "--faults", type=int, default=0, help="one series of so many instead, the layouts taking turns in it"
+  )
+  parser.add_argument("--kinds", default=",".join(BY_HAND), help="of --faults")
+  parser.add_argument("--json", type=pathlib.Path, default=None, help="also write the results there")
   options = parser.parse_args()
-  seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-  layouts = [Layout.parse(text) for text in options.layouts.split(",")]
-  with tempfile.TemporaryDirectory(prefix="jpmhc-faults-") as folder:
-    report = break_a_run(options.faults, seed, layouts, options.kinds.split(","), pathlib.Path(folder))
-  exact = len(layouts) == 1
-  same = report.losses_equal == report.losses_all and report.leaves_equal == report.leaves_all
-  if not report.problems and not (same if exact else report.largest_difference < OTHER_LAYOUT):
-    report.problems.append("the run that was broken differs from the one left alone")
-  text = json.dumps(dataclasses.asdict(report), indent=2)
-  print(text)
+  asked = {family: getattr(options, family) for family in FAMILIES}
+  if bool(options.faults) == any(asked.values()):
+    parser.error("expected counts such as --kills=30, or --faults=8 for one series by hand")
+  with contextlib.ExitStack() as stack:
+    folder = options.folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jpmhc-faults-")))
+    if options.faults:
+      layouts = [Layout.parse(text) for text in (options.layouts or "1x2").split(",")]
+      seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+      report = one_series(options.faults, seed, layouts, options.kinds.split(","), folder)
+      result = dataclasses.asdict(report)
+      print(json.dumps(result, indent=2))
+    else:
+      layouts_in_turn = tuple((options.layouts or ",".join(LAYOUTS)).split(","))
+      campaign = Campaign(folder.absolute(), asked, options.seed, layouts_in_turn, options.size)
+      try:
+        campaign.run(options.jobs)
+      except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+      result = campaign.summary()
+      show(result)
   if options.json:
-    options.json.write_text(text + "\n")
-  return 1 if report.problems else 0
+    options.json.write_text(json.dumps(result, indent=2) + "\n")
+  return 1 if result["problems"] else 0
 
 
 if __name__ == "__main__":

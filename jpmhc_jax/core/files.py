@@ -83,7 +83,7 @@ def sync_folder(folder: pathlib.Path) -> None:
   try:
     sync_file(folder)
   except OSError as error:
-    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES):
       raise
 
 
