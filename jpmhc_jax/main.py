@@ -8,7 +8,6 @@ prints ends with 74.
 """
 
 import argparse
-import os
 import sys
 
 from jpmhc_jax import commands
@@ -16,7 +15,7 @@ from jpmhc_jax.core.arguments import refuse_repeated
 from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
-from jpmhc_jax.core.terminal import Forgiving, open_closed_streams
+from jpmhc_jax.core.terminal import Forgiving, leave_at_once, open_closed_streams
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,10 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
   output = Forgiving(sys.stdout)
   sys.stdout, sys.stderr = output, Forgiving(sys.stderr)  # type: ignore[assignment]
   code = _run(sys.argv[1:], output)
-  if code == StorageError.exit_code:  # threads of libraries that still fail to write would have the last word
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  if code == StorageError.exit_code:
+    leave_at_once(code)  # threads of libraries that still fail to write would have the last word
   return code
 
 
@@ -65,7 +62,9 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
         raise StorageError("standard output could not be written; free space and run the same command again")
     return code
   except UserError as error:
-    print(f"jpmhc {command.name}: {error}", file=sys.stderr)
+    print(f"jpmhc {command.name}: {error}", file=sys.stderr, flush=True)
+    if output and not _only_prints(options):
+      commands.tell_other_processes(command, error)
     return error.exit_code
 
 

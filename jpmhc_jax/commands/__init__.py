@@ -1,11 +1,14 @@
 """The verbs of the command line, one module each; importing this package imports no JAX.
 
 A command has `name`, `help`, `takes_overrides` (config fields on the command line), `computes` (runs steps),
-`add_arguments(parser)` and `run(options) -> exit code`. Its heavy imports
-stand inside `run`, so that `jpmhc --help` answers at once.
+`add_arguments(parser)` and `run(options) -> exit code`; `joins` says that several processes run it as one. Its heavy
+imports stand inside `run`, so that `jpmhc --help` answers at once.
 """
 
+from typing import Any
+
 from jpmhc_jax.commands import describe, evaluate, report, spectrum, sweep, train
+from jpmhc_jax.core.errors import UserError
 
 COMMANDS = (
   train.Train(),
@@ -15,3 +18,11 @@ COMMANDS = (
   describe.Describe(),
   spectrum.Spectrum(),
 )
+
+
+def tell_other_processes(command: Any, error: UserError) -> None:
+  """Ends the other processes of a command that several run as one; see `distributed.refuse`."""
+  if getattr(command, "joins", False):
+    from jpmhc_jax.training import distributed
+
+    distributed.refuse(error)

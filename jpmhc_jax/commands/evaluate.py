@@ -12,6 +12,7 @@ class Evaluate:
   help: str = "Evaluate a checkpoint of a workdir (the latest by default) and write evaluation/step_N.json."
   takes_overrides: bool = True
   computes: bool = True
+  joins: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run of `jpmhc train`")

@@ -18,6 +18,7 @@ class Train:
   help: str = "Train the model of a config, or resume it; evaluates, saves and writes report.html in the workdir."
   takes_overrides: bool = True
   computes: bool = True
+  joins: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -56,3 +56,10 @@ def open_closed_streams() -> None:
       os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
     if getattr(sys, name) is None:
       setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+
+
+def leave_at_once(code: int) -> None:
+  """Ends the process after what was printed: no thread goes on, and nothing is done at exit."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

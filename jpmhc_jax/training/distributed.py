@@ -5,11 +5,13 @@ one process, in a run that has only one.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 import os
 import secrets
 import socket
 import sys
+import threading
 import time
 import traceback
 from typing import Any
@@ -27,6 +29,10 @@ from jpmhc_jax.training.lifeline import EXIT_PEER_LOST, Lifeline
 PATIENCE_S = 5.0
 _ANYWHERE = "192.0.2.1"  # of a network that nobody has (RFC 5737): the way there is that of the default route
 
+_MARGIN_S = 30.0
+_REFUSAL_S = 60.0  # for so long one that refuses before it has joined waits for the others, to tell them
+
+_joined = False
 _lifeline: Lifeline | None = None
 
 
@@ -36,12 +42,23 @@ def join(settings: schema.Processes) -> None:
   Collectives between CPU processes go over gloo. Raises ConfigError when the variables make no sense or the others do
   not come within `processes.start_timeout_s`.
   """
-  global _lifeline
+  global _joined, _lifeline
   launch = launches.detect(os.environ, launches.on_tpu_vm(), launches.has_kubernetes_client())
-  if launch is None or _lifeline is not None:
+  if launch is None or _joined:
     return
+  _joined = True
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   explicit = launch.coordinator is not None
+  failure = (
+    f"{launch.source}: could not join {launch.processes or 'the'} processes at {launch.coordinator or 'the slice'} "
+    f"within processes.start_timeout_s={settings.start_timeout_s:g}"
+  )
+  # JAX aborts where another does not come in time. So JAX has more time, and this ends the process in words.
+  late = threading.Timer(
+    settings.start_timeout_s, _end, [f"{failure}; start all of them at once", ConfigError.exit_code]
+  )
+  late.daemon = True
+  late.start()
   try:
     jax.distributed.initialize(
       coordinator_address=launch.coordinator,
@@ -49,15 +66,14 @@ def join(settings: schema.Processes) -> None:
       process_id=launch.index,
       local_device_ids=launch.local_devices,
       cluster_detection_method="deactivate" if explicit else None,
-      initialization_timeout=int(settings.start_timeout_s),
+      initialization_timeout=int(settings.start_timeout_s + _MARGIN_S),
       heartbeat_timeout_seconds=int(settings.heartbeat_s),
       shutdown_timeout_seconds=int(settings.heartbeat_s),
     )
   except (RuntimeError, ValueError) as error:
-    raise ConfigError(
-      f"{launch.source}: could not join {launch.processes or 'the'} processes at {launch.coordinator or 'the slice'} "
-      f"within processes.start_timeout_s={settings.start_timeout_s:g} ({error}); start all of them at once"
-    ) from error
+    raise ConfigError(f"{failure} ({error}); start all of them at once") from error
+  finally:
+    late.cancel()
   if jax.process_count() > 1:
     try:
       _lifeline = _watch(launch, settings)
@@ -103,6 +119,29 @@ def leave() -> None:
   _lifeline.close()
   _lifeline = None
   jax.distributed.shutdown()
+
+
+def refuse(error: UserError) -> None:
+  """Tells the others of a launch that this process, which has not joined them and has said why, does not come.
+
+  They end with its sentence and code, and so does it. Returns in a run of one process.
+  """
+  if _joined:
+    return
+  alone = threading.Timer(_REFUSAL_S, os._exit, [error.exit_code])
+  alone.daemon = True
+  alone.start()
+  with contextlib.suppress(UserError):
+    join(schema.Processes())
+  if _lifeline is not None:
+    _lifeline.report(str(error), error.exit_code)
+    os._exit(error.exit_code)
+  alone.cancel()
+
+
+def _end(sentence: str, code: int) -> None:
+  print(f"jpmhc: {sentence}", file=sys.stderr, flush=True)
+  os._exit(code)
 
 
 def abandon(error: BaseException) -> None:

@@ -23,6 +23,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+# Process 1 is started with one more argument.
+DIFFERS = """
+import os, sys
+from jpmhc_jax.main import main
+if os.environ["JAX_PROCESS_ID"] == "1":
+  sys.argv.append("{}")
+sys.exit(main())
+"""
+
+
 def _arguments(folder, steps):
   """Trains in `folder`/run, with a checkpoint every other step."""
   config = tiny.config(
@@ -52,6 +62,31 @@ def test_a_second_start_is_refused_and_one_after_a_kill_begins_at_once(tmp_path)
     line = (workdir / "metrics.jsonl").stat().st_mtime_ns
     assert third.wait_for(lambda: (workdir / "metrics.jsonl").stat().st_mtime_ns != line), third.output()
     assert "may be training" not in third.output() and time.monotonic() - third.began < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("argument", "sentence"),
+  [
+    ("--config.checkpoint.every=3", "checkpoint.every is 2 on process 0, 3 on process 1: expected the same"),
+    ("--config.checkpoint.evry=3", "no field 'checkpoint.evry'. Did you mean 'checkpoint.every'?"),  # before it joins
+  ],
+)
+def test_a_process_that_refuses_ends_the_others_with_its_sentence_and_code(argument, sentence, tmp_path):
+  program = ("-c", DIFFERS.format(argument))
+  arguments = _arguments(tmp_path, 4)
+  with Start(Layout.parse("2x1"), tmp_path / "run", arguments, tmp_path / "cache", program=program) as start:
+    assert start.finish() == [2, 2], start.output()
+    assert start.output().count(sentence) == 2 and "Traceback" not in start.output()
+
+
+@pytest.mark.slow
+def test_a_process_that_nobody_joins_says_so(tmp_path):
+  arguments = [*_arguments(tmp_path, 4), "--config.processes.start_timeout_s=4"]
+  with Start(Layout.parse("2x1"), tmp_path / "run", arguments, tmp_path / "cache") as start:
+    start.processes[1].kill()
+    assert start.finish() == [2, -9], start.output()
+    assert "could not join 2 processes at 127.0.0.1:" in start.output() and "start all of them" in start.output()
 
 
 @pytest.mark.slow
