@@ -14,6 +14,8 @@ import os
 import pathlib
 import sys
 
+from jpmhc_jax.core.compiled import drop_damaged
+
 TUNABLES = ":".join(
   f"glibc.malloc.{name}={value}"
   for name, value in (("hugetlb", 1), ("mmap_max", 0), ("trim_threshold", 4_000_000_000), ("arena_max", 2))
@@ -53,6 +55,7 @@ def keep_compiled_programs(folder: pathlib.Path | None = None) -> pathlib.Path |
 
   folder = folder or pathlib.Path.home() / ".cache" / "jpmhc_jax" / _processor()
   jax.config.update("jax_compilation_cache_dir", str(folder))
+  drop_damaged(folder)
   return folder
 
 

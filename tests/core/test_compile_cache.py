@@ -1,11 +1,16 @@
 """Compiled programs are kept by default, under this processor's own name, and the environment can turn that off."""
 
 import os
+import time
+import warnings
+import zlib
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
 import pytest
 
-from jpmhc_jax.core import launch
+from jpmhc_jax.core import compiled, launch
 
 
 @pytest.fixture
@@ -29,3 +34,53 @@ def test_the_environment_decides_where_it_speaks(configured, monkeypatch, value)
   before = configured()
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
   assert launch.keep_compiled_programs() is None and configured() == before
+
+
+def test_an_entry_that_a_kill_cut_off_is_written_anew(configured, tmp_path):
+  """JAX warns of such an entry at every start and leaves it there."""
+  settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = [getattr(jax.config, name) for name in settings]
+
+  def compile_one():
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    for name, value in zip(settings, (str(tmp_path), 0.0), strict=True):
+      jax.config.update(name, value)
+    with warnings.catch_warnings(record=True) as said:
+      warnings.simplefilter("always")
+      jax.jit(lambda x: jnp.sin(x) + 1)(jnp.ones(3)).block_until_ready()
+    return len([warning for warning in said if "compilation cache" in str(warning.message)])
+
+  try:
+    compile_one()
+    entries = list(tmp_path.glob("*-cache"))
+    assert entries and all(compiled.is_whole(path.read_bytes()) for path in entries)
+    long_ago = time.time() - 1000
+    for path in entries:
+      path.write_bytes(path.read_bytes()[:100])
+      os.utime(path, (long_ago, long_ago))
+    assert compile_one() == len(entries)
+    compiled.drop_damaged(tmp_path)
+    assert compile_one() == 0 and compile_one() == 0
+    assert all(compiled.is_whole(path.read_bytes()) for path in entries)
+  finally:
+    for name, value in zip(settings, before, strict=True):
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_only_damaged_entries_go_and_each_is_looked_at_once(tmp_path, monkeypatch):
+  whole, now = zlib.compress(b"a program"), time.time()
+  kept = {"whole-cache": whole, "other": b"", "unknown-cache": b"some other form"}
+  for name, content in (kept | {"cut-cache": whole[:5], "empty-cache": b"", "young-cache": b""}).items():
+    (tmp_path / name).write_bytes(content)
+    age = 0 if name.startswith("young") else 500
+    os.utime(tmp_path / name, (now - age, now - age))
+  compiled.drop_damaged(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {*kept, "young-cache", compiled.STAMP}
+  looked = []
+  monkeypatch.setattr(compiled, "is_whole", lambda entry: looked.append(entry) or True)
+  monkeypatch.setattr(time, "time", lambda: now + 100)
+  compiled.drop_damaged(tmp_path)
+  assert looked == [b""]  # the young one
+  compiled.drop_damaged(tmp_path / "nowhere")
