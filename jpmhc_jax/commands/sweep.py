@@ -51,7 +51,7 @@ class Sweep:
       help="search: the database that keeps the study, such as mysql://user:password@host/name or sqlite:////a/file; "
       "sweeps whose workdirs have the same name share the study on it. By default search.db in the workdir",
     )
-    parser.epilog = "Overrides such as --config.steps=500 hold for every run."
+    parser.epilog = "Overrides such as --config.steps=500 hold for every run; what the sweep sets comes after them."
 
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax.sweeps import grid, ledger, search

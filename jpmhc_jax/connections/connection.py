@@ -12,7 +12,7 @@ segments exactly for the linear read and write with a mixer that starts at the i
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -27,7 +27,8 @@ from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.stored import stored_mixer, StoredMixer
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.connection_fields import check_connection
-from jpmhc_jax.core.errors import require
+from jpmhc_jax.core.errors import ConfigError, require
+from jpmhc_jax.core.scalars import whole
 from jpmhc_jax.manifolds import linear
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
@@ -97,19 +98,24 @@ class HyperConnection:
   )
 
   @classmethod
-  def from_config(cls, config: schema.Connection, width: int, layer_index: int) -> "HyperConnection":
+  def from_config(
+    cls, config: schema.Connection, width: SupportsIndex, layer_index: SupportsIndex
+  ) -> "HyperConnection":
     """The connection that the config describes.
 
     Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and
     where manifold and parameterisation, or manifold and projection, do not fit.
     """
-    check_connection(config, width)
+    config, d = check_connection(config, width)
+    index = whole(layer_index)
+    if index is None:
+      raise ConfigError(f"layer_index={layer_index!r}: expected a whole number")
     manifold = manifolds.parse(config.manifold, config.options)
     connection = cls(
       manifold=manifold,
       streams=config.streams,
-      width=width,
-      layer_index=layer_index,
+      width=d,
+      layer_index=index,
       routing=Routing(config.read_write, config.temperature, config.segments, config.read_epsilon),
       generator=config.generator,
       gate_init=config.gate_init,

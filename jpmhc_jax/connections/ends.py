@@ -14,6 +14,8 @@ that makes the streams differ. Sources: LSS (2606.03483), stream embedding (luci
 from collections.abc import Mapping
 import dataclasses
 import math
+import operator
+from typing import SupportsIndex
 
 from flax import nnx
 import jax
@@ -36,11 +38,12 @@ _AXES = {
 }
 
 
-def expand(x: Float[Array, "*tokens d"], n: int, m: int = 1) -> Float[Array, "*tokens n w"]:
+def expand(x: Float[Array, "*tokens d"], n: SupportsIndex, m: SupportsIndex = 1) -> Float[Array, "*tokens n w"]:
   """n copies of one vector, or of its m segments in turn: the streams at the start of the network.
 
   Raises ValueError unless 1 <= m <= n and m divides d.
   """
+  n, m = operator.index(n), operator.index(m)
   if not 1 <= m <= n or x.shape[-1] % m:
     raise ValueError(f"n={n}, m={m}: expected at least one stream, and 1 to n segments that divide d={x.shape[-1]}")
   return segments.split(x, n, m)
@@ -71,12 +74,12 @@ class StreamEnds:
   noise: float = 0.0
 
   @classmethod
-  def from_config(cls, config: schema.Connection, width: int) -> "StreamEnds":
+  def from_config(cls, config: schema.Connection, width: SupportsIndex) -> "StreamEnds":
     """The ends that the config describes, for a network of this width. Raises ConfigError as a connection does."""
-    check_connection(config, width)
+    config, d = check_connection(config, width)
     noise = config.init_scale if config.init == "random" else 0.0
     return cls(
-      config.streams, width, config.segments, config.expand, config.stream_embedding, config.reduce, noise
+      config.streams, d, config.segments, config.expand, config.stream_embedding, config.reduce, noise
     )  # fmt: skip
 
   def init(self, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:

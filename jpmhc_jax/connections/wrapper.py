@@ -4,13 +4,16 @@ connection = Connection(schema.Connection(manifold="cayley"), width=64, layer_in
 streams = connection(streams, my_module)
 """
 
+from typing import SupportsIndex
+
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.connection import Coefficients, HyperConnection, SubLayer
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
 from jpmhc_jax.core import schema
+from jpmhc_jax.core.scalars import whole
 
 _AXES = {
   "projection": ("streams", "embed", None),
@@ -30,12 +33,15 @@ class LayerIndex(nnx.Variable):
 class Connection(nnx.Module):
   """Holds the parameters of a `HyperConnection`; every leaf carries its logical axes and its optimiser role.
 
-  `layer_index` is an int, or a traced integer in a stack of layers (`jax.vmap` over this constructor).
+  `layer_index` is a whole number of Python, NumPy or JAX, or a traced one in a stack of layers (`jax.vmap` over this
+  constructor).
   """
 
-  def __init__(self, config: schema.Connection, *, width: int, layer_index: int | Int[Array, ""], rngs: nnx.Rngs):
-    traced = layer_index if isinstance(layer_index, Array) else None
-    self.rule = HyperConnection.from_config(config, width, layer_index if isinstance(layer_index, int) else 0)
+  def __init__(
+    self, config: schema.Connection, *, width: SupportsIndex, layer_index: SupportsIndex | Array, rngs: nnx.Rngs
+  ):
+    traced = layer_index if isinstance(layer_index, Array) and whole(layer_index) is None else None
+    self.rule = HyperConnection.from_config(config, width, layer_index if traced is None else 0)
     if traced is not None:
       self.layer_index = LayerIndex(traced, axes=())
     for name, value in self.rule.init(rngs.params(), traced).items():

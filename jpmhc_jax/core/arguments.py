@@ -46,9 +46,9 @@ def line(text: str) -> str:
 
 
 def refuse_repeated(words: Sequence[str]) -> None:
-  """Raises ConfigError for an option or a field that is given twice, where one of the two would count for nothing.
+  """Raises ConfigError for an option that is given twice: one of the two values would count for nothing.
 
-  Fields on one command line may come twice, and the last counts: scripts add theirs to a common list.
+  It is not for config fields, of which the last counts: scripts and sweeps add theirs to a common list.
   """
   given: dict[str, str] = {}
   for word in words:

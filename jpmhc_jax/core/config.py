@@ -18,17 +18,29 @@ from ml_collections import config_flags
 
 from jpmhc_jax.core import ranges, schema
 from jpmhc_jax.core.connection_fields import check_connection
-from jpmhc_jax.core.errors import check_choice, ConfigError, DataError, nearest, require, UserError
+from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
+from jpmhc_jax.core.fields import convert
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
-from jpmhc_jax.core.scalars import plain, whole
+from jpmhc_jax.core.scalars import plain
 
 _FLAG = "config"
 
 
+class _Values(ml_collections.ConfigDict):
+  """A ConfigDict that takes scalars of NumPy and JAX as Python's."""
+
+  def __setitem__(self, key: str, value: Any) -> None:
+    super().__setitem__(key, plain(value))
+
+
 def default() -> ml_collections.ConfigDict:
   """The schema's defaults as a locked ConfigDict, ready for a config file to fill in."""
-  return ml_collections.ConfigDict(to_dict(schema.Config())).lock()
+  return _grouped(to_dict(schema.Config())).lock()
+
+
+def _grouped(values: Mapping[str, Any]) -> _Values:
+  return _Values({name: _grouped(value) if isinstance(value, Mapping) else value for name, value in values.items()})
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
@@ -164,20 +176,7 @@ def from_dict(values: Any, cls: type = schema.Config, prefix: str = "") -> Any:
 def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
   if field.default_factory is not dataclasses.MISSING:
     return from_dict(value, field.default_factory, name + ".")  # type: ignore[arg-type]
-  default_value, value = field.default, plain(value)
-  if isinstance(default_value, tuple):
-    numbers = [plain(v) for v in value] if isinstance(value, list | tuple) else [None]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
-      raise ConfigError(f"{name}={value!r}: expected numbers such as {default_value!r}")
-    return tuple(numbers)
-  if isinstance(default_value, float) and whole(value) is not None:
-    return float(value)
-  if type(value) is not type(default_value):
-    expected = type(default_value).__name__
-    raise ConfigError(f"{name}={value!r}: expected {expected}, got {type(value).__name__}")
-  if field.metadata["choices"]:
-    check_choice(name, str(value), field.metadata["choices"])
-  return value
+  return convert(field, value, name)
 
 
 def check_field(name: str, value: Any) -> None:
@@ -185,7 +184,7 @@ def check_field(name: str, value: Any) -> None:
   fields = dict(_fields())
   if name not in fields:
     raise ConfigError(f"unknown field {name!r}.{nearest(name, fields)}")
-  value = _convert(fields[name], value, name)
+  value = convert(fields[name], value, name)
   for field, _, expected in ranges.out_of_range(dict(leaves(schema.Config())) | {name: value}):
     require(field != name, name, value, expected)
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
+from jpmhc_jax.core.scalars import plain
 from jpmhc_jax.manifolds.birkhoff import BirkhoffNewton, EpsilonSinkhorn, Sinkhorn
 from jpmhc_jax.manifolds.cayley import Cayley, CayleyIterative
 from jpmhc_jax.manifolds.choice import Choice
@@ -53,6 +54,7 @@ def make(name: str, **options: Any) -> Manifold:
   check_choice("connection.manifold", name, FAMILIES)
   cls = FAMILIES[name]
   known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+  options = {key: plain(value) for key, value in options.items()}
   for key, value in options.items():
     if key not in known:
       valid = ", ".join(known) or "none"

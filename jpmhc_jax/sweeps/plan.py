@@ -14,7 +14,6 @@ import jax
 from jpmhc_jax import data, manifolds
 from jpmhc_jax.core import config as configs
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.arguments import refuse_repeated
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.core.names import digest, Point, run_names
 from jpmhc_jax.sweeps.definition import Budget, Cost, Sweep
@@ -85,8 +84,7 @@ class Planner:
     known: Mapping[str, str] | None = None,
     check: Check = lambda _: None,
   ):
-    self.base, self.budget, self.workdir = config, budget, workdir
-    self.common = tuple({argument.partition("=")[0]: argument for argument in overrides}.values())  # the last counts
+    self.base, self.common, self.budget, self.workdir = config, tuple(overrides), budget, workdir
     self.flops_per_step, self.names = flops_per_step, dict(known or {})  # key -> name
     self.check = check  # raises UserError for a config whose runs could not be compared
 
@@ -146,7 +144,6 @@ class Planner:
   def _resolve(self, point: Point) -> schema.Config:
     self._check_fields(point)
     try:
-      refuse_repeated([*self.common, *_arguments(point)])
       config = configs.load(self.base, [*self.common, *_arguments(point)])
       _check_mixer(config)
     except ConfigError as error:

@@ -46,6 +46,7 @@ class Search:
     self.space, self.seeds = split_seeds(sweep.space)
     self.folder = planner.workdir.resolve()
     self.active: list[_Trial] = []
+    self._taken: dict[str, Planned] = {}  # the runs of this start, those that were done before among them
     self.refused = self._refused_in_a_row = 0
     self.folder.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{self.folder / 'search.db'}"
@@ -77,7 +78,6 @@ class Search:
 
   def run(self) -> Ending:
     """Runs trials until `trials` have ended, this start and earlier ones together."""
-    runs: dict[str, Planned] = {}
     with Signals() as signals:
       self._go_on()
       while not signals.received:
@@ -86,7 +86,6 @@ class Search:
           self._start(trial, self._new_point(trial))
         if not self.active:
           break
-        runs |= {run.key: run for active in self.active for run in active.runs[: len(active.scores) + 1]}
         self._watch()
         self._collect(self.pool.poll())
         time.sleep(job.POLL_S)
@@ -94,7 +93,7 @@ class Search:
         self.pool.say(f"{signals.received.name}: asking the running jobs to save and end; their trials go on next time")
         self.pool.stop_all()
     self._tell_the_best()
-    ended = [(run, self.pool.book.records[key]) for key, run in runs.items()]
+    ended = [(run, self.pool.book.records[key]) for key, run in self._taken.items()]
     return Ending(ended, signals.received.name if signals.received else "", self.refused)
 
   def _tell_the_best(self) -> None:
@@ -153,6 +152,7 @@ class Search:
   def _next_run(self, active: _Trial) -> None:
     """Starts the trial's next run, or takes the score of one that is done already."""
     record = refresh(self.pool, active.run)
+    self._taken[active.run.key] = active.run
     if record.state in ledger.OVER:
       self._score(active, record)
     else:

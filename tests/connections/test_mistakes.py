@@ -2,13 +2,16 @@
 
 import itertools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jpmhc_jax.connections import expand, HyperConnection, reduce, Routing, StreamEnds
+from jpmhc_jax.connections import Connection, expand, HyperConnection, reduce, Routing, StreamEnds
 from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.manifolds import make, parse
 
 N, D = 4, 8
 
@@ -94,3 +97,22 @@ def test_the_names_are_those_that_init_makes(generator, bias, norm):
   for more in ({}, {"manifold": "choice"}, {"manifold": "iso", "parameterisation": "manifold"}):
     rule = connection(generator=generator, bias=bias, norm=norm, **more)
     assert set(jax.eval_shape(rule.init, jax.random.key(0))) == set(rule.parameter_names)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, jnp.int32, np.array])
+def test_a_whole_number_of_any_library_is_a_layer_index_and_a_width(kind):
+  config = schema.Connection(streams=N, init="round_robin")
+  rule = HyperConnection.from_config(config, kind(D), kind(1))
+  plain = HyperConnection.from_config(config, D, 1)
+  assert rule == plain and hash(rule) == hash(plain)
+  assert (type(rule.layer_index), type(rule.width)) == (int, int)
+  module = Connection(config, width=kind(D), layer_index=kind(1), rngs=nnx.Rngs(0))
+  assert module.rule == rule and not hasattr(module, "layer_index")  # which only a stack of layers holds
+  assert expand(jnp.ones(D), kind(N)).shape == (N, D)
+  assert isinstance(make("sinkhorn", sweeps=kind(5)).sweeps, int) and parse("sinkhorn", "sweeps=5").sweeps == 5
+
+
+@pytest.mark.parametrize("index", [True, np.arange(2)])
+def test_what_is_no_whole_number_is_no_layer_index(index):
+  with pytest.raises(ConfigError, match="layer_index=.*: expected a whole number"):
+    HyperConnection.from_config(schema.Connection(), D, index)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jpmhc_jax.core import config as configs
@@ -180,3 +182,19 @@ def test_every_range_is_that_of_a_field_and_holds_its_default():
 def test_permuted_puzzles_need_a_model_that_sees_them():
   with pytest.raises(ConfigError, match="evaluation.wrong_puzzle=True: expected False with model.kind=decoder"):
     configs.load("configs/stdlib_lm.py:tiny", ["--config.evaluation.wrong_puzzle=True"])
+
+
+def test_numbers_of_numpy_and_jax_are_numbers_in_config_files_and_dicts():
+  values = configs.default()
+  values.model.width, values.steps, values.optimizer.learning_rate = np.int64(32), jnp.int32(3), np.float32(0.5)
+  values.logging.tensorboard, values.optimizer.step_factors = np.bool_(False), (np.float32(0.5), np.float64(0.25))
+  values.model.recursion.inner, values.connection.manifold = np.uint8(2), np.str_("iso")
+  config = configs.validate(configs.from_dict(values.to_dict()))
+  model = config.model
+  assert (model.width, config.steps, config.optimizer.learning_rate, model.recursion.inner) == (32, 3, 0.5, 2)
+  kinds = {name: type(value) for name, value in configs.leaves(schema.Config())}
+  assert {name: type(value) for name, value in configs.leaves(config)} == kinds
+  with pytest.raises(ConfigError, match="steps=5.0: expected int, got float"):
+    configs.from_dict({"steps": np.float32(5)})
+  with pytest.raises(ConfigError, match="seed=True: expected int, got bool"):
+    configs.from_dict({"seed": np.bool_(True)})

@@ -44,7 +44,10 @@ def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(search, tm
   first = search(tmp_path, space, trials=1)
   assert first.run().exit_code == 0 and len(first.study.trials) == 1
   second = search(tmp_path, space, trials=3)
-  assert second.run().exit_code == 0 and len(second.study.trials) == 3
+  ending = second.run()
+  assert ending.exit_code == 0 and len(second.study.trials) == 3
+  drawn = {name for trial in second.study.trials[1:] for name in trial.user_attrs["runs"]}
+  assert {run.name for run, _ in ending.runs} == drawn  # also of a point that was drawn again
   for trial in second.study.trials:
     rate = trial.user_attrs["point"]["optimizer.learning_rate"]
     assert trial.value == pytest.approx(rate)  # the mean over two seeds of what the stand-in scores

@@ -82,16 +82,12 @@ def test_a_point_that_cannot_run_is_named_before_anything_starts(space, budget, 
   assert not list(tmp_path.iterdir())
 
 
-def test_a_field_that_sweep_and_command_line_both_set_is_refused(tmp_path):
-  with pytest.raises(UserError, match="--config.model.width is given twice, with '16' and '32'"):
-    plan(sweep("model.width", [32, 64]), tmp_path)
-  with pytest.raises(UserError, match="--config.steps is given twice"):
-    plan(seeds(1), tmp_path, Budget("steps", 70), common=("--config.steps=4",))
-
-
-def test_a_field_that_the_command_line_sets_twice_takes_the_last_value(tmp_path):
+def test_of_a_field_that_is_set_twice_the_last_counts_and_a_sweep_comes_after_the_command_line(tmp_path):
   (run,) = plan(seeds(1), tmp_path, common=("--config.steps=4", "--config.batch_size=8", "--config.steps=2"))
-  assert run.config.steps == 2 and configs.load(TINY, ["--config.steps=4", "--config.steps=3"]).steps == 3
+  assert run.config.steps == 2 and configs.load(TINY, run.overrides) == run.config
+  runs = plan(sweep("model.width", [32, 64]), tmp_path, Budget("steps", 70), common=(*SMALL, "--config.steps=4"))
+  assert [(run.config.model.width, run.config.steps) for run in runs] == [(32, 70), (64, 70)]
+  assert all(configs.load(TINY, run.overrides) == run.config for run in runs)
 
 
 def test_a_budget_is_checked():
