@@ -25,6 +25,7 @@ _POSITIVE = (
   "processes.start_timeout_s",
 )  # fmt: skip
 _DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.ema")
+_FACTORS, _BOUNDARIES = ("optimizer.step_factors",), ("optimizer.step_boundaries",)
 _SHARES = ("model.recursion.exploration", "data.maze.loops")
 _SEEDS = ("seed", "data.arc.builder_seed")
 LARGEST_SEED = 2**32 - 1  # JAX and NumPy's legacy generator tell seeds apart by 32 bits
@@ -48,7 +49,8 @@ def out_of_range(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
   prefix: `values` holds the fields whose names begin so, and only these are looked at.
   """
   for name, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
       yield name, value, "a finite number"
   rules = (
     (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
@@ -56,6 +58,8 @@ def out_of_range(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
     (_POSITIVE, lambda v: v > 0, "a positive number"),
     (_DECAYS, lambda v: 0 <= v < 1, "0 to below 1"),
     (_SHARES, lambda v: 0 <= v <= 1, "0 to 1"),
+    (_FACTORS, lambda v: all(factor >= 0 for factor in v), "numbers of at least 0"),
+    (_BOUNDARIES, lambda v: list(v) == sorted(v) and all(0 <= share <= 1 for share in v), "0 to 1, in rising order"),
     (_SEEDS, lambda v: 0 <= v <= LARGEST_SEED, _SEED_RANGE),
   )
   for names, good, expected in rules:

@@ -198,3 +198,19 @@ def test_numbers_of_numpy_and_jax_are_numbers_in_config_files_and_dicts():
     configs.from_dict({"steps": np.float32(5)})
   with pytest.raises(ConfigError, match="seed=True: expected int, got bool"):
     configs.from_dict({"seed": np.bool_(True)})
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "expected"),
+  [
+    ("step_factors", (0.5, -0.1), "numbers of at least 0"),
+    ("step_factors", (0.5, float("nan")), "a finite number"),
+    ("step_boundaries", (0.9, 0.8), "0 to 1, in rising order"),
+    ("step_boundaries", (0.5, 1.5), "0 to 1, in rising order"),
+    ("step_boundaries", (0.5, float("inf")), "a finite number"),
+  ],
+)
+def test_steps_of_the_learning_rate_are_fractions_in_order_and_factors_not_negative(field, value, expected):
+  wrong = dataclasses.replace(schema.Optimizer(), **{field: value})
+  with pytest.raises(ConfigError, match=f"optimizer.{field}=.*expected {expected}"):
+    configs.validate(schema.Config(optimizer=wrong))
