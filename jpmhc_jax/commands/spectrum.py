@@ -1,8 +1,13 @@
 """jpmhc spectrum: what free probability says of a depth and a mixer before any run, or of a run's checkpoint."""
 
 import argparse
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
+import sys
+from typing import Any
+
+EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +55,45 @@ class Spectrum:
     )
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.core.files import storing
-    from jpmhc_jax.reporting import spectra
-    from jpmhc_jax.spectral import command
+    """0 when every row has numbers, 2 when one has none, 75 after an interrupt; what was computed is always written."""
+    return _checkpoint(options) if options.workdir is not None else _design(options)
 
-    if options.workdir is not None:
-      return _checkpoint(options)
-    folder = options.out or pathlib.Path("runs/spectrum")
-    with storing(str(folder)):  # before the work: a folder that cannot be written should not cost a minute
-      folder.mkdir(parents=True, exist_ok=True)
-    report = command.report(options)
-    print(command.table(report))
-    with storing(str(folder)):
-      report.save(folder / "spectrum.json")
-      spectra.draw_predictions([dataclasses.asdict(row) for row in report.predictions], folder / "spectrum.svg")
-    print(f"written: {folder / 'spectrum.json'}, {folder / 'spectrum.svg'}")
-    return 0
+
+def _design(options: argparse.Namespace) -> int:
+  from jpmhc_jax.core.files import storing
+  from jpmhc_jax.reporting import spectra
+  from jpmhc_jax.spectral import command, rules
+
+  folder = options.out or pathlib.Path("runs/spectrum")
+  with storing(str(folder)):  # before the work: a folder that cannot be written should not cost a minute
+    folder.mkdir(parents=True, exist_ok=True)
+  question = command.question(options)
+  rows: list[rules.Row] = []
+
+  def work(say: Callable[[str], None], tick: rules.Tick) -> None:
+    say(f"predicted Jacobian spectrum: {options.activation}, {options.noise} noise, mixers drawn as '{options.draw}'")
+    say(command.HEADER)
+    for row in question.rows(tick):
+      rows.append(row)
+      say(command.line(row))
+
+  notice = _watched(work)
+  report = question.report(rows)
+  with storing(str(folder)):
+    report.save(folder / "spectrum.json")
+    spectra.draw_predictions([dataclasses.asdict(row) for row in report.predictions], folder / "spectrum.svg")
+  print(command.conclusion(report))
+  print(f"written: {folder / 'spectrum.json'}" + (f", {folder / 'spectrum.svg'}" if report.predictions else ""))
+  return _code(notice, report.absent)
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
   from jpmhc_jax.commands.session import open_run, restore
   from jpmhc_jax.core import config as configs
+  from jpmhc_jax.core.files import storing
   from jpmhc_jax.evaluation import spectrum
   from jpmhc_jax.reporting import spectra
-  from jpmhc_jax.spectral import command
+  from jpmhc_jax.spectral import command, rules
 
   effort = spectrum.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
@@ -81,19 +101,63 @@ def _checkpoint(options: argparse.Namespace) -> int:
   run = open_run(configs.restore(options.workdir / "config.json"), options.workdir)
   restored = restore(run, options.step)
   folder = options.out or options.workdir
-  folder.mkdir(parents=True, exist_ok=True)
-  found = spectrum.run(
-    run.setup,
-    run.dataset,
-    restored.state,
-    restored.step,
-    folder,
-    families=command.families(options) if options.mixer else (),
-    threshold=options.threshold,
-    effort=effort,
-    say=lambda line: print(line, flush=True),
-  )
-  print(command.table(found.design))
-  spectra.draw_sites(found.to_dict()["sites"], folder / "spectrum.svg")
-  print(f"written: {folder / spectrum.FILE}, {folder / 'spectrum.svg'}; `jpmhc report {options.workdir}` draws them")
+  with storing(str(folder)):
+    folder.mkdir(parents=True, exist_ok=True)
+  families = command.families(options) if options.mixer else ()
+  found: spectrum.Findings | None = None
+
+  def work(say: Callable[[str], None], tick: rules.Tick) -> None:
+    nonlocal found
+    for found in spectrum.findings(
+      run.setup,
+      run.dataset,
+      restored.state,
+      restored.step,
+      families=families,
+      threshold=options.threshold,
+      effort=effort,
+      say=say,
+      tick=tick,
+    ):
+      found.save(folder)
+
+  notice = _watched(work)
+  if found:
+    with storing(str(folder)):
+      spectra.draw_sites(found.to_dict()["sites"], folder / "spectrum.svg")
+    print(f"written: {folder / spectrum.FILE}, {folder / 'spectrum.svg'}; `jpmhc report {options.workdir}` draws them")
+  return _code(notice, found.design.absent if found else ())
+
+
+def _watched(work: Callable[[Callable[[str], None], Any], None]) -> str:
+  """Does `work(say, tick)` with its progress shown; returns what interrupted it, the empty string when nothing did.
+
+  SIGTERM or Ctrl-C ends the work at its next tick; a second one kills.
+  """
+  from jpmhc_jax.commands.waiting import Waiting
+  from jpmhc_jax.training.interrupts import Interrupted, Interrupts
+
+  with Interrupts() as interrupts, Waiting() as waiting:
+
+    def tick(what: str, share: float) -> None:
+      if interrupts.requested():
+        raise Interrupted(f"{interrupts.name} at {what}, {share:.0%} of all")
+      waiting.tick(what, share)
+
+    try:
+      work(lambda line: print(line, flush=True), tick)
+    except Interrupted as notice:
+      return str(notice)
+  return ""
+
+
+def _code(notice: str, absent: Sequence[Any]) -> int:
+  """The exit code, and on stderr the sentence that goes with it."""
+  if notice:
+    print(f"jpmhc spectrum: {notice}; what was computed until then is written", file=sys.stderr)
+    return EXIT_INTERRUPTED
+  if absent:
+    rows = ", ".join(f"{row.mixer} at depth {row.depth}" for row in absent)
+    print(f"jpmhc spectrum: not predicted: {rows}; all other rows are written", file=sys.stderr)
+    return EXIT_INCOMPLETE
   return 0

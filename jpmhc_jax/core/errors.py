@@ -44,6 +44,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f" Did you mean {by_last[part[0]]!r}?" if part else ""
 
 
+def apart(first: float, second: float) -> tuple[str, str]:
+  """Both numbers in the fewest digits, two at least, in which they differ: a message must not call 1e-3 above 1e-3."""
+  for digits in range(2, 18):
+    words = f"{first:.{digits}g}", f"{second:.{digits}g}"
+    if words[0] != words[1]:
+      break
+  return words
+
+
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
   """Raises ConfigError unless value is one of choices."""
   choices = list(choices)

@@ -28,11 +28,13 @@ from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import linearised, linearised_transformer
 from jpmhc_jax.evaluation.linearised import call_layers, part_layers, Stack, Trace
-from jpmhc_jax.spectral import compare, density, measured, rules
+from jpmhc_jax.spectral import command, compare, density, dyson, measured, rules
 from jpmhc_jax.spectral.layers import block_noise, Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 
 FILE = "spectrum.json"
+_MEASURING = 0.7  # share of the time, roughly; the rest is for the design rules
+CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = linearised.Network | linearised_transformer.Network
 NETWORKS: dict[str, type[Network]] = {
   "trm": linearised.Network,
@@ -68,7 +70,7 @@ class Site:
   predicted: compare.Summary | None
   w1: float | None  # between the two, in log singular value
   chance: float  # W1 that the random probes alone are expected to leave
-  residual: float | None  # of the Dyson equation
+  residual: float | None  # of the Dyson equation; None where it could not be solved
   singular_values: tuple[float, ...]  # the axis of the densities of log s below
   measured_density: tuple[float, ...]
   predicted_density: tuple[float, ...] | None
@@ -115,17 +117,22 @@ def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effo
 
 
 def measure(
-  at: Linearised, effort: Effort, threshold: float = 0.1, say: Callable[[str], None] = lambda line: None
-) -> list[Site]:
-  """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls."""
-  found: list[Site] = []
-  for scale, name, calls, jacobian, stacks, removed in _sites(at):
+  at: Linearised, effort: Effort, threshold: float = 0.1, tick: rules.Tick = lambda what, share: None
+) -> Iterator[Site]:
+  """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls.
+
+  tick: called before every site and while it is predicted; what it raises ends the work.
+  """
+  total = len(at.parts) + at.network.calls + len(at.network.counts)
+  for index, (scale, name, calls, jacobian, stacks, removed) in enumerate(_sites(at)):
+
+    def report(share: float, name: str = name, index: int = index) -> None:
+      tick(name, (index + share) / total)
+
+    report(0.0)
     points = effort.carry_points if scale == at.network.scales[1] else effort.points
-    seed = jax.random.key(len(found))
-    site = _compared(jacobian, seed, stacks, removed, points, effort, threshold)
-    found.append(Site(scale=scale, name=name, calls=calls, **site))
-    say(describe(found[-1]))
-  return found
+    site = _compared(jacobian, jax.random.key(index), stacks, removed, points, effort, threshold, report)
+    yield Site(scale=scale, name=name, calls=calls, **site)
 
 
 def _sites(at: Linearised) -> Iterator[tuple[str, str, int, measured.Operator, list[Stack], float]]:
@@ -162,6 +169,7 @@ def _compared(
   points: int,
   effort: Effort,
   threshold: float,
+  tick: Callable[[float], None],
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
   exact = jacobian.inputs <= effort.exact_limit
@@ -175,7 +183,7 @@ def _compared(
   floor = float(np.max(samples[0][0])) * (1e-4 if exact else 2 / effort.steps)
   seen = _joined(samples, floor)
   first, second = _joined(samples[::2], floor), _joined(samples[1::2] or samples, floor)
-  law, residual = _predicted(stacks, removed, points, floor) if stacks else (None, None)
+  law, residual = _predicted(stacks, removed, points, floor, tick) if stacks else (None, None)
   both = np.concatenate([seen.log_values, *([law.log_values] if law else [])])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
   width = max(0.03, (grid[-1] - grid[0]) / 60)
@@ -199,14 +207,18 @@ def _joined(samples: Sequence[tuple[np.ndarray, np.ndarray]], floor: float) -> c
   return compare.atoms(values, weights, floor)
 
 
-def _predicted(stacks: list[Stack], removed: float, points: int, floor: float) -> tuple[compare.Atoms | None, float]:
+def _predicted(
+  stacks: list[Stack], removed: float, points: int, floor: float, tick: Callable[[float], None]
+) -> tuple[compare.Atoms | None, float | None]:
+  """The predicted law and the residual of its equation; None and None where it could not be solved."""
   with jax.enable_x64(True):
     layers = [layers_of(stack) for stack in stacks]
-    spectrum = density.spectrum(layers, points, floor=0.5 * floor**2)
+    try:
+      spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
+    except dyson.NotSolvedError:
+      return None, None
     share = 1.0 / layers[0].streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
-    residual = float(jnp.max(spectrum.residual))
-    law = compare.of_spectrum(spectrum, share, floor, removed) if residual < rules.SOLVED else None
-    return law, residual
+    return compare.of_spectrum(spectrum, share, floor, removed), float(jnp.max(spectrum.residual))
 
 
 def layers_of(stack: Stack) -> Layers:
@@ -228,31 +240,46 @@ def describe(site: Site) -> str:
   return f"{site.name:<20}{site.size:>6}{''.join(pairs)}  {found}"
 
 
-def swapped(at: Linearised, families: Sequence[str], threshold: float, points: int, seed: int) -> rules.Report:
+def swapped(
+  at: Linearised, families: Sequence[str], threshold: float, points: int, seed: int, tick: rules.Tick
+) -> Iterator[rules.Row]:
   """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
-  tokens = range(at.trace.mixers.shape[2])
   depth, streams, _ = at.network.design(at.trace, 0).mixers.shape
-  mixers: dict[str, np.ndarray | None] = {"checkpoint": None}
-  mixers |= {name: rules.mixer_stack(name, streams, depth, "random", seed) for name in families}
-  with jax.enable_x64(True):
-    stacks = {
-      name: [layers_of(at.network.design(at.trace, token, own)) for token in tokens] for name, own in mixers.items()
-    }
-    return rules.judged(stacks, threshold, points)
+
+  def make(name: str, depth: int) -> list[Layers]:
+    own = None if name == CHECKPOINT else rules.mixer_stack(name, streams, depth, "random", seed)
+    return [layers_of(at.network.design(at.trace, token, own)) for token in range(at.trace.mixers.shape[2])]
+
+  jobs = [(name, depth) for name in (CHECKPOINT, *families)]
+  return rules.rows(jobs, make, None, threshold, points, tick)
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-  """What spectrum.json holds."""
+  """What spectrum.json holds: the sites that were measured, and what other mixers would do."""
 
   step: int
   threshold: float
   effort: Effort
-  sites: tuple[Site, ...]
-  design: rules.Report
+  sites: tuple[Site, ...] = ()
+  rows: tuple[rules.Row, ...] = ()
+  complete: bool = False  # False while the work goes on, and for ever when it was interrupted
+
+  @property
+  def design(self) -> rules.Report:
+    """The rows as a report with a recommendation."""
+    about = {"activation": "measured", "draw": CHECKPOINT, "noise": "block"}
+    return rules.Report.of(self.rows, self.threshold, sigma_w_advice=None, complete=self.complete, **about)
 
   def to_dict(self) -> dict[str, Any]:
-    return dataclasses.asdict(self) | {"sites": [site.to_dict() for site in self.sites]}
+    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "rows"}
+    sites, design = [site.to_dict() for site in self.sites], dataclasses.asdict(self.design)
+    return own | {"effort": dataclasses.asdict(self.effort), "sites": sites, "design": design}
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes folder/spectrum.json, whole or not at all."""
+    with storing(str(folder / FILE)):
+      write_atomically(folder / FILE, to_json(self.to_dict()) + "\n")
 
 
 def at_the_end(setup: Setup, dataset: Dataset, state: TrainState, folder: pathlib.Path) -> None:
@@ -260,27 +287,42 @@ def at_the_end(setup: Setup, dataset: Dataset, state: TrainState, folder: pathli
   if jax.process_count() > 1:
     print(f"spectra: not measured by {jax.process_count()} processes; run jpmhc spectrum --workdir={folder} in one")
     return
-  run(setup, dataset, state, int(state.step), folder)
+  for found in findings(setup, dataset, state, int(state.step)):
+    found.save(folder)
 
 
-def run(
+def findings(
   setup: Setup,
   dataset: Dataset,
   state: TrainState,
   step: int,
-  folder: pathlib.Path,
   *,
   families: Sequence[str] = (),
   threshold: float = 0.1,
   effort: Effort = Effort(),  # noqa: B008
   say: Callable[[str], None] = print,
-) -> Findings:
-  """Measures, predicts, tries other mixers; writes folder/spectrum.json, whole or not at all."""
+  tick: rules.Tick = lambda what, share: None,
+) -> Iterator[Findings]:
+  """Measures, predicts, tries other mixers: what is found, again after every site and every mixer.
+
+  say: takes the lines of the result. tick: called now and then with the share of the work that is done; what it raises
+  ends the work.
+  """
+  tick("the network at a batch", 0.0)
   at = linearise(setup, dataset, state, step, effort)
-  design = swapped(at, families, threshold, effort.points, setup.config.seed)
+  found = Findings(step, threshold, effort)
   say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
   say(HEADER)
-  found = Findings(step, threshold, effort, tuple(measure(at, effort, threshold, say)), design)
-  with storing(str(folder / FILE)):
-    write_atomically(folder / FILE, to_json(found.to_dict()) + "\n")
-  return found
+  for site in measure(at, effort, threshold, lambda what, share: tick(what, _MEASURING * share)):
+    say(describe(site))
+    found = dataclasses.replace(found, sites=(*found.sites, site))
+    yield found
+  say(f"predicted for the last {at.network.noun} with its own mixers and others")
+  say(command.HEADER)
+  rest = lambda what, share: tick(what, _MEASURING + (1 - _MEASURING) * share)  # noqa: E731
+  for row in swapped(at, families, threshold, effort.points, setup.config.seed, rest):
+    say(command.line(row))
+    found = dataclasses.replace(found, rows=(*found.rows, row))
+    yield found
+  yield dataclasses.replace(found, complete=True)
+  say(command.conclusion(found.design))

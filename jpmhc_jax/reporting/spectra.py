@@ -1,6 +1,7 @@
 """Jacobian spectra: the section of the page with predicted beside measured ones, and stand-alone figures (SVG)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core.errors import DataError
+from jpmhc_jax.core.files import write_atomically
 from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.charts import chart, Line
@@ -38,6 +40,8 @@ def _intro(content: Mapping[str, Any]) -> Markup:
     "noise in every layer. W1 is the mean distance in log singular value that mass would have to be moved; ± is what "
     "the random probes alone leave of it. Values under the floor count as the floor in both."
   )
+  if not content.get("complete", True):
+    words += " The measurement was interrupted: what was done until then is shown."
   return tag("p", words, class_="quiet")
 
 
@@ -50,12 +54,14 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
     # The tails of a density fall over tens of decades, which would be all that a logarithmic axis shows.
     yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True, linear_y=True)
   calls = [site for site in sites if site["scale"] in SERIES]
+  if not calls:  # interrupted before the first of them
+    return
   noun = SERIES[calls[0]["scale"]]
   steps = np.array([site["calls"] for site in calls], np.float64)
   for key, words in STATISTICS:
     sides = (("measured", 0, 0), ("predicted", 1, 1))
     lines = [
-      Line(side, steps, np.array([c[side][key] for c in calls], np.float64), colour, dash)
+      Line(side, steps, np.array([(c[side] or {}).get(key) for c in calls], np.float64), colour, dash)
       for side, colour, dash in sides
     ]
     yield chart(f"Every {noun}: {words}", lines, noun)
@@ -109,6 +115,8 @@ def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], path: Path) -> None:
   from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
+  if not panels:
+    return  # a figure needs something to show
   columns = min(4, len(panels))
   rows = -(-len(panels) // columns)
   figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
@@ -122,7 +130,9 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     axis.set_ylim(bottom=0)
     _label_few_decades(axis)
   axes[0].legend(fontsize=8)
-  figure.savefig(path, format="svg", metadata={"Date": None})
+  image = io.BytesIO()
+  figure.savefig(image, format="svg", metadata={"Date": None})
+  write_atomically(path, image.getvalue())
 
 
 def _label_few_decades(axis: Any) -> None:

@@ -1,9 +1,10 @@
 """`jpmhc spectrum`: options of the design rules, and their table."""
 
 import argparse
+from typing import Any
 
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.errors import check_choice
+from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.core.ranges import LARGEST_SEED
 
 
@@ -12,10 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--mixer",
     default="",
-    help="mixer families, comma-separated; by default identity,sinkhorn,cayley,iso, and with --workdir none",
+    help="mixer families, comma-separated, or all; by default identity,sinkhorn,cayley,iso, and with --workdir none",
   )
   parser.add_argument("--n", type=arguments.whole(2, 64), default=4, help="streams")
-  parser.add_argument("--depth", type=arguments.wholes(1), default="12,48", help="layers, comma-separated")
+  parser.add_argument(
+    "--depth",
+    type=arguments.wholes(1),
+    default="12,48",
+    help="layers, comma-separated; a row takes time in proportion to depth * n^3, which may be 2e7 at most",
+  )
   parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
   parser.add_argument(
     "--sigma-w",
@@ -37,24 +43,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def families(options: argparse.Namespace) -> list[str]:
-  """The mixer families asked for. Raises ConfigError for one that does not exist."""
-  from jpmhc_jax.manifolds import FAMILIES  # JAX comes with it, which `--help` does without
+  """The mixer families asked for; of `all` those that exist for so many streams.
+
+  Raises ConfigError for a family that does not exist.
+  """
+  from jpmhc_jax import manifolds  # JAX comes with it, which `--help` does without
 
   listed = options.mixer or "identity,sinkhorn,cayley,iso"
   names = [part.strip() for part in listed.split(",") if part.strip()]
+  if names == ["all"]:
+    return [name for name in manifolds.FAMILIES if vars(options).get("workdir") or _exists(name, options.n)]
   for name in names:
-    check_choice("--mixer", name, FAMILIES)
-  return names
+    check_choice("--mixer", name, manifolds.FAMILIES)
+  return list(dict.fromkeys(names))
 
 
-def report(options: argparse.Namespace):
-  """The design rules (`rules.Report`) for the options."""
+def _exists(name: str, streams: int) -> bool:
+  from jpmhc_jax import manifolds
+
+  try:
+    manifolds.make(name).logit_shape(streams)
+  except ConfigError:
+    return False
+  return True
+
+
+def question(options: argparse.Namespace) -> Any:
+  """What the options ask (`rules.Question`)."""
   from jpmhc_jax.spectral import rules
 
-  return rules.what_if(
+  return rules.Question(
     families(options),
     options.n,
-    options.depth,
+    list(dict.fromkeys(options.depth)),
     options.activation,
     options.sigma_w,
     draw=options.draw,
@@ -64,26 +85,33 @@ def report(options: argparse.Namespace):
   )
 
 
-def table(report) -> str:
-  """The report (`rules.Report`) as fixed-width text."""
-  head = (
-    f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
-    f"{'grad/layer':>12}{'residual':>10}"
+HEADER = (
+  f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
+  f"{'grad/layer':>12}{'residual':>10}"
+)
+
+
+def line(row: Any) -> str:
+  """A row (`rules.Row`) below HEADER; one that is not the solution of the Dyson equation says why."""
+  if not hasattr(row, "condition"):
+    return f"{row.mixer:<16}{row.depth:>6}  not predicted: {row.reason}"
+  scale = "–" if row.sigma_w is None else f"{row.sigma_w:.3g}"
+  residual = "sampled" if row.residual is None else f"{row.residual:.0e}"
+  text = (
+    f"{row.mixer:<16}{row.depth:>6}{scale:>9}{row.total_noise:>8.3g}{row.condition:>11.3g}{row.stalled:>9.1%}"
+    f"{row.mean_log:>10.3f}{row.spread_log:>8.3f}{row.gradient_gain:>12.4f}{residual:>10}"
   )
-  lines = [
-    f"predicted Jacobian spectrum: {report.activation}, {report.noise} noise, mixers drawn as '{report.draw}'",
-    head,
-  ]
-  for r in report.predictions:
-    scale = "–" if r.sigma_w is None else f"{r.sigma_w:.3f}"
-    lines.append(
-      f"{r.mixer:<16}{r.depth:>6}{scale:>9}{r.total_noise:>8.3f}{r.condition:>11.3g}{r.stalled:>9.1%}{r.mean_log:>10.3f}"
-      f"{r.spread_log:>8.3f}{r.gradient_gain:>12.4f}{r.residual:>10.0e}"
-    )
-  lines.append(f"recommended: {report.recommendation}: {report.reason}.")
+  return f"{text}\n  {row.mixer}, depth {row.depth}: {row.remark}" if row.remark else text
+
+
+def conclusion(report: Any) -> str:
+  """What stands below the rows of a `rules.Report`."""
+  lines = []
+  if report.recommendation:
+    lines.append(f"recommended: {report.recommendation}: {report.reason}.")
   if report.sigma_w_advice is not None:
     lines.append(
-      f"sigma_w = {report.sigma_w_advice:.3f} keeps the total noise at 0.05 over isometric mixers at the greatest "
+      f"sigma_w = {report.sigma_w_advice:.3g} keeps the total noise at 0.05 over isometric mixers at the greatest "
       "depth."
     )
   return "\n".join(lines)

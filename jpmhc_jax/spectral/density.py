@@ -6,7 +6,8 @@ which is what deep products need. Its kernel has mass 1 − θ/π. The error of 
 2 ρ(width) − ρ(2 width) removes that order, and with it the heavy tails that would spoil second moments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,11 @@ from jaxtyping import Array, Complex, Float
 import numpy as np
 from scipy.interpolate import AAA
 
-from jpmhc_jax.spectral import dyson
+from jpmhc_jax.spectral import dyson, moments
 from jpmhc_jax.spectral.layers import Layers
+
+_WIDEST = 0.7  # angle of a ray up to which −Im(z G) is a density of log λ that is worth extrapolating
+_LARGEST_LOG = 600.0  # |log λ| that float64 takes, with room for the products of the solver
 
 
 class Spectrum(NamedTuple):
@@ -46,7 +50,14 @@ def _widths(x: Float[Array, " points"]) -> Float[Array, " points"]:
 
 def log_spectrum(layers: Layers, x: Float[Array, " points"], angle: float = 0.02) -> Spectrum:
   """Density of log λ at the given x > 0, smoothed over less than `angle` (relative), by Richardson's extrapolation."""
-  rays = [dyson.resolvent(layers, x * jnp.exp(1j * width)) for width in (angle, 2 * angle)]
+  return _from_rays(x, angle, [dyson.resolvent(layers, z) for z in _rays(x, angle)])
+
+
+def _rays(x: Float[Array, " points"], angle: float) -> list[Complex[Array, " points"]]:
+  return [x * jnp.exp(1j * width) for width in (angle, 2 * angle)]
+
+
+def _from_rays(x: Float[Array, " points"], angle: float, rays: Sequence[dyson.Resolvent]) -> Spectrum:
   near, far = (
     -(x * jnp.exp(1j * width) * r.g).imag / (jnp.pi - width) for r, width in zip(rays, (angle, 2 * angle), strict=True)
   )
@@ -82,17 +93,26 @@ def aaa_density(
   return np.maximum(-rational(np.asarray(x, complex)).imag / np.pi, 0.0)
 
 
-def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[float, float]:
-  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up."""
+def support(
+  layers: Layers, floor: float = 1e-12, tail: float = 1e-5, tick: Callable[[float], None] = lambda share: None
+) -> tuple[float, float]:
+  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up.
+
+  Raises NotSolvedError where λ may leave the range of float64, as it does at great depth, and as `dyson.by_parts` does.
+  """
   scale = jnp.linalg.norm(layers.mixers, 2, axis=(1, 2))
   noise = jnp.sqrt(
     layers.variance * jnp.linalg.norm(layers.read, 2, axis=(1, 2)) * jnp.linalg.norm(layers.write, 2, axis=(1, 2))
   )
-  top = 2 * float(jnp.sum(jnp.log(scale + 2 * noise + 1e-12)))  # |J| ≤ Π (|A| + 2σ)
+  # |J| ≤ Π (|A| + 2σ); and no more than a share m₁/λ of the mass lies above λ (Markov), m₁ = E tr JᵀJ / N.
+  norm = 2 * float(jnp.sum(jnp.log(scale + 2 * noise + 1e-12)))
+  top = min(norm, float(moments.log_first_moment(layers)) - math.log(tail))
   bottom = min(np.log(floor), top - 1.0)
+  if not max(top, -bottom) < _LARGEST_LOG:
+    raise dyson.NotSolvedError(f"squared singular values may reach {top / math.log(10):.3g} decades, beyond float64")
   x = np.exp(np.linspace(bottom, top + 0.5, 96))
   angle = 0.15
-  g = np.asarray(dyson.resolvent(layers, jnp.asarray(x * np.exp(1j * angle))).g)
+  g = np.asarray(dyson.by_parts(layers, jnp.asarray(x * np.exp(1j * angle)), tick).g)
   # Lorentzian tails of width 0.15 would pass for mass far outside; Richardson is no use for a sign test, so square
   # them.
   density = np.maximum(-(x * np.exp(1j * angle) * g).imag / np.pi, 0.0) ** 2
@@ -103,7 +123,11 @@ def support(layers: Layers, floor: float = 1e-12, tail: float = 1e-5) -> tuple[f
 
 
 def spectrum(
-  layers: Layers | Sequence[Layers], points: int = 200, angle: float = 0.0, floor: float = 1e-12
+  layers: Layers | Sequence[Layers],
+  points: int = 200,
+  angle: float = 0.0,
+  floor: float = 1e-12,
+  tick: Callable[[float], None] = lambda share: None,
 ) -> Spectrum:
   """Density of log λ over its own support, found first on a coarse ray.
 
@@ -111,14 +135,31 @@ def spectrum(
   angle: smoothing; 0 takes 0.02, or the spacing of the grid where that is coarser: the atoms that block noise leaves
   (directions that it never reaches) would fall between the points. What lies under `floor` is left to be inferred from
   the missing mass.
+  tick: called now and then with the share of the work that is done; what it raises ends the work. Raises
+  NotSolvedError where the Dyson equation was not solved.
   """
   stacks = [layers] if isinstance(layers, Layers) else layers
-  bounds = np.log([support(each, floor) for each in stacks])
+  turns = 3 * len(stacks)  # of about equal cost: the support and two rays of every stack
+  turn = lambda done: lambda share: tick((done + share) / turns)  # noqa: E731
+  bounds = np.log([support(each, floor, tick=turn(k)) for k, each in enumerate(stacks)])
   low, high = bounds[:, 0].min(), bounds[:, 1].max()
   x = jnp.exp(jnp.linspace(low, high, points))
-  each = [log_spectrum(stack, x, angle or max(0.02, (high - low) / points)) for stack in stacks]
+  angle = angle or max(0.02, (high - low) / points)
+  if not angle < _WIDEST:
+    raise dyson.NotSolvedError(
+      f"squared singular values span {(high - low) / math.log(10):.3g} decades, too many for {points} points of a ray"
+    )
+  each = [
+    _from_rays(
+      x, angle, [dyson.by_parts(stack, z, turn(len(stacks) + 2 * k + j)) for j, z in enumerate(_rays(x, angle))]
+    )
+    for k, stack in enumerate(stacks)
+  ]
   mean = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *each)
-  return mean._replace(residual=jnp.max(jnp.stack([one.residual for one in each]), axis=0))
+  residual = jnp.max(jnp.stack([one.residual for one in each]), axis=0)
+  if not float(jnp.max(residual)) < dyson.SOLVED:
+    raise dyson.NotSolvedError.of(float(jnp.max(residual)))
+  return mean._replace(residual=residual)
 
 
 def quantile(spectrum: Spectrum, level: float) -> Float[Array, ""]:

@@ -1,5 +1,6 @@
 """The matrix Dyson equation on a grid: G(z) of JᵀJ for any stack of layers, with gradients."""
 
+from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -8,9 +9,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex
 import numpy as np
 
+from jpmhc_jax.core.errors import apart
 from jpmhc_jax.spectral import chain, krylov, newton
 from jpmhc_jax.spectral.layers import Layers
 from jpmhc_jax.spectral.newton import Options
+
+SOLVED = 1e-3  # relative residual above which a density would be drawn wrong
+_AT_ONCE = 16  # grid points that `by_parts` solves together
+_PATIENT = Options(max_iterations=2000, warmup=100)  # for the few points that a grid is left with: hard edges
+
+
+class NotSolvedError(Exception):
+  """The Dyson equation was not solved; the message says why."""
+
+  @classmethod
+  def of(cls, residual: float) -> "NotSolvedError":
+    """The iteration ended at this residual."""
+    reached, limit = apart(residual, SOLVED)
+    return cls(f"the Dyson equation was left with a residual of {reached}, expected less than {limit}")
 
 
 class Resolvent(NamedTuple):
@@ -47,7 +63,7 @@ def _solved_jvp(options, primals, tangents):
 
 def _chunk(layers: Layers, points: int, options: Options) -> int:
   """Few points, so that a slow one holds up few others, and bounded memory."""
-  limit = options.chunk or min(16, 5_000_000 // (layers.depth * layers.streams**2))
+  limit = options.chunk or min(_AT_ONCE, 5_000_000 // (layers.depth * layers.streams**2))
   return int(np.clip(limit, 1, points))
 
 
@@ -63,16 +79,66 @@ def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = O
     raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")
   points = z.shape[0]
   chunk = _chunk(layers, points, options)
-  # Part j holds every k-th point from the j-th on: its points are the right-hand neighbours of those of part j − 1.
-  parts = jnp.concatenate([z, jnp.broadcast_to(z[-1:], (-points % chunk,))]).reshape(chunk, -1).T
 
   def solve(neighbours, part):
-    unknowns, residual, iterations = _solved(layers, part, neighbours, options)
-    solved = jnp.where(residual < 1e-3, unknowns, jnp.nan)
-    return jax.lax.stop_gradient(solved), Resolvent(chain.dyson_map(layers, part, unknowns)[1], residual, iterations)
+    return _part(layers, part, neighbours, options)
 
-  nothing = jnp.full((2, layers.depth, chunk), jnp.nan, z.dtype)
-  return jax.tree.map(lambda a: a.T.reshape(-1)[:points], jax.lax.scan(solve, nothing, parts)[1])
+  return _joined(jax.lax.scan(solve, _nothing(layers, chunk), _parts(z, chunk))[1], points)
+
+
+def _parts(z: Complex[Array, " points"], chunk: int) -> Complex[Array, "parts chunk"]:
+  """Part j holds every k-th point from the j-th on: its points are the right-hand neighbours of those of part j − 1."""
+  return jnp.concatenate([z, jnp.broadcast_to(z[-1:], (-z.shape[0] % chunk,))]).reshape(chunk, -1).T
+
+
+def _nothing(layers: Layers, chunk: int) -> chain.Unknowns:
+  """No guess, for the first part."""
+  return jnp.full((2, layers.depth, chunk), jnp.nan, jnp.complex128)
+
+
+def _part(
+  layers: Layers, z: Complex[Array, " chunk"], neighbours: chain.Unknowns, options: Options
+) -> tuple[chain.Unknowns, Resolvent]:
+  """The guess for the next part, NaN at points that were not solved, and the values of this one."""
+  unknowns, residual, iterations = _solved(layers, z, neighbours, options)
+  solved = jnp.where(residual < SOLVED, unknowns, jnp.nan)
+  return jax.lax.stop_gradient(solved), Resolvent(chain.dyson_map(layers, z, unknowns)[1], residual, iterations)
+
+
+def _joined(parts: Resolvent, points: int) -> Resolvent:
+  """Values of all parts, (parts, chunk), in the order of the grid."""
+  return jax.tree.map(lambda a: a.T.reshape(-1)[:points], parts)
+
+
+_compiled_part = jax.jit(_part, static_argnums=3)
+
+
+def by_parts(
+  layers: Layers, z: Complex[Array, " points"], tick: Callable[[float], None] = lambda share: None
+) -> Resolvent:
+  """`resolvent`, a part of the grid after the other, from Python: one program for every grid over these layers.
+
+  The few points that are not solved get a second try, with more iterations. tick: called after every part with the
+  share of the grid that is done; what it raises ends the work. Raises NotSolvedError after the first part of which
+  fewer than half of the points are solved: the rest would take as long.
+  """
+  chunk = _chunk(layers, _AT_ONCE, Options())
+  parts = _parts(z, chunk)
+  guess, found = _nothing(layers, chunk), []
+  for index, part in enumerate(parts):
+    guess, values = _compiled_part(layers, part, guess, Options())
+    found.append(values)
+    residual = np.asarray(values.residual)
+    if not np.median(residual) < SOLVED:
+      raise NotSolvedError.of(float(np.median(residual)))
+    tick((index + 1) / len(parts))
+  result = _joined(jax.tree.map(lambda *each: jnp.stack(each), *found), z.shape[0])
+  rest = np.flatnonzero(~(np.asarray(result.residual) < SOLVED))
+  if not 0 < len(rest) <= chunk:
+    return result
+  at = jnp.asarray(np.resize(rest, chunk))
+  _, again = _compiled_part(layers, z[at], _nothing(layers, chunk), _PATIENT)
+  return jax.tree.map(lambda old, new: old.at[at].set(new), result, again)
 
 
 def checked(
@@ -87,8 +153,9 @@ def checked(
   result = resolvent(layers, z)
   worst = int(jnp.argmax(result.residual))
   if not float(result.residual[worst]) <= limit:
+    reached, allowed = apart(float(result.residual[worst]), limit)
     raise ValueError(
-      f"Dyson equation: residual {float(result.residual[worst]):.1e} at z = {complex(z[worst]):.4g}, "
-      f"above {limit:.0e}; move z further from the real axis"
+      f"Dyson equation: residual {reached} at z = {complex(z[worst]):.4g}, above {allowed}; move z further from the "
+      "real axis"
     )
   return result

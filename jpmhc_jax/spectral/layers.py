@@ -52,6 +52,22 @@ def _stack(mixers: Real, sigma: Real) -> tuple[jax.Array, jax.Array]:
   return mixers, jnp.broadcast_to(sigma, mixers.shape[:1])
 
 
+def without_rotations(layers: Layers, tolerance: float = 1e-5) -> Layers:
+  """Layers of one stream with the spectrum of these, where full noise is added to multiples of rotations, else these.
+
+  Full noise has the law of every rotation of it, so rotations can be pushed through the product and out of it. float32
+  mixers are orthogonal to 1e-6 or so, which is what `tolerance`, relative, has to cover.
+  """
+  n = layers.streams
+  eye = np.eye(n)
+  square = np.asarray(jnp.einsum("lki,lkj->lij", layers.mixers, layers.mixers))
+  gain = np.trace(square, axis1=1, axis2=2) / n
+  full = np.array_equal(layers.read, np.broadcast_to(eye, square.shape)) and np.array_equal(layers.write, layers.read)
+  if not full or np.any(np.abs(square - gain[:, None, None] * eye) > tolerance * gain[:, None, None]):
+    return layers
+  return full_noise(np.sqrt(gain)[:, None, None], np.sqrt(layers.variance))
+
+
 def full_noise(mixers: Real, sigma: Real) -> Layers:
   """Layers whose noise couples every stream with every stream: Y = A (x) I + sigma X.
 

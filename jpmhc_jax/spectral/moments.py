@@ -31,6 +31,21 @@ def first_moment(layers: Layers) -> Float[Array, ""]:
   return gradient_energy(layers)[0]
 
 
+def log_first_moment(layers: Layers) -> Float[Array, ""]:
+  """log of `first_moment`, at depths at which the moment itself leaves float64; −inf for a product that is zero."""
+
+  def back(state, layer):
+    matrix, log_size = state
+    mixer, read, write, variance = layer
+    following = mixer.T @ matrix @ mixer + variance * jnp.sum(write * matrix) / layers.streams * read
+    size = jnp.trace(following) / layers.streams
+    return (following / jnp.where(size > 0, size, 1.0), log_size + jnp.log(size)), None
+
+  sequence = (layers.mixers, layers.read, layers.write, layers.variance)
+  start = jnp.eye(layers.streams, dtype=layers.mixers.dtype), jnp.zeros((), layers.mixers.dtype)
+  return jax.lax.scan(back, start, sequence, reverse=True)[0][1]
+
+
 def limit_moments(layers: Layers, order: int, points: int = 64) -> Float[Array, " order"]:
   """lim E tr (JᵀJ)^k / N for k = 1 … order: m_k = (1/2πi) ∮ z^k G dz on a circle around the support.
 

@@ -1,9 +1,12 @@
 """Design rules: what a mixer, a depth, an activation and a weight scale do to the Jacobian, before anything is
 trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
+import math
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +16,15 @@ from jpmhc_jax import manifolds
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.core.ranges import check_seed
-from jpmhc_jax.spectral import density, moments, propagation
-from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
+from jpmhc_jax.spectral import compare, density, dyson, moments, propagation, stable_product
+from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, without_rotations
 
 DRAWS = ("init", "random")
 NOISES = ("block", "full")
-SOLVED = 1e-3  # relative residual above which a density would be drawn wrong
+FLOOR = 1e-6  # singular value below which a direction counts as dead
+LARGEST = 2e7  # depth · streams³ up to which a row is worth waiting for
+_SAMPLED = 96  # singular values of a sampled product, at least
+_LARGEST_LOG = 690.0  # what exp takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +42,28 @@ class Prediction:
   spread_log: float
   gradient_gain: float  # factor on the gradient norm a layer, towards the input: (E|g_0|²/E|g_L|²)^{1/2L}
   dead: float  # fraction of directions below the grid, singular value 1e-6 or less
-  residual: float  # largest defect of the Dyson equation on the grid
+  residual: float | None  # largest defect of the Dyson equation on the grid; None where it was not solved
   singular_values: tuple[float, ...]
   log_density: tuple[float, ...]
+  remark: str = ""  # why the numbers are those of a sampled product of finite width, where they are
 
   def cost(self) -> float:
     """What the recommendation minimises: lost directions first, then the spread and drift of what is left."""
-    return 4 * self.stalled + self.spread_log + abs(np.log(self.gradient_gain)) * self.depth
+    drift = abs(math.log(self.gradient_gain)) * self.depth if self.gradient_gain > 0 else math.inf
+    return 4 * self.stalled + self.spread_log + drift
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+  """A row without numbers: the family does not exist for so many streams, or its noise is not finite."""
+
+  mixer: str
+  depth: int
+  reason: str
+
+
+Row = Prediction | Absent
+Tick = Callable[[str, float], None]  # (what is being done, share of all the work that is done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +75,19 @@ class Report:
   activation: str
   draw: str
   noise: str
-  recommendation: str
+  recommendation: str  # empty without predictions
   reason: str
   sigma_w_advice: float | None  # σ_w that keeps Σ σ_l² = 0.05 at the greatest depth; None where noise was measured
+  absent: tuple[Absent, ...] = ()
+  complete: bool = True  # False when the work was interrupted: rows are missing
+
+  @classmethod
+  def of(cls, rows: Sequence[Row], threshold: float, **about: Any) -> "Report":
+    """The report on these rows; about: the fields that say what was asked for."""
+    predictions = tuple(row for row in rows if isinstance(row, Prediction))
+    best, reason = _recommended(predictions, threshold) if predictions else ("", "")
+    absent = tuple(row for row in rows if isinstance(row, Absent))
+    return cls(predictions, threshold, recommendation=best, reason=reason, absent=absent, **about)
 
   def save(self, path: pathlib.Path) -> None:
     """Writes everything, densities included, as JSON."""
@@ -73,11 +104,12 @@ def mixer_stack(
   manifold = manifolds.parse(name, options)
   keys = jax.random.split(jax.random.key(seed), depth)
   if draw == "random":
+    manifold.logit_shape(streams)  # raises where the family does not exist, before anything is traced
     make = lambda key: manifold.random(key, streams)  # noqa: E731
   else:
     logits = jnp.asarray(manifold.identity_logits(streams, strength), jnp.float32)
     make = lambda key: manifold.project(logits + 0.02 * jax.random.normal(key, logits.shape, jnp.float32), streams)  # noqa: E731
-  return np.stack([np.asarray(make(key), np.float64) for key in keys])
+  return np.asarray(jax.jit(lambda keys: jax.lax.map(make, keys))(keys), np.float64)
 
 
 def layer_stack(mixers: np.ndarray, activation: str, sigma_w: float, noise: str, norm: bool = True) -> Layers:
@@ -89,29 +121,35 @@ def layer_stack(mixers: np.ndarray, activation: str, sigma_w: float, noise: str,
   depth, streams, _ = mixers.shape
   gain = float(np.mean(np.sum(mixers**2, axis=(1, 2))) / streams)
   sigma = propagation.propagate(activation, sigma_w, depth, residual=gain, norm=norm).noise
+  if not bool(jnp.all(jnp.isfinite(sigma))):
+    raise UserError(
+      f"sigma_w={sigma_w:g}: the noise of {depth} layers leaves the range of float64; expected one nearer to 1"
+    )
   if noise == "full":
     return full_noise(mixers, sigma)
   return block_noise(mixers, sigma, np.full((depth, streams), 1 / streams), np.ones((depth, streams)))
 
 
 def predict(
-  name: str, layers: Layers | Sequence[Layers], sigma_w: float | None, threshold: float = 0.1, points: int = 160
+  name: str,
+  layers: Layers | Sequence[Layers],
+  sigma_w: float | None,
+  threshold: float = 0.1,
+  points: int = 160,
+  tick: Callable[[float], None] = lambda share: None,
 ) -> Prediction:
   """Spectrum and gradient statistics of a given stack, or the average over several of one shape. Needs float64.
 
-  `name` and `sigma_w` are only carried along. Raises UserError where the equation could not be solved.
+  Where the Dyson equation cannot be solved, as for products that span more than float64 resolves, the numbers are those
+  of one product of finite width a stack, sampled in logarithms, and `remark` says so. `name` and `sigma_w` are only
+  carried along. tick: called now and then with the share of the work that is done; what it raises ends the work.
   """
   stacks = [layers] if isinstance(layers, Layers) else list(layers)
-  spectrum = density.spectrum(stacks, points)
-  worst = float(jnp.max(spectrum.residual))
-  if not worst < SOLVED:
-    s = jnp.linalg.svd(jnp.concatenate([each.mixers for each in stacks]), compute_uv=False)
-    raise UserError(
-      f"{name}: the Dyson equation was solved to a residual of {worst:.0e} only, expected {SOLVED:.0e}; the singular "
-      f"values of the mixers span {float(s.min()):.0e} to {float(s.max()):.0e}: scale them nearer to 1, or add noise"
-    )
-  statistics = density.statistics(spectrum, threshold)
-  energy = sum(moments.gradient_energy(each) for each in stacks[1:]) + moments.gradient_energy(stacks[0])
+  try:
+    values = _solved([without_rotations(each) for each in stacks], threshold, points, tick)
+  except dyson.NotSolvedError as error:
+    values = _sampled(stacks, threshold, points, str(error), tick)
+  growth = np.array([float(moments.log_first_moment(each)) for each in stacks])
   noise = [jnp.sum(each.variance * _trace(each.read) * _trace(each.write)) for each in stacks]
   return Prediction(
     mixer=name,
@@ -119,20 +157,124 @@ def predict(
     depth=stacks[0].depth,
     sigma_w=sigma_w,
     total_noise=float(np.mean(noise)),
-    condition=float(statistics.condition),
-    stalled=float(statistics.stalled),
-    mean_log=float(statistics.mean_log),
-    spread_log=float(statistics.spread_log),
-    gradient_gain=float((energy[0] / energy[-1]) ** (0.5 / stacks[0].depth)),
-    dead=float(jnp.maximum(1 - statistics.mass, 0.0)),
-    residual=worst,
-    singular_values=tuple(np.sqrt(np.asarray(spectrum.x)).tolist()),
-    log_density=tuple((2 * np.asarray(spectrum.density)).tolist()),  # d log λ = 2 d log s
+    gradient_gain=float(np.exp((np.logaddexp.reduce(growth) - np.log(len(growth))) / (2 * stacks[0].depth))),
+    **values,
   )
+
+
+def _solved(stacks: Sequence[Layers], threshold: float, points: int, tick: Callable[[float], None]) -> dict[str, Any]:
+  """Fields of a `Prediction` from the density that the Dyson equation gives."""
+  spectrum = density.spectrum(stacks, points, tick=tick)
+  statistics = density.statistics(spectrum, threshold)
+  return {
+    "condition": float(statistics.condition),
+    "stalled": float(statistics.stalled),
+    "mean_log": float(statistics.mean_log),
+    "spread_log": float(statistics.spread_log),
+    "dead": float(jnp.maximum(1 - statistics.mass, 0.0)),
+    "residual": float(jnp.max(spectrum.residual)),
+    "singular_values": tuple(np.sqrt(np.asarray(spectrum.x)).tolist()),
+    "log_density": tuple((2 * np.asarray(spectrum.density)).tolist()),  # d log λ = 2 d log s
+  }
+
+
+def _sampled(
+  stacks: Sequence[Layers], threshold: float, points: int, reason: str, tick: Callable[[float], None]
+) -> dict[str, Any]:
+  """The same fields from a sampled product of every stack."""
+  width = max(4, -(-_SAMPLED // stacks[0].streams))
+  turn = lambda done: lambda share: tick((done + share) / len(stacks))  # noqa: E731
+  logs = np.concatenate(
+    [stable_product.log_singular_values(stack, width, seed, turn(seed)) for seed, stack in enumerate(stacks)]
+  )
+  alive = logs[logs > np.log(FLOOR)]
+  shown = alive if alive.size else np.array([np.log(FLOOR)])
+  law = compare.Atoms(np.sort(shown), np.full(shown.size, 1 / shown.size))
+  low, high = compare.quantiles(law, np.array([0.01, 0.99]))
+  grid = np.linspace(shown.min() - 0.5, min(shown.max() + 0.5, _LARGEST_LOG), points)
+  bandwidth = max(0.05, 2 * float(grid[1] - grid[0]))
+  return {
+    "condition": float(np.exp(min(high - low, _LARGEST_LOG))),
+    "stalled": float(np.mean(logs < np.log(threshold))),
+    "mean_log": float(np.mean(shown)),
+    "spread_log": float(np.std(shown)),
+    "dead": 1 - alive.size / logs.size,
+    "residual": None,
+    "singular_values": tuple(np.exp(grid).tolist()),
+    "log_density": tuple((compare.smoothed(law, grid, bandwidth) * alive.size / logs.size).tolist()),
+    "remark": f"{reason}; the numbers are those of {len(stacks)} sampled product{'s' * (len(stacks) > 1)} of "
+    f"{stacks[0].streams * width} dimensions",
+  }
 
 
 def _trace(covariance: jax.Array) -> jax.Array:
   return jnp.trace(covariance, axis1=1, axis2=2) / covariance.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """What `what_if` answers: which mixers, at which depths, with which noise. Raises UserError where no row could be
+  predicted."""
+
+  mixers: Sequence[str] | Mapping[str, np.ndarray]
+  streams: int = 4
+  depths: Sequence[int] = (12,)
+  activation: str = "gelu"
+  sigma_w: float | None = None
+  draw: str = "random"
+  noise: str = "full"
+  threshold: float = 0.1
+  seed: int = 0
+  points: int = 160
+
+  def __post_init__(self) -> None:
+    if self.streams < 2 or not self.mixers or min(self.depths, default=0) < 1:
+      raise UserError(
+        f"streams={self.streams}, depths={list(self.depths)}, mixers={list(self.mixers)}: expected n >= 2, depths >= 1 "
+        "and a mixer"
+      )
+    if max(self.depths) * self.streams**3 > LARGEST:
+      raise UserError(
+        f"depth={max(self.depths)} of {self.streams} streams: expected depth · streams³ of at most {LARGEST:.0e}, a "
+        f"depth of {int(LARGEST) // self.streams**3} here; a row of that takes hours"
+      )
+    check_choice("activation", self.activation, propagation.ACTIVATIONS)
+    check_choice("draw", self.draw, DRAWS)
+    check_choice("noise", self.noise, NOISES)
+
+  @functools.cached_property
+  def advice(self) -> float:
+    """The σ_w that keeps Σ σ_l² = 0.05 over isometric mixers at the greatest depth."""
+    with jax.enable_x64(True):
+      return propagation.isometric_sigma_w(self.activation, max(self.depths))
+
+  def rows(self, tick: Tick = lambda what, share: None) -> Iterator[Row]:
+    """Every mixer at every depth in turn; see `rows`."""
+    scale = self.advice if self.sigma_w is None else self.sigma_w
+
+    def make(name: str, depth: int) -> Layers:
+      given = self.mixers[name] if isinstance(self.mixers, Mapping) else None
+      stack = mixer_stack(name, self.streams, depth, self.draw, self.seed) if given is None else given
+      return layer_stack(np.asarray(stack, np.float64), self.activation, scale, self.noise)
+
+    if isinstance(self.mixers, Mapping):
+      jobs = [(name, len(stack)) for name, stack in self.mixers.items()]
+    else:
+      jobs = [(name, depth) for name in self.mixers for depth in self.depths]
+    return rows(jobs, make, scale, self.threshold, self.points, tick)
+
+  def report(self, rows: Sequence[Row]) -> Report:
+    """The report on these rows, which are all or those that were done when the work was interrupted."""
+    mixers, stated = len(self.mixers), isinstance(self.mixers, Mapping)
+    return Report.of(
+      rows,
+      self.threshold,
+      activation=self.activation,
+      draw=self.draw,
+      noise=self.noise,
+      sigma_w_advice=self.advice,
+      complete=len(rows) == (mixers if stated else mixers * len(self.depths)),
+    )
 
 
 def what_if(
@@ -154,32 +296,38 @@ def what_if(
   `depths` does not).
   sigma_w: weight scale; None takes the one that keeps Σ σ_l² = 0.05 over isometric mixers at the greatest depth.
   """
-  if streams < 2 or not mixers or min(depths, default=0) < 1:
-    raise UserError(
-      f"streams={streams}, depths={list(depths)}, mixers={list(mixers)}: expected n >= 2, depths >= 1 and a mixer"
-    )
-  with jax.enable_x64(True):
-    advice = propagation.isometric_sigma_w(activation, max(depths))
-    scale = advice if sigma_w is None else sigma_w
-    if isinstance(mixers, Mapping):
-      stacks = [(name, np.asarray(stack, np.float64)) for name, stack in mixers.items()]
-    else:
-      stacks = [(name, mixer_stack(name, streams, depth, draw, seed)) for name in mixers for depth in depths]
-    predictions = tuple(
-      predict(name, layer_stack(stack, activation, scale, noise), scale, threshold, points) for name, stack in stacks
-    )
-  best, reason = _recommended(predictions, threshold)
-  return Report(predictions, threshold, activation, draw, noise, best, reason, advice)
+  question = Question(mixers, streams, depths, activation, sigma_w, draw, noise, threshold, seed, points)
+  return question.report(list(question.rows()))
 
 
-def judged(stacks: Mapping[str, Sequence[Layers]], threshold: float = 0.1, points: int = 160) -> Report:
-  """A report on given layers, e.g. those of a checkpoint, by name; several stacks of a name are averaged.
+def rows(
+  jobs: Sequence[tuple[str, int]],
+  make: Callable[[str, int], Layers | Sequence[Layers]],
+  sigma_w: float | None,
+  threshold: float = 0.1,
+  points: int = 160,
+  tick: Tick = lambda what, share: None,
+) -> Iterator[Row]:
+  """A row a (name, depth), as it is done; one whose layers `make` refuses with a UserError is `Absent`.
 
-  Needs float64.
+  make: the layers, or several stacks of one shape whose spectra are averaged; called with float64 enabled.
+  tick: called now and then, and may raise to end the work. The cost of a row is about proportional to its depth.
   """
-  predictions = tuple(predict(name, each, None, threshold, points) for name, each in stacks.items())
-  best, reason = _recommended(predictions, threshold)
-  return Report(predictions, threshold, "measured", "checkpoint", "block", best, reason, None)
+  total, before = sum(depth for _, depth in jobs), 0
+  for name, depth in jobs:
+
+    def report(share: float, what: str = f"{name}, depth {depth}", before: int = before, depth: int = depth) -> None:
+      tick(what, (before + depth * share) / total)
+
+    report(0.0)
+    row: Row
+    try:
+      with jax.enable_x64(True):
+        row = predict(name, make(name, depth), sigma_w, threshold, points, report)
+    except UserError as error:
+      row = Absent(name, depth, str(error))
+    before += depth
+    yield row
 
 
 def _recommended(predictions: Sequence[Prediction], threshold: float) -> tuple[str, str]:

@@ -116,7 +116,7 @@ def test_measured_and_predicted_spectra_agree(carried):
   assert call.exact and not sites["calls 1 to 3"].exact
   assert_allclose(call.measured.largest, np.quantile(values, 0.99), rtol=0.05)
   assert_allclose(call.measured.mean_log, np.mean(np.log(np.maximum(values, call.floor))), atol=1e-3)
-  lanczos = spectrum.measure(few, dataclasses.replace(EFFORT, exact_limit=0, steps=96))[4]
+  lanczos = list(spectrum.measure(few, dataclasses.replace(EFFORT, exact_limit=0, steps=96)))[4]
   clipped = np.mean(np.log(np.maximum(values, lanczos.floor)))
   assert abs(lanczos.measured.mean_log - clipped) < 0.1
   for site in sites.values():

@@ -152,10 +152,8 @@ def test_isometric_mixers_predict_alike_and_averaging_ones_stall():
 def test_options_that_make_no_sense_are_refused():
   parser = argparse.ArgumentParser()
   command.add_arguments(parser)
-  with pytest.raises(UserError, match="--depth='a'"):
-    command.report(parser.parse_args(["--depth=a"]))
   with pytest.raises(UserError, match="Did you mean 'cayley'"):
-    command.report(parser.parse_args(["--mixer=cayly"]))
+    command.question(parser.parse_args(["--mixer=cayly"]))
 
 
 def test_a_jacobian_through_a_custom_vjp_is_measured_too():
