@@ -33,7 +33,10 @@ def check_regular(path: pathlib.Path, limit: int = TEXT_LIMIT) -> None:
   if kind:
     raise DataError(f"{shown(path)}: is {kind}; expected a regular file")
   if about.st_size > limit:
-    raise DataError(f"{shown(path)}: {size(about.st_size)}; expected at most {size(limit)}: is it the file you mean?")
+    seen, most = size(about.st_size), size(limit)
+    if seen == most:  # but for the digits that are left out
+      seen, most = f"{about.st_size:,} bytes", f"{limit:,} bytes"
+    raise DataError(f"{shown(path)}: {seen}; expected at most {most}: is it the file you mean?")
 
 
 def read_bytes(path: pathlib.Path, limit: int = TEXT_LIMIT) -> bytes:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from jpmhc_jax.core import schema
-from jpmhc_jax.core.errors import nearest
+from jpmhc_jax.core.errors import apart, nearest
 from jpmhc_jax.core.names import Point
 from jpmhc_jax.core.scalars import plain
 from jpmhc_jax.sweeps.space import Space, SweepError
@@ -43,7 +43,8 @@ class Budget:
     each = {"steps": 1.0, "examples": float(config.batch_size)}.get(self.kind) or flops_per_step(config)
     steps = int(self.amount / each)
     if steps < 1:
-      raise SweepError(f"budget {self.kind}={self.amount:g}: one step takes {each:g}; give more")
+      given, needed = apart(float(self.amount), each)
+      raise SweepError(f"budget {self.kind}={given}: one step takes {needed}; give more")
     if steps > MOST_STEPS:
       raise SweepError(f"budget {self.kind}={self.amount:g}: pays for {steps:.3g} steps; expected at most {MOST_STEPS}")
     return {"steps": steps}
