@@ -23,6 +23,9 @@ DRAWS = ("init", "random")
 NOISES = ("block", "full")
 FLOOR = 1e-6  # singular value below which a direction counts as dead
 LARGEST = 2e7  # depth · streams³ up to which a row is worth waiting for
+DEEPEST = (
+  13_000  # depth · streams³ up to which the Dyson equation is tried: minutes a row; beyond, a product is sampled
+)
 _SAMPLED = 96  # singular values of a sampled product, at least
 _LARGEST_LOG = 690.0  # what exp takes
 
@@ -140,13 +143,20 @@ def predict(
 ) -> Prediction:
   """Spectrum and gradient statistics of a given stack, or the average over several of one shape. Needs float64.
 
-  Where the Dyson equation cannot be solved, as for products that span more than float64 resolves, the numbers are those
-  of one product of finite width a stack, sampled in logarithms, and `remark` says so. `name` and `sigma_w` are only
-  carried along. tick: called now and then with the share of the work that is done; what it raises ends the work.
+  Where the Dyson equation cannot be solved, as for products that span more than float64 resolves, or not within
+  minutes, the numbers are those of one product of finite width a stack, sampled in logarithms, and `remark` says so.
+  `name` and `sigma_w` are only carried along. tick: called now and then with the share of the work that is done; what
+  it raises ends the work.
   """
   stacks = [layers] if isinstance(layers, Layers) else list(layers)
+  fewer = [without_rotations(each) for each in stacks]
+  size = fewer[0].depth * fewer[0].streams ** 3
   try:
-    values = _solved([without_rotations(each) for each in stacks], threshold, points, tick)
+    if size > DEEPEST:
+      raise dyson.NotSolvedError(
+        f"depth · streams³ = {size:,} is more than {DEEPEST:,}: the Dyson equation was not tried"
+      )
+    values = _solved(fewer, threshold, points, tick)
   except dyson.NotSolvedError as error:
     values = _sampled(stacks, threshold, points, str(error), tick)
   growth = np.array([float(moments.log_first_moment(each)) for each in stacks])

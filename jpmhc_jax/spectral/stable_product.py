@@ -15,6 +15,7 @@ import scipy.linalg
 from jpmhc_jax.spectral.layers import Layers
 
 _SWEEPS = 40  # QR sweeps of the last factor: entries whose sizes differ converge by their ratio a sweep
+_DECOMPOSED = 1e-12  # share of the largest singular value down to which a decomposition in float64 is right
 _NOTHING = -1e5  # log of a singular value that is zero
 
 
@@ -36,9 +37,9 @@ def log_singular_values(
 ) -> Float[np.ndarray, " size"]:
   """Natural logarithms of the singular values of one draw of the product, N = streams · width of them, descending.
 
-  The model is that of `monte_carlo.eigenvalues`, at any depth and any condition. Where values lie within a factor of
-  order one of each other they are right to a part of that factor, so a nearly isometric product wants the other
-  function. Cost O(L N³). tick: called with the share that is done.
+  The model is that of `monte_carlo.eigenvalues`, at any depth and any condition. Values down to 1e-12 of the largest
+  are those of a decomposition; of smaller ones, those within a factor of order one of each other are right to a part
+  of that factor. Cost O(L N³). tick: called with the share that is done.
   """
   n, size = layers.streams, layers.streams * width
   rng = np.random.default_rng(seed)
@@ -52,12 +53,16 @@ def log_singular_values(
     u, log_d, step = _refactored(image, log_d)
     t = step @ t
     tick((index + 1) / layers.depth)
+  top = np.max(log_d)
+  with np.errstate(divide="ignore"):
+    direct = top + np.log(np.linalg.svd(np.exp(log_d - top)[:, None] * t, compute_uv=False))
   for _ in range(_SWEEPS):  # D T = (Tᵀ D)ᵀ: each sweep is one step of the QR algorithm on logarithms
     _, following, t = _refactored(t.T, log_d)
     if np.max(np.abs(np.sort(following) - np.sort(log_d))) < 1e-6:
       break
     log_d = following
-  return np.sort(following)[::-1]
+  graded = np.sort(following)[::-1]
+  return np.where(direct > direct[0] + np.log(_DECOMPOSED), direct, graded)
 
 
 def _square_roots(covariance: np.ndarray) -> np.ndarray:
