@@ -24,7 +24,7 @@ class Iso(Manifold):
 
   project: logits (n, n, *tokens) -> H (n, n, *tokens) = 11ᵀ/n + U R Uᵀ, U any orthonormal basis of 1^⊥, Π = U Uᵀ:
     method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ), which is H = Cayley(Π S Π);
-    method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`.
+    method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`, with its bound on the gradient.
   Zero logits (Cayley) or I (polar) give I. Source: IsoHC (M. Yang, 2026), by Newton–Schulz there.
   """
 
@@ -62,7 +62,9 @@ class Iso(Manifold):
       return _rotation(-0.5 * self.alpha * logits)
     if n == 1:
       return jnp.ones_like(logits)
-    core = differences.restricted(logits)
+    # Logits without differences (a·11ᵀ, say) leave a core of rounding, whose factor has no derivative by the logits.
+    rounding = 16 * float(jnp.finfo(logits.dtype).eps) * jnp.max(jnp.abs(logits), axis=(0, 1))
+    core = linear.constant_below(differences.restricted(logits), rounding)
     return differences.extended(polar(core, self.method, self.steps, self.adjoint))
 
 

@@ -87,6 +87,12 @@ def scaled(array: Float[Array, "..."], axes: int | tuple[int, ...]) -> Float[Arr
   return array / jnp.maximum(largest, float(jnp.finfo(array.dtype).tiny) ** 0.5)
 
 
+def constant_below(matrix: Float[Array, "n m *tokens"], least: float | Array) -> Float[Array, "n m *tokens"]:
+  """The matrix itself; a token whose entries are all below `least` (*tokens, or one for all) carries no gradient."""
+  largest = jnp.max(jnp.abs(matrix), axis=(0, 1))
+  return jnp.where((largest > least)[None, None], matrix, jax.lax.stop_gradient(matrix))
+
+
 def inverse_norm(matrix: Float[Array, "n m *tokens"]) -> Float[Array, "*tokens"]:
   """1/‖A‖ (Frobenius); 0 for a matrix without length, where neither it nor its gradient exists."""
   square = jnp.sum(matrix * matrix, axis=(0, 1))
@@ -193,6 +199,8 @@ def laplacian_solve(weights: Float[Array, "n n *tokens"], b: Float[Array, "n *to
   b must sum to zero. Vertices without edges get v = 0.
   """
   n = weights.shape[0]
+  if n > 8:
+    return _laplacian_loop(weights, b)
   floor = jnp.finfo(weights.dtype).tiny
   rows, pivots, rest = [], [], b
   for _ in range(n - 1):
@@ -207,6 +215,27 @@ def laplacian_solve(weights: Float[Array, "n n *tokens"], b: Float[Array, "n *to
   for share, start in zip(reversed(rows), reversed(pivots), strict=True):
     v.insert(0, functools.reduce(operator.add, (share[j] * v[j] for j in range(len(v))), start))
   return jnp.stack(v)
+
+
+def _laplacian_loop(weights: Array, b: Array) -> Array:
+  """The same as one loop over vertices, which compiles at any n."""
+  n, floor = weights.shape[0], jnp.finfo(weights.dtype).tiny
+  index = over_tokens(np.arange(n), b.astype(jnp.int32), axes=1)
+
+  def eliminate(carry: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    weights, rest = carry
+    row = jnp.where(index > k, weights[k], 0.0)
+    pivot = jnp.maximum(jnp.sum(row, axis=0), floor)
+    share = row / pivot[None]
+    return (weights + row[:, None] * share[None], rest + share * rest[k][None]), (share, rest[k] / pivot)
+
+  def substitute(v: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    k, share, start = saved
+    return jnp.where(index == k, (start + jnp.sum(share * v, axis=0))[None], v), None
+
+  steps = jnp.arange(n - 1)
+  _, (shares, starts) = jax.lax.scan(eliminate, (weights, b), steps)
+  return jax.lax.scan(substitute, jnp.zeros_like(b), (steps, shares, starts), reverse=True)[0]
 
 
 def orthogonality_error(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:

@@ -37,7 +37,10 @@ Coefficients = tuple[float, float, float]
 def polar(matrix: Float[Array, "n n *tokens"], method: str, steps: int, adjoint: str) -> Float[Array, "n n *tokens"]:
   """R of A = R P (R orthogonal, P symmetric positive); see `Polar` for the arguments."""
   forward = functools.partial(_factor, method=method, steps=steps)
-  return forward(matrix) if adjoint == "unrolled" else _polar_implicit(matrix, forward)
+  if adjoint == "unrolled":
+    # The gradient grows like 1/length: that of the steps ends where `skew_sylvester` ends.
+    return forward(linear.constant_below(matrix, 16 * float(jnp.finfo(matrix.dtype).eps) ** 2))
+  return _polar_implicit(matrix, forward)
 
 
 def _factor(matrix: Array, method: str, steps: int) -> Array:
@@ -202,7 +205,10 @@ class Polar(Manifold):
   quintic steps and a cubic one, products only, on the set to rounding while σ_min/σ_max of the logits is above 1e-3;
   "newton_schulz": X₀ = A/γ, `steps` times X ← 1.5X − 0.5XXᵀX, as IsoHC, on the set only for well-conditioned logits.
   `distance` reports how far.
-  adjoint: "implicit" (Sylvester equation, saves A and R) or "unrolled" (the gradient of the steps).
+  adjoint: "implicit" (Sylvester equation, saves A and R) or "unrolled" (the gradient of the steps). The derivative in a
+  plane of two singular directions is 1/(σ_i + σ_j), without a limit at rank below n − 1. The implicit gradient is
+  at most about ‖R̄‖ / (16 ε max(‖A‖, ε)), ε the rounding of the dtype (float32: 5e5 ‖R̄‖ at ‖A‖ = 1); a token that
+  exceeds it is singular to rounding and gets the subgradient 0, as zero logits do with either adjoint.
   """
 
   method: str = "newton"

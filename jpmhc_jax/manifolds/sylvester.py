@@ -13,7 +13,22 @@ from jpmhc_jax.manifolds import linear
 
 
 def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
-  """The skew Y with PY + YP = K for symmetric positive P and skew K: closed form for n <= 4, iteration beyond."""
+  """The skew Y with PY + YP = K for symmetric positive P and skew K: closed form for n <= 4, iteration beyond.
+
+  Always Σ|Y| <= Σ|K| / (16 ε max(max |P|, ε)), ε the rounding of the dtype: a longer Y is rounding and becomes 0. So it
+  is where two eigenvalues of P vanish and the equation has no one solution.
+  """
+  y, eps = jax.lax.optimization_barrier(_solution(p, right)), float(jnp.finfo(p.dtype).eps)
+  least = 16 * eps * jnp.maximum(jnp.max(jnp.abs(p), axis=(0, 1)), eps)
+  bounded = _length(y) * least <= _length(right)  # sums, because XLA's maximum on the CPU may pass over NaN
+  return jnp.where(bounded[None, None], y, 0.0)
+
+
+def _length(matrix: Array) -> Array:
+  return jnp.sum(jnp.abs(matrix), axis=(0, 1))
+
+
+def _solution(p: Array, right: Array) -> Array:
   n = p.shape[0]
   if n <= 3:
     zero = jnp.zeros((), p.dtype)

@@ -106,10 +106,51 @@ def test_values_and_gradients_are_finite(manifold, n, size, compiled):
     assert np.isfinite(array).all()
 
 
-def test_the_gradient_of_the_polar_factor_of_zero_is_finite_beyond_four_streams():
-  k = normal(0, 5, 5, 3)
-  found = jax.jit(skew_sylvester)(jnp.zeros((5, 5, 3)), jnp.asarray(k - k.swapaxes(0, 1), jnp.float32))
-  assert np.isfinite(found).all()
+def singular(n):
+  """Logits (n, n, kinds) of rank 0, 1, 2, n − 1, and of rank 1 up to 1e-3, 1e-5, 1e-7, 1e-9, all of size one."""
+  near = [normal(n, n, r) @ normal(r + 1, r, n) for r in (0, 1, 2, n - 1) if r < n]
+  near += [normal(n, n, 1) @ normal(2, 1, n) + noise * normal(3, n, n) for noise in (1e-3, 1e-5, 1e-7, 1e-9)]
+  near += [np.ones((n, n)) * np.arange(n)[:, None], np.diag([1.0] + [0.0] * (n - 1))]  # singular without any rounding
+  return np.stack(near, axis=-1)
+
+
+@pytest.mark.parametrize(
+  ("manifold", "n"),
+  [
+    (Polar(), 3), (Polar(), 4), (Polar(), 5), (Iso(method="newton"), 4),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+      (Polar(), 2), (Polar(), 6), (Polar(), 8), (Iso(method="newton"), 6), (Iso(method="newton"), 8),
+      (Polar(adjoint="unrolled"), 5), (Polar(method="express", adjoint="unrolled"), 4),
+    )),
+  ],
+  ids=str,
+)  # fmt: skip
+def test_the_gradient_of_a_polar_factor_is_bounded_at_singular_logits_and_zero_at_none(manifold, n, compiled):
+  logits = singular(n)
+  cotangent = normal(1, n, n, 1) * np.ones_like(logits)
+  # 1 / (16 ε) for each plane; the steps themselves lose some digits more.
+  bound = n * (1e6 if manifold.adjoint == "implicit" else 1e9) * np.linalg.norm(cotangent[..., 0])
+  program = compiled(manifold, n)
+  for size in (1.0, 0.0, 1e-16, 1e-30):
+    _, gradient = program(jnp.asarray(size * logits, jnp.float32), jnp.asarray(cotangent, jnp.float32))
+    assert np.max(np.abs(gradient)) < (bound if size == 1.0 else 1e-30)  # false for NaN
+  if n == 5:
+    _, gradient = program(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(cotangent, jnp.bfloat16))
+    assert np.max(np.abs(np.asarray(gradient, np.float64))) < bound
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_no_solution_of_the_sylvester_equation_is_longer_than_rounding_allows(n):
+  k = normal(0, n, n, TOKENS)
+  k = jnp.asarray(k - k.swapaxes(0, 1), jnp.float32)
+  # Positive, indefinite (from a factor that is none), and zero.
+  roots = normal(1, n, n, TOKENS) * 10.0 ** -np.arange(n)[None, :, None]
+  symmetric = normal(2, n, n, TOKENS)
+  for p in (np.einsum("ikt,jkt->ijt", roots, roots), symmetric + symmetric.swapaxes(0, 1), np.zeros((n, n, TOKENS))):
+    y = np.abs(jax.jit(skew_sylvester)(jnp.asarray(p, jnp.float32), k))
+    eps = np.finfo(np.float32).eps
+    least = 16 * eps * np.maximum(np.abs(p).max((0, 1)), eps)
+    assert np.all(y.sum((0, 1)) * least <= 1.01 * np.abs(k).sum((0, 1)))
 
 
 def test_a_reflection_without_a_direction_is_none_and_never_half_a_one(projected):
