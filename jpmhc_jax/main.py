@@ -11,16 +11,16 @@ import argparse
 import sys
 
 from jpmhc_jax import commands
-from jpmhc_jax.core.arguments import refuse_repeated
+from jpmhc_jax.core.arguments import Parser, refuse_repeated
 from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
-from jpmhc_jax.core.terminal import Forgiving, leave_at_once, open_closed_streams
+from jpmhc_jax.core.terminal import fail, Forgiving, leave_at_once, open_closed_streams
 
 
 def parser() -> argparse.ArgumentParser:
   """The command line."""
-  top = argparse.ArgumentParser(prog="jpmhc", description="Manifold-constrained hyper-connections in JAX.")
+  top = Parser(prog="jpmhc", description="Manifold-constrained hyper-connections in JAX.")
   verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
   for command in commands.COMMANDS:
     sub = verbs.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
@@ -47,8 +47,7 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
   options, rest = parser().parse_known_args(arguments)
   command, options.overrides, options.arguments = options.command, rest, arguments
   if rest and not command.takes_overrides:
-    print(f"jpmhc {command.name}: unknown argument {rest[0]!r}; see jpmhc {command.name} --help", file=sys.stderr)
-    return 2
+    return fail(command.name, f"unknown argument {rest[0]!r}; see jpmhc {command.name} --help", 2)
   if output and command.computes:
     restart_with_fast_allocation()
     keep_compiled_programs()
@@ -62,10 +61,10 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
         raise StorageError("standard output could not be written; free space and run the same command again")
     return code
   except UserError as error:
-    print(f"jpmhc {command.name}: {error}", file=sys.stderr, flush=True)
+    code = fail(command.name, error, error.exit_code)
     if output and not _only_prints(options):
       commands.tell_other_processes(command, error)
-    return error.exit_code
+    return code
 
 
 def _only_prints(options: argparse.Namespace) -> bool:

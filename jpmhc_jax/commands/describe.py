@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jpmhc_jax.core import arguments
+from jpmhc_jax.core.terminal import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Describe:
       return 0
     console = Console()
     table = mixer_table(config.connection.streams, config.model.width) if options.mixers else field_table(config)
-    table.title = f"{' '.join([options.config or 'the defaults', *overrides])}: {table.title}"
+    table.title = _text(f"{' '.join([options.config or 'the defaults', *overrides])}: {table.title}", "table.title")
     Console(width=max(console.width, 160 if options.mixers else 140)).print(table)
     return 0
 
@@ -45,7 +46,6 @@ class Describe:
 def field_table(config: Any) -> Any:
   """One row a field; values that differ from the default are bold."""
   from rich.table import Table
-  from rich.text import Text
 
   from jpmhc_jax.core import config as configs
 
@@ -56,8 +56,15 @@ def field_table(config: Any) -> Any:
   for name, default, meaning, choices in configs.documentation():
     allowed = f" [{' | '.join(choices)}]" if choices else ""
     style = "bold" if values[name] != default else ""
-    table.add_row(Text(name), Text(repr(values[name]), style), Text(repr(default)), Text(meaning + allowed))
+    table.add_row(_text(name), _text(repr(values[name]), style), _text(repr(default)), _text(meaning + allowed))
   return table
+
+
+def _text(words: str, style: str = "") -> Any:
+  """A cell or title: not markup, since it may name a folder such as x[/b], and as wide as the terminal shows it."""
+  from rich.text import Text
+
+  return Text(shown(words), style)
 
 
 _MIXER_HEADINGS = (
@@ -84,9 +91,9 @@ def mixer_table(n: int, d: int) -> Any:
 
   table = Table(title=f"mixers of n = {n} streams of width d = {d}; dynamic generator with sigmoid read and write")
   for heading in _MIXER_HEADINGS:
-    table.add_column(heading, overflow="fold")
+    table.add_column(_text(heading), overflow="fold")
   for row in mixer_rows(n, d):
-    table.add_row(*row)
+    table.add_row(*map(_text, row))
   return table
 
 

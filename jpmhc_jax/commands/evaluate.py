@@ -5,6 +5,8 @@ import dataclasses
 
 from jpmhc_jax.core import arguments
 
+_OPEN = ("evaluation", "mesh")  # groups of fields that do not belong to the run
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -21,18 +23,20 @@ class Evaluate:
     )
     parser.epilog = (
       "Fields of the evaluation are overridden as --config.evaluation.wrong_puzzle=True; a causal ablation as "
-      "--config.evaluation.ablation=identity --config.evaluation.ablation_layers=block0.tokens."
+      "--config.evaluation.ablation=identity --config.evaluation.ablation_layers=block0.tokens. The mesh of the run is "
+      "fitted to the devices that are there; --config.mesh.fsdp=2 and its like choose another."
     )
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.commands.session import open_run, processes_of, restore
+    from jpmhc_jax.commands.session import on_these_devices, open_run, processes_of, restore
     from jpmhc_jax.core import config as configs
     from jpmhc_jax.evaluation.evaluator import results_folder
     from jpmhc_jax.training import distributed
 
-    config = configs.override(configs.restore(options.workdir / "config.json"), options.overrides, only="evaluation")
+    recorded = configs.restore(options.workdir / "config.json")
+    config = configs.override(recorded, options.overrides, _OPEN)
     with processes_of(config, step=options.step):
-      run = open_run(config, options.workdir)
+      run = open_run(on_these_devices(recorded, options.overrides, _OPEN), options.workdir, trains=False)
       restored = restore(run, options.step)
       metrics = run.evaluate(restored.state, restored.step)
       if distributed.is_primary():

@@ -17,7 +17,7 @@ class Spectrum:
     "Predict the Jacobian's singular values for mixer families, depths and an activation, and recommend a mixer; with "
     "--workdir, predict and measure those of a checkpoint."
   )
-  takes_overrides: bool = False
+  takes_overrides: bool = True
   computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,13 @@ class Spectrum:
 
   def run(self, options: argparse.Namespace) -> int:
     """0 when every row has numbers, 2 when one has none, 75 after an interrupt; what was computed is always written."""
-    return _checkpoint(options) if options.workdir is not None else _design(options)
+    from jpmhc_jax.core.errors import ConfigError
+
+    if options.workdir is not None:
+      return _checkpoint(options)
+    if options.overrides:
+      raise ConfigError(f"{options.overrides[0]}: expected --workdir beside it; its fields are those of a run")
+    return _design(options)
 
 
 def _design(options: argparse.Namespace) -> int:
@@ -64,7 +70,7 @@ def _design(options: argparse.Namespace) -> int:
   from jpmhc_jax.reporting import spectra
   from jpmhc_jax.spectral import command, rules
 
-  folder = options.out or pathlib.Path("runs/spectrum")
+  folder = options.out or pathlib.Path("runs/spectrum").absolute()
   with storing(str(folder)):  # before the work: a folder that cannot be written should not cost a minute
     folder.mkdir(parents=True, exist_ok=True)
   question = command.question(options)
@@ -88,7 +94,7 @@ def _design(options: argparse.Namespace) -> int:
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
-  from jpmhc_jax.commands.session import open_run, restore
+  from jpmhc_jax.commands.session import on_these_devices, open_run, restore
   from jpmhc_jax.core import config as configs
   from jpmhc_jax.core.files import storing
   from jpmhc_jax.evaluation import spectrum
@@ -98,7 +104,8 @@ def _checkpoint(options: argparse.Namespace) -> int:
   effort = spectrum.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
   )
-  run = open_run(configs.restore(options.workdir / "config.json"), options.workdir)
+  config = on_these_devices(configs.restore(options.workdir / "config.json"), options.overrides, ("mesh",))
+  run = open_run(config, options.workdir, trains=False)
   restored = restore(run, options.step)
   folder = options.out or options.workdir
   with storing(str(folder)):

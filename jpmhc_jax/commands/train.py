@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 import os
-import sys
 from typing import Any
 
 from jpmhc_jax.core import arguments
+from jpmhc_jax.core.terminal import fail
 
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 75
@@ -88,11 +88,9 @@ class Train:
         run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
         state = loop.train(run, options.arguments)
       except loop.NonFiniteLossError as error:
-        print(f"jpmhc train: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
+        return fail(self.name, error, EXIT_DIVERGED)
       except loop.Interrupted as notice:
-        print(f"jpmhc train: {notice}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return fail(self.name, notice, EXIT_INTERRUPTED)
       if config.evaluation.spectrum:
         spectrum.at_the_end(run.setup, run.dataset, state, options.workdir)
       if distributed.is_primary():

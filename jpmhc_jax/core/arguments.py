@@ -8,12 +8,21 @@ import argparse
 from collections.abc import Callable, Sequence
 import math
 import pathlib
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
+from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.terminal import cut
 
 LARGEST = 2**31 - 1  # what a C int holds: counts are handed to XLA, SLURM and others
 _Value = TypeVar("_Value")
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse, with messages of a length that one reads."""
+
+  def error(self, message: str) -> NoReturn:
+    super().error(cut(message))
 
 
 def whole(low: int, high: int = LARGEST) -> Callable[[str], int]:
@@ -36,8 +45,16 @@ def number(low: float | int, high: float | int = math.inf, *, above: bool = Fals
 
 
 def path(text: str) -> pathlib.Path:
-  """A file or a folder. The empty string, which pathlib takes for the current folder, is refused."""
-  return _reader(pathlib.Path, lambda _: bool(text.strip()), "the name of a file or a folder")(text)
+  """A file or a folder, as an absolute path with `~` expanded (`places.local`).
+
+  The empty string, which pathlib takes for the current folder, is refused.
+  """
+  if not text.strip():
+    raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a file or a folder")
+  try:
+    return places.local(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected {error}") from error
 
 
 def line(text: str) -> str:

@@ -6,6 +6,7 @@ package receives the frozen dataclasses of `core.schema`.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import os.path
 import pathlib
 import re
 import runpy
@@ -16,7 +17,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from jpmhc_jax.core import ranges, schema
+from jpmhc_jax.core import places, ranges, schema
 from jpmhc_jax.core.connection_fields import check_connection
 from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
 from jpmhc_jax.core.fields import convert
@@ -49,10 +50,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
   Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant
   that the file does not offer.
   """
-  name, _, variant = spec.partition(":")
-  path = pathlib.Path(name)
-  if not path.is_file():
-    raise ConfigError(f"--config={spec}: no file {path}; expected something like configs/sudoku.py:tiny")
+  path, variant = file_and_variant("--config", spec, "configs/sudoku.py:tiny")
   try:
     loaded = run_file(path, "get_config", variant)
   except (AttributeError, KeyError, TypeError) as error:
@@ -62,6 +60,20 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
       f"{path}: get_config() returned a {type(loaded).__name__}; expected what core.config.default() is"
     )
   return _apply(loaded, overrides)
+
+
+def file_and_variant(option: str, spec: str, example: str) -> tuple[pathlib.Path, str]:
+  """The file and the variant, '' where none is named, of an option such as --config=path/to/file.py:variant.
+
+  Raises ConfigError when there is no such file.
+  """
+  try:
+    path, variant = places.file_and_variant(spec)
+  except ValueError as error:
+    raise ConfigError(f"{option}={spec}: expected {error}") from error
+  if not os.path.isfile(path):
+    raise ConfigError(f"{option}={spec}: no file {path}; expected something like {example}")
+  return path, variant
 
 
 def load_default(overrides: Sequence[str] = ()) -> schema.Config:
@@ -91,11 +103,12 @@ def where(path: pathlib.Path, error: BaseException) -> str:
   return f"{path}, line {line}" if line else f"{path}"
 
 
-def override(config: schema.Config, overrides: Sequence[str], only: str) -> schema.Config:
-  """Applies `--config.<only>.…=value` overrides to a resolved config; other fields belong to the run: refused."""
+def override(config: schema.Config, overrides: Sequence[str], groups: Sequence[str]) -> schema.Config:
+  """Applies `--config.<group>.…=value` overrides to a resolved config; all other fields belong to the run: refused."""
   for argument in overrides:
-    if not argument.startswith(f"--{_FLAG}.{only}."):
-      raise ConfigError(f"{argument}: only fields of {only!r} can be overridden for an existing run")
+    if not argument.startswith(tuple(f"--{_FLAG}.{group}." for group in groups)):
+      names = " and ".join(map(repr, groups))
+      raise ConfigError(f"{argument}: only fields of {names} can be overridden for an existing run")
   return _apply(ml_collections.ConfigDict(to_dict(config)).lock(), overrides)
 
 
@@ -228,7 +241,7 @@ def restore(path: pathlib.Path) -> schema.Config:
   """Reads what `save` wrote. Raises ConfigError when the file is missing, cannot be read or is no config."""
   try:
     return from_dict(read_json(path, remedy="restore it from a backup or train in a new workdir"))
-  except FileNotFoundError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise ConfigError(f"{path}: no such file; is {path.parent} a workdir of `jpmhc train`?") from error
   except OSError as error:
     raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -32,13 +32,14 @@ _TEMPORARY = re.compile(r"\..+\.(\d+-\d*-[0-9a-f]{8})\.tmp")
 def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = True) -> None:
   """Replaces a file: a reader, or a restart after a kill, finds the old content or the new one, never a part.
 
+  A text is written as UTF-8; a byte of a file name in it that is no text becomes its number.
   durable: also waits until content and name are on the disk (some ms), so that this holds when the power fails.
   Raises OSError when the disk is full or the folder is not writable; the old content is still there then.
   """
   temporary = temporary_beside(path)
   try:
     with temporary.open("wb") as file:
-      file.write(content.encode() if isinstance(content, str) else content)
+      file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
       if durable:
         file.flush()
         os.fsync(file.fileno())

@@ -47,13 +47,20 @@ def keep_compiled_programs(folder: pathlib.Path | None = None) -> pathlib.Path |
 
   Programs live in `folder`, by default ~/.cache/jpmhc_jax/<digest of this CPU>: XLA writes CPU programs for the
   instructions of one processor, and a home folder may be shared by several kinds. JAX_COMPILATION_CACHE_DIR names
-  another folder, and turns the cache off when it is empty; then nothing is done here. Returns the folder, or None.
+  another folder, and turns the cache off when it is empty; then nothing is done here. Returns the folder; None without
+  a cache, as for a user who has no home folder or cannot write there.
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return None
   import jax  # not before the process has restarted itself
 
-  folder = folder or pathlib.Path.home() / ".cache" / "jpmhc_jax" / _processor()
+  try:
+    folder = folder or pathlib.Path.home() / ".cache" / "jpmhc_jax" / _processor()
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # RuntimeError: no HOME, and a user that the system does not know
+    return None
+  if not os.access(folder, os.W_OK):
+    return None
   jax.config.update("jax_compilation_cache_dir", str(folder))
   drop_damaged(folder)
   return folder

@@ -8,9 +8,12 @@ import dataclasses
 from typing import Any
 
 
-def field(default: Any, doc: str, choices: tuple[str, ...] = ()) -> Any:
-  """A dataclass field that carries its meaning and, for strings, the values it may take."""
-  return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices})
+def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool = False) -> Any:
+  """A dataclass field that carries its meaning and, for strings, the values it may take or that it is a path.
+
+  A path is made absolute, with `~` expanded, when a config is read (`core.places`); the empty string stays empty.
+  """
+  return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "path": path})
 
 
 def group(cls: type, doc: str) -> Any:
@@ -54,9 +57,9 @@ class ArcData:
     ("arc1", "arc2", "arc1concept", "arc2concept", "folder"),
   )
   folder: str = field(
-    "", "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format"
+    "", "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format", path=True
   )
-  concept_folder: str = field("", "for *concept: ConceptARC's corpus folder")
+  concept_folder: str = field("", "for *concept: ConceptARC's corpus folder", path=True)
   canvas: int = field(
     30, "side of the square token canvas; tasks with a larger grid are refused unless max_side filters them"
   )
@@ -96,7 +99,7 @@ class MazeData:
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-  folder: str = field("", "folder of *.py files; empty takes the standard library of the running Python")
+  folder: str = field("", "folder of *.py files; empty takes the standard library of the running Python", path=True)
   window: int = field(128, "bytes of one example")
   held_out: int = field(20, "one file in so many, chosen by a hash of its path, is held out")
   sha256: str = field(
@@ -110,6 +113,7 @@ class ImageData:
     "",
     ".npz file with x_train, x_test (n, height, width[, channels]) of uint8 and y_train, y_test (n,) of classes; empty "
     "takes the 8x8 digits of scikit-learn",
+    path=True,
   )
   shift: int = field(1, "training images are moved by up to so many pixels in each direction")
   mirror: bool = field(False, "training images are mirrored left to right half of the time")

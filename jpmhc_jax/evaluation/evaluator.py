@@ -47,7 +47,7 @@ class Evaluator:
     self.rollout = make_rollout(evaluated)
     with storing(str(self.folder)):
       self.folder.mkdir(parents=True, exist_ok=True)
-    evaluation, ways = setup.config.evaluation, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+    evaluation, ways = setup.config.evaluation, meshes.ways(setup.mesh)
     size = -(-(evaluation.batch_size or setup.config.batch_size) // ways) * ways
     self.share = share_of(meshes.batch_sharding(setup.mesh), size)
     self.batches = dataset.evaluation_batches(len(self.share.numbers), evaluation.max_examples)

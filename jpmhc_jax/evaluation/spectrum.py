@@ -101,7 +101,7 @@ def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effo
     raise UserError(f"model.kind={config.model.kind!r}: Jacobian spectra are measured for {', '.join(NETWORKS)}")
   if config.precision.compute != "float32":
     precision = dataclasses.replace(config.precision, compute="float32")
-    setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh)
+    setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh, trains=False)
   arrays: tuple[Any, Any] = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
   batch = {name: np.asarray(rows[: effort.examples]) for name, rows in dataset.batch(step).items()}
   rows = None if state.table is None else jnp.asarray(jax.device_get(state.table)[batch["puzzle_identifiers"]])

@@ -39,10 +39,7 @@ class Planned:
 
 def load_sweep(spec: str) -> Sweep:
   """Reads `path/to/file.py:variant` and calls its get_sweep(variant)."""
-  name, _, variant = spec.partition(":")
-  path = pathlib.Path(name)
-  if not path.is_file():
-    raise SweepError(f"--sweep={spec}: no file {path}; expected something like configs/sweeps/mixers.py")
+  path, variant = configs.file_and_variant("--sweep", spec, "configs/sweeps/mixers.py")
   try:
     found = configs.run_file(path, "get_sweep", variant)
   except KeyError as error:

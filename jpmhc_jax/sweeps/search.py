@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import math
+import pathlib
 import time
 from typing import Any
 
@@ -49,7 +50,7 @@ class Search:
     self._taken: dict[str, Planned] = {}  # the runs of this start, those that were done before among them
     self.refused = self._refused_in_a_row = 0
     self.folder.mkdir(parents=True, exist_ok=True)
-    url = storage or f"sqlite:///{self.folder / 'search.db'}"
+    url = storage or _database(self.folder / "search.db")
     with opening(url):
       self._storage = self.optuna.storages.RDBStorage(url)
       self.study = self._study(seed)
@@ -249,6 +250,18 @@ def _larger(found: tuple[str, bool, list[tuple[int, float]]] | None) -> list[tup
 
 def _mean(values: Sequence[float]) -> float:
   return sum(values) / len(values)
+
+
+def _database(path: pathlib.Path) -> str:
+  """The URL of a SQLite file, whatever characters its path has. Raises SweepError for bytes that are no UTF-8."""
+  import sqlalchemy
+
+  try:
+    return str(sqlalchemy.URL.create("sqlite", database=str(path)))
+  except UnicodeEncodeError as error:
+    raise SweepError(
+      f"--workdir={path.parent}: expected a path in UTF-8, since a search keeps its database there; rename it"
+    ) from error
 
 
 def _optuna() -> Any:

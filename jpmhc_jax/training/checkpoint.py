@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.core import places, schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
 from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, remedy, storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
@@ -78,7 +78,9 @@ class Checkpoints:
     self.folder, self._best_metric, self._sign = folder, best_metric, 1.0 if higher_is_better else -1.0
     self._scores: dict[int, float | None] = _read_scores(folder / SCORES, best_metric)
     self._keep = max(keep, 1)
+    self._closing = contextlib.ExitStack()
     try:
+      self._plain = self._closing.enter_context(places.plain(folder.parent)) / folder.name
       self._manager = self._open()
     except OSError as error:
       raise StorageError(f"{folder}: cannot keep checkpoints there: {error}; {remedy(error.errno)}") from error
@@ -86,7 +88,7 @@ class Checkpoints:
   def _open(self) -> ocp.CheckpointManager:
     # Orbax deletes nothing: it would do so before the new checkpoint is surely on disk.
     options = ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=self._owner)
-    return ocp.CheckpointManager(self.folder.absolute(), options=options)
+    return ocp.CheckpointManager(self._plain, options=options)
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
@@ -184,6 +186,7 @@ class Checkpoints:
   def close(self) -> None:
     """Waits and releases the writer."""
     self._manager.close()
+    self._closing.close()
 
   def _read(self, setup: Setup, dataset: Dataset, step: int) -> Restored:
     folder = self.folder / str(step)
@@ -194,7 +197,7 @@ class Checkpoints:
     target = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, setup.shardings
     )
-    read, differs, failure, number = _read_alone(folder, _as_dict(target))
+    read, differs, failure, number = _read_alone(self._plain / str(step), _as_dict(target))
     # A process that fails alone must not leave the others in what they do next together.
     outcomes = distributed.gather([differs, failure, number])
     differs = next((text for text, _, _ in outcomes if text), "")

@@ -23,6 +23,7 @@ import numpy as np
 
 from jpmhc_jax.core import errors, schema
 from jpmhc_jax.core.errors import ConfigError, UserError
+from jpmhc_jax.core.terminal import cut
 from jpmhc_jax.training import launches
 from jpmhc_jax.training.lifeline import EXIT_PEER_LOST, Lifeline
 
@@ -155,7 +156,7 @@ def abandon(error: BaseException) -> None:
   name = f"process {jax.process_index()}"
   if isinstance(error, UserError):
     code = error.exit_code
-    print(f"jpmhc: {name}: {error}", file=sys.stderr, flush=True)
+    print(f"jpmhc: {name}: {cut(str(error))}", file=sys.stderr, flush=True)
     _lifeline.report(str(error), code)
   else:
     # A failed collective, in whatever words, is how a process often first hears of another's end: the lifeline says

@@ -36,12 +36,27 @@ def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) 
   shape = (data, config.fsdp, config.tensor)
   if config.slices == 1:
     return jax.make_mesh(shape, layout.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-  where = [getattr(device, "slice_index", device.process_index) for device in devices]
   parts = [
     mesh_utils.create_device_mesh((data // config.slices, *shape[1:]), [devices[k] for k in group])
-    for group in deal(where, config.slices)
+    for group in deal(_places(devices), config.slices)
   ]
   return Mesh(np.concatenate(parts), layout.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def fitted(config: schema.Mesh, devices: Sequence[jax.Device]) -> schema.Mesh:
+  """The mesh of a run on other devices: parameters stay split as far as these allow, and data takes the rest.
+
+  fsdp, tensor and slices become divisors of what they were, so that they divide what they divided.
+  """
+  fsdp = math.gcd(config.fsdp, len(devices))
+  tensor = math.gcd(config.tensor, len(devices) // fsdp)
+  slices = math.gcd(config.slices, len(set(_places(devices))), len(devices) // (fsdp * tensor))
+  return schema.Mesh(data=-1, fsdp=fsdp, tensor=tensor, slices=slices)
+
+
+def _places(devices: Sequence[jax.Device]) -> list[int]:
+  """The TPU slice, or else the process, of each device."""
+  return [getattr(device, "slice_index", device.process_index) for device in devices]
 
 
 def deal(where: Sequence[int], groups: int) -> list[list[int]]:
@@ -62,13 +77,18 @@ def deal(where: Sequence[int], groups: int) -> list[list[int]]:
   return dealt
 
 
+def ways(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
   """Every device gets the same number of rows in every micro-batch, or ConfigError says what would."""
-  ways = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
-  if batch_size % ways:
+  parts = ways(mesh) * accumulation
+  if batch_size % parts:
     raise ConfigError(
-      f"batch_size={batch_size}: expected a multiple of mesh.data*mesh.fsdp*accumulation = {ways}; "
-      f"use {math.ceil(batch_size / ways) * ways}"
+      f"batch_size={batch_size}: expected a multiple of mesh.data*mesh.fsdp*accumulation = {parts}; "
+      f"use {math.ceil(batch_size / parts) * parts}"
     )
 
 

@@ -80,4 +80,4 @@ class ProgressBar:
 
   def say(self, text: str) -> None:
     """A line that stays."""
-    self._console.print(text, highlight=False, soft_wrap=True)
+    self._console.print(Text(text), soft_wrap=True)  # not markup: it may name a folder such as x[/b]

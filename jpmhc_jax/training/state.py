@@ -84,9 +84,14 @@ def _metadata(state: nnx.State, name: str) -> Any:
   )
 
 
-def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
-  """Shapes, optimiser and shardings of a run; `setup.create()` then makes the state on the devices."""
-  meshes.check_batch(config.batch_size, config.accumulation, mesh)
+def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool = True) -> Setup:
+  """Shapes, optimiser and shardings of a run; `setup.create()` then makes the state on the devices.
+
+  trains=False: for a state that is only read. Any number of devices holds it: a carry whose rows they do not divide
+  lies whole on each. Raises ConfigError for a mesh that the batch, in training, or a parameter does not divide into.
+  """
+  if trains:
+    meshes.check_batch(config.batch_size, config.accumulation, mesh)
   key = streams.key_for(config.seed, "parameters")
   graph, params, buffers = nnx.split(  # type: ignore[misc]
     jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...
@@ -96,7 +101,8 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh) -> Setup:
   create = _creator(config, dataset, optimizer)
   shapes = jax.eval_shape(create)
   of_params = meshes.shardings(mesh, shapes.params, axes)
-  whole, by_row = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+  whole = meshes.replicated(mesh)
+  by_row = whole if config.batch_size % meshes.ways(mesh) else meshes.batch_sharding(mesh)
   shardings = TrainState(
     step=whole,
     params=of_params,

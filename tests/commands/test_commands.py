@@ -1,6 +1,11 @@
 """The command line on one tiny run: files, exit codes, messages, resuming, evaluating, reporting."""
 
+import contextlib
+import io
 import json
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -15,10 +20,10 @@ from jpmhc_jax.main import main
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-  """A config file of a 4-step run on all test devices."""
+  """A config file of a 4-step run on all test devices, its parameters split over two of them."""
   config = tiny.config(
     steps=4,
-    mesh=schema.Mesh(data=-1),
+    mesh=schema.Mesh(data=4, fsdp=2),
     checkpoint=schema.Checkpoint(every=2),
     evaluation=schema.Evaluation(every=2),
     logging=schema.Logging(every=1, tensorboard=False, diagnostics_every=2),
@@ -160,6 +165,66 @@ def test_a_best_metric_that_no_evaluation_has_is_refused_before_anything_is_buil
   assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", asked]) == 2
   assert "checkpoint.best_metric='exact_acuracy': expected one of" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("devices", "more"), [(1, []), (3, []), (8, ["--config.mesh.fsdp=1", "--config.mesh.tensor=2"])]
+)
+def test_a_run_is_evaluated_on_other_devices_with_the_same_numbers(workdir, devices, more, monkeypatch):
+  path = workdir / "evaluation" / "step_4.json"
+  before = _json(path)
+  present = jax.devices()[:devices]
+  monkeypatch.setattr(jax, "devices", lambda: present)
+  path.unlink()
+  assert main(["evaluate", f"--workdir={workdir}", *more]) == 0
+  after = _json(path)
+  path.write_text(json.dumps(before))
+  assert after["metrics"] == pytest.approx(before["metrics"], rel=1e-5)
+  answers = [[e["predictions"][0]["grid"] for e in evaluation["examples"]] for evaluation in (before, after)]
+  assert answers[0] == answers[1] and len(answers[0]) == 20
+
+
+def test_a_mesh_that_the_devices_do_not_make_is_refused_with_one_that_they_do(workdir, capsys):
+  assert main(["evaluate", f"--workdir={workdir}", "--config.mesh.fsdp=3"]) == 2
+  assert "set mesh.data=-1 and choose fsdp*tensor as a divisor of 8" in capsys.readouterr().err
+  assert main(["spectrum", f"--workdir={workdir}", "--config.evaluation.pooled=False"]) == 2
+  assert "only fields of 'mesh' can be overridden" in capsys.readouterr().err
+  assert main(["spectrum", "--config.mesh.fsdp=2"]) == 2
+  assert "--config.mesh.fsdp=2: expected --workdir beside it" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_any_path_under_any_name(workdir, config_file, tmp_path, monkeypatch):
+  """Relative paths, a home folder, a link, another current folder; markup, patterns and bytes that are no text."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  name = os.fsdecode(b"runs/x[/b] *?%41\\\xff")
+  shutil.copytree(workdir, name)
+  train = ["train", f"--config={os.path.relpath(config_file)}"]
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    assert main([*train, f"--workdir={name}"]) == 0  # restores its checkpoint
+    (tmp_path / "link").symlink_to(name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evaluation = tmp_path / name / "evaluation" / "step_4.json"
+    evaluation.unlink()
+    assert main(["evaluate", "--workdir=../link"]) == 0 and evaluation.is_file()
+    assert main(["report", f"~/{name}", "--out=pages/one.html"]) == 0
+  assert _losses(tmp_path / name) == _losses(workdir)
+  assert sorted(os.listdir(tmp_path)) == ["elsewhere", "link", "runs"] and os.listdir() == ["pages"]
+  assert "x[/b] *?%41" in pathlib.Path("pages/one.html").read_text()
+  assert "damaged" not in out.getvalue() + err.getvalue()
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "spectrum", "sweep", "report"])
+def test_a_url_is_no_workdir(verb, config_file, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  more = {"train": [f"--config={config_file}"], "sweep": [f"--config={config_file}", "--sweep=s.py"]}.get(verb, [])
+  with pytest.raises(SystemExit) as end:
+    main([verb, *more, "gs://bucket/run" if verb == "report" else "--workdir=gs://bucket/run"])
+  assert end.value.code == 2
+  assert "'gs://bucket/run': expected a path on this machine, not a URL" in capsys.readouterr().err
+  assert not os.listdir(tmp_path)
 
 
 def test_an_ablation_is_written_beside_the_evaluation_and_refused_in_training(workdir, config_file, capsys):

@@ -14,7 +14,7 @@ TYPES = {
   "wholes": (arguments.wholes(1), {"12,48": (12, 48), "3": (3,)}, ("0", "", "1,", "1,,2", "12,-48", "1.5,2", "nan")),
   "number": (arguments.number(0), {"0": 0.0, "1e-3": 1e-3}, ("-1", "nan", "inf", "-inf", "1e999", "one", "")),
   "positive": (arguments.number(0, 10, above=True), {"1e-9": 1e-9, "10": 10.0}, ("0", "-0.0", "-1", "10.1", "nan")),
-  "path": (arguments.path, {"a b": pathlib.Path("a b"), ".": pathlib.Path(".")}, ("", " ")),
+  "path": (arguments.path, {"a b": pathlib.Path.cwd() / "a b", ".": pathlib.Path.cwd()}, ("", " ", "gs://a/b")),
   "line": (arguments.line, {"arc 1": "arc 1"}, ("", " ", "a\nb", "a\u2028b")),
 }
 

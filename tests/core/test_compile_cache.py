@@ -29,6 +29,20 @@ def test_the_default_folder_is_of_the_user_and_the_processor(configured, monkeyp
   assert launch.keep_compiled_programs() == folder  # the digest of one processor does not change
 
 
+def test_without_a_home_folder_there_is_no_cache_and_no_complaint(configured, monkeypatch, tmp_path):
+  def unknown(uid):
+    raise KeyError(uid)
+
+  before = configured()
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("HOME", os.fspath(tmp_path / "file"))  # a home that is no folder, as /dev/null
+  assert launch.keep_compiled_programs() is None and configured() == before
+  monkeypatch.delenv("HOME")
+  monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container with any user
+  assert launch.keep_compiled_programs() is None and configured() == before
+
+
 @pytest.mark.parametrize("value", ["", "/elsewhere"])
 def test_the_environment_decides_where_it_speaks(configured, monkeypatch, value):
   before = configured()

@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-from jpmhc_jax.core.terminal import Forgiving
+from jpmhc_jax.commands import describe
+from jpmhc_jax.core.terminal import cut, Forgiving, LONGEST, writable
+from jpmhc_jax.main import main, parser
+from jpmhc_jax.manifolds import FAMILIES, make
 
 FULL = pathlib.Path("/dev/full")
 
@@ -44,6 +47,95 @@ def test_other_errors_and_other_attributes_are_the_file_s():
   output = Forgiving(file)
   print("step 1", file=output)
   assert file.getvalue() == "step 1\n" and not output.lost and not output.isatty()
+
+
+TEXTS = {
+  "plain": "plain",
+  "… – − ‖H‖₂ ≤ 2σ": "... - - ||H||2 <= 2sigma",
+  "R^{n×n} ⊗ αᵀ¹ → é": "R^{nxn} (x) alphaT1 -> e",
+  "中 ‰": "\\u4e2d \\u2030",
+}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", None])
+def test_text_is_written_in_every_encoding(encoding):
+  known = encoding or "utf-8"
+  for text, plain in TEXTS.items():
+    written = writable(text, encoding)
+    assert written.encode(known).decode(known) == written
+    assert written == (text if known == "utf-8" else written)
+    assert encoding != "ascii" or written == plain
+  assert writable("é", encoding) == ("e" if encoding == "ascii" else "é")
+  assert writable("runs/\udcff", encoding) == "runs/\\xff"  # a byte of a file name that is no text
+
+
+@pytest.fixture
+def printed(monkeypatch):
+  """printed(encoding, arguments) -> (exit code, standard output, standard error) on terminals of that encoding."""
+
+  def run(encoding, arguments):
+    files = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    with monkeypatch.context() as patch:
+      patch.setattr(sys, "stdout", Forgiving(files[0]))
+      patch.setattr(sys, "stderr", Forgiving(files[1]))
+      try:
+        code = main(arguments)
+      except SystemExit as end:
+        code = end.code
+    for file in files:
+      file.flush()
+    return code, *(file.buffer.getvalue().decode(encoding) for file in files)
+
+  return run
+
+
+VERBS = list(next(iter(parser()._subparsers._group_actions)).choices)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_help_tables_and_errors_are_printed_on_every_terminal(encoding, printed):
+  for verb in VERBS:
+    code, out, _ = printed(encoding, [verb, "--help"])
+    assert code == 0 and f"usage: jpmhc {verb}" in out
+  assert printed(encoding, ["--help"])[0] == 0
+  code, out, _ = printed(encoding, ["describe", "--config.connection.options=größe[/b]中"])
+  assert code == 0 and "connection.streams" in out and "[/b]\\u4e2d" in out
+  code, _, error = printed(encoding, ["train", "--config=größe中.py"])
+  assert code == 2 and "e\\u4e2d.py: no file" in error
+
+
+def test_the_table_of_mixers_stands_straight_in_ascii(printed, monkeypatch):
+  rows = [(name, traits.set, "", traits.norm, traits.eigenvalues, traits.determinant, "", "", "") for name, traits in (
+    (name, make(name).traits) for name in FAMILIES
+  )]  # fmt: skip
+  monkeypatch.setattr(describe, "mixer_rows", lambda n, d: rows)  # their cost takes a minute to count
+  code, out, _ = printed("ascii", ["describe", "--mixers"])
+  table = [line for line in out.splitlines() if line.startswith(("|", "+"))]
+  assert code == 0 and len({len(line) for line in table}) == 1
+  assert "||H||2 = 1" in " ".join(out.split()) and "(x) of 2 x 2 Birkhoff" in " ".join(out.split())
+
+
+def test_a_long_message_is_cut_in_its_middle_and_says_by_how_much():
+  assert cut("x" * LONGEST) == "x" * LONGEST
+  message = cut("the field" + "x" * 20_000 + "the remedy")
+  assert message.startswith("the field") and message.endswith("the remedy")
+  assert "(15019 characters cut)" in message and len(message) < LONGEST + 50
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["train", "--config=" + "x" * 10_000],
+    ["train", "--config=x.py", "--workdir=" + "x" * 10_000],
+    ["evaluate", "--workdir=x", "--step=" + "9" * 10_000],
+    ["report", "x", "--" + "x" * 10_000],
+    ["describe", "--config.seed=" + "x" * 10_000],
+    ["x" * 10_000],
+  ],
+)
+def test_no_message_of_the_command_line_is_longer(arguments, printed):
+  code, _, error = printed("utf-8", arguments)
+  assert code == 2 and "characters cut" in error and len(error) < LONGEST + 2_000  # argparse puts the usage before it
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")

@@ -81,6 +81,17 @@ def test_a_storage_that_is_no_database_is_refused_in_words(search, tmp_path, sto
   assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["a?b=1", "p%41", "br{a}ce", "[x]*", "back\\slash"])
+def test_a_search_keeps_its_database_in_its_own_folder(search, tmp_path, name):
+  search(tmp_path / name, sweep("optimizer.learning_rate", [0.2, 0.6]), trials=1)
+  assert (tmp_path / name / "search.db").stat().st_size > 0 and os.listdir(tmp_path) == [name]
+
+
+def test_a_search_in_a_folder_that_is_no_text_is_refused_in_words(search, tmp_path):
+  with pytest.raises(SweepError, match="expected a path in UTF-8"):
+    search(tmp_path / os.fsdecode(b"byte\xff"), sweep("optimizer.learning_rate", [0.2, 0.6]), trials=1)
+
+
 @pytest.mark.slow
 def test_a_trial_behind_the_median_is_stopped_and_told_so(search, tmp_path, monkeypatch):
   monkeypatch.setenv("FAKE_PAUSE", "0.5")

@@ -53,6 +53,12 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
   assert len(lines) == 3 and not (tmp_path / "s").exists()
 
 
+def test_every_run_has_an_absolute_folder(arguments, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main([*arguments[:-1], "--workdir=s", "--dry-run"]) == 0
+  assert f"--workdir={tmp_path / 's' / 'manifold=cayley'} " in capsys.readouterr().out
+
+
 def test_the_tpu_executor_prints_launch_lines(arguments, tmp_path, capsys):
   assert main([*arguments, "--executor=tpu"]) == 0
   lines = capsys.readouterr().out.splitlines()

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from jpmhc_jax.core import config as configs
-from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.sweeps import Budget, cases, product, seeds, Sweep, sweep
 from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
 from jpmhc_jax.sweeps.space import SweepError
@@ -103,7 +103,7 @@ def test_sweep_files_are_read_with_their_variant(tmp_path):
   assert len(load_sweep(f"{path}:two").space) == 4
   with pytest.raises(UserError, match="expected one of steps, flops, two"):
     load_sweep(f"{path}:too")
-  with pytest.raises(SweepError, match="no file"):
+  with pytest.raises(ConfigError, match="no file"):
     load_sweep(str(tmp_path / "none.py"))
   for text, expected in (("x = 1", "no function get_sweep"), ("def get_sweep():\n  return 3", "returned a int")):
     (tmp_path / "bad.py").write_text(text)

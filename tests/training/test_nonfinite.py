@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -100,7 +101,8 @@ def test_rollback_returns_to_the_checkpoint_and_reads_on_behind_the_bad_batch(po
   """Step 5 (batch 4) is bad: back to 3, whose next batches are 5, 6, …; a restart from step 6 keeps the offset."""
   poisoned.add(4)
   read = []
-  run = _run(_config("rollback"), tmp_path / "a")
+  monkeypatch.chdir(tmp_path)
+  run = _run(_config("rollback"), pathlib.Path("a"))  # goes back wherever it is
   batch = Dataset.batch
   monkeypatch.setattr(
     Dataset, "batch", lambda self, step, rows=slice(None): read.append(step) or batch(self, step, rows)
