@@ -54,7 +54,7 @@ ELSEWHERE = {  # commands that are parsed only (test_readme_lines.py)
   "…": "a line for each of several hosts",
   "describe --mixers": "half a minute; tests/commands/test_mixer_page.py reads what it prints",
 }
-ONCE = ("describe", "spectrum --mixer")  # they keep nothing, or write it anew
+ONCE = ("jpmhc describe", "jpmhc spectrum")  # they keep nothing, or write it anew
 NOBODY = "import pwd\ndef getpwuid(uid):\n  raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
 
 
@@ -155,12 +155,15 @@ def _names_of_a_workdir():
   """The files and folders that the README promises."""
   text = README.read_text(encoding="utf-8")
   paragraph = text[text.index("A workdir holds") :].split("\n\n")[0]
-  names = set(re.findall(r"`(?:\w+/)?([\w]+(?:\.\w+|/))`", paragraph))
-  return {name.strip("/").replace("step_N", "step_4") for name in names}
+  names = re.findall(r"`(?:\w+/)?(\w+(?:\.jsonl?|\.html|/))`", paragraph)
+  return {name.strip("/").replace("step_N", "step_4") for name in names if "partial" not in name}
 
 
 def _check_metrics(workdir):
   """What the README says of metrics.jsonl."""
   rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
   there = {name for row in rows for name in row}
-  assert {"train/loss", "time/step_ms", "time/examples_per_s", "goodput/step"} <= there, sorted(there)
+  times = {f"time/{name}" for name in ("step_ms", "examples_per_s", "tflops_per_s", "eta_s")}
+  shares = {f"goodput/{name}" for name in ("step", "compile", "data", "lost")}
+  assert {"train/loss", "memory/host_peak_gib", *times, *shares} <= there, sorted(there)
+  assert {"gradient_norm", "update_ratio", "mixer"} <= {name.split("/")[0] for name in there}
