@@ -106,14 +106,17 @@ class User:
   def call(self, argv: list[str], terminal: bool) -> Ended:
     """One command to its end, with its output in a file or on a terminal."""
     command = [sys.executable, "-m", "jpmhc_jax", *argv]
+    environment = dict(self.environment)
+    if terminal and argv[0] == "train":  # done already, nothing compiles: the cache is where it is by default
+      del environment["JAX_COMPILATION_CACHE_DIR"]
     if not terminal:
       done = subprocess.run(
-        command, cwd=self.home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        command, cwd=self.home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
       )
       return Ended(done.returncode, done.stdout.decode("ascii"))
     reader, writer = pty.openpty()
     with subprocess.Popen(
-      command, cwd=self.home, env=self.environment, stdin=writer, stdout=writer, stderr=writer
+      command, cwd=self.home, env=environment, stdin=writer, stdout=writer, stderr=writer
     ) as process:
       os.close(writer)
       output = b""
