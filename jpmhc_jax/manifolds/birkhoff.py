@@ -58,15 +58,16 @@ class Sinkhorn(_Scaled):
 
   project: logits (n, n, *tokens) -> P (n, n, *tokens): X = clip(logits/τ, ±clip), then `sweeps` times rows, columns (or
   the other order) of exp(X) are normalised. The last sums normalised are one to rounding, the others to `distance`.
-  adjoint: "implicit" = gradient of the fixed point, by a direct solve at the P of the last sweep; "gauss_seidel" = the
-  published approximation of it; "unrolled" = exact gradient of the truncated sweeps. The clip has no gradient outside.
-  Saved for the backward pass: P and the mask of the clip (not for "unrolled").
+  adjoint: "unrolled" = exact gradient of the sweeps as they run, by sweeps backward over vectors of n numbers;
+  "implicit" = gradient of the fixed point, by a direct solve at the P of the last sweep: right only where the sweeps
+  have converged (off by 6 % at a diagonal bias of 4 and 53 % at 6); "gauss_seidel" = the published approximation of it.
+  The clip has no gradient outside. Saved for the backward pass: one matrix (exp(X), or P) and the mask of the clip.
   Source: mHC (2512.24880), JPmHC (2602.18308): 20 sweeps, clip 10, rows first; mhc-lite, lucidrains: columns first and
   no clip.
   """
 
   sweeps: int = 20
-  adjoint: str = "implicit"
+  adjoint: str = "unrolled"
   clip: float = 10.0  # 0 = none; then the sweeps run in the log domain
   temperature: float = 1.0
   order: str = "rows_first"

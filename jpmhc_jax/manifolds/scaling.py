@@ -1,8 +1,9 @@
 """Diagonal scaling of positive matrices to row and column sums one, and three ways to differentiate it.
 
 P = diag(u) exp(X) diag(v). The forward sweeps alternate rows and columns (Sinkhorn–Knopp). Backward, "the gradient of
-the fixed point" and "the gradient of T sweeps" are different functions: they agree to 1e-5 at small logits and differ
-by 57 to 100 % at diagonal biases 6 to 8 (n = 4, T = 20), so a caller must say which one it wants.
+T sweeps" and "the gradient of the fixed point" are different functions: they agree to 1e-5 at small logits and differ
+by 57 to 100 % at diagonal biases 6 to 8 (n = 4, T = 20). The first is that of the function that runs, at any logits;
+the second is right where the sweeps have converged.
 """
 
 import functools
@@ -29,8 +30,12 @@ def sinkhorn_bounded(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[
 
 
 def sinkhorn_log(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[Array, "n n *tokens"]:
-  """The same sweeps in the log domain, for logits of any size."""
+  """The same sweeps in the log domain, for logits of any size; the same gradient, for which X is saved."""
+  return recomputed(logits, functools.partial(_log_sweeps, sweeps=sweeps))
 
+
+def _log_sweeps(logits: Array, sweeps: int) -> Array:
+  @functools.partial(jax.checkpoint, prevent_cse=False)  # of each sweep a gradient keeps two vectors
   def sweep(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
     columns = carry[1]
     rows = -jax.nn.logsumexp(logits + columns[None], axis=1)
@@ -60,28 +65,31 @@ def scaled(
   The gradient is that of the sweeps as computed; saved for it: K. The vectors of every sweep are computed again, a
   block of tokens at a time.
   """
-  return by_blocks(lambda k: _sweeps(k, sweeps, epsilon, columns_first)[0], kernel)
+  return by_blocks(lambda k: _plan(k, *_sweeps(k, sweeps, epsilon, columns_first)[1]), kernel)
 
 
-_History = tuple[Array, Array]
+_Vectors = tuple[Array, Array]  # u and v of one sweep (n, tokens), or of every sweep (sweeps, n, tokens)
 
 
-def _sweeps(kernel: Array, sweeps: int, epsilon: float, columns_first: bool) -> tuple[Array, _History]:
-  """P, and u and v from the start to the last sweep, each (sweeps + 1, n, tokens)."""
-  ones = jnp.ones_like(kernel[0])
+def _plan(kernel: Array, rows: Array, columns: Array) -> Array:
+  return rows[:, None] * kernel * columns[None]
+
+
+def _sweeps(kernel: Array, sweeps: int, epsilon: float, columns_first: bool) -> tuple[_Vectors, _Vectors, _Vectors]:
+  """u and v before the first sweep, after the last, and after every sweep."""
 
   def divided(vector: Array, total: Array) -> Array:
     return vector / (vector * total + epsilon) if epsilon else 1 / total
 
-  def sweep(carry: _History, _: None) -> tuple[_History, _History]:
-    rows = divided(carry[0], linear.matvec(kernel, carry[1]))
-    columns = divided(carry[1], linear.vecmat(rows, kernel))
+  def sweep(vectors: _Vectors, _: None) -> tuple[_Vectors, _Vectors]:
+    rows = divided(vectors[0], linear.matvec(kernel, vectors[1]))
+    columns = divided(vectors[1], linear.vecmat(rows, kernel))
     return (rows, columns), (rows, columns)
 
+  ones = jnp.ones_like(kernel[0])
   start = (ones, divided(ones, linear.total(kernel, 0)[0]) if columns_first else ones)
-  (rows, columns), history = jax.lax.scan(sweep, start, length=sweeps)
-  every = (jnp.concatenate([start[0][None], history[0]]), jnp.concatenate([start[1][None], history[1]]))
-  return rows[:, None] * kernel * columns[None], every
+  last, every = jax.lax.scan(sweep, start, length=sweeps)
+  return start, last, every
 
 
 def _scaled_forward(kernel, sweeps, epsilon, columns_first):  # type: ignore[no-untyped-def]
@@ -89,31 +97,38 @@ def _scaled_forward(kernel, sweeps, epsilon, columns_first):  # type: ignore[no-
 
 
 def _scaled_backward(sweeps, epsilon, columns_first, kernel, cotangent):  # type: ignore[no-untyped-def]
-  # u' = u/(u a + ε) has ∂u'/∂u = ε (u'/u)² and ∂u'/∂a = −u'². With a = Kv: ā = −u'(u' ū'), v̄ += Kᵀā, K̄ += ā vᵀ; the
-  # columns alike. Factors are ordered so that nothing leaves float32 where u is large and K small; products are `apart`
-  # so that none is computed again inside the next.
+  # With p = 1/u and q = 1/v sweep t is p_t = K v_(t−1) + ε p_(t−1), q_t = Kᵀ u_t + ε q_(t−1). Backward:
+  #   p̄_t = ε p̄_(t+1) − u_t² (K q̄_t),   q̄_(t−1) = ε q̄_t − v_(t−1)² (Kᵀ p̄_t),
+  #   K̄ = u vᵀ ∘ G + Σ_t u_t q̄_tᵀ + Σ_t p̄_t v_(t−1)ᵀ,
+  # from q̄_T = −v ∘ m, m_j = Σ_i P_ij G_ij. Factors are ordered so that nothing leaves float32 where u is large and K
+  # small; products are `apart` so that none is computed again inside the next.
   def backward(kernel: Array, bar: Array) -> Array:
-    _, (rows, columns) = _sweeps(kernel, sweeps, epsilon, columns_first)
-    pulled, transposed = bar * kernel, linear.transpose(kernel)
-    to_rows, to_columns = linear.matvec(pulled, columns[-1]), linear.vecmat(rows[-1], pulled)
-    start = (to_rows, to_columns, bar * rows[-1][:, None] * columns[-1][None])
+    start, (u, v), every = _sweeps(kernel, sweeps, epsilon, columns_first)
+    plan, transposed = _plan(kernel, u, v), linear.transpose(kernel)
+    ones = jnp.ones_like(kernel[:, :1])
+    mean = linear.apart(linear.transpose(plan * bar), ones)[:, 0]
+    bar = bar - mean[None]
+    if not epsilon:  # the columns of P sum to one, and G may lose the rounding of m, which would drown 1 − P_ii
+      bar = bar - linear.apart(linear.transpose(plan * bar), ones)[:, 0][None]
+    to_p = -u * linear.total(plan * bar, 1)[:, 0]
+    to_q, to_kernel = -v * mean, u[:, None] * bar * v[None]
 
-    def undo(to_new: Array, new: Array, old: Array) -> _History:
-      return epsilon * to_new * (new / old) ** 2 if epsilon else jnp.zeros_like(to_new), -(to_new * new) * new
+    def earlier(later: Array, vector: Array, matrix: Array, other: Array) -> Array:
+      step = -vector * (vector * linear.apart(matrix, other[:, None])[:, 0])
+      return step + epsilon * later if epsilon else step
 
-    def step(carry: tuple[Array, Array, Array], saved: tuple[Array, ...]) -> tuple[tuple[Array, Array, Array], None]:
-      to_rows, to_columns, to_kernel = carry
-      new_rows, old_rows, new_columns, old_columns = saved
-      to_columns, to_total = undo(to_columns, new_columns, old_columns)
-      to_kernel = to_kernel + new_rows[:, None] * to_total[None]
-      to_rows, to_sum = undo(to_rows + linear.apart(kernel, to_total[:, None])[:, 0], new_rows, old_rows)
-      to_kernel = to_kernel + to_sum[:, None] * old_columns[None]
-      return (to_rows, to_columns + linear.apart(transposed, to_sum[:, None])[:, 0], to_kernel), None
+    def undo(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+      to_p, to_q, to_kernel = carry
+      u, v = (vectors[sweeps - 2 - step] for vectors in every)
+      to_q = earlier(to_q, v, transposed, to_p)
+      to_kernel = to_kernel + to_p[:, None] * v[None] + u[:, None] * to_q[None]
+      return earlier(to_p, u, kernel, to_q), to_q, to_kernel
 
-    history = (rows[1:], rows[:-1], columns[1:], columns[:-1])
-    (_, to_columns, to_kernel), _ = jax.lax.scan(step, start, history, reverse=True)
-    if columns_first:
-      to_kernel = to_kernel + undo(to_columns, columns[0], jnp.ones_like(columns[0]))[1][None]
+    if sweeps:
+      to_p, to_q, to_kernel = jax.lax.fori_loop(0, sweeps - 1, undo, (to_p, to_q, to_kernel))
+      to_kernel = to_kernel + to_p[:, None] * start[1][None]
+      if columns_first:
+        to_kernel = to_kernel + earlier(to_q, start[1], transposed, to_p)[None]
     return to_kernel
 
   return (by_blocks(backward, kernel, cotangent),)
@@ -140,7 +155,8 @@ def _newton(start: Array, steps: int) -> Array:
     return 1 - jnp.sum(p, axis=0)
 
   def worst(p: Array) -> Array:
-    return jnp.max(jnp.abs(missing(p)), initial=0.0)  # there may be no token
+    short = jnp.abs(missing(p))
+    return jnp.max(jnp.where(jnp.isnan(short), 0, short), initial=0.0)  # a token that is lost does not end the others'
 
   def unfinished(state: tuple[Array, Array, Array]) -> Array:
     return (state[0] < steps) & (state[2] > enough)
@@ -230,3 +246,20 @@ def _with_adjoint_backward(forward, backward, matrix, cotangent):  # type: ignor
 
 
 with_adjoint.defvjp(_with_adjoint_forward, _with_adjoint_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def recomputed(logits, forward):  # type: ignore[no-untyped-def]
+  """forward(logits) with its own gradient, for which only the logits are kept: it runs again, block by block."""
+  return by_blocks(forward, logits)
+
+
+def _recomputed_forward(logits, forward):  # type: ignore[no-untyped-def]
+  return recomputed(logits, forward), logits
+
+
+def _recomputed_backward(forward, logits, cotangent):  # type: ignore[no-untyped-def]
+  return (by_blocks(lambda x, bar: jax.vjp(forward, x)[1](bar)[0], logits, cotangent),)
+
+
+recomputed.defvjp(_recomputed_forward, _recomputed_backward)
