@@ -327,8 +327,9 @@ class HyperConnection:
     return apply.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
 
   def _initial_logits(self, layer_index: Array | None) -> Array:
-    # A projection that streams share does not tell equal ones apart, however random it is: the read bias has to.
-    if self.initialisation == "zero" or (self.initialisation == "random" and self.projection == "joint"):
+    # No projection, or one that streams share, however random it is, tells equal streams apart: the read bias has to.
+    projects = self.generator != "static" and self.projection == "joint"
+    if self.initialisation == "zero" or (self.initialisation == "random" and projects):
       return jnp.asarray(self._logits_favouring(None), jnp.float32)
     every = np.stack([self._logits_favouring(stream) for stream in range(self.streams)])
     index = self.layer_index if layer_index is None else layer_index

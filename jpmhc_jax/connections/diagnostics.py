@@ -30,7 +30,7 @@ ALARMS = {
   "frozen_gradient": "the coefficients no longer answer their logits, so their gradients vanish; lower the logits' "
   "size (connection.identity_bias, optimizer.mixer.learning_rate_multiplier) or raise the temperature",
   "equal_streams": "all streams are copies of each other; break the symmetry with connection.init=random or "
-  "round_robin, expand=scale or stream_embedding=True",
+  "round_robin; where it is random already, also with connection.expand=scale or connection.stream_embedding=True",
 }
 
 

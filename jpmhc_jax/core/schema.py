@@ -237,8 +237,8 @@ class Connection:
   )
   init: str = field(
     "random",
-    "how stream symmetry is broken: random = small random projection (projection=per_stream: and as round_robin), "
-    "zero = not at all, round_robin = read bias by layer index",
+    "how stream symmetry is broken: random = small random projection (generator=static, projection=per_stream: as "
+    "round_robin), zero = not at all, round_robin = read bias by layer index",
     ("random", "zero", "round_robin"),
   )
   init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")

@@ -97,6 +97,10 @@ def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
   # Streams that are equal project to equal logits: here the default start needs its read bias.
   assert energy_after_training("zero", "sigmoid", projection="per_stream", manifold="sinkhorn") < 1e-5
   assert energy_after_training("random", "sigmoid", projection="per_stream", manifold="sinkhorn") > 1e-3
+  # So it does where nothing is projected.
+  assert energy_after_training("zero", "softmax", generator="static", manifold="iso") < 1e-5
+  assert energy_after_training("random", "softmax", generator="static", manifold="iso") > 1e-3
+  assert energy_after_training("random", "sigmoid", generator="static") > 1e-3
 
 
 def test_gradients_reach_the_projection_at_the_default_start():

@@ -99,6 +99,20 @@ def test_options_keep_the_contract(text, n, compiled):
   assert not manifold.traits.contains_identity or error <= near
 
 
+LOST = {1: np.nan, 17: np.inf, 30: -np.inf, 41: 1e30, 63: 0.0}  # tokens, and what stands in them
+
+
+@pytest.mark.parametrize("text", [*NAMES, *QUICK, *(pytest.param(text, marks=pytest.mark.slow) for text in SLOW)])
+def test_no_token_depends_on_another(text, compiled):
+  manifold, where, what = parse(text), np.array(list(LOST)), jnp.asarray(list(LOST.values()))
+  logits, cotangent = logits_of(manifold, 4, 1.0), cotangent_of(4)
+  clean = compiled(manifold, 4)(logits, cotangent)
+  all_of_it, part_of_it = logits.at[..., where].set(what), logits.at[:1, ..., where].set(what)
+  for case in ((all_of_it, cotangent), (part_of_it, cotangent), (logits, cotangent.at[..., where].set(what))):
+    for expected, found in zip(clean, compiled(manifold, 4)(*case), strict=True):
+      np.testing.assert_array_equal(np.delete(found, where, axis=-1), np.delete(expected, where, axis=-1))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not make(name).traits.exact])
 def test_iterative_families_are_near_their_set_at_gentle_logits(name, compiled):
   manifold = make(name)

@@ -10,9 +10,9 @@ from jpmhc_jax.manifolds import (
   Cayley,
   FAMILIES,
   Householder,
-  Hybrid,
   Iso,
   make,
+  parse,
   Polar,
   Sinkhorn,
 )  # fmt: skip
@@ -21,8 +21,8 @@ from jpmhc_jax.manifolds.scaling import implicit_vjp
 
 BLENDS = ("birkhoff", "choice", "hybrid")  # made of families that are tested alone
 SMOOTH = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
-SMOOTH["sinkhorn"] = Sinkhorn(sweeps=200)  # converged, so that the implicit gradient is the gradient of the map
-SMOOTH["hybrid"] = Hybrid(second=Sinkhorn(sweeps=200))
+# Converged, so that the implicit gradient is the gradient of the map.
+SMOOTH["sinkhorn"] = Sinkhorn(sweeps=200, adjoint="implicit")
 SMOOTH["householder"] = Householder(gate="soft")  # the hard gate passes a surrogate gradient on purpose
 SMOOTH["iso_polar"] = Iso(method="express")
 SMOOTH["polar_unrolled"] = Polar(method="newton_schulz", steps=12, adjoint="unrolled")
@@ -93,6 +93,30 @@ def test_forward_mode_is_the_transpose_of_reverse_mode_to_second_order(name):
   np.testing.assert_allclose(difference, second, atol=1e-6 * (np.abs(second).max() + 1e-6))
 
 
+# Every family that reaches its set by iterations, and those that hold one.
+ITERATED = (
+  "sinkhorn", "sinkhorn(order=columns_first,sweeps=3)", "sinkhorn(clip=0)", "sinkhorn_epsilon", "birkhoff_newton",
+  "sinkhorn_epsilon(sweeps=1,epsilon=0.1)", "sinkhorn_epsilon(softmax_first=false,epsilon=0.1)", "hybrid", "choice",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ITERATED)
+def test_the_gradient_is_that_of_what_is_computed_at_any_bias(text, compiled):
+  manifold, n, biases, tokens = parse(text), 4, (0.0, 2.0, 4.0, 6.0, 8.0, 10.0), 16
+  shape = manifold.logit_shape(n)
+  with jax.enable_x64(True):
+    starts = [jnp.repeat(manifold.identity_logits(n, bias)[..., None], tokens, axis=-1) for bias in biases]
+    logits = jnp.concatenate(starts, axis=-1) + 0.3 * normal(0, *shape, tokens * len(biases))
+    direction, cotangent = normal(1, *logits.shape), normal(2, n, n, tokens * len(biases))
+    step = 1e-5
+    ahead, behind = (compiled(manifold, n)(logits + sign * step * direction, cotangent)[0] for sign in (1, -1))
+    _, gradient = compiled(manifold, n)(logits, cotangent)
+    difference = jnp.sum(cotangent * (ahead - behind) / (2 * step), axis=(0, 1)).reshape(len(biases), tokens)
+    slope = jnp.sum(gradient * direction, axis=tuple(range(len(shape)))).reshape(len(biases), tokens)
+    errors = jnp.linalg.norm(slope - difference, axis=1) / jnp.linalg.norm(difference, axis=1)
+    assert float(jnp.max(errors)) < 1e-5, errors
+
+
 @pytest.mark.parametrize("n", (2, 4))
 @pytest.mark.parametrize("bias", (0.0, 2.0, 4.0, 6.0))
 def test_implicit_gradient_is_the_gradient_of_the_fixed_point(n, bias, compiled):
@@ -124,8 +148,8 @@ def test_gradient_of_twenty_sweeps_is_another_function_near_the_identity(compile
   with jax.enable_x64(True):
     logits, cotangent = biased(4, 6.0, tokens=64), normal(1, 4, 4, 64)
     _, fixed_point = compiled(BirkhoffNewton(clip=15.0), 4)(logits, cotangent)
-    _, implicit = compiled(Sinkhorn(clip=15.0), 4)(logits, cotangent)
-    _, truncated = compiled(Sinkhorn(clip=15.0, adjoint="unrolled"), 4)(logits, cotangent)
+    _, implicit = compiled(Sinkhorn(clip=15.0, adjoint="implicit"), 4)(logits, cotangent)
+    _, truncated = compiled(Sinkhorn(clip=15.0), 4)(logits, cotangent)
     size = jnp.linalg.norm(fixed_point)
     assert float(jnp.linalg.norm(truncated - fixed_point) / size) > 0.3
     # With the true sums of the P of sweep 20 the direct solve is the nearer of the two.
@@ -143,15 +167,17 @@ def test_the_direct_solve_holds_the_true_sums_of_an_unfinished_matrix():
     np.testing.assert_allclose(gradient, p * (g - uv[:4, None] - uv[None, 4:]), atol=1e-10)
 
 
+@pytest.mark.parametrize("manifold", (BirkhoffNewton(clip=15.0), Sinkhorn(clip=15.0)))
 @pytest.mark.parametrize("bias", (0.0, 4.0, 8.0))
-def test_float32_keeps_the_implicit_gradient_accurate(bias, compiled):
-  # The subtraction-free solve: the naive one loses 1e-7 / (1 − P_ii), 1e-3 at bias 8.
+def test_float32_keeps_the_gradient_accurate(manifold, bias, compiled):
+  # Without subtraction of near equals: the naive forms lose 1e-7 / (1 − P_ii), 1e-3 at bias 8.
   logits, cotangent = biased(4, bias), normal(1, 4, 4, 8)
-  _, single = compiled(BirkhoffNewton(clip=15.0), 4)(logits.astype(jnp.float32), cotangent.astype(jnp.float32))
+  _, single = compiled(manifold, 4)(logits.astype(jnp.float32), cotangent.astype(jnp.float32))
   with jax.enable_x64(True):
     wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (logits, cotangent)]
-    _, double = compiled(BirkhoffNewton(clip=15.0), 4)(*wide)
-  np.testing.assert_allclose(single, np.asarray(double, np.float32), atol=1e-4 * float(np.abs(double).max()))
+    _, double = compiled(manifold, 4)(*wide)
+  tolerance = 1e-5 if isinstance(manifold, Sinkhorn) else 1e-4
+  np.testing.assert_allclose(single, np.asarray(double, np.float32), atol=tolerance * float(np.abs(double).max()))
 
 
 @pytest.mark.parametrize("adjoint", ("implicit", "gauss_seidel", "unrolled"))
@@ -169,7 +195,7 @@ def test_all_ones_cotangents_test_nothing(compiled):
   assert float(jnp.max(jnp.abs(gradient))) < 1e-6
 
 
-@pytest.mark.parametrize("manifold", (Cayley(alpha=1.0), BirkhoffNewton(), Polar()))
+@pytest.mark.parametrize("manifold", (Cayley(alpha=1.0), BirkhoffNewton(), Polar(), Sinkhorn(clip=0.0)))
 def test_second_derivatives(manifold):
   with jax.enable_x64(True):
     logits, cotangent, v = biased(4, 2.0)[..., 0], normal(1, 4, 4), normal(2, 4, 4)
