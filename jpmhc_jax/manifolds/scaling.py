@@ -6,6 +6,7 @@ by 57 to 100 % at diagonal biases 6 to 8 (n = 4, T = 20). The first is that of t
 the second is right where the sweeps have converged.
 """
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -65,7 +66,7 @@ def scaled(
   The gradient is that of the sweeps as computed; saved for it: K. The vectors of every sweep are computed again, a
   block of tokens at a time.
   """
-  return by_blocks(lambda k: _plan(k, *_sweeps(k, sweeps, epsilon, columns_first)[1]), kernel)
+  return by_blocks(_swept(sweeps, epsilon, columns_first), kernel)
 
 
 _Vectors = tuple[Array, Array]  # u and v of one sweep (n, tokens), or of every sweep (sweeps, n, tokens)
@@ -90,6 +91,10 @@ def _sweeps(kernel: Array, sweeps: int, epsilon: float, columns_first: bool) -> 
   start = (ones, divided(ones, linear.total(kernel, 0)[0]) if columns_first else ones)
   last, every = jax.lax.scan(sweep, start, length=sweeps)
   return start, last, every
+
+
+def _swept(sweeps: int, epsilon: float, columns_first: bool) -> Callable[[Array], Array]:
+  return lambda kernel: _plan(kernel, *_sweeps(kernel, sweeps, epsilon, columns_first)[1])
 
 
 def _scaled_forward(kernel, sweeps, epsilon, columns_first):  # type: ignore[no-untyped-def]
@@ -134,7 +139,12 @@ def _scaled_backward(sweeps, epsilon, columns_first, kernel, cotangent):  # type
   return (by_blocks(backward, kernel, cotangent),)
 
 
-scaled.defvjp(_scaled_forward, _scaled_backward)
+def _scaled_tangent(sweeps, epsilon, columns_first, kernel, tangent):  # type: ignore[no-untyped-def]
+  swept = _swept(sweeps, epsilon, columns_first)
+  return by_blocks(lambda k, t: jax.jvp(swept, (k,), (t,))[1], kernel, tangent)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward, _scaled_tangent)
 
 
 def newton(logits: Float[Array, "n n *tokens"], sweeps: int, steps: int) -> Float[Array, "n n *tokens"]:
@@ -248,9 +258,9 @@ def _with_adjoint_backward(forward, backward, matrix, cotangent):  # type: ignor
 with_adjoint.defvjp(_with_adjoint_forward, _with_adjoint_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_derivative, nondiff_argnums=(1,))
 def recomputed(logits, forward):  # type: ignore[no-untyped-def]
-  """forward(logits) with its own gradient, for which only the logits are kept: it runs again, block by block."""
+  """forward(logits) with its own derivative, for which only the logits are kept: it runs again, block by block."""
   return by_blocks(forward, logits)
 
 
@@ -262,4 +272,8 @@ def _recomputed_backward(forward, logits, cotangent):  # type: ignore[no-untyped
   return (by_blocks(lambda x, bar: jax.vjp(forward, x)[1](bar)[0], logits, cotangent),)
 
 
-recomputed.defvjp(_recomputed_forward, _recomputed_backward)
+def _recomputed_tangent(forward, logits, tangent):  # type: ignore[no-untyped-def]
+  return by_blocks(lambda x, t: jax.jvp(forward, (x,), (t,))[1], logits, tangent)
+
+
+recomputed.defvjp(_recomputed_forward, _recomputed_backward, _recomputed_tangent)
