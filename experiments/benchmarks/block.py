@@ -1,13 +1,13 @@
 """One hyper-connection block and its parts: against the PyPI package, plain residual, and what a copy of memory costs.
 
   python -m experiments.benchmarks.block [--tokens=4096] [--widths=128,512] [--rounds=20] [--out=FILE]
-      [--sections=blocks,forms,roofline,scaling,beside_peers] [--implementation=xla]
+      [--sections=blocks,forms,adjoints,roofline,scaling,beside_peers] [--implementation=xla]
 
 Forward and backward of a whole block (coefficients, read, tanh for a sub-layer, mix and write) in milliseconds, ours
 with three mixers beside a plain residual x + tanh(x) and, where PyTorch and `hyper-connections` are installed, its HC
-and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments, bf16 streams); then
-every part against the time of a copy measured in the same rounds (roofline), and the block as n, d and the number of
-tokens grow, with the temporaries that the compiler planned.
+and mHC layers, eager and compiled; the Cayley block in its other forms (norm, generator, segments, bf16 streams); the
+Sinkhorn block by the rule of its gradient; then every part against the time of a copy measured in the same rounds
+(roofline), and the block as n, d and the number of tokens grow, with the temporaries that the compiler planned.
 Runs on the first device that JAX has. `--implementation=pallas_gpu` or `pallas_tpu` measures the kernels there.
 """
 
@@ -139,6 +139,20 @@ def forms(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[di
   ]  # fmt: skip
 
 
+def adjoints(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[dict[str, Any]]:
+  """The Sinkhorn block by the rule of its gradient, and its ratio to the implicit one."""
+  built = {
+    rule: our_block("sinkhorn", tokens, n, d, computed_by, options=f"adjoint={rule}")
+    for rule in ("unrolled", "implicit", "gauss_seidel")
+  }
+  samples = timing.interleaved({name: thunk for name, (thunk, _) in built.items()}, rounds=rounds)
+  return [
+    {"adjoint": name, "tokens": tokens, "n": n, "d": d, "ms": statistics.median(samples[name]),
+     "over_implicit": timing.ratio(samples, name, "implicit"), "temporary_MiB": temporary}
+    for name, (_, temporary) in built.items()
+  ]  # fmt: skip
+
+
 def roofline(tokens: int, n: int, d: int, rounds: int, computed_by: str) -> list[dict[str, Any]]:
   """Bandwidth of every part and its share of the copy's."""
   found = parts(tokens, n, d, computed_by)
@@ -177,7 +191,9 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--out", type=pathlib.Path, default=None)
   parser.add_argument(
-    "--sections", default="blocks,forms,roofline,scaling,beside_peers", help="the others stay as they are in --out"
+    "--sections",
+    default="blocks,forms,adjoints,roofline,scaling,beside_peers",
+    help="the others stay as they are in --out",
   )
   parser.add_argument("--implementation", default="auto", choices=implementation.IMPLEMENTATIONS)
   options = parser.parse_args()
@@ -190,6 +206,7 @@ def main() -> None:
   measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "blocks": lambda: [row for d in widths for row in compare(*size(d), False, computed_by)],
     "forms": lambda: [row for d in widths for row in forms(*size(d), computed_by)],
+    "adjoints": lambda: [row for d in widths for row in adjoints(*size(d), computed_by)],
     "beside_peers": lambda: [row for d in widths for row in compare(*size(d), True, computed_by)],
     "roofline": lambda: [row for d in widths for row in roofline(*size(d), computed_by)],
     "scaling": lambda: scaling(options.rounds, computed_by),
