@@ -133,14 +133,15 @@ def training(steps: int, workdir: pathlib.Path) -> list[str]:
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
   """train/loss by step; a line that a kill cut off does not count."""
-  return {record["step"]: record["train/loss"] for record in _lines(workdir) if "train/loss" in record}
+  return {record["step"]: record["train/loss"] for record in lines(workdir) if "train/loss" in record}
 
 
-def _lines(workdir: pathlib.Path) -> list[Mapping]:
+def lines(workdir: pathlib.Path) -> list[Mapping]:
+  """The complete lines of metrics.jsonl; {} for one that cannot be read."""
   path = workdir / "metrics.jsonl"
-  lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
+  text = path.read_text(errors="replace") if path.is_file() else ""
   records = []
-  for line in lines:
+  for line in text.splitlines(keepends=True):
     with contextlib.suppress(ValueError):  # after a power failure a file may end in anything
       records.append(json.loads(line) if line.endswith("\n") else {})
   return records
@@ -149,7 +150,7 @@ def _lines(workdir: pathlib.Path) -> list[Mapping]:
 def records(workdir: pathlib.Path) -> list[dict]:
   """All that was measured, a step and its losses or scores each: metrics.jsonl without times, and evaluation/."""
   measured = ("step", "train/", "evaluation/")
-  kept = [{name: line[name] for name in line if name.startswith(measured)} for line in _lines(workdir)]
+  kept = [{name: line[name] for name in line if name.startswith(measured)} for line in lines(workdir)]
   results = sorted((workdir / "evaluation").glob("step_*.json"))
   scores = [json.loads(path.read_text()) for path in results]
   return [record for record in kept if len(record) > 1] + scores

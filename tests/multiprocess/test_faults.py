@@ -1,5 +1,6 @@
 """Real runs that are killed, told to stop, starved of disk and damaged, against one that was left alone."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,6 +9,9 @@ import subprocess
 import sys
 
 import pytest
+
+from experiments.faults import disks, launch
+from jpmhc_jax.training.writers import JsonLines
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -26,6 +30,22 @@ def _run(tmp_path, *arguments):
   print(done.stdout)  # the counts, in the log of the tests
   assert done.returncode == 0, done.stdout + done.stderr
   return json.loads(out.read_text())
+
+
+def test_a_power_failure_leaves_the_lines_that_were_synced_and_no_more(tmp_path):
+  """The harness's disk, on which everything would survive if it kept what is only in memory."""
+  if why := disks.why_no_power_failures(tmp_path):
+    pytest.skip(why)
+  with contextlib.closing(disks.PowerDisk(tmp_path)) as disk:
+    lines = JsonLines(disk.path / "metrics.jsonl", 0)
+    for step in range(1, 41):
+      lines.write(step, {f"train/{name}": 0.1 * step for name in range(30)})
+      if step == 20:
+        lines.sync()
+    lines.close()
+    disk.cut([])
+    steps = [line.get("step") for line in launch.lines(disk.path)]
+  assert steps[:20] == list(range(1, 21)) and len(steps) < 40
 
 
 @pytest.mark.slow
