@@ -16,7 +16,7 @@ from jpmhc_jax.core.launch import TUNABLES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = pathlib.Path(__file__).with_name("config.py")
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0  # a hang; a start takes 5 to 10 s where the processors are free
 POLL_S = 0.003
 
 

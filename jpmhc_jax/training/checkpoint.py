@@ -16,7 +16,6 @@ import os
 import pathlib
 import re
 import sys
-from types import TracebackType
 from typing import Any
 import warnings
 
@@ -308,28 +307,27 @@ def _quiet() -> Iterator[None]:
 
   After a failure it stays so: threads of orbax and tensorstore outlive the save, and fail one by one.
   """
-  logger, on_error, on_ignored = logging.getLogger("absl"), sys.excepthook, sys.unraisablehook
+  logger, on_ignored = logging.getLogger("absl"), sys.unraisablehook
 
   def is_other(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
-  def error_of_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if str(error) != "Event loop is closed":
-      on_error(kind, error, trace)
-
   def ignored_of_others(ignored: Any) -> None:
-    if "EventLoop" not in getattr(ignored.object, "__qualname__", ""):
+    loop = (
+      "EventLoop" in getattr(ignored.object, "__qualname__", "") or str(ignored.exc_value) == "Event loop is closed"
+    )
+    if not loop:
       on_ignored(ignored)
 
   logger.addFilter(is_other)
-  sys.excepthook, sys.unraisablehook = error_of_others, ignored_of_others
+  sys.unraisablehook = ignored_of_others
   try:
     yield
   except BaseException:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     raise
   logger.removeFilter(is_other)
-  sys.excepthook, sys.unraisablehook = on_error, on_ignored
+  sys.unraisablehook = on_ignored
 
 
 def _difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

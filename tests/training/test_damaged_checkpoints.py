@@ -3,9 +3,12 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
+import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -229,6 +232,24 @@ def _save_with(error, cause, workdir, monkeypatch):
 
   monkeypatch.setattr(checkpoints._manager, "save", fails)
   checkpoints.save(10, run.setup.create(), config=run.config, dataset=run.dataset, clock={})
+
+
+def test_what_threads_of_a_failed_save_still_say_is_kept_off_the_terminal(monkeypatch):
+  """tensorstore reports to an event loop that orbax has closed, hundreds of lines around one sentence."""
+  logger, said = logging.getLogger("absl"), []
+  monkeypatch.setattr(logger, "filters", [])
+  monkeypatch.setattr(sys, "unraisablehook", said.append)
+  with checkpoint._quiet():
+    pass
+  assert sys.unraisablehook == said.append and not logger.filters
+  with pytest.raises(OSError, match="full"), checkpoint._quiet():
+    raise OSError("full")
+  closed, other = (types.SimpleNamespace(exc_value=RuntimeError(t), object=None) for t in ("Event loop is closed", "x"))
+  sys.unraisablehook(closed)
+  sys.unraisablehook(other)
+  assert said == [other]
+  records = [logging.LogRecord("absl", 40, f"/site/{name}/a.py", 1, "text", (), None) for name in ("orbax", "jpmhc")]
+  assert [bool(logger.filter(record)) for record in records] == [False, True]
 
 
 def test_the_old_checkpoint_stays_until_the_new_one_is_on_disk(workdir, monkeypatch):
