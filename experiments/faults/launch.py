@@ -91,6 +91,7 @@ class Start:
         env=environment,
         stdout=output,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for the harness
         preexec_fn=limit if file_limit else None,
       )
 

@@ -87,20 +87,25 @@ class Campaign:
       os.fsync(file.fileno())
 
   def run(self, jobs: int) -> None:
-    """Goes on until the counts are reached, the first series differs, or Ctrl-C."""
+    """Goes on until the counts are reached or the first series differs. Ctrl-C: the series under way are finished."""
     self._leave_out()
     cache = self.folder / "cache"
     for text in self.layouts:
       series.run_whole(self.folder / "whole", Layout.parse(text), self.steps, cache)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
       running: dict[concurrent.futures.Future, tuple[str, int]] = {}
-      todo = self._todo(running)
+      todo, stopping = self._todo(running), False
       while True:
-        while len(running) < jobs and (following := next(todo, None)):
+        while len(running) < jobs and not stopping and (following := next(todo, None)):
           running[pool.submit(self._series, *following)] = following
         if not running:
           return
-        for future in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+        try:
+          finished = concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done
+        except KeyboardInterrupt:
+          print("the series under way are finished; the same command goes on", file=sys.stderr, flush=True)
+          finished, stopping = set(), True
+        for future in finished:
           family, number = running.pop(future)
           line = {"family": family, "number": number, "report": dataclasses.asdict(future.result())}
           self._note(line)
@@ -144,9 +149,13 @@ class Campaign:
     with tempfile.TemporaryDirectory(
       prefix=f"{family}-{number}-", dir=self.folder, ignore_cleanup_errors=True
     ) as place:
-      report = series.break_a_run(
-        order, draw.randrange(2**32), [layout], whole, self.steps, self.folder / "cache", pathlib.Path(place)
-      )
+      seed = draw.randrange(2**32)
+      try:
+        report = series.break_a_run(
+          order, seed, [layout], whole, self.steps, self.folder / "cache", pathlib.Path(place)
+        )
+      except (OSError, RuntimeError) as error:  # the other series that are under way are not lost by it
+        report = Report(seed, problems=[f"the series could not be finished: {type(error).__name__}: {error}"])
     if not report.problems and not report.same:
       report.problems.append("the run that was broken differs from the one left alone")
     return report
@@ -242,10 +251,7 @@ def main() -> int:
     else:
       layouts_in_turn = tuple((options.layouts or ",".join(LAYOUTS)).split(","))
       campaign = Campaign(folder.absolute(), asked, options.seed, layouts_in_turn, options.size)
-      try:
-        campaign.run(options.jobs)
-      except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+      campaign.run(options.jobs)
       result = campaign.summary()
       show(result)
   if options.json:
