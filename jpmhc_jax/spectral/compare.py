@@ -46,7 +46,8 @@ def of_spectrum(spectrum: Spectrum, total: float = 1.0, floor: float = 1e-12, re
   dead = max(1.0 - float(np.sum(spectrum.weights)) / total, 0.0)
   dead += (1 - dead) * removed
   values = np.sqrt(np.asarray(spectrum.x))
-  return atoms(np.append(0.0, values), np.append(dead, weights * (1 - dead) / weights.sum()), floor)
+  mass = max(weights.sum(), np.finfo(np.float64).tiny)  # 0 where all of it lies below the grid
+  return atoms(np.append(0.0, values), np.append(dead, weights * ((1 - dead) / mass)), floor)
 
 
 def quantiles(law: Atoms, levels: Float[np.ndarray, " levels"]) -> Float[np.ndarray, " levels"]:

@@ -39,7 +39,7 @@ REPLACED = {
   "--sweep=configs/sweeps/mixers.py": "--sweep=configs/sweeps/one.py",
   "--mixer=sinkhorn,cayley,iso": "--mixer=iso",
   "--depth=12,48": "--depth=2",
-  "spectrum --workdir": "spectrum --exact-limit=64 --lanczos-steps=4 --probes=1 --workdir",
+  "--workdir=runs/sudoku --mixer=sinkhorn": "--workdir=runs/sudoku --exact-limit=64 --lanczos-steps=4 --probes=1",
 }
 ONE_RUN = """\
 from jpmhc_jax.sweeps import cases

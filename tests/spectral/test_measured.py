@@ -182,3 +182,10 @@ def test_distances_between_weighted_spectra():
   assert_allclose([found.stalled, found.mean_log, found.largest], [0.25, 0.0, 2.0], atol=1e-12)
   grid = np.linspace(-3, 3, 400)
   assert_allclose(np.trapezoid(compare.smoothed(first, grid, 0.1), grid), 1.0, rtol=1e-6)
+
+
+def test_a_spectrum_that_lies_wholly_below_the_grid_is_all_dead():
+  nothing = density.Spectrum(np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3))
+  found = compare.of_spectrum(nothing)
+  np.testing.assert_array_equal(found.weights, [1, 0, 0, 0])
+  assert np.all(np.isfinite(found.log_values))
