@@ -12,11 +12,16 @@ Each geometry is a frozen dataclass with the same methods, which `optim.riemanni
   random(key, shape)                a random point, uniform where the manifold has a uniform measure
   check_shape(shape)                raises ValueError for a shape that cannot hold a point
 
-Methods expect float32 or float64. Sources: Edelman, Arias & Smith 1998; Absil, Mahony & Sepulchre 2008; Douik & Hassibi
+Methods expect float32 or float64, and are differentiable to any order, at zero tangents too. A step longer than 100 is
+shortened to it (`retractions.LONGEST`), so that new points are on the manifold to rounding for steps of any size. Where a
+projection has several nearest points it takes one of them and has the derivative 0; where many paths lead to a new point
+(to the antipode) the vector is projected. Sources: Edelman, Arias & Smith 1998; Absil, Mahony & Sepulchre 2008; Douik & Hassibi
 2019 for doubly stochastic matrices.
 """
 
 import dataclasses
+import functools
+import math
 from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -24,8 +29,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.manifolds import retractions
+from jpmhc_jax.manifolds import retractions, scaling
 from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul, skew, symmetric, transpose
+
+_NEWTON_STEPS = 50  # at most; from anywhere a dozen reach rounding
 
 Matrix = Float[Array, "*batch n p"]
 Scalars = Float[Array, "*batch"]
@@ -52,8 +59,9 @@ class Stiefel:
 
   metric="euclidean": <A, B> = tr A^T B, gradient G - X sym(X^T G).
   metric="canonical": <A, B> = tr A^T (I - X X^T / 2) B, gradient G - X G^T X.
-  Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps),
-  cayley_qr (those followed by QR, the published Grassmann step), qr (order 1), polar (order 2, Euclidean metric).
+  Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps; steps are
+  shortened to length 1, about as far as these converge), cayley_qr (those followed by QR, the published Grassmann step),
+  qr (order 1), polar (order 2, Euclidean metric).
   """
 
   metric: str = "euclidean"
@@ -86,15 +94,17 @@ class Stiefel:
     check_choice("method", method, self.RETRACTIONS)
     if method == "cayley":
       return retractions.cayley(point, tangent)
+    if method == "cayley_iterative":
+      return retractions.cayley_iterative(point, retractions.shortened(tangent, 1.0), self.sweeps)
+    step = retractions.shortened(tangent)
     if method == "qr":
-      return retractions.qr(point + tangent)
+      return retractions.qr(point + step)
     if method == "polar":
-      return retractions.polar_near(point + tangent)
-    new_point = retractions.cayley_iterative(point, tangent, self.sweeps)
-    return retractions.qr(new_point) if method == "cayley_qr" else new_point
+      return retractions.polar_near(point + step)
+    return retractions.qr(retractions.cayley_iterative(point, step, self.sweeps))
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
-    # The rotation is isometric and exact; the projection only removes rounding.
+    # The rotation is isometric and exact, and the projection removes rounding; near the antipode it is all there is.
     return self.tangent(new_point, retractions.carry_along(point, new_point, vector))
 
   def distance(self, point: Matrix) -> Scalars:
@@ -156,6 +166,11 @@ class Iso(Orthogonal):
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
     return super().gradient(point, _centre(ambient))
 
+  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    # A long step turns what rounding left of the mean.
+    new_point = _centre(super().retract(point, tangent, method)) + 1 / point.shape[-1]
+    return new_point if (method or self.retraction) == "cayley_iterative" else retractions.tidied(new_point)
+
   def distance(self, point: Matrix) -> Scalars:
     rows = jnp.max(jnp.abs(jnp.sum(point, axis=-1) - 1), axis=-1)
     return jnp.maximum(super().distance(point), rows)
@@ -186,7 +201,11 @@ def _check_square(geometry: object, shape: tuple[int, ...], least: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Sphere:
-  """Matrices of Frobenius norm 1. Retractions: normalise (order 2), exp (the geodesic)."""
+  """Matrices of Frobenius norm 1. Retractions: normalise (order 2), exp (the geodesic).
+
+  The projection of 0 has equal entries. Transport is parallel along the shortest geodesic; to the antipode, up to
+  rounding, it is the identity.
+  """
 
   retraction: str = "exp"
 
@@ -212,20 +231,25 @@ class Sphere:
     method = method or self.retraction
     check_choice("method", method, self.RETRACTIONS)
     if method == "normalise":
-      return self.project(point + tangent)
-    angle = jnp.sqrt(self._dot(tangent, tangent))
-    return jnp.cos(angle) * point + jnp.sinc(angle / jnp.pi) * tangent
+      return self.project(point + retractions.shortened(tangent, axes=self.AXES))
+    step = retractions.shortened(tangent, axes=self.AXES)
+    cosine, sinc = _cosine_and_sinc(jnp.sum(step * step, axis=self.AXES, keepdims=True))
+    return cosine * point + sinc * step
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
-    # Parallel along the geodesic: the part of v along it turns, the rest stays.
+    # Parallel along the geodesic is the reflection in p + q: it takes p to −q, and the part of v along the path turns.
     total = point + new_point
-    return vector - total * self._dot(new_point, vector) / (1 + self._dot(point, new_point))
+    square = self._dot(total, total)
+    opposite = square <= float(jnp.finfo(square.dtype).eps)
+    share = jnp.where(opposite, 0.0, 2 / jnp.where(opposite, 1.0, square))
+    return self.tangent(new_point, vector - total * (share * self._dot(total, vector)))
 
   def distance(self, point: Matrix) -> Scalars:
     return jnp.max(jnp.abs(jnp.sqrt(self._dot(point, point)) - 1), axis=(-2, -1))
 
   def project(self, matrix: Matrix) -> Matrix:
-    return matrix * jax.lax.rsqrt(self._dot(matrix, matrix))
+    entries = math.prod(matrix.shape[axis] for axis in self.AXES)
+    return retractions.normalised(matrix, self.AXES, zero=entries**-0.5)
 
   def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     self.check_shape(shape)
@@ -234,6 +258,21 @@ class Sphere:
   def check_shape(self, shape: tuple[int, ...]) -> None:
     if len(shape) < 2 or 0 in shape[-2:]:
       raise ValueError(f"shape {shape}: {type(self).__name__} needs (..., n, p); add an axis of length 1 to a vector.")
+
+
+def _cosine_and_sinc(square: Array) -> tuple[Array, Array]:
+  """cos x and sin(x)/x of x², with derivatives of any order at 0: below 1 by their series in x²."""
+  small = square < 1
+  low, angle = jnp.where(small, square, 0.0), jnp.sqrt(jnp.where(small, 1.0, square))
+
+  def series(first: int) -> Array:
+    # Σ (−x²)^k / (2k + first)!, to below the rounding of float64.
+    total = jnp.zeros_like(low)
+    for k in range(9, -1, -1):
+      total = total * -low + 1 / math.factorial(2 * k + first)
+    return total
+
+  return jnp.where(small, series(0), jnp.cos(angle)), jnp.where(small, series(1), jnp.sin(angle) / angle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +291,7 @@ class Birkhoff:
   changes no entry by more than a factor exp(`max_log_step`).
   """
 
-  sweeps: int = 1000  # at most; balancing stops at rounding
+  sweeps: int = 100  # of balancing, at most; what is not balanced by then (near a permutation) Newton's steps finish
   floor: float = 1e-7  # float32 cannot represent smaller entries in p + (new - p)
   max_log_step: float = 5.0
 
@@ -302,21 +341,36 @@ class Birkhoff:
     _check_square(self, shape, 1)
 
   def _balance(self, matrix: Matrix) -> Matrix:
-    """Sinkhorn-Knopp until every row sum of the column-normalised matrix is 1 to rounding, or `sweeps` are spent."""
-    tolerance = 4 * jnp.finfo(matrix.dtype).eps
+    return _balanced(matrix, self)
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-      _, error, sweep = state
-      return (error > tolerance) & (sweep < self.sweeps)
 
-    def balance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-      matrix, _, sweep = state
-      matrix = matrix / jnp.sum(matrix, axis=-1, keepdims=True)
-      matrix = matrix / jnp.sum(matrix, axis=-2, keepdims=True)
-      return matrix, jnp.max(jnp.abs(jnp.sum(matrix, axis=-1) - 1)), sweep + 1
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _balanced(matrix: Matrix, geometry: Birkhoff) -> Matrix:
+  """diag(u) M diag(v) with row and column sums 1, to rounding."""
+  tolerance = 4 * jnp.finfo(matrix.dtype).eps
 
-    start = (matrix, jnp.asarray(jnp.inf, matrix.dtype), jnp.zeros([], jnp.int32))
-    return jax.lax.while_loop(unfinished, balance, start)[0]
+  def unfinished(state: tuple[Array, Array, Array]) -> Array:
+    _, error, sweep = state
+    return (error > tolerance) & (sweep < geometry.sweeps)
+
+  def balance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    matrix, _, sweep = state
+    matrix = matrix / jnp.sum(matrix, axis=-2, keepdims=True)
+    matrix = matrix / jnp.sum(matrix, axis=-1, keepdims=True)
+    return matrix, jnp.max(jnp.abs(jnp.sum(matrix, axis=-2) - 1)), sweep + 1
+
+  start = (matrix, jnp.asarray(jnp.inf, matrix.dtype), jnp.zeros([], jnp.int32))
+  matrix = jax.lax.while_loop(unfinished, balance, start)[0]
+  finished = scaling.finish(jnp.moveaxis(matrix, (-2, -1), (0, 1)), _NEWTON_STEPS)
+  return jnp.moveaxis(finished, (0, 1), (-2, -1))
+
+
+@_balanced.defjvp
+def _balanced_jvp(geometry: Birkhoff, primals: tuple[Matrix], tangents: tuple[Matrix]) -> tuple[Matrix, Matrix]:
+  # log P = log M + log u + log v, with sums held: dP is P * dM / M less the part that the scaling takes back.
+  (matrix,), (tangent,) = primals, tangents
+  point = _balanced(matrix, geometry)
+  return point, geometry.tangent(point, point * tangent / matrix)
 
 
 GEOMETRIES: dict[str, Geometry] = {

@@ -3,6 +3,9 @@
 Parameters are few, so the layout is the usual one, `(*batch, n, p)`, and small linear solves are fine here (per-token
 matrices are another matter: see `linear`). Every product runs at full precision: TF32 or bfloat16 would leave the
 manifold at once.
+
+A step longer than LONGEST (Frobenius norm) is shortened to it. There Cayley's turns are within 2.3° of the half turn that
+they tend to, and rounding, which grows like the square of the length, is still small enough to be removed.
 """
 
 import functools
@@ -11,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+LONGEST = 100.0
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -40,6 +45,36 @@ def identity_like(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
   return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
 
 
+def normalised(
+  x: Float[Array, "*batch n p"], axes: tuple[int, ...], zero: float = 0.0
+) -> Float[Array, "*batch n p"]:
+  """x over its norm along `axes`, for finite x of any size; entries `zero`, without a gradient, where x is zero."""
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+  is_zero = largest == 0
+  scaled = jnp.where(is_zero, 1.0, x) / jnp.where(is_zero, 1.0, largest)
+  unit = scaled * jax.lax.rsqrt(jnp.sum(scaled * scaled, axis=axes, keepdims=True))
+  return jnp.where(is_zero, zero, unit)
+
+
+def shortened(
+  step: Float[Array, "*batch n p"], longest: float = LONGEST, axes: tuple[int, ...] = (-2, -1)
+) -> Float[Array, "*batch n p"]:
+  """The step, or where its norm along `axes` is above `longest` the part of it of that norm; any finite step."""
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(step), axis=axes, keepdims=True))
+  size = jnp.maximum(largest, longest)
+  share = longest / size
+  square = jnp.sum(jnp.square(step / size), axis=axes, keepdims=True)
+  # share / sqrt(square) = longest / norm, and no square leaves the range of the dtype.
+  factor = share * jax.lax.rsqrt(jnp.maximum(square, share * share))
+  return step * jnp.where(square > share * share, factor, 1.0)
+
+
+def tidied(x: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
+  """One Newton–Schulz step, X − X (XᵀX − I)/2: |XᵀX − I| below 1 is squared (times 3/4)."""
+  product = gram(x, x)
+  return x - 0.5 * matmul(x, product - identity_like(product))
+
+
 def rotate(
   left: Float[Array, "*batch n p"], right: Float[Array, "*batch n p"], x: Float[Array, "*batch n q"]
 ) -> Float[Array, "*batch n q"]:
@@ -67,9 +102,10 @@ def _generator(point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p
 def cayley(point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
   """Y = (I - W/2)^-1 (I + W/2) X with W X = Z: stays orthonormal to rounding; order 2 for the canonical metric.
 
-  Source: Wen & Yin 2013, "A feasible method for optimization with orthogonality constraints".
+  Steps longer than LONGEST are shortened to it. Source: Wen & Yin 2013, "A feasible method for optimization with
+  orthogonality constraints".
   """
-  return rotate(_generator(point, step), point, point)
+  return tidied(rotate(_generator(point, shortened(step)), point, point))
 
 
 def cayley_iterative(
@@ -105,16 +141,62 @@ def qr(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
 
 
 def polar(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
-  """The nearest matrix with orthonormal columns, U V^T of the singular value decomposition; any full-rank input."""
-  u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
-  return matmul(u, vt)
+  """The nearest matrix with orthonormal columns, U V^T of the singular value decomposition.
+
+  At rank below p there are several nearest ones, of which this is one. The derivative is that of the polar factor; in
+  directions that are singular to rounding, where it has none, it is 0.
+  """
+  return _polar(matrix, False)
 
 
 def polar_near(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
-  """M (M^T M)^(-1/2) through the p x p Gram matrix, for singular values that are not small (X + Z has them >= 1)."""
+  """The same as M (M^T M)^(-1/2) through the p x p Gram matrix, for singular values from about 1 to LONGEST.
+
+  X + Z has such for tangent Z up to that length.
+  """
+  return _polar(matrix, True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _polar(matrix: Array, near: bool) -> Array:
+  if not near:
+    u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return matmul(u, vt)
   values, vectors = jnp.linalg.eigh(gram(matrix, matrix))
   scaled = vectors * jnp.broadcast_to(jax.lax.rsqrt(values)[..., None, :], vectors.shape)
-  return matmul(matrix, matmul(scaled, transpose(vectors)))
+  return tidied(matmul(matrix, matmul(scaled, transpose(vectors))))
+
+
+@_polar.defjvp
+def _polar_jvp(near: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+  # A = RP: dR = RΩ + (I − RRᵀ) dA P⁻¹ with PΩ + ΩP = RᵀdA − dAᵀR. Both equations are solved in the eigenbasis of P, and
+  # are self-adjoint. They are differentiated as equations: P may have equal eigenvalues, whose vectors have no
+  # derivative.
+  (matrix,), (tangent,) = primals, tangents
+  factor = _polar(matrix, near)
+  stretch = symmetric(gram(factor, matrix))
+  values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(stretch))
+  eps = float(jnp.finfo(matrix.dtype).eps)
+  least = 16 * eps * jnp.maximum(jnp.max(jnp.abs(values), axis=-1), eps)[..., None, None]
+
+  def inverse(sums: Array) -> Array:
+    return jnp.where(sums > least, 1 / jnp.where(sums > least, sums, 1.0), 0.0)
+
+  def turn(_: Any, k: Array) -> Array:
+    inside = matmul(gram(vectors, k), vectors) * inverse(values[..., :, None] + values[..., None, :])
+    return matmul(vectors, matmul(inside, transpose(vectors)))
+
+  def divide(_: Any, x: Array) -> Array:
+    return matmul(matmul(x, vectors) * inverse(values[..., None, :]), transpose(vectors))
+
+  def both_sides(y: Array) -> Array:
+    return matmul(stretch, y) + matmul(y, stretch)
+
+  along = gram(factor, tangent)
+  omega = jax.lax.custom_linear_solve(both_sides, along - transpose(along), turn, symmetric=True)
+  across = tangent - matmul(factor, along)
+  across = jax.lax.custom_linear_solve(lambda x: matmul(x, stretch), across, divide, symmetric=True)
+  return factor, matmul(factor, omega) + across
 
 
 def carry_along(
@@ -125,10 +207,14 @@ def carry_along(
   Q X = Y asks W (X + Y) = 2 (Y - X) of the skew W. With S = X + Y, D = 2 (Y - X), N = (S^T S)^-1 the system is
   consistent because S^T D = 2 (X^T Y - Y^T X) is skew, and its solution of least norm is
   W = E F^T - F E^T,  F = S N,  E = D - F (S^T D) / 2. Being orthogonal, Q keeps lengths and maps tangent vectors
-  to tangent vectors (horizontal ones to horizontal ones). Needs X^T Y away from the eigenvalue -1.
+  to tangent vectors (horizontal ones to horizontal ones). Where S^T S is near singular (an entry of F is above 16: Y
+  nearly reverses a direction of X, and many rotations carry it there) Q = I.
   """
   total, difference = point + new_point, 2.0 * (new_point - point)
   spread = gram(total, total)
-  f = transpose(jnp.linalg.solve(spread, transpose(total)))
+  room = 4 * float(jnp.finfo(spread.dtype).eps)  # keeps the solution finite; far below the 1/16² that is asked for
+  f = transpose(jnp.linalg.solve(spread + room * identity_like(spread), transpose(total)))
+  near_antipode = ~(jnp.max(jnp.abs(f), axis=(-2, -1), keepdims=True) <= 16)
+  f = jnp.where(near_antipode, 0.0, f)
   e = difference - 0.5 * matmul(f, gram(total, difference))
   return rotate(e, f, vector)
