@@ -12,11 +12,12 @@ Each geometry is a frozen dataclass with the same methods, which `optim.riemanni
   random(key, shape)                a random point, uniform where the manifold has a uniform measure
   check_shape(shape)                raises ValueError for a shape that cannot hold a point
 
-Methods expect float32 or float64, and are differentiable to any order, at zero tangents too. A step longer than 100 is
-shortened to it (`retractions.LONGEST`), so that new points are on the manifold to rounding for steps of any size. Where a
-projection has several nearest points it takes one of them and has the derivative 0; where many paths lead to a new point
-(to the antipode) the vector is projected. Sources: Edelman, Arias & Smith 1998; Absil, Mahony & Sepulchre 2008; Douik & Hassibi
-2019 for doubly stochastic matrices.
+Methods expect float32 or float64, and are differentiable to any order, at zero tangents too. A step longer than 100
+(`retractions.LONGEST`) is shortened to it, so that new points are on the manifold to rounding for steps of any size.
+Where several points are nearest, a projection takes one of them and has the derivative 0; where many shortest paths
+lead to a new point (to the antipode), transport is the projection to its tangent space.
+
+Sources: Edelman, Arias & Smith 1998; Absil, Mahony & Sepulchre 2008; Douik & Hassibi 2019 for doubly stochastic ones.
 """
 
 import dataclasses
@@ -59,9 +60,9 @@ class Stiefel:
 
   metric="euclidean": <A, B> = tr A^T B, gradient G - X sym(X^T G).
   metric="canonical": <A, B> = tr A^T (I - X X^T / 2) B, gradient G - X G^T X.
-  Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps; steps are
-  shortened to length 1, about as far as these converge), cayley_qr (those followed by QR, the published Grassmann step),
-  qr (order 1), polar (order 2, Euclidean metric).
+  Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps; beyond
+  length 1, about as far as they converge, a step is shortened to it), cayley_qr (those followed by QR, the published
+  Grassmann step), qr (order 1), polar (order 2, Euclidean metric).
   """
 
   metric: str = "euclidean"
@@ -100,7 +101,7 @@ class Stiefel:
     if method == "qr":
       return retractions.qr(point + step)
     if method == "polar":
-      return retractions.polar_near(point + step)
+      return retractions.with_care(tangent, lambda step: retractions.polar_near(point + step))
     return retractions.qr(retractions.cayley_iterative(point, step, self.sweeps))
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
@@ -167,9 +168,13 @@ class Iso(Orthogonal):
     return super().gradient(point, _centre(ambient))
 
   def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
-    # A long step turns what rounding left of the mean.
-    new_point = _centre(super().retract(point, tangent, method)) + 1 / point.shape[-1]
-    return new_point if (method or self.retraction) == "cayley_iterative" else retractions.tidied(new_point)
+    def restored(new_point: Matrix) -> Matrix:
+      return retractions.tidied(_centre(new_point) + 1 / point.shape[-1])  # a long step turns rounding of the mean too
+
+    plain = functools.partial(super().retract, point, method=method)
+    if (method or self.retraction) == "cayley_iterative":
+      return plain(tangent)
+    return retractions.with_care(tangent, plain, restored)
 
   def distance(self, point: Matrix) -> Scalars:
     rows = jnp.max(jnp.abs(jnp.sum(point, axis=-1) - 1), axis=-1)
@@ -360,9 +365,13 @@ def _balanced(matrix: Matrix, geometry: Birkhoff) -> Matrix:
     return matrix, jnp.max(jnp.abs(jnp.sum(matrix, axis=-2) - 1)), sweep + 1
 
   start = (matrix, jnp.asarray(jnp.inf, matrix.dtype), jnp.zeros([], jnp.int32))
-  matrix = jax.lax.while_loop(unfinished, balance, start)[0]
-  finished = scaling.finish(jnp.moveaxis(matrix, (-2, -1), (0, 1)), _NEWTON_STEPS)
-  return jnp.moveaxis(finished, (0, 1), (-2, -1))
+
+  def finished(matrix: Matrix) -> Matrix:
+    tokens_last = jnp.moveaxis(matrix, (-2, -1), (0, 1))
+    return jnp.moveaxis(scaling.finish(tokens_last, _NEWTON_STEPS), (0, 1), (-2, -1))
+
+  matrix, error, _ = jax.lax.while_loop(unfinished, balance, start)
+  return jax.lax.cond(error > tolerance, finished, lambda matrix: matrix, matrix)
 
 
 @_balanced.defjvp

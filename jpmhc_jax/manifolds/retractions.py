@@ -4,10 +4,11 @@ Parameters are few, so the layout is the usual one, `(*batch, n, p)`, and small 
 matrices are another matter: see `linear`). Every product runs at full precision: TF32 or bfloat16 would leave the
 manifold at once.
 
-A step longer than LONGEST (Frobenius norm) is shortened to it. There Cayley's turns are within 2.3° of the half turn that
-they tend to, and rounding, which grows like the square of the length, is still small enough to be removed.
+A step longer than LONGEST (Frobenius norm) is shortened to it. There Cayley's turns are within 2.3° of the half turn
+that they tend to, and rounding, which grows like the square of the length, is still small enough to be removed.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -45,9 +46,7 @@ def identity_like(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
   return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
 
 
-def normalised(
-  x: Float[Array, "*batch n p"], axes: tuple[int, ...], zero: float = 0.0
-) -> Float[Array, "*batch n p"]:
+def normalised(x: Float[Array, "*batch n p"], axes: tuple[int, ...], zero: float = 0.0) -> Float[Array, "*batch n p"]:
   """x over its norm along `axes`, for finite x of any size; entries `zero`, without a gradient, where x is zero."""
   largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
   is_zero = largest == 0
@@ -73,6 +72,16 @@ def tidied(x: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
   """One Newton–Schulz step, X − X (XᵀX − I)/2: |XᵀX − I| below 1 is squared (times 3/4)."""
   product = gram(x, x)
   return x - 0.5 * matmul(x, product - identity_like(product))
+
+
+def with_care(
+  step: Float[Array, "*batch n p"],
+  retract: Callable[[Array], Array],
+  restore: Callable[[Array], Array] = tidied,
+) -> Float[Array, "*batch n p"]:
+  """retract(step); where a step of the batch is longer than 1, restore(retract(step shortened to LONGEST)) for all."""
+  short = jnp.all(jnp.sum(step * step, axis=(-2, -1)) <= 1.0)  # false for what is no number
+  return jax.lax.cond(short, retract, lambda step: restore(retract(shortened(step))), step)
 
 
 def rotate(
@@ -105,7 +114,7 @@ def cayley(point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]) 
   Steps longer than LONGEST are shortened to it. Source: Wen & Yin 2013, "A feasible method for optimization with
   orthogonality constraints".
   """
-  return tidied(rotate(_generator(point, shortened(step)), point, point))
+  return with_care(step, lambda step: rotate(_generator(point, step), point, point))
 
 
 def cayley_iterative(
@@ -150,9 +159,9 @@ def polar(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
 
 
 def polar_near(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
-  """The same as M (M^T M)^(-1/2) through the p x p Gram matrix, for singular values from about 1 to LONGEST.
+  """The same as M (M^T M)^(-1/2) through the p x p Gram matrix, for singular values that are not small.
 
-  X + Z has such for tangent Z up to that length.
+  X + Z has them >= 1. Rounding leaves an error of their square.
   """
   return _polar(matrix, True)
 
@@ -164,7 +173,7 @@ def _polar(matrix: Array, near: bool) -> Array:
     return matmul(u, vt)
   values, vectors = jnp.linalg.eigh(gram(matrix, matrix))
   scaled = vectors * jnp.broadcast_to(jax.lax.rsqrt(values)[..., None, :], vectors.shape)
-  return tidied(matmul(matrix, matmul(scaled, transpose(vectors))))
+  return matmul(matrix, matmul(scaled, transpose(vectors)))
 
 
 @_polar.defjvp

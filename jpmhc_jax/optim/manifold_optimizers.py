@@ -14,6 +14,7 @@ from jpmhc_jax.optim.riemannian import (
   scale_by_riemannian_adam,
   scale_by_riemannian_momentum,
   stabilize_every,
+  warn_off,
 )
 from jpmhc_jax.optim.schedules import ScalarOrSchedule
 
@@ -136,7 +137,7 @@ def landing(learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any 
   the learning rate, cut to the largest step that provably keeps |X^T X - I|_F <= radius:
   eta <= min(1 / (2 lambda), (lambda d (1 - d) + sqrt(lambda^2 d^2 (1 - d)^2 + a^2 (radius - d))) / a^2)
   with d = |X^T X - I|_F, a = |psi X|_F, lambda = attraction. Start with d < 1, best on the manifold: between the radius
-  and 1 it only contracts, beyond 1 it stands still.
+  and 1 it only contracts, and beyond 1 the first update goes to the projection.
   Source: Ablin & Peyre 2022; Ablin, Vary, Gao & Absil 2023 for n > p.
   """
 
@@ -144,16 +145,24 @@ def landing(learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any 
     product = gram(point, point)
     excess = product - identity_like(product)
     relative = 0.5 * (matmul(gradient, product) - matmul(point, gram(gradient, point)))
-    d, a2 = (jnp.sum(x * x, axis=(-2, -1), keepdims=True) for x in (excess, relative))
-    d = jnp.sqrt(d)
-    pull = attraction * d * (1 - d)
+    d, a = norm(excess), jnp.maximum(norm(relative), jnp.finfo(point.dtype).tiny ** 0.5)
+    pull = attraction * d * (1 - d) / a
     room = jnp.maximum(radius - d, 0.0)
-    safe = (pull + jnp.sqrt(pull**2 + a2 * room)) / jnp.maximum(a2, jnp.finfo(a2.dtype).tiny)
+    safe = (pull + jnp.sqrt(pull**2 + room)) / a  # divided twice, because a² may be no number
     eta = jnp.minimum(rate, jnp.minimum(safe, 1 / (2 * attraction)))
-    return -eta * (relative + attraction * matmul(point, excess))
+    descent = -eta * (relative + attraction * matmul(point, excess))
+    far = d >= 1
+    return jax.lax.cond(
+      jnp.any(far), lambda u: jnp.where(far, EUCLIDEAN.project(point) - point, u), lambda u: u, descent
+    )
+
+  def norm(matrix: jax.Array) -> jax.Array:
+    largest = jnp.maximum(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True), jnp.finfo(matrix.dtype).tiny)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(matrix / largest), axis=(-2, -1), keepdims=True))
 
   def init(params: Any) -> LandingState:
     stabilize_every(EUCLIDEAN).init(params)  # the same demands on shape and precision
+    warn_off(EUCLIDEAN, params, lambda leaf: norm(gram(leaf, leaf) - identity_like(gram(leaf, leaf))) >= 1)
     return LandingState(jnp.zeros([], jnp.int32))
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

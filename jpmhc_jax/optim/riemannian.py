@@ -10,12 +10,15 @@ Each piece takes a geometry of `manifolds.parameters`. Put together,
     stabilize_every(manifold, 100),           # removes the rounding that accumulates
   )
 
-The additive contract holds at every stage: optax.apply_updates adds the update and lands on the manifold. Leaves are
+The additive contract holds at every stage: optax.apply_updates adds the update and lands on the manifold, from the
+first step on: `stabilize_every` projects a start that is off it, and `init` warns where it sees values. Leaves are
 `(*batch, n, p)` in float32 or float64; bfloat16 leaves the manifold within a hundred steps and is refused.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +54,27 @@ class StabilizeState(NamedTuple):
 
 
 def riemannian_gradient(manifold: Geometry) -> optax.GradientTransformation:
-  """Turns Euclidean gradients into Riemannian ones: <grad f, v> = df(v) in the manifold's metric."""
+  """Turns Euclidean gradients into Riemannian ones: <grad f, v> = df(v) in the manifold's metric.
+
+  A matrix with an entry above max^(1/3) (float32: 7e12) is scaled down to it first: its square length stays a number.
+  `init` warns of parameters off the manifold.
+  """
+
+  def gradient(point: jax.Array, ambient: jax.Array) -> jax.Array:
+    most = float(jnp.finfo(ambient.dtype).max) ** (1 / 3)
+    largest = jnp.max(jnp.abs(ambient), axis=(-2, -1), keepdims=True)
+    return manifold.gradient(point, ambient * (most / jnp.maximum(largest, most)))
+
+  def init(params: Any) -> optax.EmptyState:
+    _check(manifold, params)
+    warn_off(manifold, params, functools.partial(_is_off, manifold))
+    return optax.EmptyState()
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     _check(manifold, params)
-    return jax.tree.map(manifold.gradient, params, updates), state
+    return jax.tree.map(gradient, params, updates), state
 
-  return optax.GradientTransformation(_init_empty(manifold), update)
+  return optax.GradientTransformation(init, update)
 
 
 def scale_by_riemannian_momentum(
@@ -153,13 +170,18 @@ def retract(manifold: Geometry, method: str = "") -> optax.GradientTransformatio
     _check(manifold, params)
     return jax.tree.map(step, params, updates), state
 
-  return optax.GradientTransformation(_init_empty(manifold), update)
+  def init(params: Any) -> optax.EmptyState:
+    _check(manifold, params)
+    return optax.EmptyState()
+
+  return optax.GradientTransformation(init, update)
 
 
 def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTransformation:
   """Replaces every `every`-th update by the one that lands on the projection of p + update; 0 = never.
 
-  Rounding moves a Cayley trajectory off the manifold by about 1e-8 a step in float32; this puts it back. Works after
+  The first update counts as due if the start is off the manifold. Rounding moves a trajectory off it by about 1e-8 a
+  step in float32 where the retraction does not take it back (sphere, Birkhoff); this puts it back. Works after
   any transformation, Riemannian or not: with every=1 it turns a Euclidean optimiser into a projected one.
   """
 
@@ -171,21 +193,16 @@ def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTrans
     _check(manifold, params)
     count = optax.safe_increment(state.count)
 
-    def project(updates: Any) -> Any:
-      return jax.tree.map(lambda p, u: manifold.project(p + u) - p, params, updates)
+    scheduled = (every > 0) & (count % jnp.maximum(every, 1) == 0)
 
-    due = (every > 0) & (count % jnp.maximum(every, 1) == 0)
-    return jax.lax.cond(due, project, lambda unchanged: unchanged, updates), StabilizeState(count)
+    def land(point: jax.Array, update: jax.Array) -> jax.Array:
+      here = scheduled | _is_off(manifold, point)[..., None, None]
+      return jnp.where(here, manifold.project(point + update) - point, update)
+
+    due = scheduled | (count == 1)
+    return jax.lax.cond(due, lambda u: jax.tree.map(land, params, u), lambda u: u, updates), StabilizeState(count)
 
   return optax.GradientTransformation(init, update)
-
-
-def _init_empty(manifold: Geometry) -> Callable[[Any], optax.EmptyState]:
-  def init(params: Any) -> optax.EmptyState:
-    _check(manifold, params)
-    return optax.EmptyState()
-
-  return init
 
 
 def _check(manifold: Geometry, params: Any) -> None:
@@ -193,7 +210,7 @@ def _check(manifold: Geometry, params: Any) -> None:
   if params is None:
     raise ValueError("Riemannian transformations need the parameters: call optimizer.update(gradients, state, params).")
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path) or "(the only leaf)"
+    name = _name(path)
     if leaf.dtype not in (jnp.float32, jnp.float64):
       raise ConfigError(
         f"parameter {name} has dtype {leaf.dtype}: a manifold leaf must be a float32 master parameter (lower precision "
@@ -203,6 +220,29 @@ def _check(manifold: Geometry, params: Any) -> None:
       manifold.check_shape(tuple(leaf.shape))
     except ValueError as error:
       raise ConfigError(f"parameter {name}: {error}") from error
+
+
+def _is_off(manifold: Geometry, point: jax.Array) -> jax.Array:
+  """Which matrices miss their manifold by more than the root of rounding: far more than exact steps add up to."""
+  return ~(manifold.distance(point) <= float(jnp.finfo(point.dtype).eps) ** 0.5)
+
+
+def warn_off(manifold: Geometry, params: Any, is_off: Callable[[jax.Array], jax.Array]) -> None:
+  """Warns of leaves with a matrix that `is_off`, which the first step projects; silent where values are not at hand."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+      continue
+    if bool(jnp.any(is_off(leaf))):
+      worst = float(jnp.max(manifold.distance(leaf)))
+      warnings.warn(
+        f"parameter {_name(path)} is off its manifold ({type(manifold).__name__}) by {worst:.1e}: the first step "
+        "projects it; pass manifold.project(parameter) so that the first gradient is taken there too.",
+        stacklevel=3,
+      )
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path) or "(the only leaf)"
 
 
 def _remember(transport: str, params: Any, copy: bool = False) -> Any:

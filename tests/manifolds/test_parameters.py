@@ -234,6 +234,139 @@ def test_birkhoff_survives_huge_steps_and_the_boundary():
   assert jnp.all(jnp.isfinite(geometry.gradient(corner, jax.random.normal(jax.random.key(2), (4, 4)))))
 
 
+RETRACTIONS = [
+  *((Stiefel(), (5, 3), method) for method in Stiefel.RETRACTIONS), (Stiefel(metric="canonical"), (7, 2), "cayley"),
+  (Orthogonal(), (4, 4), "cayley"), (Iso(), (4, 4), "cayley"), (Iso(), (4, 4), "polar"),
+  (Birkhoff(), (4, 4), "sinkhorn"), (Sphere(), (3, 2), "exp"), (Sphere(), (3, 2), "normalise"),
+  (Oblique(), (4, 3), "exp"),
+]  # fmt: skip
+RETRACTION_IDS = [f"{type(g).__name__}-{s[0]}x{s[1]}-{method}" for g, s, method in RETRACTIONS]
+by_retraction = pytest.mark.parametrize("geometry, shape, method", RETRACTIONS, ids=RETRACTION_IDS)
+
+
+@by_retraction
+def test_steps_of_any_length_end_on_the_manifold(geometry, shape, method):
+  point, tangent, _ = draw(geometry, shape)
+  ones = geometry.tangent(point, jnp.ones_like(point) + jnp.arange(shape[-1]))  # rank one: the hardest for Cayley
+  sizes = jnp.asarray([0.0, 1e-30, 1.0, 10.0, 100.0, 1e4, 1e8, 1e30])[:, None, None, None]
+  norms = [jnp.linalg.norm(v, axis=(-2, -1), keepdims=True) for v in (tangent, ones)]
+  for vector, norm in zip((tangent, ones), norms, strict=True):
+    unit = vector / jnp.maximum(norm, 1e-3)
+    new_points = jax.jit(lambda z: geometry.retract(jnp.broadcast_to(point, z.shape), z, method))(sizes * unit[None])
+    if method == "cayley_iterative":  # which is truncated, and shortened to where its error is bounded
+      assert jnp.max(geometry.distance(new_points)) < 0.5
+      continue
+    assert jnp.max(geometry.distance(new_points)) < 2e-6
+    # Beyond the longest step nothing changes any more.
+    assert_allclose(new_points[-1], new_points[-2], rtol=0, atol=1e-4)
+
+
+def second_derivatives(function, x, direction):
+  """(d/dt)² of Σ function² at x along the direction: forward over reverse, reverse over reverse, differences."""
+
+  def slope(x):
+    return jnp.sum(jax.grad(lambda y: jnp.sum(function(y)))(x) * direction)
+
+  def quotient(step):
+    return (slope(x + step * direction) - slope(x - step * direction)) / (2 * step)
+
+  return (
+    jax.jvp(slope, (x,), (direction,))[1], jnp.sum(jax.grad(slope)(x) * direction),
+    (4 * quotient(1e-4) - quotient(2e-4)) / 3,
+  )  # fmt: skip
+
+
+def first_derivatives(function, x, direction):
+  """d/dt of the function along the direction: forward, reverse, differences."""
+  step = 1e-5
+  quotient = (jnp.sum(function(x + step * direction)) - jnp.sum(function(x - step * direction))) / (2 * step)
+  slope = jnp.sum(jax.grad(lambda y: jnp.sum(function(y)))(x) * direction)
+  return jax.jvp(lambda y: jnp.sum(function(y)), (x,), (direction,))[1], slope, quotient
+
+
+def check_derivatives(function, x, direction):
+  """Both modes, first and second order, agree with differences in float64."""
+
+  def compute(x, direction):
+    return first_derivatives(function, x, direction), second_derivatives(function, x, direction)
+
+  first, second = jax.jit(compute)(x, direction)
+  for forward, reverse, quotient, bound in ((*first, 1e-8), (*second, 1e-5)):
+    assert_allclose([forward, reverse], [quotient] * 2, rtol=bound, atol=bound)
+
+
+@by_retraction
+def test_both_modes_of_differentiation_go_through_every_retraction(geometry, shape, method):
+  """At the zero step, at one of size 0.3 and at a shortened one, by the step and the point together."""
+  with jax.enable_x64(True):
+    point, tangent, _ = draw(geometry, shape, (), jnp.float64)
+    weights = jax.random.normal(jax.random.key(3), (2, *shape), jnp.float64)
+    directions = geometry.tangent(
+      jnp.stack([point] * 2), jax.random.normal(jax.random.key(4), (2, *shape), jnp.float64)
+    )
+    sizes = jnp.asarray([0.0, 1.0, 1.0 if isinstance(geometry, Birkhoff) else 1e3])[:, None, None]
+
+    def function(both):
+      moved = geometry.retract(jnp.stack([both[0]] * 3), both[1] + sizes * tangent[None], method)
+      return jnp.sum(weights[0] * moved + weights[1] * moved**2)
+
+    check_derivatives(function, jnp.stack([point, jnp.zeros_like(point)]), 0.3 * directions)
+
+
+@every_geometry
+def test_both_modes_go_through_projection_tangent_and_transport(index):
+  geometry, shape = CASES[index]
+  with jax.enable_x64(True):
+    point, tangent, ambient = draw(geometry, shape, (), jnp.float64)
+    new_point = geometry.retract(point, tangent)
+    weights = jax.random.normal(jax.random.key(3), (2, *shape), jnp.float64)
+    direction = 0.1 * jax.random.normal(jax.random.key(4), (3, *shape), jnp.float64)
+
+    def function(x):
+      results = (
+        geometry.project(x[0]), geometry.project(2.0 * x[0] + 0.1 * x[2]), geometry.tangent(x[0], x[2]),
+        geometry.gradient(x[0], x[2]), geometry.transport(x[0], x[1], x[2]),
+      )  # fmt: skip
+      return sum(jnp.sum(weights[0] * y + weights[1] * y**2) for y in results)
+
+    check_derivatives(function, jnp.stack([point, new_point, ambient]), 0.1 * direction * point[None])
+
+
+def test_what_has_no_nearest_point_is_projected_to_one_of_them_without_a_gradient():
+  for geometry, shape in CASES:
+    value, gradient = jax.value_and_grad(lambda x, g=geometry: jnp.sum(g.project(x)[..., 0]))(jnp.zeros(shape))
+    assert geometry.distance(geometry.project(jnp.zeros(shape))) < 2e-6
+    assert jnp.isfinite(value) and jnp.all(jnp.isfinite(gradient))
+    if not isinstance(geometry, Birkhoff | Iso):  # to which zero is a matrix like any other
+      assert not jnp.any(gradient)
+    for size in (1e-30, 1e30):
+      moderate = jax.random.normal(jax.random.key(0), shape)
+      if isinstance(geometry, Sphere):
+        assert_allclose(geometry.project(size * moderate), geometry.project(moderate), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry, shape", [case for case in CASES if not isinstance(case[0], Birkhoff | Iso)])
+def test_transport_to_the_antipode_is_the_projection(geometry, shape):
+  point, tangent, _ = draw(geometry, shape)
+  assert_allclose(geometry.transport(point, -point, tangent), sign(geometry) * tangent, rtol=0, atol=1e-6)
+  near = geometry.retract(-point, 1e-3 * tangent)
+  for target in (-point, near, geometry.retract(-point, 0.1 * tangent)):
+    moved = geometry.transport(point, target, tangent)
+    assert_allclose(geometry.tangent(target, moved), moved, rtol=0, atol=1e-6)
+    assert jnp.all(jnp.linalg.norm(moved, axis=(-2, -1)) <= 1.001 * jnp.linalg.norm(tangent, axis=(-2, -1)))
+
+
+def sign(geometry):
+  return -1 if isinstance(geometry, Orthogonal) else 1  # the group's translation, X A -> −X A, has no such point
+
+
+def test_balancing_many_rows_and_a_near_permutation():
+  for n in (4, 12):
+    geometry, corner = Birkhoff(), jnp.eye(n) + 1e-6 * jax.random.uniform(jax.random.key(0), (n, n))
+    step = geometry.retract(geometry.project(corner), 1e8 * jax.random.normal(jax.random.key(1), (n, n)))
+    assert geometry.distance(step) < 2e-6
+
+
 def test_bad_names_and_shapes_are_refused():
   with pytest.raises(ConfigError, match="Did you mean 'cayley'"):
     Stiefel(retraction="caley")

@@ -129,6 +129,44 @@ def test_eager_equals_jit(name):
   assert jax.tree.structure(eager[1]) == jax.tree.structure(state)
 
 
+@pytest.mark.parametrize("name", ["cayley_sgd", "cayley_adam", "grassmann_adam", "birkhoff", "sphere", "landing"])
+def test_gradients_of_any_finite_size_make_steps_on_the_manifold(name):
+  factory, geometry = OPTIMIZERS[name]
+  params, gradients = problem(name)
+  params, gradients = params["first"], gradients["first"]
+  step = jax.jit(lambda g: run(factory(0.05), params, g)[0])
+  huge, large = step(1e30 * gradients), step(1e18 * gradients)
+  for size, points in ((1e30, huge), (1e18, large), (1e-30, step(1e-30 * gradients)), (0.0, step(0.0 * gradients))):
+    assert jnp.max((geometry or Stiefel()).distance(points)) < (3e-6 if geometry else 0.5), size  # false for NaN
+  assert jnp.max(jnp.abs(huge - params)) > 1e-3
+  if "adam" in name or name in ("birkhoff", "sphere"):  # all of these are Adam's
+    assert_allclose(huge, large, rtol=0, atol=1e-5)
+    assert_allclose(huge, step(gradients), rtol=0, atol=1e-5)
+  assert_allclose(step(1e-30 * gradients), params, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cayley_sgd", "cayley_adam", "grassmann_adam", "sphere", "projected_muon", "landing"])
+def test_a_start_off_the_manifold_is_projected_with_a_warning(name):
+  factory, geometry = OPTIMIZERS[name]
+  manifold = geometry or Stiefel()
+  on = manifold.random(jax.random.key(0), (4, 2))
+  gradient = manifold.tangent(on, jax.random.normal(jax.random.key(1), (4, 2)))
+  ends = {}
+  for start in (on, 3.0 * on):  # far enough that no retraction or polishing step finds back by itself
+    optimizer = factory(0.05)
+    if start is on:
+      state = optimizer.init(start)
+    else:
+      with pytest.warns(UserWarning, match=r"parameter \(the only leaf\) is off its manifold .* step projects it"):
+        state = optimizer.init(start)
+    updates, _ = jax.jit(optimizer.update)(gradient, state, start)
+    ends[start is on] = start + updates
+    assert manifold.distance(ends[start is on]) < 3e-6
+  if name != "landing":  # which goes to the projection and no further
+    assert_allclose(jnp.linalg.norm(ends[False] - on), jnp.linalg.norm(ends[True] - on), rtol=0.7)
+  assert jnp.max(jnp.abs(ends[False] - on)) < 0.5
+
+
 @pytest.mark.parametrize("name", ["cayley_adam", "birkhoff", "grassmann_adam", "projected_muon", "landing"])
 def test_one_device_and_eight_give_the_same_steps(name):
   optimizer = OPTIMIZERS[name][0](0.05)
