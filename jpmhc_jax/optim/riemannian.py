@@ -56,12 +56,12 @@ class StabilizeState(NamedTuple):
 def riemannian_gradient(manifold: Geometry) -> optax.GradientTransformation:
   """Turns Euclidean gradients into Riemannian ones: <grad f, v> = df(v) in the manifold's metric.
 
-  A matrix with an entry above max^(1/3) (float32: 7e12) is scaled down to it first: its square length stays a number.
+  A matrix with an entry above max^0.4 (float32: 3e15) is scaled down to it first: its square length stays a number.
   `init` warns of parameters off the manifold.
   """
 
   def gradient(point: jax.Array, ambient: jax.Array) -> jax.Array:
-    most = float(jnp.finfo(ambient.dtype).max) ** (1 / 3)
+    most = float(jnp.finfo(ambient.dtype).max) ** 0.4
     largest = jnp.max(jnp.abs(ambient), axis=(-2, -1), keepdims=True)
     return manifold.gradient(point, ambient * (most / jnp.maximum(largest, most)))
 
@@ -181,8 +181,8 @@ def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTrans
   """Replaces every `every`-th update by the one that lands on the projection of p + update; 0 = never.
 
   The first update counts as due if the start is off the manifold. Rounding moves a trajectory off it by about 1e-8 a
-  step in float32 where the retraction does not take it back (sphere, Birkhoff); this puts it back. Works after
-  any transformation, Riemannian or not: with every=1 it turns a Euclidean optimiser into a projected one.
+  step in float32; this puts it back. Works after any transformation, Riemannian or not: with every=1 it turns a
+  Euclidean optimiser into a projected one.
   """
 
   def init(params: Any) -> StabilizeState:
@@ -192,14 +192,13 @@ def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTrans
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     _check(manifold, params)
     count = optax.safe_increment(state.count)
-
     scheduled = (every > 0) & (count % jnp.maximum(every, 1) == 0)
+    due = scheduled | (count == 1)
 
     def land(point: jax.Array, update: jax.Array) -> jax.Array:
       here = scheduled | _is_off(manifold, point)[..., None, None]
       return jnp.where(here, manifold.project(point + update) - point, update)
 
-    due = scheduled | (count == 1)
     return jax.lax.cond(due, lambda u: jax.tree.map(land, params, u), lambda u: u, updates), StabilizeState(count)
 
   return optax.GradientTransformation(init, update)
@@ -232,8 +231,9 @@ def warn_off(manifold: Geometry, params: Any, is_off: Callable[[jax.Array], jax.
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
       continue
-    if bool(jnp.any(is_off(leaf))):
-      worst = float(jnp.max(manifold.distance(leaf)))
+    with jax.ensure_compile_time_eval():  # the values are at hand in a trace too
+      off, worst = bool(jnp.any(is_off(leaf))), float(jnp.max(manifold.distance(leaf), initial=0.0))
+    if off:
       warnings.warn(
         f"parameter {_name(path)} is off its manifold ({type(manifold).__name__}) by {worst:.1e}: the first step "
         "projects it; pass manifold.project(parameter) so that the first gradient is taken there too.",
