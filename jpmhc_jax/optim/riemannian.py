@@ -124,7 +124,8 @@ def scale_by_riemannian_adam(
   def square(point: jax.Array, gradient: jax.Array) -> jax.Array:
     if adaptive == "elementwise":
       return jnp.square(gradient)
-    return manifold.inner(point, gradient, gradient)[..., None, None]
+    # Off the manifold, where a start may be, a canonical metric has no sign.
+    return jnp.maximum(manifold.inner(point, gradient, gradient), 0)[..., None, None]
 
   def second_moment(leaf: Any) -> jax.Array:
     shape = leaf.shape if adaptive == "elementwise" else (*leaf.shape[:-2], 1, 1)
@@ -180,9 +181,9 @@ def retract(manifold: Geometry, method: str = "") -> optax.GradientTransformatio
 def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTransformation:
   """Replaces every `every`-th update by the one that lands on the projection of p + update; 0 = never.
 
-  The first update counts as due if the start is off the manifold. Rounding moves a trajectory off it by about 1e-8 a
-  step in float32; this puts it back. Works after any transformation, Riemannian or not: with every=1 it turns a
-  Euclidean optimiser into a projected one.
+  The first update of a matrix that starts off the manifold goes to its projection and no further. Rounding moves a
+  trajectory off it by about 1e-8 a step in float32; this puts it back. Works after any transformation, Riemannian or
+  not: with every=1 it turns a Euclidean optimiser into a projected one.
   """
 
   def init(params: Any) -> StabilizeState:
@@ -196,8 +197,9 @@ def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTrans
     due = scheduled | (count == 1)
 
     def land(point: jax.Array, update: jax.Array) -> jax.Array:
-      here = scheduled | _is_off(manifold, point)[..., None, None]
-      return jnp.where(here, manifold.project(point + update) - point, update)
+      stray = ((count == 1) & _is_off(manifold, point))[..., None, None]  # a step from there would have no meaning
+      target = manifold.project(jnp.where(stray, point, point + update))
+      return jnp.where(scheduled | stray, target - point, update)
 
     return jax.lax.cond(due, lambda u: jax.tree.map(land, params, u), lambda u: u, updates), StabilizeState(count)
 
@@ -235,7 +237,7 @@ def warn_off(manifold: Geometry, params: Any, is_off: Callable[[jax.Array], jax.
       off, worst = bool(jnp.any(is_off(leaf))), float(jnp.max(manifold.distance(leaf), initial=0.0))
     if off:
       warnings.warn(
-        f"parameter {_name(path)} is off its manifold ({type(manifold).__name__}) by {worst:.1e}: the first step "
+        f"parameter {_name(path)} is off its manifold ({type(manifold).__name__}) by {worst:.1e}: the first step only "
         "projects it; pass manifold.project(parameter) so that the first gradient is taken there too.",
         stacklevel=3,
       )
