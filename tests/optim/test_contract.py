@@ -184,7 +184,8 @@ def test_demands_are_stated(name):
   transform = PIECES[name] if name in PIECES else OPTIMIZERS[name][0](0.05)
   with pytest.raises(ConfigError, match=r"\['mixer'\] has dtype bfloat16.*float32 master"):
     transform.init({"mixer": jnp.zeros((4, 4), jnp.bfloat16)})
-  params = {"mixer": jnp.eye(4)}
+  geometry = OPTIMIZERS[name][1] if name in OPTIMIZERS else Stiefel()
+  params = {"mixer": geometry.random(jax.random.key(0), (4, 4))}
   with pytest.raises(ValueError, match="need the parameters"):
     transform.update(params, transform.init(params))
 
