@@ -351,27 +351,30 @@ class Birkhoff:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _balanced(matrix: Matrix, geometry: Birkhoff) -> Matrix:
-  """diag(u) M diag(v) with row and column sums 1, to rounding."""
+  """diag(u) M diag(v) with row and column sums 1, to rounding. No matrix of a batch depends on another."""
   tolerance = 4 * jnp.finfo(matrix.dtype).eps
 
+  def missing(matrix: Array) -> Array:
+    return jnp.max(jnp.abs(jnp.sum(matrix, axis=-2, keepdims=True) - 1), axis=-1, keepdims=True)
+
+  # A matrix that is done stays as it is while others go on; one with a NaN is never above the tolerance.
   def unfinished(state: tuple[Array, Array, Array]) -> Array:
-    _, error, sweep = state
-    return (error > tolerance) & (sweep < geometry.sweeps)
+    _, going, sweep = state
+    return jnp.any(going) & (sweep < geometry.sweeps)
 
   def balance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    matrix, _, sweep = state
-    matrix = matrix / jnp.sum(matrix, axis=-2, keepdims=True)
-    matrix = matrix / jnp.sum(matrix, axis=-1, keepdims=True)
-    return matrix, jnp.max(jnp.abs(jnp.sum(matrix, axis=-2) - 1)), sweep + 1
-
-  start = (matrix, jnp.asarray(jnp.inf, matrix.dtype), jnp.zeros([], jnp.int32))
+    matrix, going, sweep = state
+    columns = matrix / jnp.sum(matrix, axis=-2, keepdims=True)
+    rows = columns / jnp.sum(columns, axis=-1, keepdims=True)
+    return jnp.where(going, rows, matrix), going & (missing(rows) > tolerance), sweep + 1
 
   def finished(matrix: Matrix) -> Matrix:
     tokens_last = jnp.moveaxis(matrix, (-2, -1), (0, 1))
     return jnp.moveaxis(scaling.finish(tokens_last, _NEWTON_STEPS), (0, 1), (-2, -1))
 
-  matrix, error, _ = jax.lax.while_loop(unfinished, balance, start)
-  return jax.lax.cond(error > tolerance, finished, lambda matrix: matrix, matrix)
+  start = (matrix, jnp.ones((*matrix.shape[:-2], 1, 1), bool), jnp.zeros([], jnp.int32))
+  matrix, going, _ = jax.lax.while_loop(unfinished, balance, start)
+  return jax.lax.cond(jnp.any(going), lambda m: jnp.where(going, finished(m), m), lambda m: m, matrix)
 
 
 @_balanced.defjvp

@@ -79,9 +79,14 @@ def with_care(
   retract: Callable[[Array], Array],
   restore: Callable[[Array], Array] = tidied,
 ) -> Float[Array, "*batch n p"]:
-  """retract(step); where a step of the batch is longer than 1, restore(retract(step shortened to LONGEST)) for all."""
-  short = jnp.all(jnp.sum(step * step, axis=(-2, -1)) <= 1.0)  # false for what is no number
-  return jax.lax.cond(short, retract, lambda step: restore(retract(shortened(step))), step)
+  """retract(step), and restore(retract(step shortened to LONGEST)) for the steps that are longer than 1."""
+  short = jnp.sum(step * step, axis=(-2, -1), keepdims=True) <= 1.0  # false for what is no number
+  return jax.lax.cond(
+    jnp.all(short),
+    retract,
+    lambda step: jnp.where(short, retract(step), restore(retract(shortened(step)))),
+    step,
+  )
 
 
 def rotate(
