@@ -12,8 +12,8 @@ Cost: 306 TFLOP a step for trm, 428 with 6 inner cycles, 1.6e20–2.2e20 FLOP in
 80 GB GPU needs --config.accumulation=8 at batch 768 (`--plan --topology=h100`).
 """
 
-from jpmhc_jax.core.config import default
-from jpmhc_jax.core.variants import set_connection
+from jpmhc_jax.config.load import default
+from jpmhc_jax.config.variants import set_connection
 
 
 def get_config(variant="cayley"):

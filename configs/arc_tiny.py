@@ -14,9 +14,9 @@ Expect of the others: pass@2 0.18 (trm), 0.28 (cayley), 0.24 (sinkhorn; 0.30 at 
 after 3,000 steps, in 7 and 14 minutes on the Xeon: one seed, equal steps, a task is 0.02; that orders no families.
 """
 
-from jpmhc_jax.core.config import default
+from jpmhc_jax.config.load import default
+from jpmhc_jax.config.variants import set_connection, VARIANTS
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.core.variants import set_connection, VARIANTS
 
 
 def get_config(variant="cayley"):

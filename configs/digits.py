@@ -8,8 +8,8 @@ generator, norm and read/write form. 1,438 images to train on and 359 held out, 
 98 % of the held-out digits right after 600 steps (98.1 measured, cayley, one seed), half a minute on 2 CPU cores.
 """
 
-from jpmhc_jax.core.config import default
-from jpmhc_jax.core.variants import set_connection
+from jpmhc_jax.config.load import default
+from jpmhc_jax.config.variants import set_connection
 
 
 def get_config(variant="cayley"):

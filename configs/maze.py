@@ -4,12 +4,12 @@
 
 Variants: tiny (7×7, minutes on a CPU), hard (29×29 with long paths: the published Maze-Hard recipe on generated
 mazes; published 85.3 exact for TRM on its own data, not comparable). All use Cayley mixers; another family is
---config.connection.manifold=sinkhorn, no streams --config.connection.streams=1.
+--config.connection.mixer=sinkhorn, no streams --config.connection.streams=1.
 Expect of tiny: 0.9 exact on unseen mazes after 500 of its 1,500 steps (0.905 measured, one seed; about 4 minutes in
 all on 2 CPU cores, 2026-11-21). hard has not been run here.
 """
 
-from jpmhc_jax.core.config import default
+from jpmhc_jax.config.load import default
 from jpmhc_jax.core.errors import check_choice
 
 

@@ -11,9 +11,9 @@ Expect of tiny: 2.86, 2.10 and 1.84 bits a byte of held-out files after 250, 500
 2 busy CPU cores).
 """
 
-from jpmhc_jax.core.config import default
+from jpmhc_jax.config.load import default
+from jpmhc_jax.config.variants import set_connection, VARIANTS
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.core.variants import set_connection, VARIANTS
 
 FAMILIES = (*VARIANTS, "hybrid")
 
@@ -26,7 +26,7 @@ def get_config(variant="tiny"):
   config.model.kind, config.model.loss = "decoder", "softmax"
   set_connection(config, "iso" if family == "hybrid" else family or "cayley", published=False)
   if family == "hybrid":
-    config.connection.manifold = "hybrid"
+    config.connection.mixer = "hybrid"
   config.model.layers = 4 if size == "tiny" else 25
   config.model.width, config.model.heads, config.model.mlp_multiple = 64, 4, 16
   config.model.puzzle.width, config.model.recursion.max_steps = 0, 1

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jpmhc_jax import data
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema, streams
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import rng
 from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import build_model, prepare, Setup, TrainState
@@ -55,7 +56,7 @@ class Arm:
       state = create()
       if seed == config.seed:
         return state
-      params, buffers = draw(streams.key_for(seed, "parameters"))
+      params, buffers = draw(rng.key_for(seed, "parameters"))
       ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
       return dataclasses.replace(state, params=params, ema=ema, buffers=buffers)
 

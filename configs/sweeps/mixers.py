@@ -14,13 +14,13 @@ PLAIN = {"connection.streams": 1}
 FAMILIES = ("identity", "unconstrained", "sinkhorn", "cayley", "iso")
 ARMS = (
   PLAIN,
-  *({"connection.streams": 4, "connection.manifold": family} for family in FAMILIES),
-  {"connection.streams": 4, "connection.manifold": "grassmann", "connection.parameterisation": "manifold"},
+  *({"connection.streams": 4, "connection.mixer": family} for family in FAMILIES),
+  {"connection.streams": 4, "connection.mixer": "grassmann", "connection.parameterisation": "manifold"},
 )
 
 
 def get_sweep(variant="steps"):
   check_choice("variant", variant, ("steps", "flops", "two"))
   if variant == "two":
-    return product(sweep("connection.manifold", ["cayley", "identity"]), seeds(2))
+    return product(sweep("connection.mixer", ["cayley", "identity"]), seeds(2))
   return Sweep(product(cases(*ARMS), seeds(5)), budget=("flops", 2.57e12) if variant == "flops" else None)

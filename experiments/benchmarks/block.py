@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import peers, timing
-from jpmhc_jax.connections import apply, HyperConnection, implementation
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn
+from jpmhc_jax.connections.ops import base, vjp
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 
 Thunk = Callable[[], Any]
@@ -57,8 +58,8 @@ def our_block(
   mixer: str, tokens: int, n: int, d: int, computed_by: str, dtype: str = "float32", **form: Any
 ) -> tuple[Thunk, float]:
   """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters; the apply stage by an implementation."""
-  connection = schema.Connection(manifold=mixer, streams=n, implementation=computed_by, **form)
-  rule = HyperConnection.from_config(connection, d * connection.segments, 0)
+  connection = schema.Connection(mixer=mixer, streams=n, implementation=computed_by, **form)
+  rule = HyperConnectionFn.from_config(connection, d * connection.segments, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (tokens, n, d)).astype(dtype)
   return compiled_gradient(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)
@@ -71,7 +72,7 @@ def plain_residual(tokens: int, d: int) -> tuple[Thunk, float]:
 
 def parts(tokens: int, n: int, d: int, computed_by: str) -> dict[str, tuple[Thunk, float]]:
   """Every part with the bytes that it cannot avoid moving (streams and vectors; coefficients are small)."""
-  by = implementation.operators(computed_by, n)
+  by = base.operators(computed_by, n)
   keys = jax.random.split(jax.random.key(0), 6)
   x, g = (jax.random.normal(key, (tokens, n, d)) for key in keys[:2])
   y = jax.random.normal(keys[2], (tokens, d))
@@ -88,13 +89,13 @@ def parts(tokens: int, n: int, d: int, computed_by: str) -> dict[str, tuple[Thun
     return part(lambda *a: jax.vjp(function, *a[:-1])[1](a[-1]), *arguments)
 
   def read(x: Any, b: Any) -> Any:
-    return apply.read(x, b, by)
+    return vjp.read(x, b, by)
 
   def mix(x: Any, h: Any, b: Any, y: Any) -> Any:
-    return apply.mix_and_write(x, h, b, y, by)
+    return vjp.mix_and_write(x, h, b, y, by)
 
   def norm(x: Any, w: Any) -> Any:
-    return apply.statistics(x, w, by)
+    return vjp.statistics(x, w, by)
 
   return {
     "copy": (part(lambda x: x + 1, x), 2 * streams),
@@ -195,7 +196,7 @@ def main() -> None:
     default="blocks,forms,adjoints,roofline,scaling,beside_peers",
     help="the others stay as they are in --out",
   )
-  parser.add_argument("--implementation", default="auto", choices=implementation.IMPLEMENTATIONS)
+  parser.add_argument("--implementation", default="auto", choices=base.IMPLEMENTATIONS)
   options = parser.parse_args()
   widths = [int(width) for width in options.widths.split(",")]
   computed_by = options.implementation

@@ -21,7 +21,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.remat import decoder_config
 from experiments.benchmarks.step import run_config
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 from jpmhc_jax.training.step import make_train_step

@@ -26,16 +26,16 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.data import loading
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.ahead import Ahead
 from jpmhc_jax.training.mesh import make_mesh
-from jpmhc_jax.training.observation import Observer
+from jpmhc_jax.training.prefetch import DevicePrefetcher
 from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step, StepFunction
+from jpmhc_jax.training.telemetry import Telemetry
 from jpmhc_jax.training.writers import Writers
 
 PARTS = ("batch", "dispatch", "begin", "device", "read_back", "instruments")
@@ -74,9 +74,9 @@ def measure(config: schema.Config, steps: int, workdir: pathlib.Path) -> tuple[d
   dataset = data.build(config.data, batch_size=config.batch_size, seed=0)
   setup = prepare(config, dataset, make_mesh(config.mesh, jax.devices()[:1]))
   share = share_of(meshes.batch_sharding(setup.mesh), config.batch_size)
-  observer, writers = Observer(setup, dataset, workdir, 0, range(0)), Writers(workdir, config, 0)
+  observer, writers = Telemetry(setup, dataset, workdir, 0, range(0)), Writers(workdir, config, 0)
   step_function, state = make_train_step(setup), setup.create()
-  batches = Ahead(loading.load(dataset, 0, share.rows, config.data.prefetch), share.place, threads=True)
+  batches = DevicePrefetcher(loading.load(dataset, 0, share.rows, config.data.prefetch), share.place, threads=True)
   state, metrics = step_function(state, next(batches)[1])
   jax.block_until_ready(state)
   watch = Stopwatch()

@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import peers, projections, timing
-from jpmhc_jax.connections import HyperConnection
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.launch import restart_with_fast_allocation
-from jpmhc_jax.manifolds import FAMILIES, make
+from jpmhc_jax.mixers import FAMILIES, make
 
 TOKENS = 4096
 PARTS = ("projections", "blocks", "peers", "memory")
@@ -68,7 +68,7 @@ def projection_rows(streams: int, rounds: int) -> list[dict[str, Any]]:
 
 def our_block(connection: schema.Connection, width: int) -> Callable[[], Any]:
   """A compiled forward and backward pass of one connection around tanh."""
-  rule = HyperConnection.from_config(connection, width, 0)
+  rule = HyperConnectionFn.from_config(connection, width, 0)
   parameters = rule.init(jax.random.key(0))
   shape = (TOKENS, connection.streams, width)
   x, cotangent = (jax.random.normal(jax.random.key(seed), shape) for seed in (1, 2))
@@ -86,7 +86,7 @@ def block_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
   candidates = {}
   for name in (family for family in FAMILIES if family != "birkhoff"):  # another name of sinkhorn
     with contextlib.suppress(ConfigError):  # a family that does not exist for so many streams
-      candidates[name] = our_block(schema.Connection(manifold=name, streams=streams), width)
+      candidates[name] = our_block(schema.Connection(mixer=name, streams=streams), width)
   samples = timing.interleaved(candidates, rounds, warmup=1)
   rows = []
   for name in candidates:

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax.connections.convert import CONVENTIONS
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections.interop import CONVENTIONS
 
 THREADS = os.cpu_count() or 1
 # What our converter makes of its mHC layers, with our gradient of Sinkhorn (the fixed point's) in place of theirs.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds import FAMILIES, make, Manifold
+from jpmhc_jax.mixers import FAMILIES, make, Mixer
 
 
 def sinkhorn_trailing(logits: Array, sweeps: int = 20) -> Array:
@@ -43,7 +43,7 @@ def cayley_trailing(logits: Array, alpha: float = 0.1, steps: int = 2) -> Array:
 def candidates(streams: int, tokens: int) -> dict[str, tuple[Callable[[Array], Array], tuple[int, ...]]]:
   """Name -> (projection, shape of its logits)."""
   found: dict[str, tuple[Callable[[Array], Array], tuple[int, ...]]] = {}
-  named: dict[str, Manifold] = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
+  named: dict[str, Mixer] = {name: make(name) for name in FAMILIES if name not in ("birkhoff", "identity")}
   named["sinkhorn gauss_seidel"] = make("sinkhorn", adjoint="gauss_seidel")
   named["sinkhorn unrolled"] = make("sinkhorn", adjoint="unrolled")
   named["iso newton"] = make("iso", method="newton")

@@ -20,9 +20,9 @@ import jax
 from experiments.benchmarks import timing
 from experiments.benchmarks.step import candidate, run_config
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.launch import restart_with_fast_allocation
-from jpmhc_jax.manifolds import flops
+from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.plan import POLICIES
 from jpmhc_jax.training.state import prepare
@@ -41,7 +41,7 @@ def decoder_config(mixer: str, width: int, batch: int) -> schema.Config:
     mesh=schema.Mesh(data=1),
     data=schema.Data(kind="text", prefetch=0, text=schema.TextData(window=128)),
     model=schema.Model(kind="decoder", width=width, heads=max(width // 32, 1), layers=8, loss="softmax"),
-    connection=schema.Connection(manifold=mixer, streams=4),
+    connection=schema.Connection(mixer=mixer, streams=4),
   )
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import timing
-from jpmhc_jax.manifolds.parameters import Geometry, Grassmann, Orthogonal
+from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, Orthogonal
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 
 STEPS = 2000
@@ -41,7 +41,7 @@ class Problem:
   """A loss written once for numpy and jax arrays, with its gradient, optimum and start."""
 
   name: str
-  manifold: Geometry
+  manifold: Manifold
   loss: Callable[[Any], Any]
   gradient: Callable[[Any], Any]  # Euclidean, for pymanopt's numpy backend; ours differentiates `loss`
   best: float

@@ -20,8 +20,8 @@ import jax
 
 from experiments.benchmarks import projections, timing
 from jpmhc_jax import data
-from jpmhc_jax.connections import Connection, mix_and_write, read, write
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnection, mix_and_write, read, write
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.models.layers import Attention, SwiGLU, swiglu_width
 from jpmhc_jax.training.mesh import make_mesh
@@ -40,7 +40,7 @@ def run_config(mixer: str, width: int, batch: int) -> schema.Config:
     mesh=schema.Mesh(data=1),
     data=schema.Data(arc=schema.ArcData(canvas=10, max_side=10, augmentations=2), prefetch=0),
     model=schema.Model(width=width, heads=max(width // 32, 1), puzzle=schema.Puzzle(width=width, slots=16)),
-    connection=schema.Connection(manifold="cayley" if mixer == "plain" else mixer, streams=streams),
+    connection=schema.Connection(mixer="cayley" if mixer == "plain" else mixer, streams=streams),
   )
 
 
@@ -86,7 +86,7 @@ def parts(mixer: str, width: int, tokens: int) -> dict[str, Callable[[], Any]]:
   found = {name: _gradient(lambda x, layer=layer: layer(x), x) for name, layer in layers.items()}
   if mixer == "plain":
     return found
-  connection = Connection(schema.Connection(manifold=mixer, streams=4), width=width, layer_index=0, rngs=nnx.Rngs(2))
+  connection = HyperConnection(schema.Connection(mixer=mixer, streams=4), width=width, layer_index=0, rngs=nnx.Rngs(2))
   coefficients = jax.jit(connection.coefficients)(streams)
 
   def apply(streams: Any, coefficients: Any) -> Any:

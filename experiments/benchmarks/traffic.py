@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import timing
-from jpmhc_jax.connections import by_stream, HyperConnection, implementation, portable
-from jpmhc_jax.connections.kernels import Kernels
-from jpmhc_jax.core import layout, schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn
+from jpmhc_jax.connections.ops import base, xla, xla_tpu
+from jpmhc_jax.connections.ops.pallas import Kernels
+from jpmhc_jax.core import sharding
 from jpmhc_jax.training.topology import devices_of
 
 LAYERS = 7  # no other axis is as long: an axis of it is a stack of what is stored for every layer
@@ -69,7 +71,7 @@ def body_traffic(body: str) -> tuple[int, int]:
 
 def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, streams: int, width: int) -> Any:
   """The compiled gradient of a scan over LAYERS layers."""
-  rule = HyperConnection.from_config(schema.Connection(manifold="cayley", streams=streams), width, 0)
+  rule = HyperConnectionFn.from_config(schema.Connection(mixer="cayley", streams=streams), width, 0)
   place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(device))
   one = jax.eval_shape(rule.init, jax.random.key(0))
   parameters = jax.tree.map(lambda leaf: place((LAYERS, *leaf.shape), leaf.dtype), one)
@@ -86,15 +88,15 @@ def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, 
     value, pullback = jax.vjp(network, parameters, weights, x)
     return value, pullback(cotangent)
 
-  with mock.patch.object(implementation, "operators", lambda *_: operators):
-    with mock.patch.object(layout, "platform", lambda: device.platform):
+  with mock.patch.object(base, "operators", lambda *_: operators):
+    with mock.patch.object(sharding, "platform", lambda: device.platform):
       return jax.jit(both).lower(parameters, weights, vector, vector).compile()
 
 
 def measure(topology: str, tokens: int, streams: int, width: int) -> list[dict[str, Any]]:
   """A row for every way to compute and every dtype."""
   device = devices_of(topology)[0]
-  ways = {"portable": portable, "by stream": by_stream, "kernels": Kernels(device.platform)}
+  ways = {"portable": xla, "by stream": xla_tpu, "kernels": Kernels(device.platform)}
   rows = []
   for dtype in DTYPES:
     copy = tokens * streams * width * jnp.dtype(dtype).itemsize

@@ -6,11 +6,11 @@ of a sum grows tenfold every four steps, whoever rounds it, and losses could onl
 
 import ml_collections
 
-from jpmhc_jax.core import config
+from jpmhc_jax.config import load
 
 
 def get_config(variant: str = "60") -> ml_collections.ConfigDict:
-  c = config.default()
+  c = load.default()
   c.steps, c.batch_size = int(variant), 16
   c.data.kind = "sudoku"
   c.data.sudoku.train_puzzles, c.data.sudoku.test_puzzles, c.data.sudoku.shuffles = 60, 20, 20

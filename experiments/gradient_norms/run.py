@@ -34,7 +34,7 @@ def mean_norms(values: dict[str, Any], seeds: tuple[int, ...]) -> list[float]:
   for seed in seeds:
     norms = [metrics["gradient_norm"] for metrics in arm.train(seed)][SKIPPED:]
     means.append(sum(norms) / len(norms))
-  print(values["connection.manifold"], means, file=sys.stderr, flush=True)
+  print(values["connection.mixer"], means, file=sys.stderr, flush=True)
   return means
 
 

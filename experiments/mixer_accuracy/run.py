@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.claim import Cache, Claim, Number, table
-from jpmhc_jax import manifolds
-from jpmhc_jax.manifolds import scaling
+from jpmhc_jax import mixers
+from jpmhc_jax.linalg import scaling
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 N, DRAWS = 4, 2000
@@ -41,7 +41,7 @@ def gradient_error(adjoint: str, bias: float, draws: int) -> float:
   keys = jax.random.split(jax.random.key(0), 3)
   logits = bias * jnp.eye(N)[..., None] + 0.3 * jax.random.normal(keys[0], (N, N, draws))
   direction, cotangent = (jax.random.normal(key, logits.shape) for key in keys[1:])
-  project = functools.partial(manifolds.Sinkhorn(adjoint=adjoint).project, n=N)
+  project = functools.partial(mixers.Sinkhorn(adjoint=adjoint).project, n=N)
   step = 1e-5 * direction
   difference = jnp.sum(cotangent * (project(logits + step) - project(logits - step)) / 2e-5, axis=(0, 1))
   slope = jnp.sum(direction * jax.vjp(project, logits)[1](cotangent)[0], axis=(0, 1))
@@ -51,14 +51,14 @@ def gradient_error(adjoint: str, bias: float, draws: int) -> float:
 def sinkhorn_residual(bias: float, sweeps: int, draws: int) -> float:
   """Mean over draws of the largest |row or column sum − 1| after `sweeps` forward sweeps."""
   logits = bias * jnp.eye(N)[..., None] + 0.5 * jax.random.normal(jax.random.key(0), (N, N, draws))
-  manifold = manifolds.Sinkhorn(sweeps=sweeps)
+  manifold = mixers.Sinkhorn(sweeps=sweeps)
   return float(jnp.mean(manifold.distance(manifold.project(logits, N))))
 
 
 def cayley_error(size: float, steps: int, draws: int) -> tuple[float, float]:
   """(mean, largest) over draws of max |Y Yᵀ − I| of the published iteration, α = 0.1."""
   logits = size * jax.random.normal(jax.random.key(0), (N, N, draws))
-  distance = manifolds.Cayley().distance(manifolds.CayleyIterative(steps=steps).project(logits, N))
+  distance = mixers.Cayley().distance(mixers.CayleyIterative(steps=steps).project(logits, N))
   return float(jnp.mean(distance)), float(jnp.max(distance))
 
 

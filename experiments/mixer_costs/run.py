@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from experiments.claim import Cache, Claim, Number, table
-from jpmhc_jax import manifolds
-from jpmhc_jax.connections import HyperConnection
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax import mixers
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -31,16 +31,16 @@ SWEEPS = (5, 20, 80)
 
 def parameters(mixer: str) -> int:
   """Numbers learned by one connection: JPmHC's form for Cayley, mHC's for the others, as their counts imply."""
-  connection = schema.Connection(manifold=mixer, options=OPTIONS.get(mixer, ""))
+  connection = schema.Connection(mixer=mixer, options=OPTIONS.get(mixer, ""))
   if mixer == "cayley":
     connection = configs.load(f"{ROOT}/configs/arc1.py:cayley").connection
-  shapes = jax.eval_shape(HyperConnection.from_config(connection, WIDTH, 0).init, jax.random.key(0))
+  shapes = jax.eval_shape(HyperConnectionFn.from_config(connection, WIDTH, 0).init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def backward_memory(sweeps: int, adjoint: str, tokens: int) -> int:
   """Bytes of temporaries in the compiled gradient of Σ P∘G with respect to the logits."""
-  manifold = manifolds.Sinkhorn(sweeps=sweeps, adjoint=adjoint)
+  manifold = mixers.Sinkhorn(sweeps=sweeps, adjoint=adjoint)
 
   def loss(logits: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(manifold.project(logits, N) * weights)
@@ -55,7 +55,7 @@ def counts() -> dict[str, Number]:
   rows: list[list[Any]] = []
   for mixer, published in PARAMETERS.items():
     count = parameters(mixer)
-    forward, backward = manifolds.parse(mixer, OPTIONS.get(mixer, "")).flops(N)
+    forward, backward = mixers.parse(mixer, OPTIONS.get(mixer, "")).flops(N)
     numbers[f"{mixer}/parameters"] = Number(count, 0)
     numbers[f"{mixer}/flops forward"], numbers[f"{mixer}/flops backward"] = Number(forward, 0), Number(backward, 0)
     claimed = " + ".join(map(str, FLOPS[mixer])) if mixer in FLOPS else ""

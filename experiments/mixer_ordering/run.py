@@ -31,7 +31,7 @@ def overrides(mixer: str, rate: float, steps: int) -> dict[str, Any]:
     "data.sudoku.test_puzzles": 200,
     "optimizer.learning_rate": rate,
     "optimizer.warmup_steps": 30,
-    "connection.manifold": mixer,
+    "connection.mixer": mixer,
     "connection.parameterisation": "manifold" if mixer == "grassmann" else "logits",
   }
 

@@ -26,7 +26,7 @@ class Describe:
   def run(self, options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from jpmhc_jax.core import config as configs
+    from jpmhc_jax.config import load as configs
     from jpmhc_jax.core.errors import ConfigError
 
     if options.markdown and not options.mixers:
@@ -47,7 +47,7 @@ def field_table(config: Any) -> Any:
   """One row a field; values that differ from the default are bold."""
   from rich.table import Table
 
-  from jpmhc_jax.core import config as configs
+  from jpmhc_jax.config import load as configs
 
   values = dict(configs.leaves(config))
   table = Table(title="values that differ from the default are bold")
@@ -103,17 +103,17 @@ def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
   from rich.console import Console
   from rich.progress import track
 
-  from jpmhc_jax.connections import HyperConnection
-  from jpmhc_jax.core import schema
+  from jpmhc_jax.config import schema
+  from jpmhc_jax.connections import HyperConnectionFn
   from jpmhc_jax.core.errors import ConfigError
-  from jpmhc_jax.manifolds import FAMILIES, make
+  from jpmhc_jax.mixers import FAMILIES, make
 
   strength = schema.Connection().identity_bias
   console = Console(stderr=True)
   for name in track(FAMILIES, "families", console=console, transient=True, disable=not console.is_terminal):
     manifold = make(name)
     try:
-      rule = HyperConnection.from_config(schema.Connection(manifold=name, streams=n), d, 0)
+      rule = HyperConnectionFn.from_config(schema.Connection(mixer=name, streams=n), d, 0)
       shapes = jax.eval_shape(rule.init, jax.random.key(0))
     except ConfigError as error:
       yield (name, manifold.traits.set, f"not for n = {n}", str(error), "", "", "", "", "")

@@ -5,7 +5,7 @@ import pathlib
 import sys
 from typing import Any
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.files import storing, to_json, write_atomically
 
 

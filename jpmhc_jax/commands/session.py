@@ -10,13 +10,15 @@ from typing import Any
 import jax
 
 from jpmhc_jax import data
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import launch, schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import launch
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.mixers import make_diagnose
-from jpmhc_jax.training import distributed, loop
+from jpmhc_jax.training import loop
 from jpmhc_jax.training.checkpoint import Checkpoints, Restored
+from jpmhc_jax.training.hosts import join
 from jpmhc_jax.training.mesh import fitted, make_mesh
 from jpmhc_jax.training.state import prepare
 from jpmhc_jax.training.workdir import agreed
@@ -73,12 +75,12 @@ def processes_of(config: schema.Config, **arguments: Any) -> Iterator[None]:
   otherwise.
   """
   _ask_xla(config)
-  distributed.join(config.processes)
+  join.join(config.processes)
   try:
     with shortages():
-      distributed.agree(agreed(config) | {f"--{name}": value for name, value in arguments.items()})
+      join.agree(agreed(config) | {f"--{name}": value for name, value in arguments.items()})
       yield
-    distributed.leave()
+    join.leave()
   except Exception as error:
-    distributed.abandon(error)
+    join.abandon(error)
     raise

@@ -95,13 +95,13 @@ def _design(options: argparse.Namespace) -> int:
 
 def _checkpoint(options: argparse.Namespace) -> int:
   from jpmhc_jax.commands.session import on_these_devices, open_run, restore
-  from jpmhc_jax.core import config as configs
+  from jpmhc_jax.config import load as configs
   from jpmhc_jax.core.files import storing
-  from jpmhc_jax.evaluation import spectrum
+  from jpmhc_jax.evaluation.spectra import measure
   from jpmhc_jax.reporting import spectra
   from jpmhc_jax.spectral import command, rules
 
-  effort = spectrum.Effort(
+  effort = measure.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
   )
   config = on_these_devices(configs.restore(options.workdir / "config.json"), options.overrides, ("mesh",))
@@ -111,11 +111,11 @@ def _checkpoint(options: argparse.Namespace) -> int:
   with storing(str(folder)):
     folder.mkdir(parents=True, exist_ok=True)
   families = command.families(options) if options.mixer else ()
-  found: spectrum.Findings | None = None
+  found: measure.Findings | None = None
 
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
     nonlocal found
-    for found in spectrum.findings(
+    for found in measure.findings(
       run.setup,
       run.dataset,
       restored.state,
@@ -132,7 +132,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
   if found:
     with storing(str(folder)):
       spectra.draw_sites(found.to_dict()["sites"], folder / "spectrum.svg")
-    print(f"written: {folder / spectrum.FILE}, {folder / 'spectrum.svg'}; `jpmhc report {options.workdir}` draws them")
+    print(f"written: {folder / measure.FILE}, {folder / 'spectrum.svg'}; `jpmhc report {options.workdir}` draws them")
   return _code(notice, found.design.absent if found else ())
 
 

@@ -55,7 +55,7 @@ class Train:
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.core import config as configs
+    from jpmhc_jax.config import load as configs
     from jpmhc_jax.core.errors import ConfigError
 
     config = configs.load(options.config, options.overrides)
@@ -69,10 +69,11 @@ class Train:
 
     from jpmhc_jax.commands.session import open_run, processes_of
     from jpmhc_jax.core.errors import check_choice
-    from jpmhc_jax.evaluation import spectrum
     from jpmhc_jax.evaluation.metric_names import metric_names
+    from jpmhc_jax.evaluation.spectra import measure
     from jpmhc_jax.reporting.report import write_report
-    from jpmhc_jax.training import distributed, loop
+    from jpmhc_jax.training import loop
+    from jpmhc_jax.training.hosts import join
     from jpmhc_jax.training.profiling import parse_window
 
     if config.evaluation.ablation != "none":
@@ -92,8 +93,8 @@ class Train:
       except loop.Interrupted as notice:
         return fail(self.name, notice, EXIT_INTERRUPTED)
       if config.evaluation.spectrum:
-        spectrum.at_the_end(run.setup, run.dataset, state, options.workdir)
-      if distributed.is_primary():
+        measure.at_the_end(run.setup, run.dataset, state, options.workdir)
+      if join.is_primary():
         print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
     return 0
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections.connection import Coefficients, HyperConnection, Parameters
-from jpmhc_jax.connections.contractions import einsum
-from jpmhc_jax.manifolds import Manifold
+from jpmhc_jax.connections.block import Coefficients, HyperConnectionFn, Parameters
+from jpmhc_jax.connections.ops.contractions import einsum
+from jpmhc_jax.mixers import Mixer
 
 SAMPLE = 256  # tokens whose matrices are decomposed
 
@@ -69,20 +69,20 @@ def _mean_cosine(gram: Float[Array, "t n n"]) -> Float[Array, ""]:
 
 
 def connection_diagnostics(
-  rule: HyperConnection, parameters: Parameters, streams: Float[Array, "*tokens n d"]
+  rule: HyperConnectionFn, parameters: Parameters, streams: Float[Array, "*tokens n d"]
 ) -> tuple[dict[str, Float[Array, ""]], Array | None]:
   """Everything about one connection and the streams that enter it, and its mixers for `composite_diagnostics`."""
   coefficients = rule.coefficients(parameters, streams)
   read, mix, write = coefficients
-  # Distances are those of the manifold's own H; with several segments each has its own read and write vector.
+  # Distances are those of the mixer's own H; with several segments each has its own read and write vector.
   untransposed = jnp.swapaxes(mix, 0, 1) if rule.transpose and mix is not None else mix
   vectors = jnp.moveaxis(read, 0, 1) if rule.routing.segments > 1 else read
-  values = stream_diagnostics(streams) | mixer_diagnostics(rule.manifold, Coefficients(vectors, untransposed, write))
+  values = stream_diagnostics(streams) | mixer_diagnostics(rule.mixer, Coefficients(vectors, untransposed, write))
   return values | logit_diagnostics(rule, parameters, streams), mix
 
 
 def logit_diagnostics(
-  rule: HyperConnection, parameters: Parameters, streams: Float[Array, "*tokens n d"]
+  rule: HyperConnectionFn, parameters: Parameters, streams: Float[Array, "*tokens n d"]
 ) -> dict[str, Float[Array, ""]]:
   """How the coefficients answer their logits: with g = ∂⟨c, coefficients⟩/∂logits for a fixed normal c,
 
@@ -116,7 +116,7 @@ def logit_diagnostics(
   return values | {"frozen_gradient": 1.0 - jnp.all(alive).astype(jnp.float32)}
 
 
-def _weight_of_logits(rule: HyperConnection, parameters: Parameters) -> Array:
+def _weight_of_logits(rule: HyperConnectionFn, parameters: Parameters) -> Array:
   """How much of the mixer comes from families that take logits: 1, but in a blend with one that takes none.
 
   Weights below FLAT are 0: their squares are lost in float32, and nobody feels them.
@@ -138,7 +138,7 @@ def alarms(values: Mapping[str, float]) -> list[str]:
   return [f"{name}: {ALARMS[name.rsplit('/', 1)[-1]]}" for name in on]
 
 
-def mixer_diagnostics(manifold: Manifold, coefficients: Coefficients) -> dict[str, Float[Array, ""]]:
+def mixer_diagnostics(mixer: Mixer, coefficients: Coefficients) -> dict[str, Float[Array, ""]]:
   """Of one connection: distance to the set (max), distance to I, singular values, rotation angles, routing dominance.
 
   singular_value_k and angle_deg_k are means over the tokens, from the largest on; angles are arccos of the eigenvalues
@@ -158,7 +158,7 @@ def mixer_diagnostics(manifold: Manifold, coefficients: Coefficients) -> dict[st
   angles = jnp.degrees(jnp.arccos(jnp.clip(symmetric, -1, 1)))
   deviation = matrices - jnp.eye(n, dtype=matrices.dtype)[None]
   return values | {
-    "distance_to_set": jnp.max(manifold.distance(mix)),
+    "distance_to_set": jnp.max(mixer.distance(mix)),
     "distance_to_identity": jnp.mean(jnp.sqrt(jnp.sum(jnp.square(deviation), axis=(1, 2)))),
     "smallest_singular_value": jnp.min(singular),
     "largest_singular_value": jnp.max(singular),

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections import apply, implementation, portable
-from jpmhc_jax.connections.contractions import einsum
-from jpmhc_jax.connections.kernels import Kernels
-from jpmhc_jax.connections.passage import Passage
+from jpmhc_jax.connections.ops import base, vjp, xla
+from jpmhc_jax.connections.ops.contractions import einsum
+from jpmhc_jax.connections.ops.fused_streams import FusedStreams
+from jpmhc_jax.connections.ops.pallas import Kernels
 
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
@@ -35,11 +35,11 @@ def has_operator(norm: str, streams_seen: int) -> bool:
 
 
 def project(
-  streams: Float[Array, "*tokens n d"] | Passage,
+  streams: Float[Array, "*tokens n d"] | FusedStreams,
   parameters: Mapping[str, Array],
   norm: str,
   epsilon: float,
-  operators: Any = portable,
+  operators: Any = xla,
 ) -> Float[Array, "k *per_kernel"]:
   """Norm(vec x) W, tokens last; of each stream alone, streams last, where W is that of one stream.
 
@@ -48,18 +48,18 @@ def project(
   """
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
   if has_operator(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
-    products, square = apply.statistics(streams, kernel, operators)
+    products, square = vjp.statistics(streams, kernel, operators)
     return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
-  if isinstance(streams, Passage):
+  if isinstance(streams, FusedStreams):
     streams = streams.streams
   if isinstance(operators, Kernels):
-    implementation.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
+    base.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
   if norm == "none":
-    return apply.products(streams, kernel)
+    return vjp.products(streams, kernel)
   if norm == "rmsnorm_per_stream":
-    return apply.normed_products(streams, kernel, epsilon)
+    return vjp.normed_products(streams, kernel, epsilon)
   scaled_kernel = kernel * parameters["norm_scale"].astype(kernel.dtype)[..., None]
-  products, mean, scale = apply.moments(streams, scaled_kernel, epsilon)
+  products, mean, scale = vjp.moments(streams, scaled_kernel, epsilon)
   per_column = (slice(None),) + (None,) * mean.ndim
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
   shift = einsum("nd,ndk->k", parameters["norm_shift"].astype(kernel.dtype), kernel)[per_column]

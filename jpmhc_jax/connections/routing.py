@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax.core.connection_fields import check_field
+from jpmhc_jax.config.connection_fields import check_field
 
 _OPEN = 40.0  # a logit of 40 is a weight of 1 in float32
 

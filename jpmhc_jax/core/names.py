@@ -18,7 +18,7 @@ def run_names(points: Sequence[Point]) -> list[str]:
 
   Names that are too long, or equal once unsafe letters are replaced, end in a hash of the point.
 
-  >>> run_names([{"connection.manifold": "iso", "seed": 0}, {"connection.manifold": "iso", "seed": 1}])
+  >>> run_names([{"connection.mixer": "iso", "seed": 0}, {"connection.mixer": "iso", "seed": 1}])
   ['seed=0', 'seed=1']
   """
   plain = [",".join(f"{key}={_safe(value)}" for key, value in item.items()) or "run" for item in telling(points)]

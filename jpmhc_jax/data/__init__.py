@@ -1,7 +1,7 @@
 """Tasks, augmentation and batches: everything is a pure function of (seed, step), in plain numpy."""
 
+from jpmhc_jax.config.schema import Data
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.core.schema import Data
 from jpmhc_jax.data.arc import build_arc
 from jpmhc_jax.data.dataset import Dataset
 from jpmhc_jax.data.images import build_images

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 import json
 
+from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.ranges import check_seed
-from jpmhc_jax.core.schema import ArcData, Data
+from jpmhc_jax.core.seeds import check_seed
 from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, make_split, number_copies
 from jpmhc_jax.data.arc_grids import VOCABULARY
 from jpmhc_jax.data.arc_tasks import LARGEST_SIDE, load_tasks, Task

@@ -12,8 +12,8 @@ import dataclasses
 from jaxtyping import Int, UInt8
 import numpy as np
 
+from jpmhc_jax.config.schema import ArcData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import ArcData
 from jpmhc_jax.data.arc_grids import augment, augmented_name, COLOURS, dihedral, DIHEDRAL_ORDER, place
 from jpmhc_jax.data.arc_tasks import Pair, Task
 from jpmhc_jax.data.batches import Split

@@ -9,9 +9,9 @@ import unicodedata
 
 import numpy as np
 
+from jpmhc_jax.config.schema import ArcData
 from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.core.reading import read_json, shown
-from jpmhc_jax.core.schema import ArcData
 from jpmhc_jax.data.arc_grids import COLOURS, SEPARATOR
 
 LARGEST_SIDE = 30

@@ -13,8 +13,8 @@ import random
 from jaxtyping import Int, UInt8
 import numpy as np
 
+from jpmhc_jax.config.schema import Data, MazeData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import Data, MazeData
 from jpmhc_jax.data.arc_grids import dihedral, DIHEDRAL_ORDER
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import BLANK, Dataset, digest

@@ -11,8 +11,8 @@ import random
 from jaxtyping import Int, UInt8
 import numpy as np
 
+from jpmhc_jax.config.schema import Data, SudokuData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import Data, SudokuData
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import BLANK, Dataset, digest
 from jpmhc_jax.data.hashing import mix

@@ -22,9 +22,9 @@ import sysconfig
 from jaxtyping import Int, UInt8
 import numpy as np
 
+from jpmhc_jax.config.schema import Data, TextData
 from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.core.reading import memory_limit, read_bytes, shown, size
-from jpmhc_jax.core.schema import Data, TextData
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import BLANK, Dataset, digest, PAD
 

@@ -13,7 +13,7 @@ import fnmatch
 from flax import nnx
 import jax
 
-from jpmhc_jax.connections import Connection
+from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core.errors import ConfigError, nearest
 from jpmhc_jax.training.state import Setup
 
@@ -42,14 +42,14 @@ def ablate(setup: Setup) -> tuple[Setup, list[str]]:
   return dataclasses.replace(setup, graph=graph), chosen
 
 
-def connections_of(model: nnx.Module) -> dict[str, tuple[Connection, int | None]]:
+def connections_of(model: nnx.Module) -> dict[str, tuple[HyperConnection, int | None]]:
   """Every connection of a model by the name that its diagnostics have: block0.tokens, block0.features, block1.tokens, …
 
   With it, where one module holds a stack of connections, the `layer_index` of that one; else None.
   """
-  found: dict[str, tuple[Connection, int | None]] = {}
+  found: dict[str, tuple[HyperConnection, int | None]] = {}
   for path, module in nnx.iter_modules(model):
-    if isinstance(module, Connection):
+    if isinstance(module, HyperConnection):
       parts = [str(part).removeprefix("connect_") for part in path]
       if hasattr(module, "layer_index"):
         indices = module.layer_index[...].tolist()

@@ -21,18 +21,20 @@ import zlib
 import jax
 import numpy as np
 
-from jpmhc_jax.core import schema, streams
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import rng
 from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
+from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EXAMPLES
 from jpmhc_jax.evaluation.arc import ArcVotes
 from jpmhc_jax.evaluation.continuation import continuations
-from jpmhc_jax.evaluation.partial import Partial
+from jpmhc_jax.evaluation.partial import EvalProgress
 from jpmhc_jax.evaluation.rollout import make_rollout
-from jpmhc_jax.evaluation.tally import EXAMPLES, Tally
-from jpmhc_jax.training import distributed, interrupts
+from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.fingerprint import fingerprint
+from jpmhc_jax.training.hosts import join
 from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
 
@@ -67,7 +69,7 @@ class Evaluator:
     if self.setup.config.evaluation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
       wrong = self._pass(state, partials[1], False, self._other_puzzles())
-    metrics = distributed.from_primary(lambda: self._write_all(step, own, wrong))
+    metrics = join.from_primary(lambda: self._write_all(step, own, wrong))
     for partial in partials:
       partial.discard()
     return metrics
@@ -76,21 +78,23 @@ class Evaluator:
     """Of this evaluation's results, of its `submission` or of its `votes`."""
     return self.folder / f"{what}_{step}{self.coverage.suffix}{ending}"
 
-  def _partial(self, state: TrainState, name: str) -> Partial:
+  def _partial(self, state: TrainState, name: str) -> EvalProgress:
     fields = self.setup.config.evaluation
 
     def identity() -> str:
       numbers = fingerprint((state.evaluated, state.buffers, state.table))
       return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {self.share.count} of {self.share.size}"
 
-    return Partial(self.folder, name, identity, self.share.index)
+    return EvalProgress(self.folder, name, identity, self.share.index)
 
-  def _pass(self, state: TrainState, partial: Partial, voting: bool, permutation: np.ndarray | None = None) -> Tally:
+  def _pass(
+    self, state: TrainState, partial: EvalProgress, voting: bool, permutation: np.ndarray | None = None
+  ) -> EvalAccumulator:
     """The tally of all examples on process 0; that of its own share elsewhere."""
     save_every = self.setup.config.evaluation.save_every
     start, saved = partial.load()
     names = self.setup.kind.per_example
-    tally = Tally.from_state(self.dataset, saved) if saved else Tally(self.dataset, names, voting)
+    tally = EvalAccumulator.from_state(self.dataset, saved) if saved else EvalAccumulator(self.dataset, names, voting)
     for done, (batch, result) in enumerate(self._results(state, start, permutation), start=start + 1):
       tally.add(batch, result)
       stopping = interrupts.stop_requested()
@@ -110,15 +114,15 @@ class Evaluator:
     result = self.rollout(state.evaluated, state.buffers, state.table, self.share.place(fed))
     return self.share.collect({"predictions": result["predictions"]})["predictions"]
 
-  def _merged(self, tally: Tally) -> Tally:
+  def _merged(self, tally: EvalAccumulator) -> EvalAccumulator:
     if jax.process_count() == 1:
       return tally
     # Processes that hold the same rows have the same tally: each share counts once, in the order of the examples.
-    gathered = distributed.gather([self.share.index, tally.to_state()])
-    if not distributed.is_primary():
+    gathered = join.gather([self.share.index, tally.to_state()])
+    if not join.is_primary():
       return tally
     by_share = dict(gathered)
-    first, *others = (Tally.from_state(self.dataset, by_share[index]) for index in sorted(by_share))
+    first, *others = (EvalAccumulator.from_state(self.dataset, by_share[index]) for index in sorted(by_share))
     for other in others:
       first.merge(other)
     return first
@@ -152,7 +156,7 @@ class Evaluator:
     if waiting is not None:
       yield waiting[0], self.share.collect(waiting[1])
 
-  def _write_all(self, step: int, own: Tally, wrong: Tally | None) -> dict[str, float]:
+  def _write_all(self, step: int, own: EvalAccumulator, wrong: EvalAccumulator | None) -> dict[str, float]:
     """Metrics of the merged tallies, and the files of this evaluation."""
     metrics, examples = self._means(own), own.examples
     with storing(str(self.folder)):
@@ -175,7 +179,7 @@ class Evaluator:
       self._write(self.path(step), result)
     return metrics
 
-  def _means(self, tally: Tally) -> dict[str, float]:
+  def _means(self, tally: EvalAccumulator) -> dict[str, float]:
     return self.setup.kind.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
 
   def _pooled(self, votes: ArcVotes, step: int) -> ArcVotes:
@@ -204,7 +208,7 @@ class Evaluator:
 
   def _other_puzzles(self) -> np.ndarray:
     """For every identifier another one, whose embedding the ablation uses instead (blank stays blank)."""
-    key = streams.key_for(self.setup.config.seed, "wrong_puzzle")
+    key = rng.key_for(self.setup.config.seed, "wrong_puzzle")
     ids = np.arange(self.dataset.num_identifiers)
     ids[1:] = 1 + np.asarray(jax.random.permutation(key, len(ids) - 1))
     return ids

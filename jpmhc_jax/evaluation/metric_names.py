@@ -1,8 +1,8 @@
 """What an evaluation records, by name: known from the config, before anything runs."""
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.arc import ArcVotes
-from jpmhc_jax.training.kinds import kind_of
+from jpmhc_jax.training.tasks.registry import kind_of
 
 _ONE_TASK = {"": {"test": [{"input": [[0]], "output": [[0]]}]}}
 

@@ -1,9 +1,9 @@
 """Manifolds that parameters live on: tangents, retractions, transport, distance, for leaves `(*batch, n, p)`.
 
-Each geometry is a frozen dataclass with the same methods, which `optim.riemannian` turns into optax transformations:
+Each manifold is a frozen dataclass with the same methods, which `optim.riemannian` turns into optax transformations:
 
   gradient(point, ambient)          Riemannian gradient of a function with Euclidean gradient `ambient`
-  tangent(point, ambient)           orthogonal projection onto the tangent space, in the geometry's metric
+  tangent(point, ambient)           orthogonal projection onto the tangent space, in the manifold's metric
   inner(point, a, b)                the metric, one number a matrix
   retract(point, tangent, method)   a point of the manifold with first derivative `tangent`; '' is the default method
   transport(point, new_point, v)    v carried to the tangent space at `new_point`
@@ -30,7 +30,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jpmhc_jax.core.errors import check_choice
-from jpmhc_jax.manifolds import retractions, scaling
+from jpmhc_jax.linalg import scaling
+from jpmhc_jax.manifolds import retractions
 from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul, skew, symmetric, transpose
 
 _NEWTON_STEPS = 50  # at most; from anywhere a dozen reach rounding
@@ -40,7 +41,7 @@ Scalars = Float[Array, "*batch"]
 
 
 @runtime_checkable
-class Geometry(Protocol):
+class Manifold(Protocol):
   """What the Riemannian transformations need; see the module's docstring."""
 
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix: ...
@@ -199,9 +200,9 @@ def _centre(matrix: Matrix) -> Matrix:
   return rows - jnp.mean(rows, axis=-2, keepdims=True)
 
 
-def _check_square(geometry: object, shape: tuple[int, ...], least: int) -> None:
+def _check_square(manifold: object, shape: tuple[int, ...], least: int) -> None:
   if len(shape) < 2 or shape[-2] != shape[-1] or shape[-1] < least:
-    raise ValueError(f"shape {shape}: {type(geometry).__name__} needs square matrices (..., n, n) with n >= {least}.")
+    raise ValueError(f"shape {shape}: {type(manifold).__name__} needs square matrices (..., n, n) with n >= {least}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +351,7 @@ class Birkhoff:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _balanced(matrix: Matrix, geometry: Birkhoff) -> Matrix:
+def _balanced(matrix: Matrix, manifold: Birkhoff) -> Matrix:
   """diag(u) M diag(v) with row and column sums 1, to rounding. No matrix of a batch depends on another."""
   tolerance = 4 * jnp.finfo(matrix.dtype).eps
 
@@ -360,7 +361,7 @@ def _balanced(matrix: Matrix, geometry: Birkhoff) -> Matrix:
   # A matrix that is done stays as it is while others go on; one with a NaN is never above the tolerance.
   def unfinished(state: tuple[Array, Array, Array]) -> Array:
     _, going, sweep = state
-    return jnp.any(going) & (sweep < geometry.sweeps)
+    return jnp.any(going) & (sweep < manifold.sweeps)
 
   def balance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     matrix, going, sweep = state
@@ -378,14 +379,14 @@ def _balanced(matrix: Matrix, geometry: Birkhoff) -> Matrix:
 
 
 @_balanced.defjvp
-def _balanced_jvp(geometry: Birkhoff, primals: tuple[Matrix], tangents: tuple[Matrix]) -> tuple[Matrix, Matrix]:
+def _balanced_jvp(manifold: Birkhoff, primals: tuple[Matrix], tangents: tuple[Matrix]) -> tuple[Matrix, Matrix]:
   # log P = log M + log u + log v, with sums held: dP is P * dM / M less the part that the scaling takes back.
   (matrix,), (tangent,) = primals, tangents
-  point = _balanced(matrix, geometry)
-  return point, geometry.tangent(point, point * tangent / matrix)
+  point = _balanced(matrix, manifold)
+  return point, manifold.tangent(point, point * tangent / matrix)
 
 
-GEOMETRIES: dict[str, Geometry] = {
+MANIFOLDS: dict[str, Manifold] = {
   "stiefel": Stiefel(),
   "stiefel_canonical": Stiefel(metric="canonical"),
   "orthogonal": Orthogonal(),

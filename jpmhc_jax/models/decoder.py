@@ -9,8 +9,8 @@ from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jpmhc_jax.core import schema
-from jpmhc_jax.core.layout import constrain
+from jpmhc_jax.config import schema
+from jpmhc_jax.core.sharding import constrain
 from jpmhc_jax.models.layers import weight
 from jpmhc_jax.models.transformer import Hidden, Transformer
 

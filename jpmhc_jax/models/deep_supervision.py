@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 
 Batch = dict[str, Int[Array, "b ..."]]
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from jpmhc_jax.core.derivatives import custom_derivative
-from jpmhc_jax.core.fusion import finished
-from jpmhc_jax.core.layout import constrain
+from jpmhc_jax.core.sharding import constrain
+from jpmhc_jax.core.xla import finished
 from jpmhc_jax.models.products import attend, dense, kept, silu_gated
 
 # Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated variable's exactly 1.

@@ -6,9 +6,9 @@ from typing import Any
 
 import optax
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError
-from jpmhc_jax.manifolds.parameters import GEOMETRIES, Geometry, Grassmann
+from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, MANIFOLDS
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
 from jpmhc_jax.optim.labels import label_tree, manifold_names, MANIFOLD_PREFIX
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, grassmann_adam
@@ -22,17 +22,17 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-  config: schema.Optimizer, roles: Any, total_steps: int, manifold_geometries: Mapping[str, Geometry] | None = None
+  config: schema.Optimizer, roles: Any, total_steps: int, manifold_geometries: Mapping[str, Manifold] | None = None
 ) -> optax.GradientTransformation:
   """Clip, then one optimiser a group: trunk, mixers, matrices on manifolds; all follow the same schedule shape.
 
   `roles` is a tree of strings of the parameters' structure (see `labels`); `manifold_geometries` maps the name in a
-  role `manifold:<name>` to its geometry (default: `manifolds.parameters.GEOMETRIES`). A leaf with role `puzzle` does
+  role `manifold:<name>` to its manifold (default: `manifolds.parameters.MANIFOLDS`). A leaf with role `puzzle` does
   not move here: `sign_sgd_rows` moves its rows.
 
   Raises ConfigError for an uncovered leaf, an unknown role or optimiser, or a setting out of range.
   """
-  geometries = dict(GEOMETRIES if manifold_geometries is None else manifold_geometries)
+  manifolds = dict(MANIFOLDS if manifold_geometries is None else manifold_geometries)
   mixer = config.mixer
   transforms = {
     "trunk": _euclidean(config, total_steps, config.learning_rate, config.weight_decay),
@@ -42,9 +42,9 @@ def make_optimizer(
     ),
     "puzzle": optax.set_to_zero(),
   }
-  names = tuple(geometries)
+  names = tuple(manifolds)
   for name in set(names) & set(manifold_names(roles)):
-    transforms[MANIFOLD_PREFIX + name] = _riemannian(config, total_steps, geometries[name])
+    transforms[MANIFOLD_PREFIX + name] = _riemannian(config, total_steps, manifolds[name])
   return optax.chain(
     _clip("optimizer.clip_norm", config.clip_norm),
     optax.partition(transforms, lambda params: label_tree(params, roles, names)),
@@ -57,14 +57,14 @@ def _euclidean(config: schema.Optimizer, total_steps: int, peak: float, decay: f
   return OPTIMIZERS[config.name](schedule, b1=config.beta1, b2=config.beta2, weight_decay=decay)
 
 
-def _riemannian(config: schema.Optimizer, total_steps: int, geometry: Geometry) -> optax.GradientTransformation:
+def _riemannian(config: schema.Optimizer, total_steps: int, manifold: Manifold) -> optax.GradientTransformation:
   every = config.mixer.stabilize_every
   if every < 0:
     raise ConfigError(f"optimizer.mixer.stabilize_every={every}: expected a number of steps, or 0 for never.")
   schedule = config_schedule(config, total_steps, config.mixer.manifold_learning_rate)
-  if isinstance(geometry, Grassmann):
-    return grassmann_adam(schedule, geometry, stabilize=every)
-  return cayley_adam(schedule, geometry, stabilize=every)
+  if isinstance(manifold, Grassmann):
+    return grassmann_adam(schedule, manifold, stabilize=every)
+  return cayley_adam(schedule, manifold, stabilize=every)
 
 
 def _clip(field: str, norm: float) -> optax.GradientTransformation:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jpmhc_jax.manifolds.parameters import Geometry, Grassmann, Stiefel
+from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, Stiefel
 from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul
 from jpmhc_jax.optim.riemannian import (
   retract,
@@ -23,7 +23,7 @@ CANONICAL, EUCLIDEAN, SUBSPACES = Stiefel(metric="canonical"), Stiefel(), Grassm
 
 def _descent(
   learning_rate: ScalarOrSchedule,
-  manifold: Geometry,
+  manifold: Manifold,
   moments: optax.GradientTransformation,
   method: str,
   stabilize: Any,
@@ -40,7 +40,7 @@ def _descent(
 
 def cayley_sgd(
   learning_rate: ScalarOrSchedule,
-  manifold: Geometry = CANONICAL,
+  manifold: Manifold = CANONICAL,
   momentum: Any = 0.9,
   transport: str = "isometric",
   method: str = "",
@@ -57,7 +57,7 @@ def cayley_sgd(
 
 def cayley_adam(
   learning_rate: ScalarOrSchedule,
-  manifold: Geometry = CANONICAL,
+  manifold: Manifold = CANONICAL,
   b1: Any = 0.9,
   b2: Any = 0.999,
   eps: Any = 1e-8,
@@ -66,7 +66,7 @@ def cayley_adam(
   method: str = "",
   stabilize: Any = 100,
 ) -> optax.GradientTransformation:
-  """Riemannian Adam on any geometry; Cayley-Adam on Stiefel. See `scale_by_riemannian_adam` for the moments.
+  """Riemannian Adam on any manifold; Cayley-Adam on Stiefel. See `scale_by_riemannian_adam` for the moments.
 
   Example (the rotation nearest to a target):
     >>> from jpmhc_jax.manifolds.parameters import Orthogonal
@@ -100,7 +100,7 @@ def grassmann_adam(
 
 def projected_muon(
   learning_rate: ScalarOrSchedule,
-  manifold: Geometry = EUCLIDEAN,
+  manifold: Manifold = EUCLIDEAN,
   beta: Any = 0.95,
   sweeps: Any = 5,
   every: Any = 1,

@@ -1,6 +1,6 @@
 """Riemannian optimisation as optax transformations that chain, partition and schedule like any other.
 
-Each piece takes a geometry of `manifolds.parameters`. Put together,
+Each piece takes a manifold of `manifolds.parameters`. Put together,
 
   optax.chain(
     riemannian_gradient(manifold),            # Euclidean gradient -> tangent vector
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from jpmhc_jax.core.errors import check_choice, ConfigError
-from jpmhc_jax.manifolds.parameters import Geometry
+from jpmhc_jax.manifolds.parameters import Manifold
 
 ADAPTIVE = ("matrix", "elementwise", "none")
 TRANSPORTS = ("isometric", "projection")
@@ -53,7 +53,7 @@ class StabilizeState(NamedTuple):
   count: jax.Array  # type: ignore[assignment]  # optax's name, which shadows tuple.count
 
 
-def riemannian_gradient(manifold: Geometry) -> optax.GradientTransformation:
+def riemannian_gradient(manifold: Manifold) -> optax.GradientTransformation:
   """Turns Euclidean gradients into Riemannian ones: <grad f, v> = df(v) in the manifold's metric.
 
   A matrix with an entry above max^0.4 (float32: 3e15) is scaled down to it first: its square length stays a number.
@@ -78,7 +78,7 @@ def riemannian_gradient(manifold: Geometry) -> optax.GradientTransformation:
 
 
 def scale_by_riemannian_momentum(
-  manifold: Geometry, decay: Any = 0.9, transport: str = "isometric"
+  manifold: Manifold, decay: Any = 0.9, transport: str = "isometric"
 ) -> optax.GradientTransformation:
   """m <- decay * carried(m) + g for Riemannian gradients g; the momentum is carried to each new point.
 
@@ -101,7 +101,7 @@ def scale_by_riemannian_momentum(
 
 
 def scale_by_riemannian_adam(
-  manifold: Geometry,
+  manifold: Manifold,
   b1: Any = 0.9,
   b2: Any = 0.999,
   eps: Any = 1e-8,
@@ -157,10 +157,10 @@ def scale_by_riemannian_adam(
   return optax.GradientTransformation(init, update)
 
 
-def retract(manifold: Geometry, method: str = "") -> optax.GradientTransformation:
+def retract(manifold: Manifold, method: str = "") -> optax.GradientTransformation:
   """Turns tangent steps into updates that stay on the manifold: update = R_p(step) - p.
 
-  `method` is one of the geometry's retractions ('' takes its default). The step is projected to the tangent space
+  `method` is one of the manifold's retractions ('' takes its default). The step is projected to the tangent space
   first, so that anything (a clip, noise, Euclidean momentum) may stand before it in the chain.
   """
 
@@ -178,7 +178,7 @@ def retract(manifold: Geometry, method: str = "") -> optax.GradientTransformatio
   return optax.GradientTransformation(init, update)
 
 
-def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTransformation:
+def stabilize_every(manifold: Manifold, every: Any = 100) -> optax.GradientTransformation:
   """Replaces every `every`-th update by the one that lands on the projection of p + update; 0 = never.
 
   The first update of a matrix that starts off the manifold goes to its projection and no further. Rounding moves a
@@ -206,7 +206,7 @@ def stabilize_every(manifold: Geometry, every: Any = 100) -> optax.GradientTrans
   return optax.GradientTransformation(init, update)
 
 
-def _check(manifold: Geometry, params: Any) -> None:
+def _check(manifold: Manifold, params: Any) -> None:
   """Every leaf can hold a point in a precision that stays on the manifold; decided from shapes, so free under jit."""
   if params is None:
     raise ValueError("Riemannian transformations need the parameters: call optimizer.update(gradients, state, params).")
@@ -223,12 +223,12 @@ def _check(manifold: Geometry, params: Any) -> None:
       raise ConfigError(f"parameter {name}: {error}") from error
 
 
-def _is_off(manifold: Geometry, point: jax.Array) -> jax.Array:
+def _is_off(manifold: Manifold, point: jax.Array) -> jax.Array:
   """Which matrices miss their manifold by more than the root of rounding: far more than exact steps add up to."""
   return ~(manifold.distance(point) <= float(jnp.finfo(point.dtype).eps) ** 0.5)
 
 
-def warn_off(manifold: Geometry, params: Any, is_off: Callable[[jax.Array], jax.Array]) -> None:
+def warn_off(manifold: Manifold, params: Any, is_off: Callable[[jax.Array], jax.Array]) -> None:
   """Warns of leaves with a matrix that `is_off`, which the first step projects; silent where values are not at hand."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
@@ -254,7 +254,7 @@ def _remember(transport: str, params: Any, copy: bool = False) -> Any:
   return jax.tree.map(jnp.copy, params) if copy else params
 
 
-def _carry(manifold: Geometry, transport: str, point: Any, params: Any, vector: Any) -> Any:
+def _carry(manifold: Manifold, transport: str, point: Any, params: Any, vector: Any) -> Any:
   if transport == "projection":
     return jax.tree.map(manifold.tangent, params, vector)
   return jax.tree.map(manifold.transport, point, params, vector)

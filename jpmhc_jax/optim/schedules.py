@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError
 
 ScalarOrSchedule = float | int | jax.Array | Callable[..., Any]

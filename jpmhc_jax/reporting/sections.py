@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.reporting import choice, curves, depth, grids, markup, passages, pictures, spectra
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run

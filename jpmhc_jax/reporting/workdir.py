@@ -11,8 +11,8 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.metrics import headline
 from jpmhc_jax.core.reading import check_regular, read_json

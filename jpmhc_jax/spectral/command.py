@@ -5,7 +5,7 @@ from typing import Any
 
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import check_choice, ConfigError
-from jpmhc_jax.core.ranges import LARGEST_SEED
+from jpmhc_jax.core.seeds import LARGEST_SEED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,22 +47,22 @@ def families(options: argparse.Namespace) -> list[str]:
 
   Raises ConfigError for a family that does not exist.
   """
-  from jpmhc_jax import manifolds  # JAX comes with it, which `--help` does without
+  from jpmhc_jax import mixers  # JAX comes with it, which `--help` does without
 
   listed = options.mixer or "identity,sinkhorn,cayley,iso"
   names = [part.strip() for part in listed.split(",") if part.strip()]
   if names == ["all"]:
-    return [name for name in manifolds.FAMILIES if vars(options).get("workdir") or _exists(name, options.n)]
+    return [name for name in mixers.FAMILIES if vars(options).get("workdir") or _exists(name, options.n)]
   for name in names:
-    check_choice("--mixer", name, manifolds.FAMILIES)
+    check_choice("--mixer", name, mixers.FAMILIES)
   return list(dict.fromkeys(names))
 
 
 def _exists(name: str, streams: int) -> bool:
-  from jpmhc_jax import manifolds
+  from jpmhc_jax import mixers
 
   try:
-    manifolds.make(name).logit_shape(streams)
+    mixers.make(name).logit_shape(streams)
   except ConfigError:
     return False
   return True

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jpmhc_jax import manifolds
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
-from jpmhc_jax.core.ranges import check_seed
+from jpmhc_jax.core.seeds import check_seed
+from jpmhc_jax.mixers import parse
 from jpmhc_jax.spectral import compare, density, dyson, moments, propagation, stable_product
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, without_rotations
 
@@ -104,7 +104,7 @@ def mixer_stack(
   own law."""
   check_choice("draw", draw, DRAWS)
   check_seed("seed", seed)
-  manifold = manifolds.parse(name, options)
+  manifold = parse(name, options)
   keys = jax.random.split(jax.random.key(seed), depth)
   if draw == "random":
     manifold.logit_shape(streams)  # raises where the family does not exist, before anything is traced

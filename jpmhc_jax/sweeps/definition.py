@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import apart, nearest
 from jpmhc_jax.core.names import Point
 from jpmhc_jax.core.scalars import plain

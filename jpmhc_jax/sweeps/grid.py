@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import time
 
-from jpmhc_jax.core import config as configs
+from jpmhc_jax.config import load as configs
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.sweeps import executors, job, ledger
 from jpmhc_jax.sweeps.plan import Planned

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax import data, manifolds
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax import data, mixers
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.core.names import digest, Point, run_names
 from jpmhc_jax.sweeps.definition import Budget, Cost, Sweep
@@ -190,4 +190,4 @@ def _arguments(point: Point) -> list[str]:
 def _check_mixer(config: schema.Config) -> None:
   """A family that does not exist for so many streams, or an unknown option, is found before anything starts."""
   if config.connection.streams > 1:
-    manifolds.parse(config.connection.manifold, config.connection.options).logit_shape(config.connection.streams)
+    mixers.parse(config.connection.mixer, config.connection.options).logit_shape(config.connection.streams)

@@ -1,6 +1,6 @@
 """The algebra of a sweep: products, zips and chains of config overrides, enumerated or searched.
 
-    product(sweep("connection.manifold", ["cayley", "iso"]), seeds(3))        6 points
+    product(sweep("connection.mixer", ["cayley", "iso"]), seeds(3))        6 points
     zipped(sweep("model.width", [64, 128]), sweep("model.heads", [2, 4]))     2 points
     chain(product(a, b), c)                                                   the points of one, then those of the other
 
@@ -325,9 +325,9 @@ def _value(call: str, value: Any) -> Any:
 
 
 def _takes_whole_numbers(field: str) -> bool:
-  from jpmhc_jax.core import config, schema  # a job, which reads this room, does without
+  from jpmhc_jax.config import load, schema  # a job, which reads this room, does without
 
-  return type(dict(config.leaves(schema.Config())).get(field)) is int
+  return type(dict(load.leaves(schema.Config())).get(field)) is int
 
 
 def _is_iterable(values: Any) -> bool:

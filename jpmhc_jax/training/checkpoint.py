@@ -24,13 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import places, schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
 from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, remedy, storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.training import distributed, manifest
+from jpmhc_jax.training import integrity
 from jpmhc_jax.training.fingerprint import fingerprint
+from jpmhc_jax.training.hosts import join
 from jpmhc_jax.training.state import Setup, TrainState
 
 SCORES = "scores.json"
@@ -120,7 +122,7 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-      manifest.write(self.folder / str(step))
+      integrity.write(self.folder / str(step))
       self._prune()
     except jax.errors.JaxRuntimeError:  # another process is gone, not the disk
       raise
@@ -189,7 +191,7 @@ class Checkpoints:
 
   def _read(self, setup: Setup, dataset: Dataset, step: int) -> Restored:
     folder = self.folder / str(step)
-    problem = manifest.problem(folder)
+    problem = integrity.problem(folder)
     if problem:
       raise _Damaged(problem)
     shapes = jax.eval_shape(setup.create)
@@ -198,7 +200,7 @@ class Checkpoints:
     )
     read, differs, failure, number = _read_alone(self._plain / str(step), _as_dict(target))
     # A process that fails alone must not leave the others in what they do next together.
-    outcomes = distributed.gather([differs, failure, number])
+    outcomes = join.gather([differs, failure, number])
     differs = next((text for text, _, _ in outcomes if text), "")
     failed = {index: text for index, (_, text, _) in enumerate(outcomes) if text}
     denied = next(((text, number) for _, text, number in outcomes if is_denied(number)), None)
@@ -243,7 +245,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-    target = distributed.from_primary(lambda: str(move_aside(self.folder / str(step), self.folder.parent)))
+    target = join.from_primary(lambda: str(move_aside(self.folder / str(step), self.folder.parent)))
     self._scores.pop(step, None)
     self._manager.close()
     self._manager = self._open()
@@ -256,7 +258,7 @@ class Checkpoints:
       self._write_scores()
 
   def _write_scores(self) -> None:
-    if distributed.is_primary():
+    if join.is_primary():
       scores = {"metric": self._best_metric, "scores": self._scores}
       write_atomically(self.folder / SCORES, to_json(scores))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.files import to_json, write_atomically
 
 _GIT_PATIENCE_S = 20.0  # a checkout on a network disk that hangs must not keep the run from starting

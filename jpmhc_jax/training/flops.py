@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.manifolds import flops
+from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step
 

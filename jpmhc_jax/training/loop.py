@@ -19,22 +19,23 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from jpmhc_jax.config import schema
 from jpmhc_jax.connections.diagnostics import alarms
-from jpmhc_jax.core import schema
 from jpmhc_jax.core.files import storing, sync_folder
 from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.data import Dataset, loading
-from jpmhc_jax.training import distributed, environment, lease, nonfinite
+from jpmhc_jax.training import environment, lease, nonfinite
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.ahead import Ahead
 from jpmhc_jax.training.checkpoint import Checkpoints
+from jpmhc_jax.training.hosts import join
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
-from jpmhc_jax.training.observation import Observer
+from jpmhc_jax.training.prefetch import DevicePrefetcher
 from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step, Metrics, StepFunction
+from jpmhc_jax.training.telemetry import Telemetry
 from jpmhc_jax.training.workdir import claim_workdir, claimed
 from jpmhc_jax.training.writers import Writers
 
@@ -116,8 +117,8 @@ def _attempt(
   config = run.config
   state, start, clock, notes = _start(run, checkpoints)
   clock = clock if offset is None else clock | {"offset": offset}
-  observer = Observer(run.setup, run.dataset, run.workdir, start, run.profile)
-  if distributed.is_primary():
+  observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
+  if join.is_primary():
     described = environment.describe_environment(config, arguments) | observer.facts()
     with storing(str(run.workdir / "environment.json")):
       environment.save(described, run.workdir / "environment.json")
@@ -126,7 +127,7 @@ def _attempt(
   with (
     contextlib.closing(observer),
     contextlib.closing(Writers(run.workdir, config, start)) as writers,
-    contextlib.closing(Ahead(stream, share.place, threads=config.data.prefetch > 0)) as batches,
+    contextlib.closing(DevicePrefetcher(stream, share.place, threads=config.data.prefetch > 0)) as batches,
     ProgressBar(config.steps, start) as bar,
   ):
     for note in notes:
@@ -166,7 +167,7 @@ class _Loop:
     bar: ProgressBar,
     interrupts: Interrupts,
     clock: dict[str, Any],
-    observer: Observer,
+    observer: Telemetry,
   ):
     self.parts, self.step_function, self.policy = run, step_function, policy
     self.checkpoints, self.writers, self.bar, self.interrupts = checkpoints, writers, bar, interrupts
@@ -176,7 +177,7 @@ class _Loop:
     self.pending: _Dispatched | None = None
     self.over = False
 
-  def run(self, state: TrainState, start: int, batches: Ahead) -> TrainState:
+  def run(self, state: TrainState, start: int, batches: DevicePrefetcher) -> TrainState:
     config, goodput, profiler = self.parts.config, self.observer.goodput, self.observer.profiler
     self.over = self._is_over(start)
     if start and not self.checkpoints.evaluated(start):
@@ -218,7 +219,7 @@ class _Loop:
     # Clocks differ, and all processes must stop at the same step; asking costs a collective, so not at every step.
     if jax.process_count() > 1 and step % max(config.logging.every, 1):
       return False
-    return distributed.from_primary(lambda: config.budget_seconds <= self._elapsed())
+    return join.from_primary(lambda: config.budget_seconds <= self._elapsed())
 
   def _due(self, step: int, every: int) -> bool:
     return self.over or (every > 0 and step % every == 0)

@@ -1,6 +1,6 @@
 """The device mesh and the rules that turn logical axis names into shardings.
 
-The rules are in `core.layout`. Here every leaf of the state gets its place on the mesh, or an error says why not.
+The rules are in `core.sharding`. Here every leaf of the state gets its place on the mesh, or an error says why not.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from jpmhc_jax.core import layout, schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import ConfigError
 
 
@@ -35,12 +36,12 @@ def make_mesh(config: schema.Mesh, devices: Sequence[jax.Device] | None = None) 
     raise ConfigError(f"mesh.slices={config.slices}: expected a divisor of the {data} devices along mesh.data")
   shape = (data, config.fsdp, config.tensor)
   if config.slices == 1:
-    return jax.make_mesh(shape, layout.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
   parts = [
     mesh_utils.create_device_mesh((data // config.slices, *shape[1:]), [devices[k] for k in group])
     for group in deal(_places(devices), config.slices)
   ]
-  return Mesh(np.concatenate(parts), layout.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(np.concatenate(parts), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def fitted(config: schema.Mesh, devices: Sequence[jax.Device]) -> schema.Mesh:
@@ -93,7 +94,7 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function, traced with the mesh around it, so that the activations inside are laid out by `core.layout`."""
+  """The function, traced with the mesh around it, so that the activations inside are laid out by `core.sharding`."""
 
   @functools.wraps(function)
   def traced(*arguments: Any) -> Any:
@@ -105,7 +106,7 @@ def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over data and fsdp; everything behind the first axis whole."""
-  return NamedSharding(mesh, PartitionSpec(layout.BATCH))
+  return NamedSharding(mesh, PartitionSpec(sharding.BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -134,9 +135,9 @@ def shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
 
 def _split(mesh: Mesh, where: str, size: int, name: str | None) -> str | None:
   """The mesh axis that splits one axis of a parameter; None where it has one device."""
-  if name not in layout.PARAMETERS:
-    raise ConfigError(f"{where}: logical axis {name!r} has no rule; add it to PARAMETERS in core/layout.py")
-  axis = layout.PARAMETERS[name]
+  if name not in sharding.PARAMETERS:
+    raise ConfigError(f"{where}: logical axis {name!r} has no rule; add it to PARAMETERS in core/sharding.py")
+  axis = sharding.PARAMETERS[name]
   if axis and size % mesh.shape[axis]:
     raise ConfigError(
       f"mesh.{axis}={mesh.shape[axis]} does not divide axis {name!r} of size {size} ({where}); use a divisor of {size}"

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import fresh_carry, refresh_carry
 
 REMEDY = (
-  "Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, choose a norm-preserving connection.manifold, or let "
+  "Lower optimizer.learning_rate, set optimizer.clip_norm=1.0, choose a norm-preserving connection.mixer, or let "
   "the run go on by optimizer.nonfinite=skip or rollback"
 )
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.models.deep_supervision import Carry, halt
 from jpmhc_jax.models.losses import binary_cross_entropy, IGNORED, TOKEN_LOSSES
 from jpmhc_jax.models.trm import Output, TRM

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.models.vision import VisionTransformer
-from jpmhc_jax.training.model_kind import Probe, Sums
+from jpmhc_jax.training.tasks.base import Probe, Sums
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +23,8 @@ class LastBatch:
   data: Any
 
 
-class OnePass(abc.ABC):
-  """The part of `ModelKind` that all transformers share."""
+class SinglePass(abc.ABC):
+  """The part of `Task` that all transformers share."""
 
   @abc.abstractmethod
   def losses(self, logits: Float[Array, "b ..."], labels: Int[Array, "b ..."], loss: str) -> Sums:

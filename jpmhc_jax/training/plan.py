@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.manifolds import flops
+from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.flops import flops_per_step
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare, Setup

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class HostRows:
   """The rows whose devices belong to this process.
 
   numbers: those rows of the global batch, ascending. size: rows of the global batch. index, count: this share among the
@@ -55,7 +55,7 @@ def _local(array: Array | np.ndarray) -> np.ndarray:
   return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
 
-def share_of(sharding: NamedSharding, size: int) -> Share:
+def share_of(sharding: NamedSharding, size: int) -> HostRows:
   """This process's share of `size` rows that are laid out by `sharding`."""
   by_process: dict[int, set[int]] = {}
   device: jax.Device
@@ -63,4 +63,4 @@ def share_of(sharding: NamedSharding, size: int) -> Share:
     by_process.setdefault(device.process_index, set()).update(np.arange(size)[index[0]].tolist())
   distinct = sorted({tuple(sorted(numbers)) for numbers in by_process.values()})
   mine = tuple(sorted(by_process[jax.process_index()]))
-  return Share(sharding, np.array(mine), size, distinct.index(mine), len(distinct))
+  return HostRows(sharding, np.array(mine), size, distinct.index(mine), len(distinct))

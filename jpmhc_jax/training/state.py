@@ -12,14 +12,15 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 import optax
 
-from jpmhc_jax.core import schema, streams
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import rng
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.kinds import kind_of
-from jpmhc_jax.training.layer_norms import LayerNorms
-from jpmhc_jax.training.model_kind import ModelKind
+from jpmhc_jax.training.gradient_stats import LayerNorms
+from jpmhc_jax.training.tasks.base import Task
+from jpmhc_jax.training.tasks.registry import kind_of
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +52,7 @@ class Setup:
   """What a run keeps constant: model family and graph, optimiser, mesh, and the layout of the state."""
 
   config: schema.Config
-  kind: ModelKind
+  kind: Task
   graph: nnx.GraphDef
   optimizer: optax.GradientTransformation
   mesh: Mesh
@@ -92,7 +93,7 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
   """
   if trains:
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
-  key = streams.key_for(config.seed, "parameters")
+  key = rng.key_for(config.seed, "parameters")
   graph, params, buffers = nnx.split(  # type: ignore[misc]
     jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...
   )
@@ -143,7 +144,7 @@ def _like_params(optimizer: Any, params: Any, of_params: Any, otherwise: NamedSh
 def _creator(
   config: schema.Config, dataset: Dataset, optimizer: optax.GradientTransformation
 ) -> Callable[[], TrainState]:
-  key, kind = streams.key_for(config.seed, "parameters"), kind_of(config)
+  key, kind = rng.key_for(config.seed, "parameters"), kind_of(config)
   table = kind.table_shape(config, dataset)
   widths = {"inputs": (dataset.sequence_length,), "labels": (dataset.label_length,), "puzzle_identifiers": ()}
 

@@ -10,14 +10,14 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
-from jpmhc_jax.core import streams
+from jpmhc_jax.core import rng
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.optim.ema import ema_update
 from jpmhc_jax.optim.schedules import config_schedule
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.model_kind import Sums
 from jpmhc_jax.training.state import Setup, TrainState
+from jpmhc_jax.training.tasks.base import Sums
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +87,7 @@ def make_train_step(setup: Setup) -> StepFunction:
 
 
 def with_progress(buffers: Any, share: Array) -> Any:
-  """The model's buffers with every `progress` set to the share of the run that is done; see `connections.wrapper`."""
+  """The model's buffers with every `progress` set to the share of the run that is done; see `connections.module`."""
 
   def one(path: tuple[Any, ...], leaf: Array) -> Array:
     named = jax.tree_util.keystr(path[-1:], simple=True) == "progress"
@@ -121,7 +121,7 @@ def accumulate(
     return setup.kind.objective(setup.model(params, state.buffers), rows, carry, config, key)
 
   differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  key = streams.key_for(config.seed, "halting", state.step)
+  key = rng.key_for(config.seed, "halting", state.step)
 
   def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Sums]]:
     carry, rows, index = piece

@@ -13,8 +13,8 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.main import main
 
 
@@ -109,7 +109,7 @@ def test_another_config_on_the_same_workdir_is_refused_and_the_field_named(workd
     (["--config.optimizer.learning_rat=1e-3"], "optimizer.learning_rate"),
     (["--config.modle.width=16"], "model.width"),
     (["--config.steps=many"], "steps: int"),
-    (["--config.connection.manifold=caley"], "cayley"),
+    (["--config.connection.mixer=caley"], "cayley"),
     (["--config.model.heads=3"], "model.heads=3"),
     (["--config.steps"], "--config.steps=VALUE"),
     (["--surprise=1"], "unknown argument"),
@@ -276,7 +276,7 @@ def test_report_goes_where_it_is_told_and_refuses_what_is_no_workdir(workdir, tm
 def test_a_mistyped_mixer_is_named_as_it_was_given(tmp_path, capsys):
   assert main(["spectrum", "--mixer=cayley,sinkorn", f"--out={tmp_path}"]) == 2
   assert "--mixer='sinkorn': expected one of" in (error := capsys.readouterr().err)
-  assert "Did you mean 'sinkhorn'?" in error and "connection.manifold" not in error
+  assert "Did you mean 'sinkhorn'?" in error and "connection.mixer" not in error
 
 
 def test_commands_without_overrides_refuse_them(workdir, capsys):

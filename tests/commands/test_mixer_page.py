@@ -6,10 +6,10 @@ import re
 import jax
 import pytest
 
-from jpmhc_jax import manifolds
+from jpmhc_jax import mixers
 from jpmhc_jax.commands.describe import mixer_markdown, mixer_rows
-from jpmhc_jax.connections import HyperConnection
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
 
@@ -32,7 +32,7 @@ def test_page_is_up_to_date():
 
 def test_families_that_do_not_exist_for_so_many_streams_say_so(monkeypatch):
   some = ("identity", "cayley", "kronecker", "permutation", "quaternion")
-  monkeypatch.setattr(manifolds, "FAMILIES", {name: manifolds.FAMILIES[name] for name in some})
+  monkeypatch.setattr(mixers, "FAMILIES", {name: mixers.FAMILIES[name] for name in some})
   rows = {row[0]: row for row in mixer_rows(3, 8)}
   absent = {name for name, row in rows.items() if row[2] == "not for n = 3"}
   assert tuple(rows) == some and absent == {"kronecker", "quaternion"}
@@ -54,6 +54,6 @@ def test_the_readme_shows_columns_of_the_page():
 def test_parameters_are_the_stated_function_of_n_and_d(n, d):
   for manifold, logits in (("sinkhorn", n * n), ("cayley", n * n), ("circulant", n), ("kronecker", 2 * (n // 2)),
                            ("sphere", (n - 1) ** 2), ("householder", n * n + n + 1)):  # fmt: skip
-    rule = HyperConnection.from_config(schema.Connection(streams=n, manifold=manifold), d, 0)
+    rule = HyperConnectionFn.from_config(schema.Connection(streams=n, manifold=manifold), d, 0)
     count = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0))))
     assert count == (n * d + 1) * (2 * n + logits), manifold

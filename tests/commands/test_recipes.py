@@ -10,10 +10,10 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.config.variants import VARIANTS
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.variants import VARIANTS
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 
@@ -65,7 +65,7 @@ def test_the_tiny_arc_recipes_differ_in_nothing_but_the_mixer():
   """A comparison of manifolds is one only if the rest is equal."""
   loaded = [_load("arc_tiny", v) for v in VARIANTS if v not in ("trm", "grassmann")]
   changed = {field for other in loaded[1:] for field, *_ in configs.differences(loaded[0], other)}
-  assert changed == {"connection.manifold"}
+  assert changed == {"connection.mixer"}
 
 
 @functools.cache
@@ -119,6 +119,6 @@ def test_parameter_counts_equal_the_official_ones(expected, config, vocabulary, 
 @pytest.mark.parametrize("manifold", ["cayley", "sinkhorn", "identity"])
 def test_streams_add_the_generators_of_four_connections_and_nothing_else(manifold):
   n, d = 4, 64
-  connection = schema.Connection(manifold=manifold, streams=n)
+  connection = schema.Connection(mixer=manifold, streams=n)
   logits = 2 * n + (0 if manifold == "identity" else math.prod((n, n)))
   assert _count(_config(connection, width=d)) - _count(_config(width=d)) == 4 * (n * d * logits + logits)

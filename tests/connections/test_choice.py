@@ -11,9 +11,9 @@ import optax
 import pytest
 import tiny
 
-from jpmhc_jax import manifolds
-from jpmhc_jax.connections import HyperConnection
-from jpmhc_jax.core import schema
+from jpmhc_jax import mixers
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.training.step import make_train_step
@@ -22,8 +22,8 @@ STEPS = 240
 
 
 def connection(options="families=cayley/sinkhorn"):
-  config = schema.Connection(manifold="choice", options=options, generator="static", streams=4)
-  return HyperConnection.from_config(config, width=8, layer_index=0)
+  config = schema.Connection(mixer="choice", options=options, generator="static", streams=4)
+  return HyperConnectionFn.from_config(config, width=8, layer_index=0)
 
 
 def at(parameters, share):
@@ -32,7 +32,7 @@ def at(parameters, share):
 
 def rotation():
   skew = jnp.zeros((4, 4)).at[0, 1].set(9.0).at[2, 3].set(6.0)
-  return manifolds.make("cayley").project(skew - skew.T, 4)
+  return mixers.make("cayley").project(skew - skew.T, 4)
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def test_the_wrong_family_alone_cannot_do_the_task():
   # Otherwise the choice would mean nothing: no doubly stochastic matrix is near the rotation, no rotation averages.
   matrix = rotation()
   assert float(jnp.min(matrix)) < -0.3
-  distances = [jnp.sum(jnp.square(matrix - manifolds.make("sinkhorn").random(jax.random.key(k), 4))) for k in range(20)]
+  distances = [jnp.sum(jnp.square(matrix - mixers.make("sinkhorn").random(jax.random.key(k), 4))) for k in range(20)]
   assert min(map(float, distances)) > 0.5
 
 
@@ -86,7 +86,7 @@ def test_weights_start_equal_and_end_one_hot():
 
 def test_the_gradient_is_that_of_the_weights_and_none_after_the_choice():
   with jax.enable_x64(True):
-    choice = manifolds.make("choice")
+    choice = mixers.make("choice")
     scores, direction = jnp.array([0.3, 0.1, -0.2]), jnp.array([1.0, -2.0, 0.5])
 
     @jax.jit
@@ -109,7 +109,7 @@ def test_after_the_choice_the_mixer_is_that_family_exactly():
   mix = rule.coefficients(at(parameters, 0.8), jnp.ones((5, 4, 8))).mix
   np.testing.assert_allclose(mix @ mix.T, np.eye(4), atol=1e-6)
   logits = parameters["bias"][-16:].reshape(4, 4)
-  np.testing.assert_array_equal(mix, manifolds.make("cayley").project(logits, 4))
+  np.testing.assert_array_equal(mix, mixers.make("cayley").project(logits, 4))
 
 
 def test_one_family_may_stand_twice_with_other_options():
@@ -118,12 +118,12 @@ def test_one_family_may_stand_twice_with_other_options():
   assert list(rule.choice_weights(parameters)) == ["cayley(alpha=1)", "cayley"]
   logits = jax.random.normal(jax.random.key(1), (2, 4, 4))
   mix = rule.coefficients_of(at(parameters, 1.0), jnp.concatenate([jnp.zeros(8), logits.ravel()])).mix
-  np.testing.assert_array_equal(mix, manifolds.make("cayley").project(logits[1], 4))
+  np.testing.assert_array_equal(mix, mixers.make("cayley").project(logits[1], 4))
 
 
 @pytest.mark.slow
 def test_a_run_anneals_without_retracing_and_reports_its_weights():
-  choice = schema.Connection(manifold="choice", options="families=cayley/sinkhorn/iso,end=0.6", streams=2)
+  choice = schema.Connection(mixer="choice", options="families=cayley/sinkhorn/iso,end=0.6", streams=2)
   config = dataclasses.replace(tiny.config(connection=choice), steps=5)
   setup = tiny.setup(config)
   step, examples, state = make_train_step(setup), tiny.dataset(config), setup.create()
@@ -157,6 +157,6 @@ def test_bad_options_are_named(options, expected):
 
 
 def test_a_choice_is_not_stored_on_a_manifold():
-  config = schema.Connection(manifold="choice", parameterisation="manifold")
+  config = schema.Connection(mixer="choice", parameterisation="manifold")
   with pytest.raises(ConfigError, match="no manifold of their own"):
-    HyperConnection.from_config(config, width=8, layer_index=0)
+    HyperConnectionFn.from_config(config, width=8, layer_index=0)

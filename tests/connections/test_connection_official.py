@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax import manifolds
-from jpmhc_jax.connections import HyperConnection, Routing
+from jpmhc_jax import mixers
+from jpmhc_jax.connections import HyperConnectionFn, Routing
 
 TOKENS, D = 6, 8
 Parameters = Mapping[str, Array]
@@ -29,7 +29,7 @@ Parameters = Mapping[str, Array]
 class Published:
   """A published block in our words; `convert(upstream parameters, n)` gives our parameters, differentiably."""
 
-  manifold: manifolds.Manifold
+  manifold: mixers.Mixer
   routing: Routing
   epsilon: float
   convert: Callable[[Parameters, int], dict[str, Array]]
@@ -37,9 +37,9 @@ class Published:
   norm: str = "rmsnorm"
   generator: str = "gated"
 
-  def connection(self, n: int, layer_index: int) -> HyperConnection:
+  def connection(self, n: int, layer_index: int) -> HyperConnectionFn:
     """Our block with these options."""
-    return HyperConnection(
+    return HyperConnectionFn(
       self.manifold, n, D, layer_index=layer_index, routing=self.routing, generator=self.generator, norm=self.norm,
       norm_epsilon=self.epsilon,
     )  # fmt: skip
@@ -97,8 +97,8 @@ def _mhc_edelta(p: Parameters, n: int) -> dict[str, Array]:
   }
 
 
-_TWENTY_SWEEPS = manifolds.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled")
-_ITERATION = manifolds.CayleyIterative(alpha=0.1, steps=2)
+_TWENTY_SWEEPS = mixers.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled")
+_ITERATION = mixers.CayleyIterative(alpha=0.1, steps=2)
 _SIGMOID, _SOFTMAX = Routing("sigmoid"), Routing("softmax")
 
 FAMILIES = {
@@ -109,13 +109,13 @@ FAMILIES = {
     _TWENTY_SWEEPS, _SIGMOID, 0.0, functools.partial(_mhc_lite_layout, split=_split_matrix), True
   ),
   "lite": Published(
-    manifolds.PermutationMixture(), _SIGMOID, 0.0, functools.partial(_mhc_lite_layout, split=_split_permutations), True
+    mixers.PermutationMixture(), _SIGMOID, 0.0, functools.partial(_mhc_lite_layout, split=_split_permutations), True
   ),
   "kromhc": Published(
-    manifolds.Kronecker(), _SIGMOID, 0.0, functools.partial(_mhc_lite_layout, split=_split_vector), True
+    mixers.Kronecker(), _SIGMOID, 0.0, functools.partial(_mhc_lite_layout, split=_split_vector), True
   ),
   "mhc_edelta": Published(
-    manifolds.EpsilonSinkhorn(sweeps=20, epsilon=1e-8, softmax_first=False), _SIGMOID, 1e-6, _mhc_edelta, False
+    mixers.EpsilonSinkhorn(sweeps=20, epsilon=1e-8, softmax_first=False), _SIGMOID, 1e-6, _mhc_edelta, False
   ),
 }
 CASES = [(name, n) for name in FAMILIES for n in (2, 3, 4) if not (name == "kromhc" and n == 3)]

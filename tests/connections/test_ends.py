@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import Ends, expand, reduce, StreamEnds
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import expand, reduce, StreamExpansion, StreamExpansionFn
 from jpmhc_jax.core.errors import ConfigError
 
 N, D, TOKENS = 4, 8, (2, 3)
@@ -18,7 +18,7 @@ EXPANSIONS, REDUCTIONS = ("copy", "scale", "linear"), ("mean", "learned", "head"
 
 
 def _ends(**fields):
-  return StreamEnds.from_config(schema.Connection(**({"streams": N} | fields)), D)
+  return StreamExpansionFn.from_config(schema.Connection(**({"streams": N} | fields)), D)
 
 
 def _input(seed=1):
@@ -107,8 +107,8 @@ def test_gradients_reach_every_parameter_of_the_ends():
 
 def test_the_module_and_the_pure_form_agree_and_every_leaf_has_a_role_and_axes():
   config = schema.Connection(streams=N, expand="scale", reduce="head", stream_embedding=True)
-  module = Ends(config, width=D, rngs=nnx.Rngs(0))
-  pure = StreamEnds.from_config(config, D)
+  module = StreamExpansion(config, width=D, rngs=nnx.Rngs(0))
+  pure = StreamExpansionFn.from_config(config, D)
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   x = _input()
   streams = module.expand(x)
@@ -116,7 +116,7 @@ def test_the_module_and_the_pure_form_agree_and_every_leaf_has_a_role_and_axes()
   np.testing.assert_array_equal(module.reduce(streams), pure.reduce(state, streams))
   for leaf in jax.tree.leaves(nnx.state(module, nnx.Param), is_leaf=lambda v: isinstance(v, nnx.Variable)):
     assert leaf.get_metadata("role") == "mixer" and len(leaf.get_metadata("axes")) == leaf[...].ndim
-  bare = Ends(schema.Connection(streams=N), width=D, rngs=nnx.Rngs(0))
+  bare = StreamExpansion(schema.Connection(streams=N), width=D, rngs=nnx.Rngs(0))
   assert not jax.tree.leaves(nnx.state(bare))
 
 

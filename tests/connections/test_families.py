@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import expand, HyperConnection, reduce
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import expand, HyperConnectionFn, reduce
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
-from jpmhc_jax.core import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds import FAMILIES, make
+from jpmhc_jax.mixers import FAMILIES, make
 
 N, D, TOKENS = 4, 8, 6
 GENERATORS = ("static", "dynamic", "gated")
@@ -22,9 +22,9 @@ def _rules(family):
   rules = {}
   for parameterisation in ("logits", "manifold"):
     for generator in GENERATORS:
-      config = schema.Connection(manifold=family, generator=generator, parameterisation=parameterisation, streams=N)
+      config = schema.Connection(mixer=family, generator=generator, parameterisation=parameterisation, streams=N)
       try:
-        rules[generator, parameterisation] = HyperConnection.from_config(config, D, layer_index=1)
+        rules[generator, parameterisation] = HyperConnectionFn.from_config(config, D, layer_index=1)
       except ConfigError:
         assert parameterisation == "manifold"
   return rules
@@ -69,7 +69,7 @@ def test_parameters_gradients_and_start_of_every_generator_and_parameterisation(
   plain = x + _sublayer(x)
   for (generator, parameterisation), start in starts.items():
     rule = rules[generator, parameterisation]
-    manifold, point = rule.manifold, parameters[generator, parameterisation].get("mixer")
+    manifold, point = rule.mixer, parameters[generator, parameterisation].get("mixer")
     if point is None:
       off = manifold.identity_error(N, rule.identity_bias)
     else:

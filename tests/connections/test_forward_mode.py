@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import expand, HyperConnection
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import expand, HyperConnectionFn
 
 N, D = 4, 8
 FORMS = {
   "default": {},
-  "identity": {"manifold": "identity"},
+  "identity": {"mixer": "identity"},
   "static": {"generator": "static", "init": "round_robin"},
   "gated": {"generator": "gated"},
   "layer norm": {"norm": "layernorm"},
@@ -24,7 +24,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_jvp_and_the_hessian_of_a_connection_match_differences(form):
   fields = FORMS[form]
-  rule = HyperConnection.from_config(schema.Connection(**({"manifold": "cayley", "streams": N} | fields)), D, 0)
+  rule = HyperConnectionFn.from_config(schema.Connection(**({"mixer": "cayley", "streams": N} | fields)), D, 0)
   with jax.enable_x64(True):
     cast = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731
     parameters = cast(rule.init(jax.random.key(0)))

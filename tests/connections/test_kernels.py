@@ -12,18 +12,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import (
-  apply,
-  by_stream,
-  Connection,
-  generator,
-  HyperConnection,
-  implementation,
-  passage,
-  portable,
-)
-from jpmhc_jax.connections.kernels import Kernels, operators
-from jpmhc_jax.core import layout, schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import generator, HyperConnection, HyperConnectionFn
+from jpmhc_jax.connections.ops import base, fused_streams, vjp, xla, xla_tpu
+from jpmhc_jax.connections.ops.pallas import Kernels, operators
+from jpmhc_jax.core import sharding
 
 PLATFORMS = ("gpu", "tpu")
 OPERATORS = (*PLATFORMS, "by_stream")
@@ -31,7 +24,7 @@ NAMES = ("streams", "mixer", "read", "write", "output", "kernel")
 
 
 def _operators(name):
-  return by_stream if name == "by_stream" else Kernels(name, interpret=True)
+  return xla_tpu if name == "by_stream" else Kernels(name, interpret=True)
 
 
 def _inputs(tokens, n=3, d=37, k=9, static=False):
@@ -48,10 +41,11 @@ def _stage(operators, entered=False):
   """The three operators on the same streams, which are entered as a passage or go into each alone."""
 
   def stage(x, mixer, read, write, y, kernel):
-    x = passage.enter(x, passage.Terms(read=True, mix=True, kernel_shape=kernel.shape), operators) if entered else x
-    products, square = apply.statistics(x, kernel, operators)
-    u = apply.read(x, read, operators)
-    return apply.mix_and_write(x, mixer, write, y + u, operators), products, square, u
+    terms = fused_streams.Terms(read=True, mix=True, kernel_shape=kernel.shape)
+    x = fused_streams.enter(x, terms, operators) if entered else x
+    products, square = vjp.statistics(x, kernel, operators)
+    u = vjp.read(x, read, operators)
+    return vjp.mix_and_write(x, mixer, write, y + u, operators), products, square, u
 
   return stage
 
@@ -83,7 +77,7 @@ def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
   kernels = _operators(name)
   actual = _values_and_gradients(kernels, arguments, jnp.float32, entered=True)
   with jax.enable_x64(True):
-    expected = _values_and_gradients(portable, arguments, jnp.float64)
+    expected = _values_and_gradients(xla, arguments, jnp.float64)
   _assert_near(actual, expected, tolerance=3e-6 * max(1, np.prod(tokens) ** 0.5 / 8))
   again = _values_and_gradients(kernels, arguments, jnp.float32, entered=True)
   jax.tree.map(np.testing.assert_array_equal, actual, again)
@@ -97,7 +91,7 @@ def test_static_coefficients_and_unused_outputs(name, entered):
   used = (1, 0, 1, 0)
   actual = _values_and_gradients(_operators(name), arguments, jnp.float32, used, entered)
   with jax.enable_x64(True):
-    expected = _values_and_gradients(portable, arguments, jnp.float64, used)
+    expected = _values_and_gradients(xla, arguments, jnp.float64, used)
   _assert_near(actual, expected)
   assert not np.any(actual[1][NAMES.index("kernel")])
 
@@ -107,7 +101,7 @@ def test_many_streams_whose_work_is_not_written_out(name):
   arguments = _inputs((3,), n=6, d=20, k=48)
   actual = _values_and_gradients(_operators(name), arguments, jnp.float32, entered=True)
   with jax.enable_x64(True):
-    expected = _values_and_gradients(portable, arguments, jnp.float64)
+    expected = _values_and_gradients(xla, arguments, jnp.float64)
   _assert_near(actual, expected)
 
 
@@ -115,9 +109,9 @@ def test_many_streams_whose_work_is_not_written_out(name):
 def test_bfloat16_streams_are_computed_in_float32(name):
   x, mixer, _, write, y, _ = (jnp.asarray(a, jnp.float32) for a in _inputs((4,)))
   x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-  out = apply.mix_and_write(x, mixer, write, y, _operators(name))
+  out = vjp.mix_and_write(x, mixer, write, y, _operators(name))
   assert out.dtype == jnp.bfloat16
-  exact = apply.mix_and_write(x.astype(jnp.float32), mixer, write, y.astype(jnp.float32))
+  exact = vjp.mix_and_write(x.astype(jnp.float32), mixer, write, y.astype(jnp.float32))
   np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
 
 
@@ -129,7 +123,7 @@ def test_bfloat16_gradients_are_those_of_the_formulas(name):
   out, gradients = _values_and_gradients(_operators(name), rounded, None, entered=True)
   for gradient, argument in zip(gradients, rounded, strict=True):
     assert gradient.dtype == argument.dtype
-  expected = _values_and_gradients(portable, rounded, None)
+  expected = _values_and_gradients(xla, rounded, None)
   _assert_near(*(jax.tree.map(lambda a: a.astype(jnp.float32), r) for r in ((out, gradients), expected)), 2**-7)
 
 
@@ -156,7 +150,7 @@ def test_under_a_mesh_every_device_runs_its_own_tokens_without_a_collective(name
   compiled = run.lower(*placed).compile()
   moved = re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", compiled.as_text())
   assert not moved
-  expected = jax.vjp(lambda *per_token: _stage(portable)(*per_token, arguments[-1]), *arguments[:-1])
+  expected = jax.vjp(lambda *per_token: _stage(xla)(*per_token, arguments[-1]), *arguments[:-1])
   _assert_near(compiled(*placed), (expected[0], expected[1](expected[0])))
 
 
@@ -193,8 +187,8 @@ def test_every_kernel_lowers_for_its_target(platform, tokens, n, d):
 @pytest.mark.parametrize("d", [64, 512, 4096])
 def test_what_a_tpu_kernel_holds_fits_its_memory(n, d):
   """Sums of the mixer's gradient take a row of 128 lanes each: at n = 16 more than the streams."""
-  layout = operators._Layout.of("tpu", 4096, n, d, 1)
-  streams, sums = (4 * layout.block * width for width in (n * layout.shape.d, 128 * n * (n + 1)))
+  sharding = operators._Layout.of("tpu", 4096, n, d, 1)
+  streams, sums = (4 * sharding.block * width for width in (n * sharding.shape.d, 128 * n * (n + 1)))
   assert streams <= 2 << 20 and sums <= 4 << 20  # of 16 MiB, with three arrays of streams in two buffers each
 
 
@@ -212,35 +206,35 @@ def test_a_tpu_takes_the_streams_as_they_are():
 
 
 def test_who_computes_follows_device_and_streams(monkeypatch):
-  assert implementation.operators("auto", 4) is portable
-  monkeypatch.setattr(layout, "platform", lambda: "tpu")
-  assert implementation.operators("auto", 4) is by_stream
-  assert implementation.operators("xla", 16) is portable
-  assert implementation.operators("pallas_tpu", 4) == Kernels("tpu")
-  monkeypatch.setattr(layout, "platform", lambda: "gpu")
-  assert implementation.operators("auto", 4) is portable
+  assert base.operators("auto", 4) is xla
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  assert base.operators("auto", 4) is xla_tpu
+  assert base.operators("xla", 16) is xla
+  assert base.operators("pallas_tpu", 4) == Kernels("tpu")
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  assert base.operators("auto", 4) is xla
 
 
 def test_a_fall_back_is_announced():
   config = schema.Connection(implementation="pallas_gpu", streams=2)
   x = jnp.ones((3, 2, 4))
-  implementation.announce.cache_clear()
+  base.announce.cache_clear()
   with pytest.warns(UserWarning, match="implementation='pallas_gpu': the devices are 'cpu'; the portable formulas run"):
-    out = Connection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
-  plain = Connection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
+    out = HyperConnection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
+  plain = HyperConnection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   np.testing.assert_array_equal(out, plain)
 
 
 def test_more_streams_than_kernels_take_are_announced(monkeypatch):
-  implementation.announce.cache_clear()
-  monkeypatch.setattr(layout, "platform", lambda: "gpu")
-  assert isinstance(implementation.operators("pallas_gpu", 16), Kernels)
+  base.announce.cache_clear()
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  assert isinstance(base.operators("pallas_gpu", 16), Kernels)
   with pytest.warns(UserWarning, match="connection.streams=17 is above 16; the portable formulas run instead"):
-    assert implementation.operators("pallas_gpu", 17) is portable
+    assert base.operators("pallas_gpu", 17) is xla
 
 
 def test_a_norm_without_a_kernel_is_announced():
-  implementation.announce.cache_clear()
+  base.announce.cache_clear()
   x, parameters = jnp.ones((16, 2, 16)), {"projection": jnp.ones((2, 16, 4))}
   with pytest.warns(UserWarning, match="pallas_tpu.*connection.norm='none' has no kernel; the portable formulas run"):
     out = generator.project(x, parameters, "none", 1e-6, Kernels("tpu", interpret=True))
@@ -249,7 +243,7 @@ def test_a_norm_without_a_kernel_is_announced():
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_streams_that_are_projected_each_alone_take_the_same_kernels(name):
-  rule = HyperConnection.from_config(schema.Connection(projection="per_stream", norm="rmsnorm_per_stream"), 16, 0)
+  rule = HyperConnectionFn.from_config(schema.Connection(projection="per_stream", norm="rmsnorm_per_stream"), 16, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (5, 3, 4, 16))
 
@@ -260,15 +254,15 @@ def test_streams_that_are_projected_each_alone_take_the_same_kernels(name):
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # nothing falls back
     found = both(_operators(name))
-  jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=2e-5), found, both(portable))
+  jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=2e-5), found, both(xla))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_no_tokens_need_no_kernel(name):
   x, mixer, weights = jnp.zeros((2, 0, 4, 16)), jnp.zeros((4, 4, 2, 0)), jnp.zeros((4, 2, 0))
   kernels = _operators(name)
-  assert apply.mix_and_write(x, mixer, weights, x[..., 0, :], kernels).shape == x.shape
-  (products, square), pullback = jax.vjp(lambda w: apply.statistics(x, w, kernels), jnp.ones((4, 16, 24)))
+  assert vjp.mix_and_write(x, mixer, weights, x[..., 0, :], kernels).shape == x.shape
+  (products, square), pullback = jax.vjp(lambda w: vjp.statistics(x, w, kernels), jnp.ones((4, 16, 24)))
   assert products.shape == (24, 2, 0) and square.shape == (2, 0)
   assert not jnp.any(pullback((products, square))[0])
 
@@ -276,7 +270,7 @@ def test_no_tokens_need_no_kernel(name):
 FORMS = {
   "dynamic": {},
   "static": {"generator": "static"},
-  "identity": {"manifold": "identity"},
+  "identity": {"mixer": "identity"},
   "layernorm": {"norm": "layernorm", "generator": "gated"},
   "per_stream": {"projection": "per_stream"},
   "stored": {"parameterisation": "manifold"},
@@ -290,7 +284,7 @@ ABLATED = {"identity": None, "mean": None, "permutation": (0,)}
 @pytest.mark.parametrize(("form", "ablation"), [*((f, "none") for f in FORMS), *(("dynamic", a) for a in ABLATED)])
 def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypatch):
   config = schema.Connection(**{"streams": 3, "init": "random", "init_scale": 1.0} | FORMS[form])
-  rule = HyperConnection.from_config(config, 16, 0)
+  rule = HyperConnectionFn.from_config(config, 16, 0)
   rule = dataclasses.replace(rule, ablation=ablation, ablated_indices=ABLATED.get(ablation))
   parameters = rule.init(jax.random.key(0)) | {"layer_index": jnp.asarray(0)}
   streams = jax.random.normal(jax.random.key(1), (5, 3, rule.stream_width))
@@ -305,14 +299,14 @@ def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypa
     )
 
   expected = both(parameters, streams)
-  monkeypatch.setattr(implementation, "operators", lambda *_: _operators(name))
+  monkeypatch.setattr(base, "operators", lambda *_: _operators(name))
   both.clear_cache()
   _assert_near(both(parameters, streams), expected, tolerance=2e-5)
 
 
 def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
   """What measures a Jacobian differentiates the backward pass, which hands factors on in place of their products."""
-  rule = HyperConnection.from_config(schema.Connection(streams=3, init="random", init_scale=1.0), 8, 0)
+  rule = HyperConnectionFn.from_config(schema.Connection(streams=3, init="random", init_scale=1.0), 8, 0)
   parameters = rule.init(jax.random.key(0))
   x, c, v = (jax.random.normal(jax.random.key(seed), (5, 3, 8)) for seed in range(3))
 
@@ -323,19 +317,19 @@ def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
     return jax.vjp(gradient, x, c)[1](v)
 
   expected = jax.jit(second)(x, c, v)
-  monkeypatch.setattr(implementation, "operators", lambda *_: by_stream)
+  monkeypatch.setattr(base, "operators", lambda *_: xla_tpu)
   _assert_near(jax.jit(lambda *arguments: second(*arguments))(x, c, v), expected, tolerance=2e-5)
 
 
 def test_a_passage_takes_only_the_operators_it_was_entered_for():
   x, mixer, weights = jnp.ones((5, 3, 8)), jnp.ones((3, 3, 5)), jnp.ones((3, 5))
-  reading = passage.enter(x, passage.Terms(read=True), by_stream)
+  reading = fused_streams.enter(x, fused_streams.Terms(read=True), xla_tpu)
   with pytest.raises(ValueError, match="mix_and_write: the passage was entered for other operators"):
-    apply.mix_and_write(reading, mixer, weights, x[:, 0], by_stream)
+    vjp.mix_and_write(reading, mixer, weights, x[:, 0], xla_tpu)
   with pytest.raises(ValueError, match="statistics: the passage"):
-    apply.statistics(reading, jnp.ones((3, 8, 4)), by_stream)
-  mixing = passage.enter(x, passage.Terms(mix=True), by_stream)
+    vjp.statistics(reading, jnp.ones((3, 8, 4)), xla_tpu)
+  mixing = fused_streams.enter(x, fused_streams.Terms(mix=True), xla_tpu)
   with pytest.raises(ValueError, match="read: the passage"):
-    apply.read(mixing, weights, by_stream)
+    vjp.read(mixing, weights, xla_tpu)
   with pytest.raises(ValueError, match="write: the passage"):
-    apply.write(mixing, weights, x[:, 0])
+    vjp.write(mixing, weights, x[:, 0])

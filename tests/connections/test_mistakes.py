@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import Connection, expand, HyperConnection, reduce, Routing, StreamEnds
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, reduce, Routing, StreamExpansionFn
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds import make, parse
+from jpmhc_jax.mixers import make, parse
 
 N, D = 4, 8
 
 
 def connection(width=D, **fields):
-  return HyperConnection.from_config(schema.Connection(**({"streams": N} | fields)), width, 0)
+  return HyperConnectionFn.from_config(schema.Connection(**({"streams": N} | fields)), width, 0)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_fields_are_checked_as_those_of_a_config(fields, message):
   width = fields.pop("width", D)
   for build in (
     lambda: connection(width, **fields),
-    lambda: StreamEnds.from_config(schema.Connection(**fields), width),
+    lambda: StreamExpansionFn.from_config(schema.Connection(**fields), width),
   ):
     with pytest.raises(ConfigError, match=message):
       build()
@@ -94,7 +94,7 @@ def test_parameters_of_another_connection_are_named():
   list(itertools.product(("static", "dynamic", "gated"), (True, False), ("rmsnorm", "layernorm"))),
 )
 def test_the_names_are_those_that_init_makes(generator, bias, norm):
-  for more in ({}, {"manifold": "choice"}, {"manifold": "iso", "parameterisation": "manifold"}):
+  for more in ({}, {"mixer": "choice"}, {"mixer": "iso", "parameterisation": "manifold"}):
     rule = connection(generator=generator, bias=bias, norm=norm, **more)
     assert set(jax.eval_shape(rule.init, jax.random.key(0))) == set(rule.parameter_names)
 
@@ -102,11 +102,11 @@ def test_the_names_are_those_that_init_makes(generator, bias, norm):
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8, jnp.int32, np.array])
 def test_a_whole_number_of_any_library_is_a_layer_index_and_a_width(kind):
   config = schema.Connection(streams=N, init="round_robin")
-  rule = HyperConnection.from_config(config, kind(D), kind(1))
-  plain = HyperConnection.from_config(config, D, 1)
+  rule = HyperConnectionFn.from_config(config, kind(D), kind(1))
+  plain = HyperConnectionFn.from_config(config, D, 1)
   assert rule == plain and hash(rule) == hash(plain)
   assert (type(rule.layer_index), type(rule.width)) == (int, int)
-  module = Connection(config, width=kind(D), layer_index=kind(1), rngs=nnx.Rngs(0))
+  module = HyperConnection(config, width=kind(D), layer_index=kind(1), rngs=nnx.Rngs(0))
   assert module.rule == rule and not hasattr(module, "layer_index")  # which only a stack of layers holds
   assert expand(jnp.ones(D), kind(N)).shape == (N, D)
   assert isinstance(make("sinkhorn", sweeps=kind(5)).sweeps, int) and parse("sinkhorn", "sweeps=5").sweeps == 5
@@ -115,4 +115,4 @@ def test_a_whole_number_of_any_library_is_a_layer_index_and_a_width(kind):
 @pytest.mark.parametrize("index", [True, np.arange(2)])
 def test_what_is_no_whole_number_is_no_layer_index(index):
   with pytest.raises(ConfigError, match="layer_index=.*: expected a whole number"):
-    HyperConnection.from_config(schema.Connection(), D, index)
+    HyperConnectionFn.from_config(schema.Connection(), D, index)

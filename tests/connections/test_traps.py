@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.connections import Connection, HyperConnection
-from jpmhc_jax.core import schema
-from jpmhc_jax.manifolds import FAMILIES
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnection, HyperConnectionFn
+from jpmhc_jax.mixers import FAMILIES
 
 N, D, LENGTH = 4, 8, 5
 CASES = (
-  {"manifold": "cayley", "norm": "layernorm", "read_write": "softmax"},
-  {"manifold": "sinkhorn", "generator": "gated", "gate_init": 1.0},
-  {"manifold": "permutation", "read_write": "softmax_read"},
-  {"manifold": "unconstrained", "read_write": "linear", "norm": "rmsnorm_per_stream", "activation": "tanh"},
-  {"manifold": "unconstrained", "read_write": "linear", "projection": "per_stream", "transpose": True},
-  {"manifold": "cayley", "generator": "static"},
-  {"manifold": "cayley", "segments": 2, "read_write": "linear"},
+  {"mixer": "cayley", "norm": "layernorm", "read_write": "softmax"},
+  {"mixer": "sinkhorn", "generator": "gated", "gate_init": 1.0},
+  {"mixer": "permutation", "read_write": "softmax_read"},
+  {"mixer": "unconstrained", "read_write": "linear", "norm": "rmsnorm_per_stream", "activation": "tanh"},
+  {"mixer": "unconstrained", "read_write": "linear", "projection": "per_stream", "transpose": True},
+  {"mixer": "cayley", "generator": "static"},
+  {"mixer": "cayley", "segments": 2, "read_write": "linear"},
 )
 
 
-class Pooled(HyperConnection):
+class Pooled(HyperConnectionFn):
   """The mistake: logits from the mean over the sequence, which future tokens are part of (EΔ hybrid, SHC)."""
 
   def logits(self, parameters, streams):
@@ -36,7 +36,7 @@ class Pooled(HyperConnection):
     return super().logits(parameters, pooled)
 
 
-class RandomStream(HyperConnection):
+class RandomStream(HyperConnectionFn):
   """The mistake: the favoured stream is drawn when the parameters are (mhc-lite, lucidrains without layer_index)."""
 
   def init(self, key, layer_index=None):
@@ -46,7 +46,7 @@ class RandomStream(HyperConnection):
 
 def _plain(rule):
   fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-  return HyperConnection(**fields)
+  return HyperConnectionFn(**fields)
 
 
 def _as(cls, rule):
@@ -65,18 +65,18 @@ def _check_causal(rule):
 
 @pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_no_output_sees_a_future_token(fields):
-  rule = HyperConnection.from_config(schema.Connection(streams=N, init_scale=1.0, **fields), D, 0)
+  rule = HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0, **fields), D, 0)
   _check_causal(rule)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_sees_a_future_token(family):
-  _check_causal(HyperConnection.from_config(schema.Connection(streams=N, init_scale=1.0, manifold=family), D, 0))
+  _check_causal(HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0, manifold=family), D, 0))
 
 
 def test_the_check_of_causality_catches_a_pooled_generator():
-  rule = HyperConnection.from_config(schema.Connection(streams=N, init_scale=1.0), D, 0)
+  rule = HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0), D, 0)
   with pytest.raises(AssertionError):
     _check_causal(_as(Pooled, rule))
 
@@ -92,11 +92,11 @@ def _check_favoured(make):
 
 def test_the_favoured_stream_is_the_layer_index_and_never_drawn():
   config = schema.Connection(streams=N, init="round_robin", generator="static")
-  _check_favoured(lambda layer: HyperConnection.from_config(config, D, layer))
+  _check_favoured(lambda layer: HyperConnectionFn.from_config(config, D, layer))
   with pytest.raises(AssertionError):
-    _check_favoured(lambda layer: _as(RandomStream, HyperConnection.from_config(config, D, layer)))
+    _check_favoured(lambda layer: _as(RandomStream, HyperConnectionFn.from_config(config, D, layer)))
   with pytest.raises(TypeError, match="layer_index"):
-    Connection(config, width=D, rngs=nnx.Rngs(0))
+    HyperConnection(config, width=D, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("family", ["sinkhorn", "birkhoff_newton", "permutation", "kronecker"])
@@ -108,7 +108,7 @@ def test_doubly_stochastic_mixers_do_not_start_at_the_mean_matrix(family):
 
   def start(bias):
     config = schema.Connection(streams=N, manifold=family, generator="static", identity_bias=bias)
-    rule = HyperConnection.from_config(config, D, 0)
+    rule = HyperConnectionFn.from_config(config, D, 0)
     return np.asarray(rule.coefficients(rule.init(jax.random.key(0)), jnp.ones((1, N, D))).mix)
 
   mean = np.full((N, N), 1 / N)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import ranges, schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import ranges, schema
 from jpmhc_jax.core.errors import ConfigError
 
 GOOD = """
-from jpmhc_jax.core.config import default
+from jpmhc_jax.config.load import default
 def get_config(variant="a"):
   config = default()
   config.steps = {"a": 3, "b": 4}[variant]
@@ -116,7 +116,7 @@ def test_a_file_that_is_no_config_is_refused_with_the_line(tmp_path, content, me
 def test_a_config_file_with_a_mistake_is_refused(tmp_path, body, message):
   path = tmp_path / "config.py"
   path.write_text(
-    f"from jpmhc_jax.core.config import default\ndef get_config():\n  config = default()\n  {body}\n  return config\n"
+    f"from jpmhc_jax.config.load import default\ndef get_config():\n  config = default()\n  {body}\n  return config\n"
   )
   with pytest.raises(ConfigError, match=message):
     configs.load(str(path))
@@ -190,7 +190,7 @@ def test_numbers_of_numpy_and_jax_are_numbers_in_config_files_and_dicts():
   values = configs.default()
   values.model.width, values.steps, values.optimizer.learning_rate = np.int64(32), jnp.int32(3), np.float32(0.5)
   values.logging.tensorboard, values.optimizer.step_factors = np.bool_(False), (np.float32(0.5), np.float64(0.25))
-  values.model.recursion.inner, values.connection.manifold = np.uint8(2), np.str_("iso")
+  values.model.recursion.inner, values.connection.mixer = np.uint8(2), np.str_("iso")
   config = configs.validate(configs.from_dict(values.to_dict()))
   model = config.model
   assert (model.width, config.steps, config.optimizer.learning_rate, model.recursion.inner) == (32, 3, 0.5, 2)
@@ -216,3 +216,18 @@ def test_steps_of_the_learning_rate_are_fractions_in_order_and_factors_not_negat
   wrong = dataclasses.replace(schema.Optimizer(), **{field: value})
   with pytest.raises(ConfigError, match=f"optimizer.{field}=.*expected {expected}"):
     configs.validate(schema.Config(optimizer=wrong))
+
+
+def test_a_renamed_field_is_told_by_its_new_name_and_a_stored_config_is_read_with_the_old_one(tmp_path):
+  message = r"'connection.manifold'\. It is called 'connection.mixer' now\."
+  with pytest.raises(ConfigError, match=message):
+    configs.load_default(["--config.connection.manifold=iso"])
+  with pytest.raises(ConfigError, match=message):
+    configs.from_dict({"connection": {"manifold": "iso"}})
+  with pytest.raises(ConfigError, match=message):
+    configs.check_field("connection.manifold", "iso")
+  config = dataclasses.replace(schema.Config(), connection=schema.Connection(mixer="iso", streams=2))
+  configs.save(config, tmp_path / "config.json")
+  text = (tmp_path / "config.json").read_text()
+  (tmp_path / "config.json").write_text(text.replace('"mixer": "iso"', '"manifold": "iso"'))
+  assert configs.restore(tmp_path / "config.json") == config

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import places, schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError
 
 # Markup, patterns, escapes, URL parts and a byte that is no text.

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.streams import key_for
+from jpmhc_jax.core.rng import key_for
 from jpmhc_jax.main import main
 from jpmhc_jax.spectral.rules import mixer_stack
 

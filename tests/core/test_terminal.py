@@ -11,7 +11,7 @@ import pytest
 from jpmhc_jax.commands import describe
 from jpmhc_jax.core.terminal import cut, Forgiving, LONGEST, writable
 from jpmhc_jax.main import main, parser
-from jpmhc_jax.manifolds import FAMILIES, make
+from jpmhc_jax.mixers import FAMILIES, make
 
 FULL = pathlib.Path("/dev/full")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
+from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import ArcData, Data
 from jpmhc_jax.data.arc import build_splits
 from jpmhc_jax.data.arc_grids import crop, grid_hash, parse_augmented_name, restore
 from jpmhc_jax.data.arc_tasks import load_tasks
@@ -39,7 +39,7 @@ FULL_STEPS = {"arc1concept": 518_071, "arc2concept": 723_914}
 _FULL_BUILD = """
 import json, sys
 from jpmhc_jax import data
-from jpmhc_jax.core.schema import ArcData, Data
+from jpmhc_jax.config.schema import ArcData, Data
 arc = ArcData(dataset=sys.argv[1], concept_folder=sys.argv[2] if sys.argv[1].endswith("concept") else "")
 built = data.build(Data(arc=arc, epochs_per_interval=10_000), batch_size=768, seed=0)
 splits = [[split.groups, split.puzzles, split.examples] for split in (built.train, built.evaluation)]

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
+from jpmhc_jax.config.schema import ArcData
 from jpmhc_jax.core.errors import DataError
-from jpmhc_jax.core.schema import ArcData
 from jpmhc_jax.data.arc_tasks import load_tasks
 
 GOOD = {"train": [{"input": [[0, 1], [2, 3]], "output": [[1]]}], "test": [{"input": [[5]], "output": [[6, 7]]}]}

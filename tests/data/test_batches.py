@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
+from jpmhc_jax.config.schema import ArcData, Data, SudokuData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import ArcData, Data, SudokuData
 from jpmhc_jax.data.batches import BatchPlan, Split
 
 TINY = Data(
@@ -22,7 +22,7 @@ TINY = Data(
 _OTHER_PROCESS = """
 import hashlib
 from jpmhc_jax import data
-from jpmhc_jax.core.schema import ArcData, Data
+from jpmhc_jax.config.schema import ArcData, Data
 arc = ArcData(canvas=10, max_side=10, max_tasks=12, augmentations=8, evaluation_augmentations=8)
 batch = data.build(Data(epochs_per_interval=7, arc=arc), batch_size=32, seed=3).batch(41)
 print(hashlib.sha256(b"".join(value.tobytes() for value in batch.values())).hexdigest())

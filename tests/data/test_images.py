@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.data import images
 from jpmhc_jax.data.images import ARRAYS

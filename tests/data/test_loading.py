@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
+from jpmhc_jax.config.schema import Data, MazeData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import Data, MazeData
 from jpmhc_jax.data.loading import load
 
 

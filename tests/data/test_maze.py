@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
+from jpmhc_jax.config.schema import Data, MazeData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import Data, MazeData
 from jpmhc_jax.data.maze import canonical, FLOOR, generate, GOAL, PATH, START, WALL
 
 SMALL = MazeData(side=9, train_mazes=60, test_mazes=20, min_path=8, loops=0.2)

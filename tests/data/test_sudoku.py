@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax import data
+from jpmhc_jax.config.schema import Data, SudokuData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.schema import Data, SudokuData
 from jpmhc_jax.data.sudoku import generate, shuffles
 from jpmhc_jax.data.sudoku_grids import BOXES, count_solutions, dig, filled, symmetry_class, units
 

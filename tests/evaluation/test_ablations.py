@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.connections import Connection
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.ablations import ablate
 from jpmhc_jax.evaluation.evaluator import Evaluator, results_folder
@@ -29,8 +29,8 @@ BY_HAND = {
 
 
 @functools.cache
-def _setup(manifold="cayley"):
-  return tiny.setup(tiny.config(connection=schema.Connection(manifold=manifold, streams=2, options="")))
+def _setup(mixer="cayley"):
+  return tiny.setup(tiny.config(connection=schema.Connection(mixer=manifold, streams=2, options="")))
 
 
 def _with(setup, **evaluation):
@@ -55,7 +55,7 @@ def decoder(tmp_path_factory):
   config = tiny.config(
     data=schema.Data(kind="text", prefetch=0, text=schema.TextData(folder=str(folder), window=16, held_out=4)),
     model=schema.Model(kind="decoder", width=16, heads=2, layers=3, mlp_multiple=8, loss="softmax"),
-    connection=schema.Connection(manifold="cayley", streams=2, options="alpha=2.0", init_scale=2.0),
+    connection=schema.Connection(mixer="cayley", streams=2, options="alpha=2.0", init_scale=2.0),
   )
   setup = tiny.setup(config)
   return setup, setup.create()
@@ -64,7 +64,7 @@ def decoder(tmp_path_factory):
 @pytest.mark.parametrize("kind", BY_HAND)
 @pytest.mark.parametrize("fields", [{}, {"parameterisation": "manifold"}, {"generator": "static", "transpose": True}])
 def test_a_connection_applies_the_replacement_and_keeps_its_read_and_write(kind, fields):
-  module = Connection(schema.Connection(init_scale=2.0, **fields), width=WIDTH, layer_index=0, rngs=nnx.Rngs(0))
+  module = HyperConnection(schema.Connection(init_scale=2.0, **fields), width=WIDTH, layer_index=0, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (3, N, WIDTH))
   read, mix, write = module.coefficients(x)
   module.rule = dataclasses.replace(module.rule, ablation=kind)

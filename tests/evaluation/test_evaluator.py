@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.arc import PASS_KS
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.metric_names import metric_names

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
+from jpmhc_jax.config import schema
 from jpmhc_jax.connections.diagnostics import alarms
-from jpmhc_jax.core import schema
 from jpmhc_jax.evaluation.mixers import make_diagnose
 
 
@@ -30,7 +30,7 @@ def _with_separate_streams(setup):
 
 
 def test_every_connection_is_measured_on_the_streams_that_enter_it():
-  setup = _setup(manifold="cayley", options="alpha=1.0")
+  setup = _setup(mixer="cayley", options="alpha=1.0")
   state = _with_separate_streams(setup)
   values = make_diagnose(setup)(state)
   state = jax.tree.map(jnp.asarray, state)
@@ -63,7 +63,7 @@ def test_a_network_without_streams_has_no_diagnostics():
 
 
 def test_the_streams_of_a_network_that_expands_inside_a_call_are_measured_too():
-  setup = _setup(manifold="permutation", scope="call")
+  setup = _setup(mixer="permutation", scope="call")
   values = make_diagnose(setup)(setup.create())
   # Copies enter the first connection; doubly stochastic mixers keep row and column sums.
   assert values["mixer/block0.tokens/difference_energy"] == pytest.approx(0.0, abs=1e-5)
@@ -72,7 +72,7 @@ def test_the_streams_of_a_network_that_expands_inside_a_call_are_measured_too():
 
 
 def test_streams_that_are_copies_everywhere_set_the_alarm_off():
-  symmetric = _setup(manifold="cayley", init="zero", read_write="softmax")
+  symmetric = _setup(mixer="cayley", init="zero", read_write="softmax")
   values = make_diagnose(symmetric)(symmetric.create())
   assert values["mixer/composite/equal_streams"] == 1 and values["mixer/block0.tokens/frozen_gradient"] == 0
   (line,) = alarms(values)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.evaluator import Evaluator
-from jpmhc_jax.evaluation.partial import Partial
+from jpmhc_jax.evaluation.partial import EvalProgress
 from jpmhc_jax.training import interrupts
 
 BATCHES = 5  # 20 puzzles in batches of 4
@@ -99,7 +99,7 @@ def test_a_damaged_partial_falls_back_to_the_one_before(tmp_path):
   ],
 )
 def test_no_damage_of_a_partial_ends_the_evaluation(damage, tmp_path):
-  partial = Partial(tmp_path, "7", lambda: "the same", 0)
+  partial = EvalProgress(tmp_path, "7", lambda: "the same", 0)
   for batches in (2, 4):
     partial.save(batches, lambda: {"count": 3})
   assert partial.load() == (4, {"count": 3})

@@ -11,21 +11,21 @@ import pytest
 import tiny
 
 from jpmhc_jax import main
-from jpmhc_jax.core import schema
-from jpmhc_jax.evaluation import linearised, spectrum
+from jpmhc_jax.config import schema
+from jpmhc_jax.evaluation.spectra import measure, trm
 from jpmhc_jax.models.trm import supervision_step
-from jpmhc_jax.training.kinds import KINDS
+from jpmhc_jax.training.tasks.registry import KINDS
 
-EFFORT = spectrum.Effort(examples=1, tokens=2, points=64, carry_points=32, exact_limit=700, steps=48)
+EFFORT = measure.Effort(examples=1, tokens=2, points=64, carry_points=32, exact_limit=700, steps=48)
 
 
 def _linearised(**connection):
-  config = tiny.config(connection=schema.Connection(**{"manifold": "cayley", "streams": 2} | connection))
+  config = tiny.config(connection=schema.Connection(**{"mixer": "cayley", "streams": 2} | connection))
   setup, dataset = tiny.setup(config), tiny.dataset(config)
   state, rng = jax.device_get(setup.create()), np.random.default_rng(0)
   noisy = lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)  # noqa: E731
   state = dataclasses.replace(state, ema=jax.tree.map(noisy, state.params))
-  return config, spectrum.linearise(setup, dataset, state, 3, EFFORT)
+  return config, measure.linearise(setup, dataset, state, 3, EFFORT)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def test_mixers_reads_and_writes_are_those_of_the_connection(carried):
 
 def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
   _, at = carried
-  stack = linearised.carry_layers(at.trace, at.network.answers[:4], 1)
+  stack = trm.carry_layers(at.trace, at.network.answers[:4], 1)
   z_h, z_l = np.eye(4)[:2], np.eye(4)[2:]
   for k, answers in enumerate(at.network.answers[:4]):
     h = z_h + z_l
-    for mixer in linearised.stream_layers(at.trace, k, 1).mixers:
+    for mixer in trm.stream_layers(at.trace, k, 1).mixers:
       h = mixer @ h
     z_h, z_l = (h, z_l) if answers else (z_h, h)
   product = np.eye(4)
@@ -82,7 +82,7 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
   _, at = _linearised(scope="call", manifold="sinkhorn")
   assert_allclose(at.trace.enter, [1, 1], rtol=1e-5)
   assert_allclose(at.trace.leave, [0.5, 0.5], rtol=1e-5)
-  stack, inner = linearised.call_layers(at.trace, 0, 0), linearised.stream_layers(at.trace, 0, 0)
+  stack, inner = trm.call_layers(at.trace, 0, 0), trm.stream_layers(at.trace, 0, 0)
   product, inside = np.eye(2), np.ones(2)
   for mixer in stack.mixers:
     product = mixer @ product
@@ -92,7 +92,7 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
 
 
 def test_every_kind_of_model_has_spectra():
-  assert set(spectrum.NETWORKS) == set(KINDS)
+  assert set(measure.NETWORKS) == set(KINDS)
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_measured_and_predicted_spectra_agree(carried):
       **{k: v[:3] for k, v in few.trace._asdict().items() if k not in ("inputs", "enter", "leave")}
     ),
   )
-  sites = {site.name: site for site in spectrum.measure(few, EFFORT)}
+  sites = {site.name: site for site in measure.measure(few, EFFORT)}
   assert [site.scale for site in sites.values()] == ["part"] * 2 + ["recursion"] * 3 + ["carry"]
   call = sites["call 3"]
   model = at.network.model(*at.arrays)
@@ -116,7 +116,7 @@ def test_measured_and_predicted_spectra_agree(carried):
   assert call.exact and not sites["calls 1 to 3"].exact
   assert_allclose(call.measured.largest, np.quantile(values, 0.99), rtol=0.05)
   assert_allclose(call.measured.mean_log, np.mean(np.log(np.maximum(values, call.floor))), atol=1e-3)
-  lanczos = list(spectrum.measure(few, dataclasses.replace(EFFORT, exact_limit=0, steps=96)))[4]
+  lanczos = list(measure.measure(few, dataclasses.replace(EFFORT, exact_limit=0, steps=96)))[4]
   clipped = np.mean(np.log(np.maximum(values, lanczos.floor)))
   assert abs(lanczos.measured.mean_log - clipped) < 0.1
   for site in sites.values():

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments.benchmarks import block, figures, goodput, peers, timing
-from jpmhc_jax.connections import implementation
+from jpmhc_jax.connections.ops import base
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks"
 README = (FOLDER / "README.md").read_text()
@@ -33,7 +33,7 @@ def test_a_block_and_its_parts_are_computed_by_the_implementation_that_was_asked
   def refuse(name, streams):
     raise LookupError(name)
 
-  monkeypatch.setattr(implementation, "operators", refuse)
+  monkeypatch.setattr(base, "operators", refuse)
   with pytest.raises(LookupError, match="pallas_gpu"):
     block.parts(8, 2, 16, "pallas_gpu")
   with pytest.raises(LookupError, match="pallas_tpu"):

@@ -10,7 +10,7 @@ import pytest
 from scipy.linalg import expm, null_space
 
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds.parameters import Birkhoff, GEOMETRIES, Grassmann, Iso, Oblique, Orthogonal, Sphere, Stiefel
+from jpmhc_jax.manifolds.parameters import Birkhoff, Grassmann, Iso, MANIFOLDS, Oblique, Orthogonal, Sphere, Stiefel
 from jpmhc_jax.manifolds.retractions import carry_along, cayley, qr
 
 CASES = [
@@ -402,6 +402,6 @@ def test_bad_names_and_shapes_are_refused():
 
 
 def test_the_table_of_names_holds_geometries():
-  for name, geometry in GEOMETRIES.items():
+  for name, geometry in MANIFOLDS.items():
     point = geometry.random(jax.random.key(0), (4, 4))
     assert geometry.distance(point) < 2e-6, name

@@ -8,7 +8,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.models.trm import TRM
 
 CONFIGS = {

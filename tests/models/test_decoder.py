@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.core import schema
-from jpmhc_jax.core.config import validate
+from jpmhc_jax.config import schema
+from jpmhc_jax.config.load import validate
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.models.decoder import Decoder
 
 MODEL = schema.Model(kind="decoder", width=16, heads=2, layers=3, mlp_multiple=8, puzzle=schema.Puzzle(width=0))
 FAMILIES = {
   "plain": schema.Connection(streams=1),
-  "grassmann": schema.Connection(manifold="grassmann", parameterisation="manifold"),
+  "grassmann": schema.Connection(mixer="grassmann", parameterisation="manifold"),
 } | {
-  name: schema.Connection(manifold=name, init_scale=0.5)
+  name: schema.Connection(mixer=name, init_scale=0.5)
   for name in ("cayley", "sinkhorn", "iso", "hybrid", "identity", "unconstrained")
 }
 
@@ -79,7 +79,7 @@ def test_the_scan_runs_the_layers_one_after_the_other():
 def test_streams_start_as_the_plain_transformer(family):
   @jax.jit
   def both(inputs, key):
-    plain, wide = _decoder(FAMILIES["plain"], key), _decoder(schema.Connection(manifold=family, init="zero"), key)
+    plain, wide = _decoder(FAMILIES["plain"], key), _decoder(schema.Connection(mixer=family, init="zero"), key)
     wide.embedding, wide.lm_head = plain.embedding, plain.lm_head
     wide.layers.tokens, wide.layers.features = plain.layers.tokens, plain.layers.features
     return wide(inputs), plain(inputs)
@@ -91,7 +91,7 @@ def test_streams_start_as_the_plain_transformer(family):
 def test_round_robin_reads_turn_with_the_sublayer_under_the_scan(bias):
   @jax.jit
   def reads(inputs, key):
-    model = _decoder(schema.Connection(manifold="identity", init="round_robin", streams=4, bias=bias), key)
+    model = _decoder(schema.Connection(mixer="identity", init="round_robin", streams=4, bias=bias), key)
     return model.run(model.embed(inputs), lambda connection, streams: connection.coefficients(streams).read)[1]
 
   seen = reads(_inputs(), jax.random.key(0))

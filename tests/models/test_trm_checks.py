@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.models.layers import rope_tables, rotate
 from jpmhc_jax.models.losses import binary_cross_entropy
 from jpmhc_jax.models.trm import Block, TRM
@@ -25,7 +25,7 @@ def _model(**changes):
 @pytest.mark.parametrize("mixer", ["attention", "mlp"])
 @pytest.mark.parametrize("streams", [1, N])
 def test_block_outputs_have_rms_one_over_the_features_without_any_learned_scale(mixer, streams):
-  connection = schema.Connection(manifold="circulant", streams=streams)
+  connection = schema.Connection(mixer="circulant", streams=streams)
   block = Block(_model(token_mixer=mixer), connection, LENGTH, 0, nnx.Rngs(0))
   shape = (BATCH, LENGTH, *((N,) if streams == N else ()), WIDTH)
   h = 5.0 * jax.random.normal(jax.random.key(1), shape) + 3.0
@@ -36,7 +36,7 @@ def test_block_outputs_have_rms_one_over_the_features_without_any_learned_scale(
 
 
 def test_the_parts_of_a_block_have_their_names_in_a_profile_forward_and_backward():
-  graph, state = nnx.split(Block(_model(), schema.Connection(manifold="cayley"), LENGTH, 0, nnx.Rngs(0)))
+  graph, state = nnx.split(Block(_model(), schema.Connection(mixer="cayley"), LENGTH, 0, nnx.Rngs(0)))
   gradient = jax.jit(jax.grad(lambda state, h: jnp.sum(nnx.merge(graph, state)(h)), argnums=1))
   program = gradient.lower(state, jnp.ones((BATCH, LENGTH, N, WIDTH))).as_text(debug_info=True)
   for part in ("coefficients", "read", "attention", "mix_and_write", "norm", "swiglu"):
@@ -47,7 +47,7 @@ def test_the_parts_of_a_block_have_their_names_in_a_profile_forward_and_backward
 @pytest.mark.parametrize("streams", [1, N])
 def test_the_token_mlp_is_normalised_over_the_positions(streams):
   """With the second sub-layer silenced, what is left is RMS over features of RMS over positions."""
-  connection = schema.Connection(manifold="identity", streams=streams, init="zero")
+  connection = schema.Connection(mixer="identity", streams=streams, init="zero")
   block = Block(_model(token_mixer="mlp"), connection, LENGTH, 0, nnx.Rngs(0))
   block.tokens.mlp.down[...] = jnp.zeros_like(block.tokens.mlp.down[...])
   block.features.down[...] = jnp.zeros_like(block.features.down[...])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.models.vision import VisionTransformer
-from jpmhc_jax.training.image_class import class_sums
+from jpmhc_jax.training.tasks.vision import class_sums
 
 IMAGE = ImageFormat(height=4, width=6, channels=3, top=255, classes=5)
 MODEL = schema.Model(

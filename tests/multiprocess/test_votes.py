@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from experiments.faults.launch import Layout, Start
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 
 
 def _start(layout, workdir, arguments, cache):

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from experiments.faults.launch import checkpoints, Layout, Start
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 
 # The newest checkpoint is without a manifest, and process 1 alone cannot read it.
 FAILS_ALONE = """

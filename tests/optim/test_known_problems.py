@@ -9,9 +9,9 @@ from numpy.testing import assert_allclose
 import optax
 import pytest
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds.parameters import Birkhoff, GEOMETRIES, Grassmann, Iso, Oblique, Orthogonal, Sphere, Stiefel
+from jpmhc_jax.manifolds.parameters import Birkhoff, Grassmann, Iso, MANIFOLDS, Oblique, Orthogonal, Sphere, Stiefel
 from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 
@@ -141,9 +141,9 @@ def start():
   keys = jax.random.split(jax.random.key(0), 3)
   return {
     "kernel": jnp.ones((3, 2)),
-    "rotation": GEOMETRIES["orthogonal"].random(keys[0], (2, 4, 4)),
-    "span": GEOMETRIES["grassmann"].random(keys[1], (4, 2)),
-    "mix": [GEOMETRIES["birkhoff"].random(keys[2], (4, 4))],
+    "rotation": MANIFOLDS["orthogonal"].random(keys[0], (2, 4, 4)),
+    "span": MANIFOLDS["grassmann"].random(keys[1], (4, 2)),
+    "mix": [MANIFOLDS["birkhoff"].random(keys[2], (4, 4))],
   }
 
 
@@ -167,9 +167,9 @@ def test_the_runs_optimiser_moves_stored_matrices_along_their_manifolds():
   last = first
   for _ in range(9):
     last, state = update(last, state)
-  assert jnp.max(GEOMETRIES["orthogonal"].distance(last["rotation"])) < 3e-6
-  assert GEOMETRIES["grassmann"].distance(last["span"]) < 3e-6
-  assert GEOMETRIES["birkhoff"].distance(last["mix"][0]) < 2e-6
+  assert jnp.max(MANIFOLDS["orthogonal"].distance(last["rotation"])) < 3e-6
+  assert MANIFOLDS["grassmann"].distance(last["span"]) < 3e-6
+  assert MANIFOLDS["birkhoff"].distance(last["mix"][0]) < 2e-6
   assert jnp.max(jnp.abs(last["mix"][0] - params["mix"][0])) > 0.05
   assert jnp.max(jnp.abs(last["kernel"] - params["kernel"])) < 0.02  # the trunk's own rate
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import optax
 import pytest
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
 from jpmhc_jax.optim.build import make_optimizer

@@ -23,11 +23,11 @@ from unittest import mock
 from pages import Code, ROOT
 
 from jpmhc_jax import commands
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.main import parser
 from jpmhc_jax.sweeps.plan import load_sweep
-from jpmhc_jax.training import launches
+from jpmhc_jax.training.hosts import launches
 
 PLACEHOLDER = re.compile(r"[A-Z]+|[a-z]|.*…")  # NAME, N, m, …/corpus
 _GROUPS = {name.split(".")[0] for name, _ in configs.leaves(schema.Config()) if "." in name}

@@ -46,7 +46,7 @@ from jpmhc_jax.sweeps import cases
 
 
 def get_sweep():
-  return cases({"connection.manifold": "sinkhorn"})
+  return cases({"connection.mixer": "sinkhorn"})
 """
 ELSEWHERE = {  # commands that are parsed only (test_readme_lines.py)
   "--plan": "compiles the step of the full recipe, or asks for the compiler of a device that is not here",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 
 CONNECTIONS = ("block0.attention", "block0.mlp", "block1.attention", "block1.mlp")
 

@@ -54,8 +54,8 @@ def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
   assert {link[1:] for link in page.links} <= set(page.ids)
   assert len(page.ids) == len(set(page.ids))
   assert all(b - a <= 1 for a, b in zip(page.headings[:-1], page.headings[1:], strict=True))
-  assert page.values("Only what differs") == {"connection.manifold": ["cayley", "sinkhorn", None]}
-  assert {"title": "connection.manifold"} in [attributes for tag, attributes in page.elements if tag == "span"]
+  assert page.values("Only what differs") == {"connection.mixer": ["cayley", "sinkhorn", None]}
+  assert {"title": "connection.mixer"} in [attributes for tag, attributes in page.elements if tag == "span"]
 
 
 def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):

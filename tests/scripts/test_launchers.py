@@ -11,7 +11,7 @@ import time
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from scripts import commands, gke, local, slurm, tpu_pod, xla_flags
 
 EXPECTED = pathlib.Path(__file__).parent / "expected"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.testing import assert_allclose
 import pytest
 
-from jpmhc_jax import manifolds
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.mixers import FAMILIES, make
 from jpmhc_jax.spectral import density, dyson, moments, monte_carlo, rules
 from jpmhc_jax.spectral.layers import block_noise, full_noise
 
@@ -27,7 +27,7 @@ def double():
 @functools.cache
 def _members(family, n):
   """One program for all members of a stack: op by op, drawing from every family at n = 8 compiles gigabytes of them."""
-  manifold = manifolds.make(family)
+  manifold = make(family)
   return jax.jit(lambda keys: jax.lax.map(lambda key: manifold.random(key, n), keys))
 
 
@@ -73,7 +73,7 @@ def few_programs():
 @given(equal=st.booleans(), block=st.booleans(), seed=st.integers(0, 2**16))
 def test_theory_is_monte_carlo_for_every_family(n, layers, equal, block, seed):
   rng, tried = np.random.default_rng(seed), 0
-  for family in sorted(manifolds.FAMILIES):
+  for family in sorted(FAMILIES):
     try:
       mixers = _random_mixers(family, n, layers, equal, seed)
     except ConfigError:
@@ -169,7 +169,7 @@ def test_the_default_solver_lowers_for_cpu_and_gpu_alike():
 @pytest.mark.slow
 def test_a_mixer_is_optimised_for_its_spectrum():
   """Gradient descent on mixer logits and on log σ narrows the predicted spread of the log singular values."""
-  sinkhorn = manifolds.make("sinkhorn")
+  sinkhorn = make("sinkhorn")
   x = jnp.exp(jnp.linspace(-7.0, 3.0, 24))
   logits = jax.random.normal(jax.random.key(0), (2, 2, 2))
 

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.sweeps import executors, grid, job, ledger
 from jpmhc_jax.sweeps.plan import Planned

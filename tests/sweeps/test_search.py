@@ -142,9 +142,9 @@ def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials
 
 
 def test_points_that_cannot_run_do_not_use_the_search_up_and_the_exit_code_says_so(search, tmp_path):
-  space = product(sweep("connection.manifold", ["kronecker", "cayley"]), sweep("connection.streams", [3, 4]))
+  space = product(sweep("connection.mixer", ["kronecker", "cayley"]), sweep("connection.streams", [3, 4]))
   found = search(tmp_path, space, trials=3)
-  found.study.enqueue_trial({"connection.manifold": "kronecker", "connection.streams": 3})
+  found.study.enqueue_trial({"connection.mixer": "kronecker", "connection.streams": 3})
   ending = found.run()
   failed, *complete = sorted(found.study.trials, key=lambda trial: trial.state != optuna.trial.TrialState.FAIL)
   assert ending.refused >= 1 and ending.exit_code == 1
@@ -160,13 +160,13 @@ def test_points_that_cannot_run_do_not_use_the_search_up_and_the_exit_code_says_
     (sweep("model.width", [16, 16.5]), "model.width=16.5: expected int, got float"),
     (sweep("model.width", [16, True]), "model.width=True: expected int, got bool"),
     (sweep("logging.tensorboard", [True, "no"]), "expected bool, got str"),
-    (between("connection.manifold", 1, 2), "expected str, got float"),
+    (between("connection.mixer", 1, 2), "expected str, got float"),
     (between("optimizer.beta1", 0.5, 1.5), "optimizer.beta1=1.5: expected 0 to below 1"),
     (between("batch_size", -8, 8), "batch_size=-8: expected at least 1"),
-    (sweep("connection.manifold", ["cayley", "caley"]), "Did you mean 'cayley'"),
+    (sweep("connection.mixer", ["cayley", "caley"]), "Did you mean 'cayley'"),
     (sweep("connection.options", ["alpha=0.1", "alhpa=1"]), "alhpa"),
-    (cases({"connection.manifold": "kronecker", "connection.streams": 3}), "needs a power of two"),
-    (cases({"seed": 1}, {"connection.manifold": "kronecker", "connection.streams": 3}), "needs a power of two"),
+    (cases({"connection.mixer": "kronecker", "connection.streams": 3}), "needs a power of two"),
+    (cases({"seed": 1}, {"connection.mixer": "kronecker", "connection.streams": 3}), "needs a power of two"),
     (product(sweep("model.width", [16, 30]), sweep("model.heads", [4, 16])), "model.width=30: expected a multiple"),
     (product(between("optimizer.beta1", 0.5, 0.6), sweep("seed", ["one"])), "seed='one': expected int"),
   ],

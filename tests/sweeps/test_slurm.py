@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.sweeps import executors, grid, ledger
 from jpmhc_jax.sweeps.job import TrainJob

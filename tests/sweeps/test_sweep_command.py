@@ -13,7 +13,7 @@ import optuna
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.main import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ from jpmhc_jax.sweeps import cases, chain, seeds, sweep
 
 def get_sweep():
   missing = {"data.kind": "arc", "data.arc.dataset": "folder", "data.arc.folder": "/no/such/folder"}
-  return chain(sweep("connection.manifold", ["cayley", "identity"]), cases(missing))
+  return chain(sweep("connection.mixer", ["cayley", "identity"]), cases(missing))
 """
 
 
@@ -48,7 +48,7 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == (
     f"jpmhc train --config={tmp_path / 'config.py'} --workdir={tmp_path / 's' / 'manifold=cayley'} "
-    "--config.seed=3 --config.connection.manifold=cayley"
+    "--config.seed=3 --config.connection.mixer=cayley"
   )
   assert len(lines) == 3 and not (tmp_path / "s").exists()
 
@@ -100,7 +100,7 @@ def test_a_metric_that_the_runs_will_not_record_is_refused_before_the_first(more
 @pytest.mark.slow
 def test_optuna_searches_with_the_real_trainer(arguments, tmp_path):
   """The score of a trial is what its run's last evaluation wrote, and both trials are reported."""
-  space = "product(between('optimizer.learning_rate', 1e-3, 1e-1, log=True), sweep('connection.manifold', ['cayley']))"
+  space = "product(between('optimizer.learning_rate', 1e-3, 1e-1, log=True), sweep('connection.mixer', ['cayley']))"
   (tmp_path / "sweep.py").write_text(
     "from jpmhc_jax.sweeps import between, product, Sweep, sweep\n\n\n"
     f"def get_sweep():\n  return Sweep({space}, metric='accuracy')\n"

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from jpmhc_jax.core import config as configs
+from jpmhc_jax.config import load as configs
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.sweeps import Budget, cases, product, seeds, Sweep, sweep
 from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
@@ -20,9 +20,9 @@ def plan(space, tmp_path, budget=None, known=None, common=SMALL, cost=flops_per_
 
 
 def test_runs_carry_their_overrides_and_resolved_config(tmp_path):
-  runs = plan(product(sweep("connection.manifold", ["iso", "cayley"]), seeds(2)), tmp_path)
+  runs = plan(product(sweep("connection.mixer", ["iso", "cayley"]), seeds(2)), tmp_path)
   assert [run.name for run in runs][:2] == ["manifold=iso,seed=0", "manifold=iso,seed=1"]
-  assert runs[1].overrides == (*SMALL, "--config.connection.manifold=iso", "--config.seed=1")
+  assert runs[1].overrides == (*SMALL, "--config.connection.mixer=iso", "--config.seed=1")
   assert runs[1].config == configs.load(TINY, runs[1].overrides) and runs[1].workdir == tmp_path / runs[1].name
   assert len({run.key for run in runs}) == 4
 
@@ -39,12 +39,12 @@ def test_tuples_booleans_and_empty_strings_arrive(tmp_path):
 
 
 def test_a_run_keeps_its_name_when_the_sweep_grows(tmp_path):
-  before = plan(sweep("connection.manifold", ["iso", "cayley"]), tmp_path)
+  before = plan(sweep("connection.mixer", ["iso", "cayley"]), tmp_path)
   known = {run.key: run.name for run in before}
-  after = plan(product(sweep("connection.manifold", ["iso", "cayley"]), seeds(2)), tmp_path, known=known)
+  after = plan(product(sweep("connection.mixer", ["iso", "cayley"]), seeds(2)), tmp_path, known=known)
   expected = ["manifold=iso", "manifold=iso,seed=1", "manifold=cayley", "manifold=cayley,seed=1"]
   assert [run.name for run in after] == expected
-  other = plan(sweep("connection.manifold", ["iso"]), tmp_path, known={"another": "run"})
+  other = plan(sweep("connection.mixer", ["iso"]), tmp_path, known={"another": "run"})
   assert other[0].name.startswith("run-") and other[0].name != "run"
 
 
@@ -67,10 +67,10 @@ def test_a_budget_of_flops_gives_every_arm_the_same_arithmetic(tmp_path):
 @pytest.mark.parametrize(
   ("space", "budget", "expected"),
   [
-    (cases({"connection.manifold": "caley"}), None, "--config.connection.manifold=caley: .*'cayley'"),
-    (cases({"connection.manifol": "iso"}), None, "connection.manifold"),
+    (cases({"connection.mixer": "caley"}), None, "--config.connection.mixer=caley: .*'cayley'"),
+    (cases({"connection.manifol": "iso"}), None, "connection.mixer"),
     (cases({"steps": 10}, {"steps": "many"}), None, "steps"),
-    (cases({"connection.manifold": "kronecker", "connection.streams": 3}), None, "power of two"),
+    (cases({"connection.mixer": "kronecker", "connection.streams": 3}), None, "power of two"),
     (cases({"connection.options": "alhpa=1"}), None, "alpha"),
     (cases({"steps": 5}), Budget("steps", 9), "leave one of them out"),
     (cases({"seed": 1}), Budget("flops", 10.0), "one step takes"),

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
-from jpmhc_jax.training import loop, observation
+from jpmhc_jax.config import schema
+from jpmhc_jax.training import loop, telemetry
 
 
 def _key(config):
@@ -36,5 +36,5 @@ def compiled_once():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(tiny, "setup", lambda config: dataclasses.replace(setup(config), config=config))
     patch.setattr(loop, "make_train_step", _once(loop.make_train_step, lambda setup: setup.config))
-    patch.setattr(observation, "flops_per_step", _once(observation.flops_per_step, lambda setup: setup.config))
+    patch.setattr(telemetry, "flops_per_step", _once(telemetry.flops_per_step, lambda setup: setup.config))
     yield

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jpmhc_jax.training.ahead import Ahead
+from jpmhc_jax.training.prefetch import DevicePrefetcher
 
 
 def _stream(seen, broken=None):
@@ -25,7 +25,7 @@ def _placed(batch):
 @pytest.mark.parametrize("begun", [0, 1, 2])
 def test_every_batch_comes_once_however_often_it_was_begun(begun):
   seen = []
-  ahead = Ahead(_stream(seen), _placed, threads=True)
+  ahead = DevicePrefetcher(_stream(seen), _placed, threads=True)
   for expected, (step, batch) in zip(range(3, 9), ahead, strict=False):
     assert step == expected and batch["inputs"].tolist() == [100 + step] * 2
     for _ in range(begun):
@@ -38,7 +38,7 @@ def test_every_batch_comes_once_however_often_it_was_begun(begun):
 
 def test_without_threads_nothing_is_taken_before_its_turn():
   seen = []
-  ahead = Ahead(_stream(seen), _placed, threads=False)
+  ahead = DevicePrefetcher(_stream(seen), _placed, threads=False)
   assert next(ahead)[0] == 3
   ahead.begin()
   ahead.close()
@@ -46,7 +46,7 @@ def test_without_threads_nothing_is_taken_before_its_turn():
 
 
 def test_an_error_waits_for_the_turn_of_its_batch():
-  ahead = Ahead(_stream([], broken=4), _placed, threads=True)
+  ahead = DevicePrefetcher(_stream([], broken=4), _placed, threads=True)
   assert next(ahead)[0] == 3
   ahead.begin()  # fails in the thread; step 3 can still be finished and saved
   with pytest.raises(OSError, match="gone"):

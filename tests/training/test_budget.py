@@ -7,7 +7,7 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.flops import flops_per_step

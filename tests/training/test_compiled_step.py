@@ -6,7 +6,7 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.training.step import make_train_step
 
 

@@ -16,7 +16,7 @@ import pytest
 import tiny
 
 from jpmhc_jax.commands import session
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, StorageError, WorkdirError
 from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints, kept_steps

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
-from jpmhc_jax.core.variants import VARIANTS
-from jpmhc_jax.manifolds import FAMILIES
+from jpmhc_jax.config import schema
+from jpmhc_jax.config.variants import VARIANTS
+from jpmhc_jax.mixers import FAMILIES
 from jpmhc_jax.training.step import make_train_step
 
 FIELDS = {
@@ -28,7 +28,7 @@ def test_every_family_is_a_variant_of_the_recipes():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "birkhoff"])
 def test_loss_falls_and_streams_separate(family):
-  connection = schema.Connection(manifold=family, streams=4, init_scale=0.1, **FIELDS.get(family, {}))
+  connection = schema.Connection(mixer=family, streams=4, init_scale=0.1, **FIELDS.get(family, {}))
   if connection.generator == "static":
     connection = dataclasses.replace(connection, init="round_robin")
   model = tiny.config().model

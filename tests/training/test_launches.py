@@ -3,7 +3,7 @@
 import pytest
 
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.training.launches import detect, first_host, hosts, Launch
+from jpmhc_jax.training.hosts.launches import detect, first_host, hosts, Launch
 
 PLAIN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 SLURM = {

@@ -8,12 +8,13 @@ import threading
 
 import pytest
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, WorkdirError
-from jpmhc_jax.training import distributed, workdir
-from jpmhc_jax.training.launches import Launch
-from jpmhc_jax.training.lifeline import Lifeline
+from jpmhc_jax.training import workdir
+from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts.launches import Launch
+from jpmhc_jax.training.hosts.monitor import PeerMonitor
 
 TOKEN = "secret"
 
@@ -23,14 +24,14 @@ class _Hub:
 
   def __init__(self, processes, heartbeat_s=30.0):
     self.ended = queue.Queue()
-    self.lifeline = Lifeline(0, heartbeat_s, lambda *end: self.ended.put(end))
+    self.lifeline = PeerMonitor(0, heartbeat_s, lambda *end: self.ended.put(end))
     self.port, accept = self.lifeline.listen(TOKEN, processes, 10.0)
     self.ready = threading.Thread(target=accept)
     self.ready.start()
 
   def joined_by(self, index, heartbeat_s=30.0):
     ended = queue.Queue()
-    peer = Lifeline(index, heartbeat_s, lambda *end: ended.put(end))
+    peer = PeerMonitor(index, heartbeat_s, lambda *end: ended.put(end))
     peer.connect("127.0.0.1", self.port, TOKEN, 10.0)
     return peer, ended
 
@@ -115,9 +116,9 @@ def test_a_silent_process_counts_as_dead_and_a_stranger_does_not_count():
 )
 def test_processes_that_were_started_differently_all_refuse_by_the_names_that_differ(other, message, monkeypatch):
   own = {"checkpoint.every": 4, "seed": 0, "--step": 8}
-  monkeypatch.setattr(distributed, "gather", lambda values: [values, values | other])
+  monkeypatch.setattr(join, "gather", lambda values: [values, values | other])
   with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
-    distributed.agree(own)
+    join.agree(own)
 
 
 def test_every_field_but_those_a_process_may_set_alone_is_agreed_on():
@@ -131,11 +132,11 @@ def test_what_process_0_refuses_all_refuse(monkeypatch):
     raise WorkdirError("in use")
 
   with pytest.raises(WorkdirError, match="^in use$"):
-    distributed.from_primary(refuse)
-  monkeypatch.setattr(distributed, "is_primary", lambda: False)
-  monkeypatch.setattr(distributed, "gather", lambda own: [[None, "WorkdirError", "in use"], own])
+    join.from_primary(refuse)
+  monkeypatch.setattr(join, "is_primary", lambda: False)
+  monkeypatch.setattr(join, "gather", lambda own: [[None, "WorkdirError", "in use"], own])
   with pytest.raises(WorkdirError, match="^in use$"):
-    distributed.from_primary(refuse)
+    join.from_primary(refuse)
 
 
 @pytest.mark.parametrize(("coordinator", "told"), [(None, "127.0.0.1"), ("10.0.0.1:1234", "10.0.0.1")])
@@ -151,8 +152,8 @@ def test_where_jax_finds_the_coordinator_process_0_tells_the_address_that_faces_
     messages.append(own)
     return [own]
 
-  monkeypatch.setattr(distributed, "gather", gather)
-  monkeypatch.setattr(distributed.Lifeline, "listen", lambda *arguments: (5, lambda: None))
-  monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: "127.0.1.1")
-  distributed._watch(Launch("tpu", coordinator), schema.Processes())
+  monkeypatch.setattr(join, "gather", gather)
+  monkeypatch.setattr(join.PeerMonitor, "listen", lambda *arguments: (5, lambda: None))
+  monkeypatch.setattr(join.socket, "gethostbyname", lambda name: "127.0.1.1")
+  join._watch(Launch("tpu", coordinator), schema.Processes())
   assert [message[0][:2] for message in messages] == [[told, 5]]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import layout, schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.mesh import make_mesh
@@ -32,7 +33,7 @@ WAYS = {
 def _exchanged(mixer, mesh, **changes):
   """(kind, shapes) of every collective in the compiled step of a network with this mixer."""
   model = dataclasses.replace(tiny.config().model, recursion=schema.Recursion(outer=1, inner=1, max_steps=4))
-  connection = schema.Connection(manifold=mixer, streams=STREAMS)
+  connection = schema.Connection(mixer=mixer, streams=STREAMS)
   setup = tiny.setup(tiny.config(**({"mesh": mesh, "model": model, "connection": connection} | changes)))
   state = jax.eval_shape(setup.create)
   text = make_train_step(setup).lower(state, state.carry.data).compile().as_text()
@@ -118,8 +119,8 @@ def test_slices_divide_the_data_axis():
 
 def test_an_activation_is_named_axis_by_axis():
   x = jnp.ones((2, 3, 4))
-  assert layout.constrain(x, "batch", "positions", "features") is x
+  assert sharding.constrain(x, "batch", "positions", "features") is x
   with pytest.raises(ValueError, match="2 names"):
-    layout.constrain(x, "batch", "features")
+    sharding.constrain(x, "batch", "features")
   with pytest.raises(KeyError):
-    layout.constrain(x, "batch", "positions", "embed")
+    sharding.constrain(x, "batch", "positions", "embed")

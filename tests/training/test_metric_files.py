@@ -8,7 +8,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import StorageError
 from jpmhc_jax.training.writers import Writers
 

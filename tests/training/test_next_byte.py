@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.metric_names import metric_names

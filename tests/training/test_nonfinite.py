@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.training import loop, nonfinite

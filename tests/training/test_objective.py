@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.models.deep_supervision import halt, initial_carry, refresh
 from jpmhc_jax.models.losses import IGNORED, softmax_cross_entropy, stablemax_cross_entropy
 from jpmhc_jax.training.objective import objective, summarise

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds import flops
+from jpmhc_jax.mixers import flops
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.flops import flops_per_step
-from jpmhc_jax.training.layer_norms import LayerNorms
+from jpmhc_jax.training.gradient_stats import LayerNorms
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.profiling import parse_window
 from jpmhc_jax.training.state import prepare

@@ -7,8 +7,8 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.main import main
 from jpmhc_jax.training import plan as plans
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
 from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints

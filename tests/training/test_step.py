@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training import step as steps

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jpmhc_jax import data
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, DataError
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.training import loop

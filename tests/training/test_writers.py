@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.training.writers import Writers
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jpmhc_jax import data
-from jpmhc_jax.core import config as configs
-from jpmhc_jax.core import schema
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step
@@ -31,7 +31,7 @@ def config(**changes: Any) -> schema.Config:
       recursion=schema.Recursion(outer=2, inner=2, max_steps=4),
       puzzle=schema.Puzzle(width=16, slots=1),
     ),
-    connection=schema.Connection(manifold="cayley", streams=2),
+    connection=schema.Connection(mixer="cayley", streams=2),
     optimizer=schema.Optimizer(learning_rate=1e-2, warmup_steps=4, ema=0.9),
     mesh=schema.Mesh(data=1),
     logging=schema.Logging(every=1, tensorboard=False),

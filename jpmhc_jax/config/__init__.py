@@ -1,0 +1,1 @@
+"""A run's configuration: the schema of every field, loading and locking, variants by name."""

@@ -1,0 +1,324 @@
+"""Loads, locks, overrides, checks and compares configurations.
+
+The only module that knows ml_collections: a config file returns a ConfigDict made by `default()`, the rest of the
+package receives the frozen dataclasses of `config.schema`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import os.path
+import pathlib
+import re
+import runpy
+import traceback
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from jpmhc_jax.config import ranges, schema
+from jpmhc_jax.config.connection_fields import check_connection
+from jpmhc_jax.core import places
+from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
+from jpmhc_jax.core.fields import convert
+from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
+from jpmhc_jax.core.scalars import plain
+
+_FLAG = "config"
+
+
+class _Values(ml_collections.ConfigDict):
+  """A ConfigDict that takes scalars of NumPy and JAX as Python's."""
+
+  def __setitem__(self, key: str, value: Any) -> None:
+    super().__setitem__(key, plain(value))
+
+
+def default() -> ml_collections.ConfigDict:
+  """The schema's defaults as a locked ConfigDict, ready for a config file to fill in."""
+  return _grouped(to_dict(schema.Config())).lock()
+
+
+def _grouped(values: Mapping[str, Any]) -> _Values:
+  return _Values({name: _grouped(value) if isinstance(value, Mapping) else value for name, value in values.items()})
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
+  """Reads `path/to/file.py:variant`, applies `--config.a.b=value` overrides, and returns the checked config.
+
+  Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant
+  that the file does not offer.
+  """
+  path, variant = file_and_variant("--config", spec, "configs/sudoku.py:tiny")
+  try:
+    loaded = run_file(path, "get_config", variant)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise _config_file_error(path, error) from error
+  if not isinstance(loaded, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"{path}: get_config() returned a {type(loaded).__name__}; expected what jpmhc_jax.config.load.default() is"
+    )
+  return _apply(loaded, overrides)
+
+
+def file_and_variant(option: str, spec: str, example: str) -> tuple[pathlib.Path, str]:
+  """The file and the variant, '' where none is named, of an option such as --config=path/to/file.py:variant.
+
+  Raises ConfigError when there is no such file.
+  """
+  try:
+    path, variant = places.file_and_variant(spec)
+  except ValueError as error:
+    raise ConfigError(f"{option}={spec}: expected {error}") from error
+  if not os.path.isfile(path):
+    raise ConfigError(f"{option}={spec}: no file {path}; expected something like {example}")
+  return path, variant
+
+
+def load_default(overrides: Sequence[str] = ()) -> schema.Config:
+  """The defaults with `--config.a.b=value` overrides, checked; raises ConfigError as `load` does."""
+  return _apply(default(), overrides)
+
+
+def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
+  """Calls a function of a Python file, with the variant if there is one.
+
+  Raises ConfigError with the line for whatever goes wrong in the file; lets errors of the user's and AttributeError,
+  KeyError (no such function) and TypeError through, whose meaning the caller knows.
+  """
+  try:
+    return runpy.run_path(str(path))[function](*([variant] if variant else []))
+  except (UserError, AttributeError, KeyError, TypeError):
+    raise
+  except Exception as error:
+    reason = getattr(error, "msg", None) or error
+    raise ConfigError(f"{where(path, error)}: {type(error).__name__}: {reason}") from error
+
+
+def where(path: pathlib.Path, error: BaseException) -> str:
+  """The file, and the line of it that raised the error, if one of its lines did."""
+  frames = traceback.extract_tb(error.__traceback__)
+  line = getattr(error, "lineno", None) or next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+  return f"{path}, line {line}" if line else f"{path}"
+
+
+def override(config: schema.Config, overrides: Sequence[str], groups: Sequence[str]) -> schema.Config:
+  """Applies `--config.<group>.…=value` overrides to a resolved config; all other fields belong to the run: refused."""
+  for argument in overrides:
+    if not argument.startswith(tuple(f"--{_FLAG}.{group}." for group in groups)):
+      names = " and ".join(map(repr, groups))
+      raise ConfigError(f"{argument}: only fields of {names} can be overridden for an existing run")
+  return _apply(ml_collections.ConfigDict(to_dict(config)).lock(), overrides)
+
+
+def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schema.Config:
+  _check_overrides(overrides)
+  argv = ["jpmhc", *overrides]
+  parsed = flags.FlagValues()
+  holder = config_flags.DEFINE_config_dict(_FLAG, values, flag_values=parsed, sys_argv=argv)
+  try:
+    parsed(argv)
+  except (flags.Error, TypeError, ValueError) as error:
+    raise ConfigError(f"{error}{_expected_type(overrides, str(error))}") from error
+  return validate(from_dict(holder.value.to_dict()))
+
+
+def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
+  """What a locked ConfigDict says of an unknown key or a wrong type inside a config file, in our words."""
+  place = where(path, error)
+  unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
+  if unknown:
+    return ConfigError(f"{place}: unknown field {unknown[1]!r}.{_renamed(unknown[1]) or nearest(unknown[1], _known())}")
+  wrong = re.search(r"override field '([^']+)'.*?\. (.*) is of original type <class '(\w+)'>", str(error), re.DOTALL)
+  if wrong:
+    value = repr(wrong[2]) if wrong[3] == "str" else wrong[2]
+    return ConfigError(f"{place}: {wrong[1]}={value}: expected {_expected_of(wrong[1])}, got {wrong[3]}")
+  if str(error) == "'get_config'":
+    return ConfigError(f"{path}: no function get_config(variant) in it; see configs/sudoku.py")
+  return ConfigError(f"{place}: {type(error).__name__}: {error}")
+
+
+def _expected_of(last: str) -> str:
+  """What the fields take whose dotted names end so; all of one name take the same."""
+  for name, value in leaves(schema.Config()):
+    if name.rsplit(".", 1)[-1] == last:
+      return type(value).__name__ + (f" such as {value!r}" if value else "")
+  return "no value of its own: a group, whose fields are set one by one"
+
+
+# Fields that an earlier version called otherwise: a stored config is read with them, other uses are told the new name.
+RENAMED = {"connection.manifold": "connection.mixer"}
+
+
+def _renamed(name: str) -> str:
+  """What the field of this dotted or last name is called now; '' where no field was renamed so."""
+  new = [to for old, to in RENAMED.items() if name in (old, old.rpartition(".")[2])]
+  return f" It is called {new[0]!r} now." if new else ""
+
+
+def upgraded(values: Any) -> Any:
+  """The fields of a stored config under the names that they have now."""
+  for old, new in RENAMED.items():
+    group, _, name = old.rpartition(".")
+    fields = values.get(group) if isinstance(values, Mapping) else None
+    if isinstance(fields, Mapping) and name in fields:
+      rest = {key: value for key, value in fields.items() if key != name}
+      values = {**values, group: {**rest, new.rpartition(".")[2]: fields[name]}}
+  return values
+
+
+def _known() -> list[str]:
+  return [name for name, _ in leaves(schema.Config())]
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+  known = _known()
+  for argument in overrides:
+    name = argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0]
+    if not argument.startswith(f"--{_FLAG}.") or name not in known:
+      raise ConfigError(f"unknown argument {argument!r}: no field {name!r}.{_renamed(name) or nearest(name, known)}")
+    if "=" not in argument:
+      raise ConfigError(f"{argument}: expected {argument}=VALUE")
+
+
+def _expected_type(overrides: Sequence[str], said: str) -> str:
+  """What the field that the parser complains of takes; all overridden fields where it names none."""
+  values = dict(leaves(schema.Config()))
+  names = dict.fromkeys(argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0] for argument in overrides)
+  named = [name for name in names if f"--{_FLAG}.{name}=" in said] or names
+  expected = ", ".join(f"{name}: {type(values[name]).__name__} such as {values[name]!r}" for name in named)
+  return f" (expected {expected})" if named else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """A nested plain dict of a (nested) config dataclass."""
+  return dataclasses.asdict(config)
+
+
+def from_dict(values: Any, cls: type = schema.Config, prefix: str = "") -> Any:
+  """Builds the dataclass from a nested mapping; unknown keys and wrong types are errors that name the field."""
+  if not isinstance(values, Mapping):
+    raise ConfigError(f"{prefix[:-1] or 'config'}={values!r}: expected an object of fields")
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      raise ConfigError(f"unknown field {prefix + key!r}.{_renamed(prefix + key) or nearest(key, fields)}")
+  return cls(**{key: _convert(fields[key], value, prefix + key) for key, value in values.items()})
+
+
+def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
+  if field.default_factory is not dataclasses.MISSING:
+    return from_dict(value, field.default_factory, name + ".")  # type: ignore[arg-type]
+  return convert(field, value, name)
+
+
+def check_field(name: str, value: Any) -> None:
+  """Raises ConfigError for a value that the field cannot have in any config, and for a field that does not exist."""
+  fields = dict(_fields())
+  if name not in fields:
+    raise ConfigError(f"unknown field {name!r}.{_renamed(name) or nearest(name, fields)}")
+  value = convert(fields[name], value, name)
+  for field, _, expected in ranges.out_of_range(dict(leaves(schema.Config())) | {name: value}):
+    require(field != name, name, value, expected)
+
+
+def _fields(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+  for field in dataclasses.fields(cls):
+    if field.default_factory is not dataclasses.MISSING:
+      yield from _fields(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+    else:
+      yield prefix + field.name, field
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields ('optimizer.learning_rate', value) for every field."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from leaves(value, f"{prefix}{field.name}.")
+    else:
+      yield prefix + field.name, value
+
+
+def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, Any, str, tuple[str, ...]]]:
+  """Yields (name, default, meaning, choices) for every field, in the schema's order."""
+  for name, field in _fields(cls, prefix):
+    yield name, field.default, field.metadata["doc"], field.metadata["choices"]
+
+
+def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:
+  """(field, value in a, value in b) for every field that differs."""
+  other = dict(leaves(b))
+  return [(name, value, other[name]) for name, value in leaves(a) if value != other[name]]
+
+
+def save(config: schema.Config, path: pathlib.Path) -> None:
+  """Writes the resolved config as JSON."""
+  write_atomically(path, to_json(to_dict(config), indent=2) + "\n")
+
+
+def restore(path: pathlib.Path) -> schema.Config:
+  """Reads what `save` wrote. Raises ConfigError when the file is missing, cannot be read or is no config."""
+  try:
+    return from_dict(upgraded(read_json(path, remedy="restore it from a backup or train in a new workdir")))
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise ConfigError(f"{path}: no such file; is {path.parent} a workdir of `jpmhc train`?") from error
+  except OSError as error:
+    raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+  except DataError as error:
+    raise ConfigError(str(error)) from error
+
+
+def validate(config: schema.Config) -> schema.Config:
+  """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
+  c, model = config, config.model
+  ranges.check(dict(leaves(config)))
+  require(
+    c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
+  )
+  require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
+  head = model.width // model.heads
+  require(
+    model.positions != "rope" or head % 2 == 0,
+    "model.heads",
+    model.heads,
+    "an even width per head (rope rotates pairs)",
+  )
+  puzzle = model.puzzle
+  require(
+    0 <= puzzle.width <= puzzle.slots * model.width,
+    "model.puzzle.width",
+    puzzle.width,
+    f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
+  )
+  check_connection(config.connection, model.width, "model.width")
+  if model.kind == "decoder":
+    require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
+  if model.kind in ("decoder", "vit"):
+    require(
+      model.rematerialise != "call",
+      "model.rematerialise",
+      "call",
+      "none, products, coefficients or block: a transformer is one call",
+    )
+    require(
+      not c.evaluation.wrong_puzzle,
+      "evaluation.wrong_puzzle",
+      True,
+      f"False with model.kind={model.kind}, which sees no puzzle identifier",
+    )
+  optimizer = c.optimizer
+  require(
+    len(optimizer.step_boundaries) == len(optimizer.step_factors),
+    "optimizer.step_factors",
+    optimizer.step_factors,
+    f"as many entries as optimizer.step_boundaries={optimizer.step_boundaries}",
+  )
+  for name in ("data", "fsdp", "tensor", "slices"):
+    size = getattr(c.mesh, name)
+    require(
+      size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)"
+    )
+  return config

@@ -1,0 +1,380 @@
+"""Every field of a run's configuration: name, type, default, meaning. Data only; nothing here computes.
+
+A config file fills these in (`configs/*.py`), `config.load` locks and checks them, `jpmhc describe` prints them. The
+rest of the package receives the frozen dataclasses, so that a misspelt field is an error at import time of its reader.
+"""
+
+import dataclasses
+from typing import Any
+
+
+def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool = False) -> Any:
+  """A dataclass field that carries its meaning and, for strings, the values it may take or that it is a path.
+
+  A path is made absolute, with `~` expanded, when a config is read (`core.places`); the empty string stays empty.
+  """
+  return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "path": path})
+
+
+def group(cls: type, doc: str) -> Any:
+  """A nested group of fields."""
+  return dataclasses.field(default_factory=cls, metadata={"doc": doc, "choices": ()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  data: int = field(-1, "devices along the batch axis, all slices together; -1 takes what the other axes leave")
+  fsdp: int = field(1, "devices over which parameters and optimiser state are split, and the batch too")
+  tensor: int = field(1, "devices over which heads and feed-forward columns are split")
+  slices: int = field(1, "TPU slices or hosts that a slower network joins; only the data axis crosses between them")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  heartbeat_s: float = field(60.0, "several processes: seconds of silence after which one counts as dead")
+  start_timeout_s: float = field(300.0, "several processes: seconds in which all must have started")
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+  compute: str = field(
+    "float32", "dtype of activations and matmul inputs; parameters are always float32", ("float32", "bfloat16")
+  )
+  matmul: str = field(
+    "default", "XLA matmul precision; 'highest' is full float32 on accelerators", ("default", "high", "highest")
+  )
+  deterministic: bool = field(
+    False, "two runs on the same devices are bit-equal on GPUs too (slower); TPUs and CPUs always are"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ArcData:
+  dataset: str = field(
+    "arc1",
+    "arc1 = the 800 public ARC-AGI-1 tasks, arc2 = the 1,120 public ARC-AGI-2 tasks, *concept = with ConceptARC added, "
+    "folder = your own",
+    ("arc1", "arc2", "arc1concept", "arc2concept", "folder"),
+  )
+  folder: str = field(
+    "", "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format", path=True
+  )
+  concept_folder: str = field("", "for *concept: ConceptARC's corpus folder", path=True)
+  canvas: int = field(
+    30, "side of the square token canvas; tasks with a larger grid are refused unless max_side filters them"
+  )
+  min_side: int = field(1, "keep tasks in which the longest side of every grid is at least this")
+  max_side: int = field(30, "keep tasks in which the longest side of every grid is at most this")
+  max_tasks: int = field(0, "keep at most this many tasks of each subset (in builder order); 0 keeps all")
+  test_subset: str = field("evaluation", "subset whose test pairs are held out and scored", ("training", "evaluation"))
+  subsets: str = field("all", "subsets whose demonstrations are trained on", ("all", "training", "evaluation"))
+  validation_tasks: int = field(0, "hold out the test pairs of this many training tasks for model selection")
+  augmentations: int = field(1000, "augmented copies of each task: dihedral x colour permutation")
+  evaluation_augmentations: int = field(1000, "augmented copies of each test pair that vote; at most `augmentations`")
+  translate: bool = field(True, "place training grids at a random offset on the canvas")
+  builder_seed: int = field(
+    42, "seed of the augmentation draw, 0 to 2^32 - 1 (the official builder's 42 reproduces its arrays)"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SudokuData:
+  side: int = field(4, "side of the grid: 4, 6 or 9")
+  train_puzzles: int = field(1000, "base puzzles to train on, each with a unique solution")
+  test_puzzles: int = field(200, "test puzzles, disjoint from training up to every symmetry of the grid")
+  min_holes: int = field(6, "fewest blank cells of a puzzle")
+  max_holes: int = field(10, "most blank cells of a puzzle")
+  shuffles: int = field(1000, "symmetry copies (digits, bands, rows, columns, transpose) of each training puzzle")
+
+
+@dataclasses.dataclass(frozen=True)
+class MazeData:
+  side: int = field(11, "side of the square maze; odd")
+  train_mazes: int = field(1000, "mazes to train on, each with a unique shortest path")
+  test_mazes: int = field(200, "test mazes, disjoint from training up to the 8 symmetries of the square")
+  min_path: int = field(12, "shortest path length, in cells, that a maze must have at least")
+  loops: float = field(0.05, "fraction of inner walls opened after carving, so that a choice of paths exists")
+  dihedral: bool = field(True, "train on the 8 symmetric copies of each maze")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextData:
+  folder: str = field("", "folder of *.py files; empty takes the standard library of the running Python", path=True)
+  window: int = field(128, "bytes of one example")
+  held_out: int = field(20, "one file in so many, chosen by a hash of its path, is held out")
+  sha256: str = field(
+    "", "content that the corpus must have (`jpmhc train` prints it when it differs); empty takes what is there"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+  file: str = field(
+    "",
+    ".npz file with x_train, x_test (n, height, width[, channels]) of uint8 and y_train, y_test (n,) of classes; empty "
+    "takes the 8x8 digits of scikit-learn",
+    path=True,
+  )
+  shift: int = field(1, "training images are moved by up to so many pixels in each direction")
+  mirror: bool = field(False, "training images are mirrored left to right half of the time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze", "text", "images"))
+  prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop")
+  epochs_per_interval: int = field(
+    100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
+  )
+  arc: ArcData = group(ArcData, "ARC-AGI tasks")
+  sudoku: SudokuData = group(SudokuData, "generated Sudoku")
+  maze: MazeData = group(MazeData, "generated mazes")
+  text: TextData = group(TextData, "bytes of Python sources")
+  images: ImageData = group(ImageData, "images and their classes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recursion:
+  outer: int = field(3, "T: cycles a supervision step; only the last one is differentiated")
+  inner: int = field(4, "n: z_L updates in a cycle")
+  max_steps: int = field(
+    16, "supervision steps after which a sequence always halts (and the number used in evaluation)"
+  )
+  exploration: float = field(0.1, "probability that a sequence is told to take at least a random number of steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Puzzle:
+  width: int = field(
+    512, "numbers learned for each puzzle identifier; zero-padded into the slots. 0 = no puzzle embedding"
+  )
+  slots: int = field(16, "sequence positions in front of the grid that hold the puzzle embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  kind: str = field(
+    "trm",
+    "model family: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text, vit = vision "
+    "transformer over data.kind=images",
+    ("trm", "decoder", "vit"),
+  )
+  width: int = field(512, "d: features of one stream")
+  heads: int = field(8, "attention heads")
+  layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the transformer")
+  patch: int = field(4, "vit: side in pixels of the squares that an image is cut into")
+  expansion: float = field(
+    4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`"
+  )
+  mlp_multiple: int = field(256, "SwiGLU inner width is rounded up to a multiple of this")
+  token_mixer: str = field("attention", "how positions exchange information", ("attention", "mlp"))
+  positions: str = field("rope", "positional encoding", ("rope", "learned", "none"))
+  rope_theta: float = field(10000.0, "base of the RoPE frequencies")
+  norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm")
+  loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
+  recursion: Recursion = group(Recursion, "recursion and deep supervision")
+  puzzle: Puzzle = group(Puzzle, "puzzle embedding")
+  rematerialise: str = field(
+    "products",
+    "what the backward pass recomputes instead of storing: products = the streams and all else but the results of "
+    "matrix products and the mixing coefficients, coefficients = all but the mixing coefficients, block = a whole "
+    "block, call = a whole network call, none = nothing",
+    ("none", "products", "coefficients", "block", "call"),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+  mixer: str = field("cayley", "family of the residual mixer H_res; `jpmhc describe --mixers` compares them")
+  options: str = field(
+    "",
+    "options of the mixer, e.g. 'alpha=0.1' or 'sweeps=20,adjoint=unrolled'; families inside it carry their own in "
+    "parentheses: 'first=iso(method=newton_schulz),second=sinkhorn', 'families=cayley(alpha=1)/sinkhorn'",
+  )
+  streams: int = field(4, "n: residual streams; 1 = the plain residual network")
+  segments: int = field(
+    1,
+    "m: parts the sub-layer's vector is cut into; a stream is d/m wide. 1 = hyper-connections (n copies of d), "
+    "m = streams = fractional (d is split, not expanded), between = virtual width (m of n segments)",
+  )
+  read_write: str = field(
+    "sigmoid",
+    "softmax = n x n stochastic matrices (JPmHC), sigmoid = vectors sigma and 2 sigma (mHC), "
+    "softmax_read = softmax vector and 2 sigma, linear = the logits themselves (HC, virtual width)",
+    ("softmax", "sigmoid", "softmax_read", "linear"),
+  )
+  temperature: float = field(1.0, "tau of the softmax read and write")
+  read_epsilon: float = field(0.0, "added to the sigmoid read; 1e-6 in DeepSeek-V4")
+  generator: str = field(
+    "dynamic",
+    "where the logits come from: static = learned bias, dynamic = bias + projection of the token, "
+    "gated = bias + gate * projection",
+    ("static", "dynamic", "gated"),
+  )
+  gate_init: float = field(0.01, "initial value of the gates of generator=gated")
+  activation: str = field("none", "of the projected logits, before gate and bias; tanh in HC", ("none", "tanh"))
+  bias: bool = field(True, "learn the bias of the logits; without it they keep their initial value")
+  projection: str = field(
+    "joint",
+    "what the logits are projected from: joint = all streams together, per_stream = each stream alone, normed alone, "
+    "by one map for all, gives its part of read and write and its row of the mixer's logits (HC)",
+    ("joint", "per_stream"),
+  )
+  norm: str = field(
+    "rmsnorm",
+    "norm of the flattened streams in front of the projection; rmsnorm_per_stream norms each on its own (HC)",
+    ("rmsnorm", "layernorm", "rmsnorm_per_stream", "none"),
+  )
+  norm_epsilon: float = field(1e-6, "epsilon of that norm; 1e-5 in the JPmHC code")
+  transpose: bool = field(
+    False, "apply H^T, the convention of DeepSeek-V4, mHC-lite and lucidrains: out[m] = sum_k H[k, m] x[k]"
+  )
+  parameterisation: str = field(
+    "logits",
+    "logits = the mixer is a projection of logits; manifold = a matrix stored on the manifold, "
+    "trained by Riemannian steps",
+    ("logits", "manifold"),
+  )
+  init: str = field(
+    "random",
+    "how stream symmetry is broken: random = small random projection (generator=static, projection=per_stream: as "
+    "round_robin), zero = not at all, round_robin = read bias by layer index",
+    ("random", "zero", "round_robin"),
+  )
+  init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")
+  identity_bias: float = field(
+    4.0,
+    "logit that pulls soft families (Birkhoff, permutation mixtures) towards the identity at the start, and the reads "
+    "and writes of several segments towards their own segment",
+  )
+  expand: str = field(
+    "copy",
+    "how one vector becomes n streams: copies, copies times a learned vector each (scale), or a learned matrix each "
+    "(linear)",
+    ("copy", "scale", "linear"),
+  )
+  stream_embedding: bool = field(False, "add a learned vector to each stream after the expansion")
+  reduce: str = field(
+    "mean",
+    "how n streams become one vector: mean, sum, learned = learned weights, head = weights sigma(Norm(vec x) W + b) "
+    "a token (DeepSeek-V4)",
+    ("mean", "sum", "learned", "head"),
+  )
+  implementation: str = field(
+    "auto",
+    "who computes reads, mixes and the generator's products: xla = plain JAX, pallas_gpu = Triton kernels for NVIDIA "
+    "GPUs, pallas_tpu = Mosaic kernels, auto = xla (the kernels have not been timed on their hardware)",
+    ("auto", "xla", "pallas_gpu", "pallas_tpu"),
+  )
+  scope: str = field(
+    "carry",
+    "carry = streams live in the recursion's state; call = expand and reduce inside each network call",
+    ("carry", "call"),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerOptimizer:
+  learning_rate_multiplier: float = field(1.0, "factor on the learning rate of the connections' parameters")
+  weight_decay: float = field(0.0, "decay of the connections' parameters; decay pulls Sinkhorn to the mean matrix")
+  clip_norm: float = field(0.0, "global-norm clip of the connections' gradients alone; 0 = none")
+  manifold_learning_rate: float = field(0.01, "step size of the Riemannian optimiser for parameterisation=manifold")
+  stabilize_every: int = field(100, "re-project manifold parameters every so many steps; 0 = never")
+
+
+@dataclasses.dataclass(frozen=True)
+class PuzzleOptimizer:
+  learning_rate: float = field(1e-2, "sign-SGD step for the rows of the puzzle table")
+  weight_decay: float = field(0.1, "decay of the rows that a step touches")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  name: str = field("adam_atan2", "optimiser of the trunk", ("adam_atan2", "adam_atan2_lucidrains", "adamw"))
+  learning_rate: float = field(1e-4, "peak learning rate")
+  beta1: float = field(0.9, "decay of the first moment")
+  beta2: float = field(0.95, "decay of the second moment")
+  weight_decay: float = field(0.1, "decoupled weight decay of the trunk, scaled by the learning rate")
+  clip_norm: float = field(0.0, "global-norm gradient clip; 0 = none")
+  schedule: str = field("constant", "learning rate after warm-up", ("constant", "cosine", "step"))
+  warmup_steps: int = field(2000, "linear warm-up; step 1 uses learning_rate / warmup_steps")
+  min_ratio: float = field(1.0, "final learning rate of the cosine schedule as a fraction of the peak")
+  step_boundaries: tuple[float, ...] = field(
+    (0.8, 0.9), "fractions of the run at which schedule=step changes the factor"
+  )
+  step_factors: tuple[float, ...] = field((0.316, 0.1), "factors on the peak learning rate after each boundary")
+  ema: float = field(0.999, "decay of the parameter average that is evaluated; 0 = evaluate the raw parameters")
+  nonfinite: str = field(
+    "stop",
+    "what a NaN or infinite loss or gradient does (the parameters never take it): stop = end the run with a diagnosis, "
+    "skip = drop that update and go on, rollback = go back to the last checkpoint and skip the batches since",
+    ("stop", "skip", "rollback"),
+  )
+  nonfinite_limit: int = field(10, "skipped steps in a row, or rollbacks to one checkpoint, after which the run stops")
+  mixer: MixerOptimizer = group(MixerOptimizer, "the connections' parameters")
+  puzzle: PuzzleOptimizer = group(PuzzleOptimizer, "the puzzle embedding table")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every: int = field(1000, "steps between checkpoints; 0 saves only after evaluations and at the end")
+  keep: int = field(2, "latest checkpoints kept, beside the best one")
+  best_metric: str = field(
+    "", "evaluation metric whose best checkpoint is kept; empty chooses the data kind's main metric"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  every: int = field(1000, "steps between evaluations; 0 evaluates only at the end")
+  batch_size: int = field(0, "examples a device batch in evaluation; 0 uses batch_size")
+  max_examples: int = field(
+    0, "evaluate on the first so many held-out examples and mark the results as partial; 0 uses all"
+  )
+  pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
+  save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never")
+  wrong_puzzle: bool = field(False, "also evaluate with the identifiers permuted over the tasks (ablation)")
+  spectrum: bool = field(
+    False, "at the end of the run, measure the Jacobian's spectra beside the predicted ones (as `jpmhc spectrum` does)"
+  )
+  ablation: str = field(
+    "none",
+    "`jpmhc evaluate` only: what replaces the mixer of `ablation_layers` (permutation = shift by one stream); results "
+    "go to evaluation/ablation_…",
+    ("none", "identity", "mean", "permutation"),
+  )
+  ablation_layers: str = field(
+    "all", "connections whose mixer is replaced: all, or names and patterns such as 'block0.tokens,block1.*'"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  every: int = field(10, "steps between metric lines and progress updates")
+  tensorboard: bool = field(True, "write TensorBoard events")
+  wandb: bool = field(False, "log to Weights & Biases (needs the extra `wandb`)")
+  diagnostics_every: int = field(100, "steps between mixer diagnostics; 0 = never")
+  peak_tflops: float = field(
+    0.0, "peak TFLOP/s of one device, for the model FLOP utilisation; 0 = the known peak of the device's kind"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int = field(0, "root of every random stream of the run, 0 to 2^32 - 1")
+  steps: int = field(1000, "optimiser steps")
+  budget_seconds: float = field(
+    0.0, "stop, evaluate and save after this much wall time (all starts together, compilation included); 0 = no limit"
+  )
+  batch_size: int = field(768, "global batch")
+  accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry")
+  mesh: Mesh = group(Mesh, "device mesh")
+  processes: Processes = group(Processes, "processes of one run on several hosts")
+  precision: Precision = group(Precision, "dtypes")
+  data: Data = group(Data, "data")
+  model: Model = group(Model, "model")
+  connection: Connection = group(Connection, "hyper-connections around every sub-layer")
+  optimizer: Optimizer = group(Optimizer, "optimisers and schedule")
+  checkpoint: Checkpoint = group(Checkpoint, "checkpoints")
+  evaluation: Evaluation = group(Evaluation, "evaluation")
+  logging: Logging = group(Logging, "what is written while training")

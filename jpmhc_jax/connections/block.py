@@ -1,0 +1,375 @@
+"""The hyper-connection block as pure functions: parameters in, coefficients out, any sub-layer in between.
+
+    x' = H x + b ⊗ F(aᵀ x)        x: (*tokens, n, d),  H: (n, n, *tokens),  a, b: (n, *tokens)
+    x' = H x + B F(A x)           with m segments: x: (*tokens, n, d/m),  A: (m, n, *tokens),  B: (n, m, *tokens)
+
+One generator, one norm, one read/write form and one initialisation serve every mixer, so that in a comparison the
+mixer is the only thing that differs. At initialisation the block is the plain residual network: streams that are
+equal give x + F(x) in every stream (exactly for mixers whose rows sum to 1 or that start at the identity; with several
+segments exactly for the linear read and write with a mixer that starts at the identity).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any, NamedTuple, SupportsIndex
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+import numpy as np
+
+from jpmhc_jax import mixers
+from jpmhc_jax.config import schema
+from jpmhc_jax.config.connection_fields import check_connection
+from jpmhc_jax.connections import generator
+from jpmhc_jax.connections.manifold_parameter import stored_mixer, StoredMixer
+from jpmhc_jax.connections.ops import base, fused_streams, segments, vjp, xla
+from jpmhc_jax.connections.ops.fused_streams import FusedStreams, Terms
+from jpmhc_jax.connections.routing import Routing
+from jpmhc_jax.core.errors import ConfigError, require
+from jpmhc_jax.core.scalars import whole
+from jpmhc_jax.linalg import linear
+
+Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
+SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
+
+
+# Mixers for causal ablations: what a trained network loses without its own.
+ABLATIONS: dict[str, Callable[[int], np.ndarray | None]] = {
+  "identity": lambda n: None,
+  "mean": lambda n: np.full((n, n), 1 / n),
+  "permutation": lambda n: np.roll(np.eye(n), 1, axis=1),  # x'_i = x_(i+1): no stream stays in its place
+}
+
+
+# What a rematerialisation policy may save instead of the streams: n² + 2n numbers a token, against n·d.
+COEFFICIENTS = "coefficients"
+
+
+class Coefficients(NamedTuple):
+  """What a connection computes per token, float32. `mix` is None for the identity mixer.
+
+  With m > 1 segments read is (m, n, *tokens) and write (n, m, *tokens).
+  """
+
+  read: Float[Array, "..."]
+  mix: Float[Array, "n n *tokens"] | None
+  write: Float[Array, "..."]
+
+
+def _named(coefficient: Array) -> Array:
+  return checkpoint_name(coefficient, COEFFICIENTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperConnectionFn:
+  """Everything about one connection but its parameters.
+
+  `stored` is set when the mixer is a matrix on its manifold (connection.parameterisation='manifold') instead of logits.
+
+  Example:
+    connection = HyperConnectionFn.from_config(schema.Connection(mixer="cayley"), width=64, layer_index=0)
+    parameters = connection.init(jax.random.key(0))
+    streams = connection(parameters, streams, lambda x: jnp.tanh(x))     # (*tokens, n, d) -> (*tokens, n, d)
+  """
+
+  mixer: mixers.Mixer
+  streams: int
+  width: int
+  layer_index: int
+  routing: Routing = Routing()
+  generator: str = "dynamic"
+  gate_init: float = 0.01
+  activation: str = "none"
+  bias: bool = True
+  projection: str = "joint"
+  norm: str = "rmsnorm"
+  norm_epsilon: float = 1e-6
+  stored: StoredMixer | None = None
+  initialisation: str = "random"
+  init_scale: float = 0.02
+  identity_bias: float = 4.0
+  transpose: bool = False  # apply Hᵀ of what the mixer gives
+  implementation: str = "auto"  # see `ops.base.operators`
+  ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
+  ablated_indices: tuple[int, ...] | None = (
+    None  # where one rule serves a stack, the `layer_index` of these; None = all
+  )
+
+  @classmethod
+  def from_config(
+    cls, config: schema.Connection, width: SupportsIndex, layer_index: SupportsIndex
+  ) -> "HyperConnectionFn":
+    """The connection that the config describes.
+
+    Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and
+    where mixer and parameterisation, or mixer and projection, do not fit.
+    """
+    config, d = check_connection(config, width)
+    index = whole(layer_index)
+    if index is None:
+      raise ConfigError(f"layer_index={layer_index!r}: expected a whole number")
+    mixer = mixers.parse(config.mixer, config.options)
+    connection = cls(
+      mixer=mixer,
+      streams=config.streams,
+      width=d,
+      layer_index=index,
+      routing=Routing(config.read_write, config.temperature, config.segments, config.read_epsilon),
+      generator=config.generator,
+      gate_init=config.gate_init,
+      activation=config.activation,
+      bias=config.bias,
+      projection=config.projection,
+      norm=config.norm,
+      norm_epsilon=config.norm_epsilon,
+      stored=stored_mixer(mixer, config.mixer) if config.parameterisation == "manifold" else None,
+      initialisation=config.init,
+      init_scale=config.init_scale,
+      identity_bias=config.identity_bias,
+      transpose=config.transpose,
+      implementation=config.implementation,
+    )
+    connection._check_projection(config)
+    return connection
+
+  def _check_projection(self, config: schema.Connection) -> None:
+    shape = self.mix_shape
+    rows = shape == (0,) or (len(shape) == 2 and shape[0] % self.streams == 0)
+    require(
+      rows or self.projection == "joint" or self.generator == "static",
+      "connection.projection",
+      config.projection,
+      f"mixer logits that are a matrix of rows for {self.streams} streams; those of {config.mixer!r} are {shape}: "
+      "use projection='joint'",
+    )
+
+  @property
+  def stream_width(self) -> int:
+    """Features of one stream: d, or d/m with m segments."""
+    return self.width // self.routing.segments
+
+  @property
+  def streams_seen(self) -> int:
+    """How many streams a logit is projected from: all, or its own."""
+    return 1 if self.projection == "per_stream" else self.streams
+
+  @property
+  def parameter_names(self) -> tuple[str, ...]:
+    """The keys of what `init` makes."""
+    dynamic = self.generator != "static"
+    present = {
+      "bias": self.bias or not dynamic,
+      "projection": dynamic,
+      "norm_scale": dynamic and self.norm == "layernorm",
+      "norm_shift": dynamic and self.norm == "layernorm",
+      "gate": self.generator == "gated",
+      "mixer": self.stored is not None,
+      "choice": isinstance(self.mixer, mixers.Choice),
+    }
+    return tuple(name for name, there in present.items() if there)
+
+  @property
+  def mix_shape(self) -> tuple[int, ...]:
+    """Leading axes of the mixer's logits; (0,) when the mixer takes none."""
+    return (0,) if self.stored else tuple(self.mixer.logit_shape(self.streams))
+
+  def init(self, key: Key[Array, ""], layer_index: Int[Array, ""] | None = None) -> dict[str, Float[Array, "..."]]:
+    """Fresh float32 parameters; see the class for the state they put the block in.
+
+    `layer_index`, which may be traced, stands in for the rule's own where one rule serves many layers.
+    """
+    n, d = self.streams, self.stream_width
+    offsets = self._initial_logits(layer_index)
+    parameters: dict[str, Array] = {}
+    if "bias" in self.parameter_names:
+      parameters["bias"] = offsets
+    if self.generator != "static":
+      seen = self.streams_seen
+      scale = self.init_scale / math.sqrt(seen * d) if self.initialisation == "random" else 0.0
+      parameters["projection"] = scale * jax.random.normal(key, (seen, d, offsets.size * seen // n), jnp.float32)
+      parameters |= generator.norm_parameters(self.norm, seen, d)
+    if self.generator == "gated":
+      parameters["gate"] = jnp.full((3,), self.gate_init, jnp.float32)
+    if self.stored:
+      parameters["mixer"] = self.stored.initial(n, self.identity_bias)
+    if isinstance(self.mixer, mixers.Choice):
+      parameters["choice"] = jnp.zeros((len(self.mixer.families),), jnp.float32)
+    return parameters
+
+  def choice_weights(self, parameters: Parameters) -> dict[str, Float[Array, ""]]:
+    """Weight of every family of mixer='choice' by its name and options; nothing for the other mixers.
+
+    `parameters` may hold 'progress', the share of the run that is done, () float32; without it the run begins.
+    """
+    if not isinstance(self.mixer, mixers.Choice):
+      return {}
+    return {mixers.name_of(family): weight for family, weight in self.blended(parameters)}
+
+  def blended(self, parameters: Parameters) -> list[tuple[mixers.Mixer, Array]]:
+    """Families that the mixer blends by weights common to all tokens, with the weights; empty for one family."""
+    return self.mixer.blended(self._progress(parameters), parameters.get("choice"))
+
+  @property
+  def follows_progress(self) -> bool:
+    """Whether the mixer depends on the share of the run that is done."""
+    return self.mixer.follows_progress
+
+  @staticmethod
+  def _progress(parameters: Parameters) -> Array:
+    return parameters.get("progress", jnp.zeros((), jnp.float32))
+
+  def coefficients(self, parameters: Parameters, streams: Float[Array, "*tokens n d"] | FusedStreams) -> Coefficients:
+    """Read, mix and write coefficients of every token (without token axes for a static generator).
+
+    Raises ValueError where `parameters` lack what `init` makes.
+    """
+    missing = [name for name in self.parameter_names if name not in parameters]
+    if missing:
+      raise ValueError(
+        f"parameters: no {', '.join(map(repr, missing))} among {', '.join(map(repr, parameters)) or 'none'}; expected "
+        f"what `init` of this connection makes (generator={self.generator!r}, norm={self.norm!r})"
+      )
+    return self.coefficients_of(parameters, self.logits(parameters, streams))
+
+  @property
+  def logit_sizes(self) -> tuple[int, int, int]:
+    """How many logits the read, the write and the mixer take, in this order."""
+    shapes = (*self.routing.logit_shapes(self.streams), self.mix_shape)
+    return tuple(math.prod(shape) for shape in shapes)  # type: ignore[return-value]
+
+  def logits(
+    self, parameters: Parameters, streams: Float[Array, "*tokens n d"] | FusedStreams
+  ) -> Float[Array, "k *per_token"]:
+    """The logits of read, write and mixer in float32 or wider: bias, or bias + (gate ·) projection of each token."""
+    bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
+    if self.generator == "static":
+      return bias
+    operators = base.operators(self.implementation, self.streams)
+    products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
+    if self.streams_seen < self.streams:
+      products = self._joined(products)
+    if self.activation == "tanh":
+      products = jnp.tanh(products)
+    per_logit = (slice(None),) + (None,) * (products.ndim - 1)
+    if self.generator == "gated":
+      gates = jnp.repeat(parameters["gate"], np.array(self.logit_sizes), total_repeat_length=sum(self.logit_sizes))
+      products = products * gates[per_logit]
+    return products + bias[per_logit]
+
+  def _joined(self, products: Float[Array, "k_of_one *tokens n"]) -> Float[Array, "k *tokens"]:
+    """All logits, read, write and mixer one after the other, from each stream's own part of the three."""
+    own = np.cumsum(self.logit_sizes)[:-1] // self.streams
+    read, write, mix = jnp.split(jnp.moveaxis(products, -1, 0), own.tolist(), axis=1)
+    if self.routing.segments > 1 and self.routing.form != "softmax":
+      read = jnp.swapaxes(read, 0, 1)  # (m, n): streams come second
+    return jnp.concatenate([jax.lax.collapse(part, 0, 2) for part in (read, write, mix)])
+
+  def coefficients_of(self, parameters: Parameters, logits: Float[Array, "k *per_token"]) -> Coefficients:
+    """Coefficients from their logits."""
+    read_shape, write_shape = self.routing.logit_shapes(self.streams)
+    tokens = logits.shape[1:]
+    read, write, mix = jnp.split(logits, np.cumsum(self.logit_sizes)[:-1].tolist(), axis=0)
+    return Coefficients(
+      self.routing.read(read.reshape(read_shape + tokens)),
+      self._mixer(parameters, mix.reshape(self.mix_shape + tokens)),
+      self.routing.write(write.reshape(write_shape + tokens)),
+    )
+
+  def __call__(
+    self, parameters: Parameters, streams: Float[Array, "*tokens n d"], sublayer: SubLayer
+  ) -> Float[Array, "*tokens n d"]:
+    """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token.
+
+    Raises ValueError where the streams, the parameters or the sub-layer's output are not of the shape above.
+    """
+    if streams.shape[-2:] != (self.streams, self.stream_width):
+      segmented = f" of {self.routing.segments} segments" if self.routing.segments > 1 else ""
+      raise ValueError(
+        f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
+        "`expand` makes them from a vector"
+      )
+    operators = base.operators(self.implementation, self.streams)
+    entered = self._entered(streams, operators)
+    with jax.named_scope("coefficients"):
+      coefficients = jax.tree.map(_named, self.coefficients(parameters, entered))
+    with jax.named_scope("read"):
+      read = self._read(entered, coefficients, operators)
+    output = sublayer(read)
+    found = getattr(output, "shape", type(output).__name__)
+    if found != read.shape:  # another width would spread over the streams, or fail far from here
+      raise ValueError(f"the sub-layer made {found} of {read.shape}: expected the shape it was given, (..., d)")
+    with jax.named_scope("mix_and_write"):
+      return self._mix_and_write(entered, coefficients, output, operators)
+
+  def _entered(self, streams: Array, operators: Any) -> Array | FusedStreams:
+    """The streams, or the passage that makes their gradient in one piece (see `passage`)."""
+    if operators is xla or self.routing.segments > 1:
+      return streams
+    shape = (self.streams_seen, self.stream_width, sum(self.logit_sizes) * self.streams_seen // self.streams)
+    projects = self.generator != "static" and generator.has_operator(self.norm, self.streams_seen)
+    terms = Terms(read=True, mix=self.mixes, write=not self.mixes, kernel_shape=shape if projects else None)
+    return fused_streams.enter(streams, terms, operators)
+
+  def _read(self, streams: Array | FusedStreams, coefficients: Coefficients, operators: Any) -> Array:
+    if not isinstance(streams, FusedStreams) and self.routing.segments > 1:
+      return segments.read(streams, coefficients.read)
+    return vjp.read(streams, coefficients.read, operators)
+
+  def _mix_and_write(
+    self, streams: Array | FusedStreams, coefficients: Coefficients, output: Array, operators: Any
+  ) -> Array:
+    if not isinstance(streams, FusedStreams) and self.routing.segments > 1:
+      return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)
+    if coefficients.mix is None:
+      return vjp.write(streams, coefficients.write, output)
+    return vjp.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
+
+  def _initial_logits(self, layer_index: Array | None) -> Array:
+    # No projection, or one that streams share, however random it is, tells equal streams apart: the read bias has to.
+    projects = self.generator != "static" and self.projection == "joint"
+    if self.initialisation == "zero" or (self.initialisation == "random" and projects):
+      return jnp.asarray(self._logits_favouring(None), jnp.float32)
+    every = np.stack([self._logits_favouring(stream) for stream in range(self.streams)])
+    index = self.layer_index if layer_index is None else layer_index
+    return jnp.asarray(every, jnp.float32)[index % self.streams]
+
+  def _logits_favouring(self, favoured: int | None) -> np.ndarray:
+    read, write = self.routing.initial_logits(self.streams, favoured, self.identity_bias)
+    parts = [read.ravel(), write.ravel()]
+    if not self.stored:
+      with jax.ensure_compile_time_eval():  # a constant, also where the model is built under jit
+        parts.append(np.asarray(self.mixer.identity_logits(self.streams, self.identity_bias)).ravel())
+    return np.concatenate(parts)
+
+  @property
+  def mixes(self) -> bool:
+    """Whether there is a mixer: not for the identity, whether it is the family's or an ablation of every layer."""
+    if self.ablation == "none":
+      return not isinstance(self.mixer, mixers.Identity)
+    return self.ablated_indices is not None or ABLATIONS[self.ablation](self.streams) is not None
+
+  def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
+    if not self.mixes:
+      return None
+    if self.ablation == "none":
+      return self._own_mixer(parameters, logits)
+    fixed = ABLATIONS[self.ablation](self.streams)
+    if self.ablated_indices is None:
+      return jnp.asarray(fixed, logits.dtype)
+    own, identity = self._own_mixer(parameters, logits), np.eye(self.streams)
+    own = jnp.asarray(identity, logits.dtype) if own is None else own
+    here = jnp.any(parameters["layer_index"] == jnp.asarray(self.ablated_indices))
+    return jnp.where(here, linear.over_tokens(identity if fixed is None else fixed, own), own)
+
+  def _own_mixer(self, parameters: Parameters, logits: Array) -> Array | None:
+    if isinstance(self.mixer, mixers.Identity):
+      return None
+    if self.stored:
+      mixer = self.stored.mixer(parameters["mixer"])
+    else:
+      progress = self._progress(parameters)
+      mixer = self.mixer.project_at(logits, self.streams, progress, parameters.get("choice"))
+    return jnp.swapaxes(mixer, 0, 1) if self.transpose else mixer

@@ -1,0 +1,225 @@
+"""Parameters of others, by their names and layouts, into a connection of ours that computes the same; and back.
+
+| convention     | arrays of one block                                             | H out of logits, applied as      |
+| jpmhc          | norm.{weight,bias}, fused_proj.{weight,bias}                    | Cayley iteration, H              |
+| deepseek       | fn, base, scale (hc_attn_fn, …; in transformers attn_hc.fn, …)  | Sinkhorn with ε, Hᵀ              |
+| lucidrains_hc  | static_/dynamic_alpha…, static_/dynamic_beta…, norm.gamma       | none, Hᵀ                         |
+| lucidrains_mhc | the same, pre_branch_scale, residual_scale, h_post_scale        | Sinkhorn, columns first, Hᵀ      |
+
+    config, parameters = from_peer("deepseek", state_dict, streams=4, width=7168, prefix="layers.0.hc_attn_")
+    block = HyperConnectionFn.from_config(config, 7168, layer_index=0)
+
+Linear weights are (out, in) and flattened streams stream-major in all of them. A learned weight γ of an RMS norm is
+only a factor of the projection's rows: it is folded in on the way here and is the neutral one on the way back.
+Where the streams stand in activations is `layouts.py`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections.block import HyperConnectionFn, Parameters
+from jpmhc_jax.core.errors import check_choice, CheckpointError, nearest
+
+Arrays = Mapping[str, np.ndarray]
+_TINY = 1e-24  # max(‖x‖, 1e-12) of torch's normalize, as an epsilon inside the root
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+  """One way to write a block down. `shapes(n, d)` are those of its arrays; `load` and `dump` are inverse."""
+
+  config: schema.Connection
+  shapes: Callable[[int, int], dict[str, tuple[int, ...]]]
+  load: Callable[[Arrays, int, int], Arrays]
+  dump: Callable[[Arrays, int, int], Arrays]
+
+
+def from_peer(
+  convention: str, arrays: Mapping[str, Array | np.ndarray], *, streams: int, width: int, prefix: str = ""
+) -> tuple[schema.Connection, dict[str, Float[Array, "..."]]]:
+  """The config of the equal connection of ours, and its parameters.
+
+  `arrays` may be a whole state dict; the block's names are those behind `prefix`. Raises CheckpointError for an array
+  that is missing or has another number of elements.
+  """
+  check_choice("convention", convention, CONVENTIONS)
+  chosen = CONVENTIONS[convention]
+  found = {}
+  for name, shape in chosen.shapes(streams, width).items():
+    if prefix + name not in arrays:
+      raise CheckpointError(
+        f"{convention}: no array {prefix + name!r} among {len(arrays)}; set prefix to what stands before {name!r}."
+        f"{nearest(prefix + name, arrays)}"
+      )
+    array = np.asarray(arrays[prefix + name])
+    if array.size != int(np.prod(shape)):
+      raise CheckpointError(
+        f"{convention}: {prefix + name} has shape {array.shape}; {streams} streams of width {width} need {shape}"
+      )
+    found[name] = array.reshape(shape)
+  parameters = chosen.load(found, streams, width)
+  config = dataclasses.replace(chosen.config, streams=streams)
+  return config, {name: jnp.asarray(value) for name, value in parameters.items()}
+
+
+def to_peer(convention: str, parameters: Parameters, *, streams: int, width: int) -> dict[str, np.ndarray]:
+  """The arrays by the peer's names and shapes.
+
+  Raises CheckpointError for parameters that are not those of a connection with the convention's config, and where the
+  peer has no room for them (one gate serves read and mixer of `lucidrains_hc`).
+  """
+  check_choice("convention", convention, CONVENTIONS)
+  chosen = CONVENTIONS[convention]
+  rule = HyperConnectionFn.from_config(dataclasses.replace(chosen.config, streams=streams), width, layer_index=0)
+  for name, expected in jax.eval_shape(rule.init, jax.random.key(0)).items():
+    found = np.shape(parameters[name]) if name in parameters else "missing"
+    if found != expected.shape:
+      raise CheckpointError(
+        f"{convention}: parameter {name!r} is {found}, expected {expected.shape}: only connections with the config"
+        " that `from_peer` gives can go there"
+      )
+  ours = {name: np.asarray(value) for name, value in jax.device_get(dict(parameters)).items()}
+  dumped = chosen.dump(ours, streams, width)
+  return {name: np.asarray(dumped[name]).reshape(shape) for name, shape in chosen.shapes(streams, width).items()}
+
+
+def head_from_deepseek(
+  arrays: Mapping[str, Array | np.ndarray], *, streams: int, width: int, prefix: str = "hc_head_"
+) -> dict[str, Float[Array, "..."]]:
+  """Parameters of `StreamExpansionFn(reduction="head")` from fn (n, n·d), base (n), scale (1)."""
+  fn, base, scale = (np.asarray(arrays[prefix + name]) for name in ("fn", "base", "scale"))
+  kernel = (fn * scale.reshape(())).T.reshape(streams, width, streams)
+  return {"head_kernel": jnp.asarray(kernel), "head_bias": jnp.asarray(base)}
+
+
+def head_to_deepseek(parameters: Parameters, prefix: str = "hc_head_") -> dict[str, np.ndarray]:
+  """The inverse, with scale 1."""
+  kernel = np.asarray(parameters["head_kernel"])
+  fn = kernel.reshape(-1, kernel.shape[-1]).T
+  base = np.asarray(parameters["head_bias"])
+  return {prefix + "fn": fn, prefix + "base": base, prefix + "scale": np.ones((1,), fn.dtype)}
+
+
+def _jpmhc_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
+  return {
+    "norm.weight": (n * d,), "norm.bias": (n * d,),
+    "fused_proj.weight": (3 * n * n, n * d), "fused_proj.bias": (3 * n * n,),
+  }  # fmt: skip
+
+
+def _load_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
+  return {
+    "bias": p["fused_proj.bias"],
+    "projection": p["fused_proj.weight"].T.reshape(n, d, -1),
+    "norm_scale": p["norm.weight"].reshape(n, d),
+    "norm_shift": p["norm.bias"].reshape(n, d),
+  }
+
+
+def _dump_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
+  return {
+    "fused_proj.bias": p["bias"],
+    "fused_proj.weight": p["projection"].reshape(n * d, -1).T,
+    "norm.weight": p["norm_scale"],
+    "norm.bias": p["norm_shift"],
+  }
+
+
+def _deepseek_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
+  return {"fn": (2 * n + n * n, n * d), "base": (2 * n + n * n,), "scale": (3,)}
+
+
+def _load_deepseek(p: Arrays, n: int, d: int) -> Arrays:
+  return {"projection": p["fn"].T.reshape(n, d, -1), "bias": p["base"], "gate": p["scale"]}
+
+
+def _dump_deepseek(p: Arrays, n: int, d: int) -> Arrays:
+  return {"fn": p["projection"].reshape(n * d, -1).T, "base": p["bias"], "scale": p["gate"]}
+
+
+def _lucidrains_shapes(gates: dict[str, tuple[int, ...]]) -> Callable[[int, int], dict[str, tuple[int, ...]]]:
+  alpha = () if "dynamic_alpha_scale" in gates else (1,)  # mHC keeps an axis of proposals
+
+  def shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
+    return gates | {
+      "norm.gamma": (d,), "static_alpha": (n, 1 + n), "dynamic_alpha_fn": (*alpha, d, 1 + n),
+      "static_beta": (n,), "dynamic_beta_fn": (d,),
+    }  # fmt: skip
+
+  return shapes
+
+
+def _load_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> Arrays:
+  """One projection (d, 1 + n) of each stream's own norm: column 0 is its read logit, column 1 + t is H[s, t]."""
+  gamma = (p["norm.gamma"] + 1)[:, None]
+  alpha = gamma * p["dynamic_alpha_fn"].reshape(d, 1 + n)
+  static = p["static_alpha"]
+  return {
+    "projection": np.concatenate([alpha[:, :1], gamma * p["dynamic_beta_fn"][:, None], alpha[:, 1:]], axis=1)[None],
+    "bias": np.concatenate([static[:, 0], p["static_beta"], static[:, 1:].ravel()]),
+    "gate": np.stack([p[name].reshape(()) for name in gates]),
+  }
+
+
+def _dump_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> Arrays:
+  of_name: dict[str, np.ndarray] = {}
+  for name, gate in zip(gates, p["gate"].reshape(3, 1), strict=True):
+    if of_name.setdefault(name, gate) != gate:
+      raise CheckpointError(f"lucidrains: {name} is one number for read and mixer, and their gates are {p['gate']}")
+  bias, (own,) = p["bias"], p["projection"]
+  return of_name | {
+    "norm.gamma": np.zeros((d,), bias.dtype),
+    "dynamic_alpha_fn": np.delete(own, 1, axis=1),
+    "dynamic_beta_fn": own[:, 1],
+    "static_alpha": np.concatenate([bias[:n, None], bias[2 * n :].reshape(n, n)], axis=1),
+    "static_beta": bias[n : 2 * n],
+  }
+
+
+def _lucidrains(
+  config: schema.Connection, gates: tuple[str, str, str], shapes: tuple[tuple[int, ...], ...]
+) -> Convention:
+  return Convention(
+    config,
+    _lucidrains_shapes(dict(zip(gates, shapes, strict=True))),
+    lambda p, n, d: _load_lucidrains(p, gates, n, d),
+    lambda p, n, d: _dump_lucidrains(p, gates, n, d),
+  )
+
+
+_PER_STREAM = schema.Connection(
+  generator="gated", projection="per_stream", norm_epsilon=_TINY, transpose=True, init="round_robin"
+)
+
+CONVENTIONS: dict[str, Convention] = {
+  "jpmhc": Convention(
+    schema.Connection(
+      mixer="cayley_iterative", options="alpha=0.1,steps=2", read_write="softmax", norm="layernorm",
+      norm_epsilon=1e-5,
+    ),
+    _jpmhc_shapes, _load_jpmhc, _dump_jpmhc,
+  ),
+  "deepseek": Convention(
+    schema.Connection(
+      mixer="sinkhorn_epsilon", options="sweeps=20,epsilon=1e-6", generator="gated", read_epsilon=1e-6,
+      norm_epsilon=1e-6, transpose=True,
+    ),
+    _deepseek_shapes, _load_deepseek, _dump_deepseek,
+  ),
+  "lucidrains_hc": _lucidrains(
+    dataclasses.replace(_PER_STREAM, mixer="unconstrained", read_write="linear", activation="tanh"),
+    ("dynamic_alpha_scale", "dynamic_beta_scale", "dynamic_alpha_scale"), ((), (), ()),
+  ),
+  "lucidrains_mhc": _lucidrains(
+    dataclasses.replace(
+      _PER_STREAM, mixer="sinkhorn", options="sweeps=20,clip=0,adjoint=unrolled,order=columns_first"
+    ),
+    ("pre_branch_scale", "h_post_scale", "residual_scale"), ((1,), (), (1,)),
+  ),
+}  # fmt: skip

@@ -1,5 +1,0 @@
-"""Pallas kernels of the apply stage and of the generator's products, for NVIDIA GPUs and TPUs."""
-
-from jpmhc_jax.connections.kernels.operators import Kernels
-
-__all__ = ["Kernels"]

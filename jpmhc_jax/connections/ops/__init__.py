@@ -1,0 +1,1 @@
+"""The operators of a connection (read, mix, write, products) for every kind of device, and their derivatives."""

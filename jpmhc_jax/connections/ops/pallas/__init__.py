@@ -1,0 +1,5 @@
+"""Pallas kernels of the apply stage and of the generator's products, for NVIDIA GPUs and TPUs."""
+
+from jpmhc_jax.connections.ops.pallas.operators import Kernels
+
+__all__ = ["Kernels"]

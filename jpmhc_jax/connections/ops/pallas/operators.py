@@ -1,0 +1,262 @@
+"""The kernels as drop-in operators: padding to blocks, the grid, and `jax.shard_map` under a mesh.
+
+A caller hands over arrays as the portable operators take them (streams (*tokens, n, d), coefficients tokens last or
+token-free). Each instance owns a block of tokens and all their features; what does not fill a block is padded with
+zeros. Under a mesh every device runs the kernel on its own tokens: nothing in here moves between devices.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from jpmhc_jax.connections.ops.contractions import einsum
+from jpmhc_jax.connections.ops.pallas import bodies
+from jpmhc_jax.core.sharding import batch_split
+
+_TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
+_TRITON_KERNEL = 1 << 13  # numbers of W in shared memory at a time; Triton keeps up to four such parts
+_MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
+_MOSAIC_TOKENS = 512  # of a block at most: Mosaic unrolls over them
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+  """Operators on one kind of device: 'gpu' (Triton) or 'tpu' (Mosaic). `interpret` runs them anywhere, slowly."""
+
+  platform: str
+  interpret: bool = False
+
+  def read(self, x: Array, weights: Array) -> Array:
+    """Σ_j a_j x_j."""
+    return self._run(bodies.read, [_streams(x), _coefficient(weights, 1, x)], [_vector(x)])[0]
+
+  def weights_backward(self, x: Array, weights: Array, cotangent: Array) -> Array:
+    """ā."""
+    arguments = [_streams(x), _vector(x, cotangent)]
+    return _unflatten(self._run(bodies.weights_backward, arguments, [_per_token(x, x.shape[-2])])[0], weights, 1)
+
+  def mix(self, x: Array, mixer: Array, weights: Array, y: Array) -> Array:
+    """Σ_j H_ij x_j + b_i y."""
+    arguments = [_streams(x), _vector(x, y), _coefficient(mixer, 2, x), _coefficient(weights, 1, x)]
+    return self._run(bodies.mix, arguments, [_streams(x)])[0]
+
+  def coefficients_backward(
+    self, x: Array, mixer: Array, weights: Array, y: Array, cotangent: Array
+  ) -> tuple[Array, Array, Array]:
+    """H̄, b̄ and ȳ."""
+    n = x.shape[-2]
+    arguments = [_streams(x), _vector(x, y), _coefficient(weights, 1, x), _streams(cotangent)]
+    results = [_vector(x), _per_token(x, n * n), _per_token(x, n)]
+    to_y, to_mixer, to_weights = self._run(bodies.coefficients_backward, arguments, results)
+    return _unflatten(to_mixer, mixer, 2), _unflatten(to_weights, weights, 1), to_y
+
+  def statistics(self, x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Σ x W, (k, *tokens), and Σ x², (*tokens)."""
+    arguments = [_streams(x), _Operand("rows", kernel)]
+    factors = jax.ShapeDtypeStruct((*x.shape[:-2], 1, kernel.shape[-1]), jnp.float32)
+    products, square = self._run(bodies.statistics, arguments, [_Operand("factors", factors), _per_token(x, 1)])
+    return jnp.moveaxis(products[..., 0, :], -1, 0), square[..., 0]
+
+  def kernel_backward(self, x: Array, of_products: Array) -> Array:
+    """W̄: a sum over tokens, so it is a matrix product outside the kernels."""
+    rows = jnp.moveaxis(of_products, 0, -1)
+    return einsum("...nd,...k->ndk", x.astype(rows.dtype), rows)
+
+  def streams_backward(
+    self,
+    x: Array,
+    mixed: tuple[Array, Array | None] | None,
+    read: tuple[Array, Array] | None,
+    projected: tuple[Array, Array, Array] | None,
+  ) -> Array:
+    """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄), all terms in one pass, from mixed=(x̄', H), read=(ū, a), projected=(W, s̄, q̄).
+
+    H=None is the identity; a term whose factors are None is left out. A W of one stream, (1, d, k), is that of each of
+    them: then s̄ is (k, *tokens, n) and q̄ (*tokens, n).
+    """
+    arguments = {"x": _streams(x)}
+    if mixed is not None:
+      cotangent, mixer = mixed
+      arguments["cotangent"] = _streams(cotangent)
+      if mixer is not None:
+        arguments["mixer"] = _coefficient(mixer, 2, x)
+    if read is not None:
+      vector, weights = read
+      arguments |= {"vector": _vector(x, vector), "weights": _coefficient(weights, 1, x)}
+    if projected is not None:
+      kernel, of_products, of_square = projected
+      leading, parts = x.shape[:-2], x.shape[-2] // kernel.shape[0]
+      rows = jnp.moveaxis(of_products, 0, -1).reshape(*leading, parts, kernel.shape[-1])
+      arguments |= {
+        "kernel": _Operand("columns", kernel),
+        "products": _Operand("factors", rows),
+        "square": _Operand("token", of_square.reshape(*leading, parts)),
+      }
+    else:
+      del arguments["x"]
+    body = functools.partial(bodies.streams_backward, names=tuple(arguments))
+    return self._run(body, list(arguments.values()), [_streams(x)])[0]
+
+  def _run(self, body: Callable[..., None], arguments: "list[_Operand]", results: "list[_Operand]") -> list[Array]:
+    """Runs a body over all tokens, on every device's own part of them."""
+    local = functools.partial(_call, self, body, [a.kind for a in arguments], results)
+    values = [a.value for a in arguments]
+    split = batch_split(next(a.value.shape[0] for a in arguments if a.kind not in ("rows", "columns")))
+    if not split:
+      return local(*values)
+    per_token, whole = PartitionSpec(split), PartitionSpec()
+    specs = tuple(whole if a.kind in ("rows", "columns") else per_token for a in arguments)
+    return jax.shard_map(local, in_specs=specs, out_specs=[per_token] * len(results), check_vma=False)(*values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Operand:
+  """An array, or the shape of a result, with its kind.
+
+  streams (*tokens, n, d), vector (*tokens, d), token (*tokens, k), factors of a matrix product (*tokens, m, k), and the
+  whole (n, d, k) kernel for every instance: rows as (n·d, k), columns as (k, n·d).
+  """
+
+  kind: str
+  value: Any
+
+
+def _streams(x: Array) -> _Operand:
+  return _Operand("streams", x)
+
+
+def _vector(x: Array, y: Array | None = None) -> _Operand:
+  """The operand, or the shape of a result, with one d-vector a token of the streams x."""
+  return _Operand("vector", jax.ShapeDtypeStruct((*x.shape[:-2], x.shape[-1]), x.dtype) if y is None else y)
+
+
+def _per_token(x: Array, count: int) -> _Operand:
+  return _Operand("token", jax.ShapeDtypeStruct((*x.shape[:-2], count), jnp.float32))
+
+
+def _coefficient(coefficient: Array, axes: int, x: Array) -> _Operand:
+  """Tokens first and flat; a token-free coefficient is repeated (n² numbers beside the n·d of a token's streams)."""
+  rows = jnp.moveaxis(jax.lax.collapse(coefficient, 0, axes), 0, -1)
+  rows = rows.reshape((1,) * (x.ndim - 1 - rows.ndim) + rows.shape)
+  return _Operand("token", jnp.broadcast_to(rows, (*x.shape[:-2], rows.shape[-1])))
+
+
+def _unflatten(rows: Array, coefficient: Array, axes: int) -> Array:
+  """Back to the layout of the coefficient; summed over the tokens where it has none."""
+  if coefficient.ndim == axes:
+    return jnp.sum(rows, axis=tuple(range(rows.ndim - 1))).reshape(coefficient.shape)
+  return jnp.moveaxis(rows, -1, 0).reshape(coefficient.shape)
+
+
+def _padded(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+  """How the local arrays are cut: tokens in all and a block, features with and without padding, columns of a kernel."""
+
+  tokens: int
+  rows: int
+  block: int
+  d: int
+  shape: bodies.Shape
+  columns: int
+
+  @classmethod
+  def of(cls, platform: str, tokens: int, n: int, d: int, columns: int) -> "_Layout":
+    """Blocks of 16 tokens and 64 features for Triton; about a megabyte of streams for Mosaic, 128 features at a time.
+
+    Mosaic takes the streams with an axis of their own: a TPU tiles the last two axes of an array, so that (n, d) as n·d
+    would be a copy of the streams before and after every kernel. On a GPU the flat form costs nothing.
+    """
+    if platform == "gpu":
+      most = min(_TRITON_CHUNK, pl.next_power_of_2(d), _TRITON_KERNEL // pl.next_power_of_2(columns))
+      chunk = max(_TRITON_TOKENS, most)
+      block, shape = _TRITON_TOKENS, bodies.Shape(n, _padded(d, chunk), chunk, apart=False)
+    else:
+      wide = _padded(d, _MOSAIC_LANES)
+      per_token = max(4 * n * wide, _MOSAIC_LANES * n * (n + 1))  # or a quarter of the sums: 128 lanes for each
+      most = min(max(8, _MOSAIC_BYTES // per_token // 8 * 8), _MOSAIC_TOKENS, _padded(tokens, 8))
+      whole = (block for block in range(most, most // 4, -8) if tokens % block == 0)
+      block = next(whole, most)  # without padding, which copies the streams, where the tokens allow it
+      shape = bodies.Shape(n, wide, _MOSAIC_LANES, apart=True)
+    least = 16 if platform == "gpu" else _MOSAIC_LANES
+    return cls(tokens, _padded(tokens, block), block, d, shape, max(pl.next_power_of_2(columns), least))
+
+  def width(self, kind: str, shape: tuple[int, ...]) -> int:
+    """Columns of the flat form of an array of this shape."""
+    if kind == "factors":
+      return shape[-2] * self.columns
+    return {"streams": self.shape.n * self.shape.d, "vector": self.shape.d}.get(kind, shape[-1])
+
+  def flat(self, kind: str, value: Array) -> Array:
+    """The array as the bodies see it, padded with zeros."""
+    last, features = value.shape[-1], (0, self.shape.d - self.d)
+    if kind in ("rows", "columns"):
+      padded = jnp.pad(value, ((0, 0), features, (0, self.columns - last))).reshape(-1, self.columns)
+      return padded if kind == "rows" else padded.T
+    tokens = (0, self.rows - self.tokens)
+    if kind in ("streams", "factors"):
+      last_padding = features if kind == "streams" else (0, self.columns - last)
+      padded = jnp.pad(value.reshape(self.tokens, -1, last), (tokens, (0, 0), last_padding))
+      return padded if kind == "streams" and self.shape.apart else padded.reshape(self.rows, -1)
+    return jnp.pad(value.reshape(self.tokens, last), (tokens, (0, self.width(kind, value.shape) - last)))
+
+  def flat_shape(self, kind: str, width: int) -> tuple[int, ...]:
+    """The shape of a result as the bodies see it."""
+    return (self.rows, self.shape.n, self.shape.d) if kind == "streams" and self.shape.apart else (self.rows, width)
+
+  def trimmed(self, kind: str, array: Array, leading: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """A flat result without its padding, in the shape of the tokens; `shape` is that of all devices' tokens."""
+    if kind in ("streams", "factors"):
+      array = array.reshape(self.rows, shape[-2], -1)[: self.tokens, :, : shape[-1]]
+      return array.reshape(*leading, *shape[-2:])
+    return array[: self.tokens, : shape[-1]].reshape(*leading, shape[-1])
+
+  def spec(self, kind: str, width: int) -> pl.BlockSpec:
+    """A block of tokens, or the whole of a kernel."""
+    if kind == "streams" and self.shape.apart:
+      return pl.BlockSpec((self.block, self.shape.n, self.shape.d), lambda i: (i, 0, 0))
+    if kind == "rows":
+      return pl.BlockSpec((self.shape.n * self.shape.d, width), lambda i: (0, 0))
+    if kind == "columns":
+      return pl.BlockSpec((self.columns, width), lambda i: (0, 0))
+    return pl.BlockSpec((self.block, width), lambda i: (i, 0))
+
+
+def _call(
+  kernels: Kernels, body: Callable[..., None], kinds: list[str], results: list[_Operand], *values: Array
+) -> list[Array]:
+  """One body over all tokens of this device."""
+  leading = values[0].shape[: -2 if kinds[0] == "streams" else -1]
+  shapes = [(kind, value.shape) for kind, value in zip(kinds, values, strict=True)]
+  shapes += [(r.kind, r.value.shape) for r in results]
+  n, d = next(shape[-2:] for kind, shape in shapes if kind == "streams")
+  columns = next((shape[-1] for kind, shape in shapes if kind in ("rows", "columns")), 1)
+  if 0 in leading:
+    return [jnp.zeros(r.value.shape, r.value.dtype) for r in results]
+  layout = _Layout.of(kernels.platform, math.prod(leading), n, d, columns)
+  flat = [layout.flat(kind, value) for kind, value in zip(kinds, values, strict=True)]
+  widths = [layout.width(r.kind, r.value.shape) for r in results]
+  found = pl.pallas_call(
+    functools.partial(body, layout.shape),
+    out_shape=[
+      jax.ShapeDtypeStruct(layout.flat_shape(r.kind, w), r.value.dtype) for r, w in zip(results, widths, strict=True)
+    ],
+    grid=(layout.rows // layout.block,),
+    in_specs=[layout.spec(kind, array.shape[-1]) for kind, array in zip(kinds, flat, strict=True)],
+    out_specs=[layout.spec(r.kind, w) for r, w in zip(results, widths, strict=True)],
+    compiler_params=triton.CompilerParams(num_warps=4) if kernels.platform == "gpu" else None,
+    interpret=kernels.interpret,
+  )(*flat)
+  return [layout.trimmed(r.kind, array, leading, r.value.shape) for r, array in zip(results, found, strict=True)]

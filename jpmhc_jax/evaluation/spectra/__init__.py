@@ -1,0 +1,1 @@
+"""Jacobians of trained models: measured, and linearised for the prediction."""

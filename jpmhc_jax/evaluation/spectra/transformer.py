@@ -1,0 +1,103 @@
+"""A trained decoder or vision transformer as the spectral theory sees it: layer after layer, each with its own weights.
+
+Of all networks this one fits the theory best: no weights are shared between layers, and the norm stands inside the
+sub-layer. What remains outside of it: attention couples positions and features as a product, not as one full matrix,
+and a decoder's only backwards in time, so that early positions carry more noise than late ones.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, ClassVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+import numpy as np
+
+from jpmhc_jax.config import schema
+from jpmhc_jax.evaluation.spectra.trm import Stack, stream_layers, through, Trace
+from jpmhc_jax.models.decoder import Decoder
+from jpmhc_jax.models.transformer import Layer, Transformer
+from jpmhc_jax.models.vision import VisionTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The layers of a transformer as functions to be linearised; asked the same as a TRM, see `linearised.Network`."""
+
+  graph: nnx.GraphDef
+  calls: int  # layers, of two parts each
+
+  noun: ClassVar[str] = "layer"
+  scales: ClassVar[tuple[str, str]] = ("layer", "depth")
+
+  @classmethod
+  def of(cls, graph: nnx.GraphDef, config: schema.Model) -> "Network":
+    return cls(graph, config.layers)
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    return (self.calls,)
+
+  def model(self, params: Any, buffers: Any) -> Decoder | VisionTransformer:
+    return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
+
+  def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
+    """(streams before the first layer, the same as the input, names of the parts of the last layer)."""
+    streams = self.model(params, buffers).embed(inputs)
+    return streams, streams, tuple(f"block{self.calls - 1}.{half}" for half in ("tokens", "features"))
+
+  def removed(self, params: Any, buffers: Any, streams: Array) -> tuple[float, ...]:
+    return (0.0, 0.0)
+
+  def part(self, index: int) -> Callable[..., Array]:
+    """(streams, params, buffers) -> streams behind part `index` of the last layer."""
+
+    def function(streams: Array, params: Any, buffers: Any) -> Array:
+      part = _layer(self.model(params, buffers), self.calls - 1).parts()[index]
+      return part.connect(streams, part.sublayer)
+
+    return function
+
+  def call(self, state: Array, params: Any, buffers: Any, index: Array) -> Array:
+    """One layer."""
+    return _layer(self.model(params, buffers), index)(state)
+
+  def carry(self, streams: Array, params: Any, buffers: Any, x: Array, calls: Array) -> Array:
+    """Streams behind the first `calls` layers."""
+
+    def one(h: Array, turn: tuple[Layer, Array]) -> tuple[Array, None]:
+      layer, index = turn
+      return jnp.where(index < calls, layer(h), h), None
+
+    return jax.lax.scan(one, streams, (self.model(params, buffers).layers, jnp.arange(self.calls)))[0]
+
+  def trace(self, streams: Array, params: Any, buffers: Any, x: Array, tokens: Array, key: Key[Array, ""]) -> Trace:
+    """Everything a prediction needs, at the given positions of the flattened (b·l) tokens."""
+    model = self.model(params, buffers)
+
+    def one(h: Array, turn: tuple[Layer, Array]) -> tuple[Array, Any]:
+      layer, key = turn
+      behind, inputs, layers = through(layer.parts(), h, model.model.norm_epsilon, tokens, key)
+      return behind, (h, inputs, layers)
+
+    keys = jax.random.split(key, self.calls)
+    _, (states, inputs, layers) = jax.lax.scan(one, streams, (model.layers, keys))
+    gains, mixers, reads, writes, sigma = layers
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, enter=jnp.zeros(0), leave=jnp.zeros(0))
+
+  def layers(self, trace: Trace, count: int, token: int) -> Stack:
+    """All parts of the first layers."""
+    stacks = [stream_layers(trace, call, token) for call in range(count)]
+    mixers, sigma, reads, writes = (np.concatenate([stack[field] for stack in stacks]) for field in range(4))
+    return Stack(mixers, sigma, reads, writes)
+
+  def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> Stack:
+    """What the design rules judge: the whole depth, with other mixers (parts, n, n) if given."""
+    stack = self.layers(trace, self.calls, token)
+    return stack if mixers is None else stack._replace(mixers=mixers)
+
+
+def _layer(model: Transformer, index: int | Array) -> Layer:
+  return jax.tree.map(lambda leaf: leaf[index], model.layers)

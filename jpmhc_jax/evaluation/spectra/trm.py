@@ -1,0 +1,270 @@
+"""A trained network as the spectral theory sees it: mixers, reads, writes and noise at real activations.
+
+One part of the network, RMSNorm(H x + b ⊗ F(aᵀ x)), has the Jacobian D (H ⊗ I + (b aᵀ) ⊗ F') up to what is small: D
+holds the norm's scale 1/rms of every stream, and the dependence of H, a, b on the streams is left out. So a part is a
+layer of `spectral.layers.block_noise` with mixer D H, write D b, read a and σ² = |F'|²/width, all taken from the
+checkpoint at the tokens of a real batch. The norm of a vector of m entries also removes one direction, the vector's
+own: 1/m of the singular values are zero (`Network.removed`), and the others move by O(1/m), which is left out. Where no
+norm follows a part (the decoder's stands inside F) D = 1, and nothing is removed.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from typing import Any, ClassVar, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Key
+import numpy as np
+
+from jpmhc_jax.config import schema
+from jpmhc_jax.models.layers import rms_norm
+from jpmhc_jax.models.trm import Part, TRM
+
+LEAST_RECURSIONS = 12
+_PROBES = 16  # for |F'|²: an attention layer has few directions that count
+
+
+class Trace(NamedTuple):
+  """K network calls of P parts, seen at T tokens, with m segments (1 for most) of n streams. Arrays."""
+
+  states: Array  # (K, b, l, …) what enters each call
+  inputs: Array  # (P, b, l, …) the streams that enter each part of the last call
+  gains: Array  # (K, P, T, n), scale 1/rms of the norm
+  mixers: Array  # (K, P, T, n, n)
+  reads: Array  # (K, P, T, m, n)
+  writes: Array  # (K, P, T, n, m)
+  sigma: Array  # (K, P) standard deviation of the noise
+  enter: Array  # (n,) what one vector becomes on entering a call, (0,) where streams live in the carry
+  leave: Array  # (n,) weights with which streams leave it
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The calls of a TRM over as many supervision steps as give at least 12, as functions to be linearised.
+
+  `params` and `buffers` are the model's arrays; x is the embedded input, as `TRM.injected` gives it. What `spectrum`
+  asks of a network is the same of every kind: `linearised_transformer` has the other one.
+  """
+
+  noun: ClassVar[str] = "call"
+  scales: ClassVar[tuple[str, str]] = ("recursion", "carry")  # of one call, of many
+
+  graph: nnx.GraphDef
+  answers: tuple[bool, ...]  # of every call: does it update z_H, or z_L?
+
+  @classmethod
+  def of(cls, graph: nnx.GraphDef, config: schema.Model) -> "Network":
+    """The network of a model's graph and its recursion."""
+    recursion = config.recursion
+    cycle = (False,) * recursion.inner + (True,)
+    steps = math.ceil(LEAST_RECURSIONS / (len(cycle) * recursion.outer))
+    return cls(graph, cycle * recursion.outer * steps)
+
+  @property
+  def calls(self) -> int:
+    return len(self.answers)
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """Numbers of calls after which the carry is looked at: the first cycle, and all."""
+    return tuple(sorted({self.answers.index(True) + 1, self.calls}))
+
+  def model(self, params: Any, buffers: Any) -> TRM:
+    return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
+
+  def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
+    """(latents before the first call, embedded input, names of the parts)."""
+    model = self.model(params, buffers)
+    x = model.injected(model.embed(inputs, rows))
+    return jnp.stack(model.initial_latents(*x.shape[:2])), x, tuple(part.name for part in model.parts())
+
+  def removed(self, params: Any, buffers: Any, streams: Array) -> tuple[float, ...]:
+    """Share of the directions that the norm behind each part removes; a product of parts loses the largest of them."""
+    axes = [np.atleast_1d(part.axes) for part in self.model(params, buffers).parts()]
+    return tuple(1 / math.prod(streams.shape[axis] for axis in each) for each in axes)
+
+  def part(self, index: int) -> Callable[..., Array]:
+    """(streams, params, buffers) -> streams behind part `index` and its norm."""
+
+    def function(streams: Array, params: Any, buffers: Any) -> Array:
+      model = self.model(params, buffers)
+      part = model.parts()[index]
+      return _normed(part, part.connect(streams, part.sublayer), model.model.norm_epsilon)
+
+    return function
+
+  def call(self, state: Array, params: Any, buffers: Any, index: Array) -> Array:
+    """One network call, f(h), the same for every index."""
+    return self.model(params, buffers).network(state, jnp.zeros_like(state))
+
+  def carry(self, latents: Array, params: Any, buffers: Any, x: Array, calls: Array) -> Array:
+    """(z_H, z_L) after the first `calls` calls."""
+    model = self.model(params, buffers)
+
+    def one(z: Array, turn: tuple[Array, Array]) -> tuple[Array, None]:
+      index, answers = turn
+      new = _updated(z, model.network(_entering(z, x, answers), jnp.zeros_like(z[0])), answers)
+      return jnp.where(index < calls, new, z), None
+
+    turns = jnp.arange(len(self.answers)), jnp.asarray(self.answers)
+    return jax.lax.scan(one, latents, turns)[0]
+
+  def trace(self, latents: Array, params: Any, buffers: Any, x: Array, tokens: Array, key: Key[Array, ""]) -> Trace:
+    """Everything a prediction needs, at the given positions of the flattened (b·l) tokens."""
+    model = self.model(params, buffers)
+    inside = model.connection.streams > 1 and model.carried_streams == 1
+
+    def one(z: Array, turn: tuple[Array, Array]) -> tuple[Array, Any]:
+      answers, key = turn
+      state = _entering(z, x, answers)
+      h = model.ends.expand(state) if inside else state
+      h, inputs, layers = through(model.parts(), h, model.model.norm_epsilon, tokens, key)
+      return _updated(z, model.ends.reduce(h) if inside else h, answers), (state, inputs, layers)
+
+    keys = jax.random.split(key, len(self.answers))
+    _, (states, inputs, layers) = jax.lax.scan(one, latents, (jnp.asarray(self.answers), keys))
+    gains, mixers, reads, writes, sigma = layers
+    enter, leave = _ends(model, states[0], key) if inside else (jnp.zeros(0), jnp.zeros(0))
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, enter, leave)
+
+  def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
+    """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""
+    return None if trace.enter.size else carry_layers(trace, self.answers[:count], token)
+
+  def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> "Stack":
+    """What the design rules judge: the last call."""
+    return stream_layers(trace, -1, token, mixers)
+
+
+def _entering(z: Array, x: Array, answers: Bool[Array, ""]) -> Array:
+  return z[0] + z[1] + jnp.where(answers, jnp.zeros_like(x), x)
+
+
+def _updated(z: Array, new: Array, answers: Bool[Array, ""]) -> Array:
+  return jnp.stack([jnp.where(answers, new, z[0]), jnp.where(answers, z[1], new)])
+
+
+def through(
+  parts: Sequence[Part], streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
+) -> tuple[Array, Array, tuple[Array, ...]]:
+  """Streams behind all parts, those in front of each, and (gains, mixers, reads, writes, σ) as in `Trace`."""
+  seen, inputs = [], []
+  for part, each in zip(parts, jax.random.split(key, len(parts)), strict=True):
+    inputs.append(streams)
+    streams, layer = _layer(part, streams, epsilon, tokens, each)
+    seen.append(layer)
+  return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *seen)
+
+
+def _normed(part: Part, streams: Array, epsilon: float) -> Array:
+  return streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
+
+
+def _layer(
+  part: Part, streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
+) -> tuple[Array, tuple[Array, Array, Array, Array, Array]]:
+  """The streams behind a part, and its (gain, mixer, read, write, σ) at the tokens."""
+  seen = []
+
+  def spy(u: Array) -> Array:
+    seen.append(u)
+    return part.sublayer(u)
+
+  out = part.connect(streams, spy)
+  normed = _normed(part, out, epsilon)
+  n = streams.shape[-2] if streams.ndim == 4 else 1
+  gain = jnp.sqrt(jnp.sum(normed**2, axis=-1) / (jnp.sum(out**2, axis=-1) + 1e-30)).reshape(-1, n)[tokens]
+  if n == 1:
+    mix, read, write = (jnp.ones((len(tokens), 1, 1)) for _ in range(3))
+  else:
+    coefficients = part.connect.coefficients(streams)  # type: ignore[attr-defined]
+    mix = jnp.eye(n) if coefficients.mix is None else coefficients.mix
+    mix, read, write = (_at(c, tokens) for c in (mix, coefficients.read, coefficients.write))
+    read = read[:, None, :] if read.ndim == 2 else read
+    write = write[:, :, None] if write.ndim == 2 else write
+  return normed, (gain, mix, read, write, _energy(part.sublayer, seen[0], key) ** 0.5)
+
+
+def _at(coefficient: Array, tokens: Array) -> Array:
+  """(T, …) from a coefficient with its token axes (b, l) last, or without any where it is static."""
+  if coefficient.ndim > 2:
+    return jnp.moveaxis(coefficient.reshape(*coefficient.shape[:-2], -1)[..., tokens], -1, 0)
+  return jnp.broadcast_to(coefficient[None], (len(tokens), *coefficient.shape))
+
+
+def _energy(sublayer: Callable[[Array], Array], u: Array, key: Key[Array, ""]) -> Array:
+  """|F'|² over the number of its columns, by Rademacher probes."""
+  out, pull = jax.vjp(sublayer, u)
+  probes = jax.random.rademacher(key, (_PROBES, *out.shape), out.dtype)
+  return jnp.mean(jax.lax.map(lambda g: jnp.mean(pull(g)[0] ** 2), probes))
+
+
+def _ends(model: TRM, state: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+  """How a vector enters the streams of a call and leaves them, as one number a stream."""
+  v = jax.random.normal(key, state.shape, state.dtype)
+  streams, widen = jax.linearize(model.ends.expand, state)
+  entered = jnp.sum(widen(v) * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
+  _, pull = jax.vjp(model.ends.reduce, streams)
+  left = jnp.sum(pull(v)[0] * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
+  return entered, left
+
+
+class Stack(NamedTuple):
+  """Arguments of `spectral.layers.block_noise` at one token, float64. closed: see `call_layers`."""
+
+  mixers: np.ndarray
+  sigma: np.ndarray
+  reads: np.ndarray
+  writes: np.ndarray
+  closed: bool = False
+
+
+def stream_layers(trace: Trace, call: int, token: int, mixers: np.ndarray | None = None) -> Stack:
+  """The parts of a call: mixer D H, write D b with the norm's scale D. mixers (P, n, n): others than the network's."""
+  gains = np.asarray(trace.gains[call, :, token], np.float64)[:, :, None]
+  mixers = np.asarray(trace.mixers[call, :, token] if mixers is None else mixers, np.float64)
+  reads, writes = (np.asarray(a[call, :, token], np.float64) for a in (trace.reads, trace.writes))
+  return Stack(gains * mixers, np.asarray(trace.sigma[call], np.float64), reads, gains * writes)
+
+
+def part_layers(trace: Trace, index: int, token: int) -> Stack:
+  """One part of the last call."""
+  mixers, sigma, reads, writes = (a[index : index + 1] for a in stream_layers(trace, -1, token)[:4])
+  return Stack(mixers, sigma, reads, writes)
+
+
+def call_layers(trace: Trace, call: int, token: int) -> Stack:
+  """One call; streams made inside the call are closed at the ends.
+
+  Closing: J = rᵀ Y e is the corner of (e₁ rᵀ) Y (e e₁ᵀ), two more layers without noise; the rest of it is zero.
+  """
+  stack = stream_layers(trace, call, token)
+  if not trace.enter.size:
+    return stack
+  first, last = np.zeros((2, 1, *stack.mixers.shape[1:]))
+  first[0, :, 0], last[0, 0] = trace.enter, trace.leave
+  sigma, reads, writes = (np.concatenate([0 * a[:1], a, 0 * a[:1]]) for a in stack[1:4])
+  return Stack(np.concatenate([first, stack.mixers, last]), sigma, reads, writes, closed=True)
+
+
+def carry_layers(trace: Trace, answers: tuple[bool, ...], token: int) -> Stack:
+  """(z_H, z_L) through the first calls: 2n streams, of which a call adds one half to the other and updates that.
+
+  The sum is folded into the first part of the call: mixer A S, read a S.
+  """
+  _, parts, _, n = trace.gains.shape
+  m, calls = trace.reads.shape[3], len(answers)
+  mixers = np.tile(np.eye(2 * n), (calls, parts, 1, 1))
+  reads, writes = np.zeros((calls, parts, m, 2 * n)), np.zeros((calls, parts, 2 * n, m))
+  sigma = np.zeros((calls, parts))
+  for k, answer in enumerate(answers):
+    own, other = (slice(0, n), slice(n, 2 * n)) if answer else (slice(n, 2 * n), slice(0, n))
+    mixers[k, :, own, own], sigma[k], reads[k, :, :, own], writes[k, :, own], _ = stream_layers(trace, k, token)
+    shear = np.eye(2 * n)
+    shear[own, other] = np.eye(n)
+    mixers[k, 0], reads[k, 0] = mixers[k, 0] @ shear, reads[k, 0] @ shear
+  mixers, sigma, reads, writes = (a.reshape(-1, *a.shape[2:]) for a in (mixers, sigma, reads, writes))
+  return Stack(mixers, sigma, reads, writes)

@@ -1,0 +1,70 @@
+"""Doubly stochastic mixers filled in entry by entry, each within the bounds that the rest leaves it."""
+
+import dataclasses
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.mixers.base import Traits
+from jpmhc_jax.mixers.birkhoff import DoublyStochastic
+
+_NARROWEST = 1e-7  # of TBP-mHC: keeps a gradient in entries whose bounds have met, each off the set by as much
+_OFF_THE_SET = 8e-7  # by all entries of a row together, so that many streams stay on the set
+
+
+@dataclasses.dataclass(frozen=True)
+class Transport(DoublyStochastic):
+  """Transportation-polytope chart: (n−1)² logits cover the whole interior of the Birkhoff polytope.
+
+  project: logits t (n−1, n−1, *tokens) -> H (n, n, *tokens). Row by row, x_ij = L + (U − L) σ(t_ij) with the bounds of
+  what is left of row i and column j: U = min(r_i, c_j), L = max(0, r_i − Σ_{j'>j} c_j', c_j − Σ_{i'>i} r_i'); the last
+  column and row are the remainders. Then H = (1 − δ)X + δ/n. Zero logits give a singular matrix: a bad place to start.
+  Source: TBP-mHC (2605.21724), whose default is delta = σ(−8) = 3.3535e-4.
+  """
+
+  delta: float = 0.0
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.delta < 1:
+      raise ConfigError(f"connection.options: delta={self.delta}: expected a fraction from 0 to below 1.")
+
+  @property
+  def traits(self) -> Traits:
+    return dataclasses.replace(super().traits, contains_identity=False)
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n - 1, n - 1)
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n}-1 {n}-1"]:
+    return strength * (2 * jnp.eye(n - 1) - 1)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    rows_below = jnp.arange(n - 1, 0, -1, dtype=logits.dtype)
+    columns = jnp.ones((n, *logits.shape[2:]), logits.dtype)
+    columns, rows = jax.lax.scan(_fill_row, columns, (jax.nn.sigmoid(logits), rows_below))
+    # The last row collects the rounding of all entries: what its sum lacks is spread over it.
+    lacking = 1 - jnp.sum(jax.lax.stop_gradient(columns), axis=0)
+    filled = jnp.concatenate([rows, (columns + lacking[None] / n)[None]])
+    return filled if self.delta == 0 else (1 - self.delta) * filled + self.delta / n
+
+
+# Loops, not written-out entries: each entry depends on all earlier ones, and a compiler that fuses such a chain
+# recomputes it at every use, in time and memory exponential in n.
+def _fill_row(columns: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+  shares, rows_below = inputs
+  to_the_right = jnp.cumsum(columns[:0:-1], axis=0)[::-1]
+  narrowest = min(_NARROWEST, _OFF_THE_SET / len(columns))
+
+  def fill(left: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+    share, column, right = inputs
+    lower = jnp.maximum(left - right, column - rows_below)
+    lower = jnp.where(lower >= 0, lower, 0.0)
+    width = jnp.maximum(jnp.minimum(left, column) - lower, narrowest)
+    x = lower + width * share
+    return left - x, (x, column - x)
+
+  left, (row, rest) = jax.lax.scan(fill, jnp.ones_like(columns[0]), (shares, columns[:-1], to_the_right))
+  return jnp.concatenate([rest, columns[-1:] - left[None]]), jnp.concatenate([row, left[None]])

@@ -1,0 +1,65 @@
+"""The two ends of every comparison: a mixer that does nothing and a mixer that may do anything."""
+
+import dataclasses
+
+from jax import Array
+import jax.numpy as jnp
+from jaxtyping import Float
+import numpy as np
+
+from jpmhc_jax.linalg import linear
+from jpmhc_jax.mixers.base import Mixer, Traits
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(Mixer):
+  """H = I, no logits: streams exchange information through the read and write alone (iHC).
+
+  project: logits (0, *tokens) -> I (n, n, *tokens). The baseline that beat mHC at 3.9B scale in oHC (2609.02672).
+  """
+
+  @property
+  def traits(self) -> Traits:
+    return Traits(
+      "{I}", row_sums_one=True, column_sums_one=True, nonnegative=True, orthogonal=True, contractive=True,
+      determinant="1", eigenvalues="1", norm="kept",
+    )  # fmt: skip
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (0,)
+
+  def dimension(self, n: int) -> int:
+    return 0
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "0"]:
+    return jnp.zeros((0,))
+
+  def _project(self, logits: Array, n: int) -> Array:
+    return jnp.broadcast_to(linear.over_tokens(np.eye(n), logits, axes=1), (n, n, *logits.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconstrained(Mixer):
+  """H = logits: hyper-connections without a constraint (2409.19606), or H = I + scale·tanh(logits) with tanh=True.
+
+  project: logits (n, n, *tokens) -> H (n, n, *tokens).
+  """
+
+  tanh: bool = False
+  scale: float = 1.0  # factor on the tanh; with tanh=False it must stay 1
+
+  @property
+  def traits(self) -> Traits:
+    return Traits("R^{n x n}", norm="free: products grow or fade without bound")
+
+  def logit_shape(self, n: int) -> tuple[int, ...]:
+    return (n, n)
+
+  def dimension(self, n: int) -> int:
+    return n * n
+
+  def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    return jnp.zeros((n, n)) if self.tanh else jnp.eye(n)
+
+  def _project(self, logits: Array, n: int) -> Array:
+    return linear.identity_like(logits) + self.scale * jnp.tanh(logits) if self.tanh else logits
