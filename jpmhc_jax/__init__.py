@@ -1,0 +1,44 @@
+"""Manifold-constrained hyper-connections in JAX: mixers, manifolds, connections, optimisers and spectra to take home.
+
+    import jpmhc_jax as jp
+
+    connection = jp.HyperConnection(jp.Cayley(alpha=0.5), streams=4, width=64, rngs=nnx.Rngs(0))
+    streams = connection(jp.expand(x, 4), my_module)  # (…, d) -> (…, 4, d)
+    x = jp.reduce(streams)
+
+Names are imported at their first use, so that `import jpmhc_jax` costs nothing. The trainer is the command `jpmhc`.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+_ROOMS = ("connections", "linalg", "manifolds", "mixers", "optim", "spectral")
+_CONNECTIONS = (
+  "Coefficients", "HyperConnection", "HyperConnectionFn", "Routing", "StreamExpansion", "StreamExpansionFn", "expand",
+  "reduce",
+)  # fmt: skip
+_MIXERS = (
+  "BirkhoffNewton", "Cayley", "CayleyIterative", "Choice", "Circulant", "EpsilonSinkhorn", "Grassmann", "Householder",
+  "Hybrid", "Identity", "Iso", "Kronecker", "Mixer", "Orthostochastic", "OrthostochasticNewtonSchulz",
+  "PermutationMixture", "Polar", "Quaternion", "Sinkhorn", "SpectralSphere", "Traits", "Transport", "Unconstrained",
+)  # fmt: skip
+_HOME = dict.fromkeys(_CONNECTIONS, "connections") | dict.fromkeys(_MIXERS, "mixers")
+
+__all__ = ["__version__", *_HOME, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+  """A public name, imported from its room when it is first asked for."""
+  if name in _ROOMS:
+    return importlib.import_module(f"jpmhc_jax.{name}")
+  if name in _HOME:
+    value = getattr(importlib.import_module(f"jpmhc_jax.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+  raise AttributeError(f"module 'jpmhc_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

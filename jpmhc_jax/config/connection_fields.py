@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, SupportsIndex
 
 from jpmhc_jax.config import ranges, schema
-from jpmhc_jax.core.errors import check_choice, ConfigError, require
+from jpmhc_jax.core.errors import check_choice, ConfigError, nearest, require
 from jpmhc_jax.core.fields import convert
 from jpmhc_jax.core.scalars import whole
 
@@ -34,6 +34,14 @@ def check_connection(
     f"at least two streams a segment (streams={n}, segments={m}) to weigh; or reduce='mean' or 'learned'",
   )
   return connection, d
+
+
+def connection_fields(**fields: Any) -> schema.Connection:
+  """A connection's config from fields by name; raises ConfigError for one that there is not, with the nearest."""
+  for name in fields:
+    if name not in _FIELDS:
+      raise ConfigError(f"unknown field {_PREFIX + name!r}.{nearest(name, _FIELDS)}")
+  return schema.Connection(**fields)
 
 
 def check_field(name: str, value: Any) -> None:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 import numpy as np
 
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
-from jpmhc_jax.config.connection_fields import check_connection
+from jpmhc_jax.config.connection_fields import check_connection, connection_fields
 from jpmhc_jax.connections import generator
 from jpmhc_jax.connections.manifold_parameter import stored_mixer, StoredMixer
 from jpmhc_jax.connections.ops import base, fused_streams, segments, vjp, xla
@@ -33,7 +33,8 @@ from jpmhc_jax.core.scalars import whole
 from jpmhc_jax.linalg import linear
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
-SubLayer = Callable[[Float[Array, "*tokens d"]], Float[Array, "*tokens d"]]
+# F: x -> y, or x -> (y, …) with whatever else the sub-layer makes: a cache, an auxiliary loss, attention weights.
+SubLayer = Callable[[Float[Array, "*tokens d"]], Any]
 
 
 # Mixers for causal ablations: what a trained network loses without its own.
@@ -99,10 +100,31 @@ class HyperConnectionFn:
   )
 
   @classmethod
-  def from_config(
-    cls, config: schema.Connection, width: SupportsIndex, layer_index: SupportsIndex
+  def of(
+    cls, mixer: mixers.Mixer, *, width: SupportsIndex, layer_index: SupportsIndex = 0, **fields: Any
   ) -> "HyperConnectionFn":
-    """The connection that the config describes.
+    """The connection around a mixer object; `fields` are those of `config.Connection`, such as streams=4.
+
+    Raises ConfigError as `from_config` does, and for a field that there is not.
+
+    >>> from jpmhc_jax.mixers import Cayley
+    >>> HyperConnectionFn.of(Cayley(alpha=0.5), streams=4, width=64).parameter_names
+    ('bias', 'projection')
+    """
+    for name in ("mixer", "options"):
+      require(name not in fields, name, fields.get(name), "nothing: the mixer is the first argument")
+    config = connection_fields(**fields, mixer=type(mixer).__name__)
+    return cls.from_config(config, width, layer_index, mixer)
+
+  @classmethod
+  def from_config(
+    cls,
+    config: schema.Connection,
+    width: SupportsIndex,
+    layer_index: SupportsIndex,
+    mixer: mixers.Mixer | None = None,
+  ) -> "HyperConnectionFn":
+    """The connection that the config describes; `mixer` stands in for the one that it names.
 
     Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and
     where mixer and parameterisation, or mixer and projection, do not fit.
@@ -111,7 +133,7 @@ class HyperConnectionFn:
     index = whole(layer_index)
     if index is None:
       raise ConfigError(f"layer_index={layer_index!r}: expected a whole number")
-    mixer = mixers.parse(config.mixer, config.options)
+    mixer = mixers.parse(config.mixer, config.options) if mixer is None else mixer
     connection = cls(
       mixer=mixer,
       streams=config.streams,
@@ -278,13 +300,16 @@ class HyperConnectionFn:
       self.routing.write(write.reshape(write_shape + tokens)),
     )
 
-  def __call__(
-    self, parameters: Parameters, streams: Float[Array, "*tokens n d"], sublayer: SubLayer
-  ) -> Float[Array, "*tokens n d"]:
+  def __call__(self, parameters: Parameters, streams: Shaped[Array, "*tokens n d"], sublayer: SubLayer) -> Any:
     """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token.
 
-    Raises ValueError where the streams, the parameters or the sub-layer's output are not of the shape above.
+    A sub-layer that returns (y, …) has the rest returned beside the streams: (x', …).
+
+    Raises ValueError where the streams, the parameters or the sub-layer's output are not of the shape above, and for
+    streams that are no floating-point numbers.
     """
+    if not jnp.issubdtype(streams.dtype, jnp.floating):
+      raise ValueError(f"streams of {streams.dtype}: expected floating-point numbers; cast them, e.g. to float32")
     if streams.shape[-2:] != (self.streams, self.stream_width):
       segmented = f" of {self.routing.segments} segments" if self.routing.segments > 1 else ""
       raise ValueError(
@@ -297,12 +322,14 @@ class HyperConnectionFn:
       coefficients = jax.tree.map(_named, self.coefficients(parameters, entered))
     with jax.named_scope("read"):
       read = self._read(entered, coefficients, operators)
-    output = sublayer(read)
-    found = getattr(output, "shape", type(output).__name__)
-    if found != read.shape:  # another width would spread over the streams, or fail far from here
-      raise ValueError(f"the sub-layer made {found} of {read.shape}: expected the shape it was given, (..., d)")
+    result = sublayer(read)
+    output, *rest = result if isinstance(result, tuple) and result else (result,)
+    shape = getattr(output, "shape", type(output).__name__)
+    if shape != read.shape:  # another width would spread over the streams, or fail far from here
+      raise ValueError(f"the sub-layer made {shape} of {read.shape}: expected the shape it was given, (..., d)")
     with jax.named_scope("mix_and_write"):
-      return self._mix_and_write(entered, coefficients, output, operators)
+      written = self._mix_and_write(entered, coefficients, output, operators)
+    return (written, *rest) if isinstance(result, tuple) else written
 
   def _entered(self, streams: Array, operators: Any) -> Array | FusedStreams:
     """The streams, or the passage that makes their gradient in one piece (see `passage`)."""

@@ -1,18 +1,20 @@
 """A hyper-connection as a Flax NNX module: wrap any sub-layer F: (…, d) -> (…, d).
 
-connection = HyperConnection(schema.Connection(mixer="cayley"), width=64, layer_index=0, rngs=nnx.Rngs(0))
+connection = HyperConnection(Cayley(alpha=0.5), streams=4, width=64, rngs=nnx.Rngs(0))
 streams = connection(streams, my_module)
 """
 
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
+from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections.block import Coefficients, HyperConnectionFn, SubLayer
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
+from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.scalars import whole
 
 _AXES = {
@@ -33,15 +35,28 @@ class LayerIndex(nnx.Variable):
 class HyperConnection(nnx.Module):
   """Holds the parameters of a `HyperConnectionFn`; every leaf carries its logical axes and its optimiser role.
 
-  `layer_index` is a whole number of Python, NumPy or JAX, or a traced one in a stack of layers (`jax.vmap` over this
-  constructor).
+  mixer: an object such as `Cayley(alpha=0.5)`, with other `fields` of a connection by name (streams=4,
+  generator="static"), or a whole connection of a config. `layer_index` is a whole number of
+  Python, NumPy or JAX, or a traced one in a stack of layers (`jax.vmap` over this constructor). Raises ConfigError as
+  `HyperConnectionFn.of` does.
   """
 
   def __init__(
-    self, config: schema.Connection, *, width: SupportsIndex, layer_index: SupportsIndex | Array, rngs: nnx.Rngs
+    self,
+    mixer: mixers.Mixer | schema.Connection,
+    *,
+    width: SupportsIndex,
+    layer_index: SupportsIndex | Array = 0,
+    rngs: nnx.Rngs,
+    **fields: Any,
   ):
     traced = layer_index if isinstance(layer_index, Array) and whole(layer_index) is None else None
-    self.rule = HyperConnectionFn.from_config(config, width, layer_index if traced is None else 0)
+    index = layer_index if traced is None else 0
+    if isinstance(mixer, schema.Connection):
+      require(not fields, next(iter(fields), ""), fields, "no more fields beside a whole connection")
+      self.rule = HyperConnectionFn.from_config(mixer, width, index)
+    else:
+      self.rule = HyperConnectionFn.of(mixer, width=width, layer_index=index, **fields)
     if traced is not None:
       self.layer_index = LayerIndex(traced, axes=())
     for name, value in self.rule.init(rngs.params(), traced).items():
@@ -66,6 +81,6 @@ class HyperConnection(nnx.Module):
     """What the connection does to these streams, as scalars by name, and its mixers (n, n, *tokens)."""
     return connection_diagnostics(self.rule, self._parameters(), streams)
 
-  def __call__(self, streams: Float[Array, "*tokens n d"], sublayer: SubLayer) -> Float[Array, "*tokens n d"]:
-    """x' = H x + b ⊗ F(aᵀ x)."""
+  def __call__(self, streams: Shaped[Array, "*tokens n d"], sublayer: SubLayer) -> Any:
+    """x' = H x + b ⊗ F(aᵀ x); (x', …) for a sub-layer that returns (y, …). See `HyperConnectionFn`."""
     return self.rule(self._parameters(), streams, sublayer)

@@ -175,7 +175,7 @@ def read_run(path: Path, name: str, anchor: str) -> Run:
   if not path.is_dir():
     return Run(name, anchor, path, {}, {}, {}, (), (f"the folder {path.name} does not exist",))
   problems: list[str] = []
-  config = flatten(_object(path / "config.json", problems))
+  config = flatten(configs.upgraded(_object(path / "config.json", problems)))
   # A field that an older version of the code did not know had what is its default now.
   config |= {name: default for name, default in _defaults().items() if config and name not in config}
   environment = flatten(_object(path / "environment.json", problems))

@@ -1,0 +1,98 @@
+"""What `import jpmhc_jax` offers: the list below is the promise, and importing it costs nothing."""
+
+import subprocess
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jpmhc_jax as jp
+from jpmhc_jax.core.errors import ConfigError
+
+NAMES = {
+  "jpmhc_jax": """
+    BirkhoffNewton Cayley CayleyIterative Choice Circulant Coefficients EpsilonSinkhorn Grassmann Householder Hybrid
+    HyperConnection HyperConnectionFn Identity Iso Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz
+    PermutationMixture Polar Quaternion Routing Sinkhorn SpectralSphere StreamExpansion StreamExpansionFn Traits
+    Transport Unconstrained __version__ connections expand linalg manifolds mixers optim reduce spectral
+  """,
+  "manifolds": "Birkhoff Grassmann Iso MANIFOLDS Manifold Oblique Orthogonal Sphere Stiefel",
+  "optim": """
+    adam_atan2 cayley_adam cayley_sgd grassmann_adam landing projected_muon retract riemannian_gradient
+    scale_by_adam_atan2 scale_by_riemannian_adam scale_by_riemannian_momentum sign_sgd_rows stabilize_every
+  """,
+}
+
+
+@pytest.mark.parametrize("room", NAMES)
+def test_the_public_names_are_these_and_each_is_there(room):
+  module = jp if room == "jpmhc_jax" else getattr(jp, room)
+  assert sorted(module.__all__) == sorted(NAMES[room].split())
+  for name in module.__all__:
+    assert getattr(module, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+  with pytest.raises(AttributeError, match="no attribute 'Caley'"):
+    _ = jp.Caley
+
+
+def test_importing_the_package_imports_no_library():
+  code = "import sys, jpmhc_jax; print([name for name in ('jax', 'flax', 'numpy', 'optax') if name in sys.modules])"
+  assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_connection_is_built_from_a_mixer_object():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  connection = jp.HyperConnection(jp.Cayley(alpha=0.5), streams=4, width=8, rngs=nnx.Rngs(0))
+  streams = connection(jp.expand(x, 4), jnp.tanh)
+  np.testing.assert_allclose(jp.reduce(streams), x + jnp.tanh(x), atol=0.2)
+  rule = jp.HyperConnectionFn.of(jp.Cayley(alpha=0.5), streams=4, width=8)
+  assert rule.mixer == jp.Cayley(alpha=0.5) and rule == connection.rule
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"stream": 4}, "unknown field 'connection.stream'.*'streams'"),
+    ({"streams": 0}, "connection.streams=0: expected at least 1"),
+    ({"options": "alpha=1"}, "options='alpha=1': expected nothing: the mixer is the first argument"),
+  ],
+)
+def test_what_a_mixer_object_cannot_be_combined_with_is_said(fields, message):
+  for build in (jp.HyperConnectionFn.of, lambda *a, **k: jp.HyperConnection(*a, **k, rngs=nnx.Rngs(0))):
+    with pytest.raises(ConfigError, match=message):
+      build(jp.Cayley(), width=8, **fields)
+
+
+def test_what_else_a_sublayer_returns_passes_through():
+  rule = jp.HyperConnectionFn.of(jp.Iso(), streams=2, width=4)
+  parameters, streams = rule.init(jax.random.key(0)), jp.expand(jnp.ones((3, 4)), 2)
+  plain = rule(parameters, streams, jnp.tanh)
+  written, cache, loss = rule(parameters, streams, lambda u: (jnp.tanh(u), {"keys": u}, jnp.sum(u)))
+  np.testing.assert_array_equal(written, plain)
+  assert cache["keys"].shape == (3, 4) and loss.shape == ()
+  with pytest.raises(ValueError, match="streams of int32: expected floating-point numbers"):
+    rule(parameters, streams.astype(jnp.int32), jnp.tanh)
+
+
+def test_a_matrix_stays_on_its_manifold_under_optax():
+  target = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (6, 3)))[0]
+  x = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (6, 3)))[0]
+  optimizer = jp.optim.cayley_adam(0.1)
+  state = optimizer.init(x)
+
+  @jax.jit
+  def step(x, state):
+    updates, state = optimizer.update(jax.grad(lambda x: -jnp.vdot(target, x))(x), state, x)
+    return optax.apply_updates(x, updates), state
+
+  before = float(jnp.vdot(target, x))
+  for _ in range(60):
+    x, state = step(x, state)
+  assert float(jnp.vdot(target, x)) > before + 0.5
+  assert float(jp.manifolds.Stiefel().distance(x)) < 1e-5
