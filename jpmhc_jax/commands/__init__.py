@@ -23,6 +23,6 @@ COMMANDS = (
 def tell_other_processes(command: Any, error: UserError) -> None:
   """Ends the other processes of a command that several run as one; see `distributed.refuse`."""
   if getattr(command, "joins", False):
-    from jpmhc_jax.training.hosts import join
+    from jpmhc_jax.training.hosts import distributed
 
-    join.refuse(error)
+    distributed.refuse(error)

@@ -31,7 +31,7 @@ class Evaluate:
     from jpmhc_jax.commands.session import on_these_devices, open_run, processes_of, restore
     from jpmhc_jax.config import load as configs
     from jpmhc_jax.evaluation.evaluator import results_folder
-    from jpmhc_jax.training.hosts import join
+    from jpmhc_jax.training.hosts import distributed
 
     recorded = configs.restore(options.workdir / "config.json")
     config = configs.override(recorded, options.overrides, _OPEN)
@@ -39,7 +39,7 @@ class Evaluate:
       run = open_run(on_these_devices(recorded, options.overrides, _OPEN), options.workdir, trains=False)
       restored = restore(run, options.step)
       metrics = run.evaluate(restored.state, restored.step)
-      if join.is_primary():
+      if distributed.is_primary():
         for name, value in metrics.items():
           print(f"{name:28s} {value:.6g}")
         if config.evaluation.ablation != "none":

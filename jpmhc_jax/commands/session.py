@@ -18,7 +18,7 @@ from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.training import loop
 from jpmhc_jax.training.checkpoint import Checkpoints, Restored
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.mesh import fitted, make_mesh
 from jpmhc_jax.training.state import prepare
 from jpmhc_jax.training.workdir import agreed
@@ -75,12 +75,12 @@ def processes_of(config: schema.Config, **arguments: Any) -> Iterator[None]:
   otherwise.
   """
   _ask_xla(config)
-  join.join(config.processes)
+  distributed.join(config.processes)
   try:
     with shortages():
-      join.agree(agreed(config) | {f"--{name}": value for name, value in arguments.items()})
+      distributed.agree(agreed(config) | {f"--{name}": value for name, value in arguments.items()})
       yield
-    join.leave()
+    distributed.leave()
   except Exception as error:
-    join.abandon(error)
+    distributed.abandon(error)
     raise

@@ -73,7 +73,7 @@ class Train:
     from jpmhc_jax.evaluation.spectra import measure
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import loop
-    from jpmhc_jax.training.hosts import join
+    from jpmhc_jax.training.hosts import distributed
     from jpmhc_jax.training.profiling import parse_window
 
     if config.evaluation.ablation != "none":
@@ -94,7 +94,7 @@ class Train:
         return fail(self.name, notice, EXIT_INTERRUPTED)
       if config.evaluation.spectrum:
         measure.at_the_end(run.setup, run.dataset, state, options.workdir)
-      if join.is_primary():
+      if distributed.is_primary():
         print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
     return 0
 

@@ -101,9 +101,11 @@ class HyperConnectionFn:
 
   @classmethod
   def of(
-    cls, mixer: mixers.Mixer, *, width: SupportsIndex, layer_index: SupportsIndex = 0, **fields: Any
+    cls, mixer: mixers.Mixer, *, width: SupportsIndex, layer_index: SupportsIndex | None = None, **fields: Any
   ) -> "HyperConnectionFn":
     """The connection around a mixer object; `fields` are those of `config.Connection`, such as streams=4.
+
+    `layer_index`, the number of the layer, must be given where the start favours a stream by it.
 
     Raises ConfigError as `from_config` does, and for a field that there is not.
 
@@ -121,7 +123,7 @@ class HyperConnectionFn:
     cls,
     config: schema.Connection,
     width: SupportsIndex,
-    layer_index: SupportsIndex,
+    layer_index: SupportsIndex | None,
     mixer: mixers.Mixer | None = None,
   ) -> "HyperConnectionFn":
     """The connection that the config describes; `mixer` stands in for the one that it names.
@@ -130,7 +132,7 @@ class HyperConnectionFn:
     where mixer and parameterisation, or mixer and projection, do not fit.
     """
     config, d = check_connection(config, width)
-    index = whole(layer_index)
+    index = 0 if layer_index is None else whole(layer_index)
     if index is None:
       raise ConfigError(f"layer_index={layer_index!r}: expected a whole number")
     mixer = mixers.parse(config.mixer, config.options) if mixer is None else mixer
@@ -155,6 +157,8 @@ class HyperConnectionFn:
       implementation=config.implementation,
     )
     connection._check_projection(config)
+    if layer_index is None and connection.favours_a_stream:
+      raise ConfigError("layer_index=None: expected the number of the layer, by which this start favours a stream")
     return connection
 
   def _check_projection(self, config: schema.Connection) -> None:
@@ -354,10 +358,17 @@ class HyperConnectionFn:
       return vjp.write(streams, coefficients.write, output)
     return vjp.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
 
-  def _initial_logits(self, layer_index: Array | None) -> Array:
-    # No projection, or one that streams share, however random it is, tells equal streams apart: the read bias has to.
+  @property
+  def favours_a_stream(self) -> bool:
+    """Whether the read bias starts with stream layer_index mod n ahead, which tells equal streams apart.
+
+    A joint random projection does that alone; no projection, or one that the streams share, does not.
+    """
     projects = self.generator != "static" and self.projection == "joint"
-    if self.initialisation == "zero" or (self.initialisation == "random" and projects):
+    return self.initialisation != "zero" and not (self.initialisation == "random" and projects)
+
+  def _initial_logits(self, layer_index: Array | None) -> Array:
+    if not self.favours_a_stream:
       return jnp.asarray(self._logits_favouring(None), jnp.float32)
     every = np.stack([self._logits_favouring(stream) for stream in range(self.streams)])
     index = self.layer_index if layer_index is None else layer_index

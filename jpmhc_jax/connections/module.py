@@ -46,7 +46,7 @@ class HyperConnection(nnx.Module):
     mixer: mixers.Mixer | schema.Connection,
     *,
     width: SupportsIndex,
-    layer_index: SupportsIndex | Array = 0,
+    layer_index: SupportsIndex | Array | None = None,
     rngs: nnx.Rngs,
     **fields: Any,
   ):

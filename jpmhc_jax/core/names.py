@@ -14,7 +14,7 @@ _MISSING = object()
 
 
 def run_names(points: Sequence[Point]) -> list[str]:
-  """One name a point, safe as a folder's: 'manifold=cayley,seed=0'; the seed comes last.
+  """One name a point, safe as a folder's: 'mixer=cayley,seed=0'; the seed comes last.
 
   Names that are too long, or equal once unsafe letters are replaced, end in a hash of the point.
 

@@ -34,7 +34,7 @@ from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.fingerprint import fingerprint
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
 
@@ -69,7 +69,7 @@ class Evaluator:
     if self.setup.config.evaluation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
       wrong = self._pass(state, partials[1], False, self._other_puzzles())
-    metrics = join.from_primary(lambda: self._write_all(step, own, wrong))
+    metrics = distributed.from_primary(lambda: self._write_all(step, own, wrong))
     for partial in partials:
       partial.discard()
     return metrics
@@ -118,8 +118,8 @@ class Evaluator:
     if jax.process_count() == 1:
       return tally
     # Processes that hold the same rows have the same tally: each share counts once, in the order of the examples.
-    gathered = join.gather([self.share.index, tally.to_state()])
-    if not join.is_primary():
+    gathered = distributed.gather([self.share.index, tally.to_state()])
+    if not distributed.is_primary():
       return tally
     by_share = dict(gathered)
     first, *others = (EvalAccumulator.from_state(self.dataset, by_share[index]) for index in sorted(by_share))

@@ -13,7 +13,7 @@ from typing import Any
 import zlib
 
 from jpmhc_jax.core.files import from_json, storing, to_json, write_atomically
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 
 Tally = dict[str, Any]
 
@@ -41,10 +41,10 @@ class EvalProgress:
 
   def load(self) -> tuple[int, Tally | None]:
     """The latest batch that all processes have saved and what this one had counted by then; (0, None) when none."""
-    if not any(join.gather(self._found())):
+    if not any(distributed.gather(self._found())):
       return 0, None
     usable = {batches: tally for batches in self._found() if (tally := self._read(batches)) is not None}
-    common = set.intersection(*(set(found) for found in join.gather(sorted(usable))))
+    common = set.intersection(*(set(found) for found in distributed.gather(sorted(usable))))
     batches = max(common, default=0)
     return batches, usable.get(batches)
 

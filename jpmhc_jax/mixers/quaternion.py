@@ -31,7 +31,7 @@ class Quaternion(Mixer):
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
     if n != 4:
-      raise refuse_streams("quaternion", n, "exactly 4 streams", "use streams=4 or manifold='cayley'")
+      raise refuse_streams("quaternion", n, "exactly 4 streams", "use streams=4 or mixer='cayley'")
     return (8,)
 
   def dimension(self, n: int) -> int:

@@ -32,7 +32,7 @@ from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, re
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import integrity
 from jpmhc_jax.training.fingerprint import fingerprint
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.state import Setup, TrainState
 
 SCORES = "scores.json"
@@ -200,7 +200,7 @@ class Checkpoints:
     )
     read, differs, failure, number = _read_alone(self._plain / str(step), _as_dict(target))
     # A process that fails alone must not leave the others in what they do next together.
-    outcomes = join.gather([differs, failure, number])
+    outcomes = distributed.gather([differs, failure, number])
     differs = next((text for text, _, _ in outcomes if text), "")
     failed = {index: text for index, (_, text, _) in enumerate(outcomes) if text}
     denied = next(((text, number) for _, text, number in outcomes if is_denied(number)), None)
@@ -245,7 +245,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-    target = join.from_primary(lambda: str(move_aside(self.folder / str(step), self.folder.parent)))
+    target = distributed.from_primary(lambda: str(move_aside(self.folder / str(step), self.folder.parent)))
     self._scores.pop(step, None)
     self._manager.close()
     self._manager = self._open()
@@ -258,7 +258,7 @@ class Checkpoints:
       self._write_scores()
 
   def _write_scores(self) -> None:
-    if join.is_primary():
+    if distributed.is_primary():
       scores = {"metric": self._best_metric, "scores": self._scores}
       write_atomically(self.folder / SCORES, to_json(scores))
 

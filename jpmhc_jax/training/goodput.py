@@ -20,7 +20,7 @@ import time
 from typing import TypeVar
 
 from jpmhc_jax.core.files import storing, to_json, write_atomically
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 
 ACTIVITIES = ("start", "compile", "data", "step", "evaluate", "save", "diagnose", "lost")
 
@@ -81,7 +81,7 @@ class Goodput:
   def save(self, step: int, durable: bool = False) -> None:
     """Writes the account after `step` finished steps; durable: also waits for the disk."""
     self.switch(self._activity)
-    if join.is_primary():
+    if distributed.is_primary():
       with storing(str(self._path)):
         write_atomically(self._path, to_json({"step": step, "seconds": self.seconds}) + "\n", durable=durable)
 

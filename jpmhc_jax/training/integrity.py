@@ -9,7 +9,7 @@ import jax
 
 from jpmhc_jax.core.errors import StorageError
 from jpmhc_jax.core.files import is_denied, remedy, sync_folder, to_json, write_atomically
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 
 NAME = "manifest.json"
 _CHUNK = 1 << 24
@@ -21,12 +21,12 @@ def write(folder: pathlib.Path) -> None:
   With several processes each reads its part of them.
   """
   described = {name: _describe(folder / name, durable=True) for name in _mine(_files(folder))}
-  parts = join.gather(described)
-  if join.is_primary():
+  parts = distributed.gather(described)
+  if distributed.is_primary():
     write_atomically(folder / NAME, to_json({name: value for part in parts for name, value in part.items()}))
     for path in (*filter(pathlib.Path.is_dir, folder.rglob("*")), folder, folder.parent):
       sync_folder(path)
-  join.barrier("manifest")
+  distributed.barrier("manifest")
 
 
 def problem(folder: pathlib.Path) -> str | None:
@@ -34,7 +34,7 @@ def problem(folder: pathlib.Path) -> str | None:
 
   Raises StorageError on every process where one may not read a file, which may be intact.
   """
-  found = join.gather(_problem(folder))
+  found = distributed.gather(_problem(folder))
   if refused := next((text for _, text in found if text), ""):
     raise StorageError(refused)
   if None in [text for text, _ in found]:

@@ -27,7 +27,7 @@ from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.training import environment, lease, nonfinite
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
 from jpmhc_jax.training.prefetch import DevicePrefetcher
@@ -118,7 +118,7 @@ def _attempt(
   state, start, clock, notes = _start(run, checkpoints)
   clock = clock if offset is None else clock | {"offset": offset}
   observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
-  if join.is_primary():
+  if distributed.is_primary():
     described = environment.describe_environment(config, arguments) | observer.facts()
     with storing(str(run.workdir / "environment.json")):
       environment.save(described, run.workdir / "environment.json")
@@ -219,7 +219,7 @@ class _Loop:
     # Clocks differ, and all processes must stop at the same step; asking costs a collective, so not at every step.
     if jax.process_count() > 1 and step % max(config.logging.every, 1):
       return False
-    return join.from_primary(lambda: config.budget_seconds <= self._elapsed())
+    return distributed.from_primary(lambda: config.budget_seconds <= self._elapsed())
 
   def _due(self, step: int, every: int) -> bool:
     return self.over or (every > 0 and step % every == 0)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 
 LINE_EVERY_S = 10.0
 
@@ -37,7 +37,7 @@ class ProgressBar:
   """Live bar with loss, accuracies, step time and ETA; without a terminal, a line at most every ten seconds."""
 
   def __init__(self, steps: int, start: int, console: Console | None = None):
-    self._console = console or Console(quiet=not join.is_primary())
+    self._console = console or Console(quiet=not distributed.is_primary())
     self._steps, self._last_line = steps, 0.0
     self._alarms: list[str] = []
     self._bar: Progress | None = None

@@ -11,7 +11,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.files import make_folder, storing, sweep
 from jpmhc_jax.training import lease
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 
 # What a resumed run may change: it moves no number by more than the order of a sum. 'mesh.' stands for the group.
 FREE = (
@@ -45,7 +45,7 @@ def claimed(config: schema.Config, workdir: pathlib.Path) -> Iterator[None]:
   another process trains there, ConfigError when the processes of this start differ in a field, and what
   `claim_workdir` raises.
   """
-  join.agree(agreed(config))
+  distributed.agree(agreed(config))
   with contextlib.ExitStack() as stack:
 
     def take() -> None:
@@ -55,7 +55,7 @@ def claimed(config: schema.Config, workdir: pathlib.Path) -> Iterator[None]:
       for folder in (workdir, *(folder for pattern in _WRITTEN for folder in workdir.glob(pattern))):
         sweep(folder, old=renewed - lease.STALE_S)
 
-    join.from_primary(take)
+    distributed.from_primary(take)
     _check_one_folder(workdir)
     claim_workdir(config, workdir)
     yield
@@ -71,11 +71,11 @@ def _check_one_folder(workdir: pathlib.Path) -> None:
     except OSError:
       return None
 
-  own = join.from_primary(read)
+  own = distributed.from_primary(read)
   deadline = time.monotonic() + _SHOWN_S
   while (same := read() == own) is False and time.monotonic() < deadline:
     time.sleep(0.1)
-  if blind := [index for index, sees in enumerate(join.gather(same)) if not sees]:
+  if blind := [index for index, sees in enumerate(distributed.gather(same)) if not sees]:
     raise ConfigError(
       f"--workdir={workdir}: process 0 wrote {path.name} there, but process {blind[0]} does not see it; use a folder "
       "that all processes share, under one name"
@@ -97,7 +97,7 @@ def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
         _check_same(configs.restore(path), config, workdir)
       configs.save(config, path)
 
-  join.from_primary(claim)
+  distributed.from_primary(claim)
 
 
 def _holds_a_run(workdir: pathlib.Path) -> bool:

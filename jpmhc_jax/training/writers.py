@@ -14,7 +14,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.files import make_folder, storing, sync_file, sync_folder, to_json, write_atomically
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 
 
 @runtime_checkable
@@ -146,7 +146,7 @@ class Writers:
     self._folder, self._start = workdir, step
     self._there: set[str] = set()
     self._writers: list[Writer] = []
-    if join.is_primary():
+    if distributed.is_primary():
       try:
         with storing(f"metrics in {workdir}"):
           self._open(config, step)

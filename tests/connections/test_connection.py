@@ -95,11 +95,11 @@ def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
   assert energy_after_training("zero", "softmax") < 1e-5
   assert energy_after_training("random", "softmax") > 1e-3
   # Streams that are equal project to equal logits: here the default start needs its read bias.
-  assert energy_after_training("zero", "sigmoid", projection="per_stream", manifold="sinkhorn") < 1e-5
-  assert energy_after_training("random", "sigmoid", projection="per_stream", manifold="sinkhorn") > 1e-3
+  assert energy_after_training("zero", "sigmoid", projection="per_stream", mixer="sinkhorn") < 1e-5
+  assert energy_after_training("random", "sigmoid", projection="per_stream", mixer="sinkhorn") > 1e-3
   # So it does where nothing is projected.
-  assert energy_after_training("zero", "softmax", generator="static", manifold="iso") < 1e-5
-  assert energy_after_training("random", "softmax", generator="static", manifold="iso") > 1e-3
+  assert energy_after_training("zero", "softmax", generator="static", mixer="iso") < 1e-5
+  assert energy_after_training("random", "softmax", generator="static", mixer="iso") > 1e-3
   assert energy_after_training("random", "sigmoid", generator="static") > 1e-3
 
 

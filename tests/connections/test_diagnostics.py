@@ -188,11 +188,11 @@ def _of_logits(logits, **fields):
 
 
 def test_sensitivities_are_those_of_maps_whose_derivative_is_known():
-  linear = _of_logits(np.eye(N), manifold="unconstrained", read_write="linear")
+  linear = _of_logits(np.eye(N), mixer="unconstrained", read_write="linear")
   assert [linear["mixer_sensitivity"], linear["routing_sensitivity"]] == pytest.approx([1.0, 1.0])
   assert linear["logit_saturation"] == linear["frozen_gradient"] == 0
   # σ'(0) = 1/4 on the read, (2σ)'(0) = 1/2 on the write, with the normal cotangents of the diagnostics.
-  sigmoid = _of_logits(np.eye(N), manifold="unconstrained")
+  sigmoid = _of_logits(np.eye(N), mixer="unconstrained")
   assert 0.25 < sigmoid["routing_sensitivity"] < 0.5
 
 
@@ -201,7 +201,7 @@ def test_the_sensitivity_of_sinkhorn_is_its_jacobian_averaged_over_cotangents(bi
   sinkhorn = Sinkhorn()
   jacobian = jax.jit(jax.jacobian(lambda logits: sinkhorn.project(logits, N)))(bias * jnp.eye(N))
   average = float(jnp.linalg.norm(jacobian)) / N  # √E‖Jᵀc‖² = ‖J‖_F, over √E‖c‖² = n
-  found = _of_logits(bias * np.eye(N), manifold="sinkhorn")
+  found = _of_logits(bias * np.eye(N), mixer="sinkhorn")
   assert found["mixer_sensitivity"] == pytest.approx(average, rel=0.6)
 
 

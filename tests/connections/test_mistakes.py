@@ -67,7 +67,8 @@ def test_streams_that_cannot_be_made_are_refused(n, m):
     (lambda u: u[..., :1], r"\(2, 3, 1\)"),  # would spread over the streams' features
     (lambda u: jnp.concatenate([u, u], axis=-1), r"\(2, 3, 16\)"),
     (lambda u: u[:, :1], r"\(2, 1, 8\)"),
-    (lambda u: (u, None), "tuple"),
+    (lambda u: ((u, None), None), "tuple"),
+    (lambda u: (), "tuple"),
   ],
 )
 def test_an_output_of_another_shape_than_the_input_is_refused(segments, sublayer, made):

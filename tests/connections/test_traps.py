@@ -14,6 +14,7 @@ import pytest
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnection, HyperConnectionFn
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES
 
 N, D, LENGTH = 4, 8, 5
@@ -72,7 +73,7 @@ def test_no_output_sees_a_future_token(fields):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_sees_a_future_token(family):
-  _check_causal(HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0, manifold=family), D, 0))
+  _check_causal(HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0, mixer=family), D, 0))
 
 
 def test_the_check_of_causality_catches_a_pooled_generator():
@@ -95,8 +96,9 @@ def test_the_favoured_stream_is_the_layer_index_and_never_drawn():
   _check_favoured(lambda layer: HyperConnectionFn.from_config(config, D, layer))
   with pytest.raises(AssertionError):
     _check_favoured(lambda layer: _as(RandomStream, HyperConnectionFn.from_config(config, D, layer)))
-  with pytest.raises(TypeError, match="layer_index"):
+  with pytest.raises(ConfigError, match="layer_index=None: expected the number of the layer"):
     HyperConnection(config, width=D, rngs=nnx.Rngs(0))
+  assert HyperConnection(schema.Connection(streams=N), width=D, rngs=nnx.Rngs(0)).rule.favours_a_stream is False
 
 
 @pytest.mark.parametrize("family", ["sinkhorn", "birkhoff_newton", "permutation", "kronecker"])
@@ -107,7 +109,7 @@ def test_doubly_stochastic_mixers_do_not_start_at_the_mean_matrix(family):
   """
 
   def start(bias):
-    config = schema.Connection(streams=N, manifold=family, generator="static", identity_bias=bias)
+    config = schema.Connection(streams=N, mixer=family, generator="static", identity_bias=bias)
     rule = HyperConnectionFn.from_config(config, D, 0)
     return np.asarray(rule.coefficients(rule.init(jax.random.key(0)), jnp.ones((1, N, D))).mix)
 

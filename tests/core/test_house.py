@@ -81,7 +81,7 @@ def test_a_library_is_imported_only_where_it_lives(library):
 # What it makes of `json.dumps` is no file: a hash, a key, a word on a page, a message between processes.
 DUMPS = {
   "core/files.py", "core/names.py", "data/arc.py", "reporting/sections.py", "reporting/statistics.py",
-  "training/hosts/join.py",
+  "training/hosts/distributed.py",
 }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def test_a_config_file_is_found_wherever_it_lies(here):
   for folder in ("home", "with:colon", "a.py:b"):
     (here / folder).mkdir()
     path = here / folder / "c.py"
-    path.write_text("from jpmhc_jax.core import config\ndef get_config(v=''):\n  c = config.default()\n  c.steps = 7\n")
+    path.write_text("from jpmhc_jax.config import load\ndef get_config(v=''):\n  c = load.default()\n  c.steps = 7\n")
     path.write_text(path.read_text() + "  c.seed = len(v)\n  return c\n")
     for spec in (str(path), f"{folder}/c.py"):
       assert configs.load(spec).steps == 7 and configs.load(f"{spec}:abc").seed == 3

@@ -30,7 +30,7 @@ BY_HAND = {
 
 @functools.cache
 def _setup(mixer="cayley"):
-  return tiny.setup(tiny.config(connection=schema.Connection(mixer=manifold, streams=2, options="")))
+  return tiny.setup(tiny.config(connection=schema.Connection(mixer=mixer, streams=2, options="")))
 
 
 def _with(setup, **evaluation):

@@ -79,7 +79,7 @@ def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
 
 
 def test_streams_made_inside_a_call_are_closed_at_its_ends():
-  _, at = _linearised(scope="call", manifold="sinkhorn")
+  _, at = _linearised(scope="call", mixer="sinkhorn")
   assert_allclose(at.trace.enter, [1, 1], rtol=1e-5)
   assert_allclose(at.trace.leave, [0.5, 0.5], rtol=1e-5)
   stack, inner = trm.call_layers(at.trace, 0, 0), trm.stream_layers(at.trace, 0, 0)

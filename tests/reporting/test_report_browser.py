@@ -91,7 +91,7 @@ def test_no_tile_of_the_summary_is_cut(make_run, tmp_path):
 
 def test_several_runs_sort_and_filter(make_run, tmp_path):
   levels = {"cayley": 0.4, "sinkhorn": 0.2, "identity": 0.3}
-  folders = [make_run(name, level=level, connection__manifold=name) for name, level in levels.items()]
+  folders = [make_run(name, level=level, connection__mixer=name) for name, level in levels.items()]
   (tmp_path / "empty").mkdir()
   seen = probe(write_report([*folders, tmp_path / "empty"], tmp_path / "report.html"), tmp_path, width=1100)
   assert seen["errors"] == [] and seen["overflow"] == 0
@@ -114,7 +114,7 @@ def screenshot(report, tmp_path, width, height, *flags):
 
 def test_screenshots_in_light_and_dark_on_a_desk_and_a_phone(make_run, tmp_path):
   levels = {"cayley": 0.4, "sinkhorn": 0.2}
-  folders = [make_run(name, level=level, connection__manifold=name) for name, level in levels.items()]
+  folders = [make_run(name, level=level, connection__mixer=name) for name, level in levels.items()]
   report = write_report(folders, tmp_path / "report.html")
   dark = "--blink-settings=preferredColorScheme=0"
   for width, height in ((1280, 2400), (390, 2400)):

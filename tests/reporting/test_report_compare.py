@@ -17,11 +17,11 @@ from jpmhc_jax.reporting.workdir import read_runs
 def runs(make_run, tmp_path):
   """Two manifolds with three seeds each, a run that was cut short, and a folder without anything."""
   folders = [
-    make_run(f"{manifold}-s{seed}", seed=seed, level=level + 0.02 * seed, connection__manifold=manifold)
+    make_run(f"{manifold}-s{seed}", seed=seed, level=level + 0.02 * seed, connection__mixer=manifold)
     for manifold, level in (("cayley", 0.4), ("sinkhorn", 0.2))
     for seed in range(3)
   ]
-  folders.append(make_run("cayley-cut", seed=3, steps=130, planned=400, connection__manifold="cayley"))
+  folders.append(make_run("cayley-cut", seed=3, steps=130, planned=400, connection__mixer="cayley"))
   (tmp_path / "empty").mkdir()
   return [*folders, tmp_path / "empty"]
 

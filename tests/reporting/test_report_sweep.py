@@ -19,8 +19,8 @@ def entry(name, state="done", **more):
 def sweep(make_run, tmp_path):
   """Two settings of two seeds, a run that diverged, and one that was never started."""
   names = [(manifold, seed) for manifold in ("cayley", "iso") for seed in (0, 1)]
-  folders = [make_run(f"s/{manifold}-{seed}", seed=seed, connection__manifold=manifold) for manifold, seed in names]
-  make_run("s/free", steps=100, connection__manifold="unconstrained")
+  folders = [make_run(f"s/{manifold}-{seed}", seed=seed, connection__mixer=manifold) for manifold, seed in names]
+  make_run("s/free", steps=100, connection__mixer="unconstrained")
   entries = [entry(folder.name) for folder in folders]
   entries.append(entry("free", "diverged", exit_code=3, message="step 101: loss nan"))
   entries.append(entry("later", "pending", attempts=0, exit_code=None))
@@ -51,7 +51,7 @@ def test_the_diverged_run_stands_by_itself_and_seeds_are_counted(sweep, tmp_path
 
 
 def test_runs_and_sweeps_mix_without_repeats(sweep, make_run, tmp_path):
-  other = make_run("other", connection__manifold="cayley")
+  other = make_run("other", connection__mixer="cayley")
   page = Page(write_report([sweep, other, sweep / "iso-0"], tmp_path / "r.html").read_text(encoding="utf-8"))
   assert len(page.table("Runs")) == 1 + 7
 
@@ -164,9 +164,9 @@ def test_a_field_that_an_old_run_did_not_know_is_no_difference(make_run, tmp_pat
 
 
 def test_settings_are_named_by_what_is_unusual(make_run, tmp_path):
-  arms = [{"connection__manifold": m} for m in ("cayley", "iso", "sinkhorn")]
-  arms += [{"connection__manifold": "cayley", "optimizer__learning_rate": 0.5}]
+  arms = [{"connection__mixer": m} for m in ("cayley", "iso", "sinkhorn")]
+  arms += [{"connection__mixer": "cayley", "optimizer__learning_rate": 0.5}]
   folders = [make_run(f"r{i}", **arm) for i, arm in enumerate(arms)]
   page = read(*folders, out=tmp_path / "report.html")
   labels = {row[0][0] for row in page.table("pass@2: mean")[1:]}
-  assert labels == {"cayley", "iso", "sinkhorn", "manifold=cayley, learning_rate=0.5"}
+  assert labels == {"cayley", "iso", "sinkhorn", "mixer=cayley, learning_rate=0.5"}

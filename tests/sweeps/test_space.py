@@ -154,10 +154,10 @@ def test_the_number_of_points_is_known_without_listing_them():
 
 def test_names_tell_what_differs_and_no_more():
   points = list(product(sweep("connection.mixer", ["iso", "cayley"]), sweep("steps", [10]), seeds(2)).points())
-  expected = ["manifold=iso,seed=0", "manifold=iso,seed=1", "manifold=cayley,seed=0", "manifold=cayley,seed=1"]
+  expected = ["mixer=iso,seed=0", "mixer=iso,seed=1", "mixer=cayley,seed=0", "mixer=cayley,seed=1"]
   assert run_names(points) == expected
   arms = [{"streams": 1}, {"streams": 4, "mixer": "iso"}, {"streams": 4, "mixer": "cayley"}]
-  assert run_names(arms) == ["streams=1", "manifold=iso", "manifold=cayley"]
+  assert run_names(arms) == ["streams=1", "mixer=iso", "mixer=cayley"]
   decays = [{"optimizer.weight_decay": 0.1, "optimizer.mixer.weight_decay": d} for d in (0.0, 1e-5)]
   assert run_names(decays) == ["weight_decay=0", "weight_decay=1e-05"]
   both = [{"optimizer.weight_decay": a, "mixer.weight_decay": b} for a in (0.0, 1.0) for b in (0.0, 1.0)]

@@ -47,7 +47,7 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
   assert main([*arguments, "--dry-run", "--config.seed=3"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == (
-    f"jpmhc train --config={tmp_path / 'config.py'} --workdir={tmp_path / 's' / 'manifold=cayley'} "
+    f"jpmhc train --config={tmp_path / 'config.py'} --workdir={tmp_path / 's' / 'mixer=cayley'} "
     "--config.seed=3 --config.connection.mixer=cayley"
   )
   assert len(lines) == 3 and not (tmp_path / "s").exists()
@@ -56,7 +56,7 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
 def test_every_run_has_an_absolute_folder(arguments, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert main([*arguments[:-1], "--workdir=s", "--dry-run"]) == 0
-  assert f"--workdir={tmp_path / 's' / 'manifold=cayley'} " in capsys.readouterr().out
+  assert f"--workdir={tmp_path / 's' / 'mixer=cayley'} " in capsys.readouterr().out
 
 
 def test_the_tpu_executor_prints_launch_lines(arguments, tmp_path, capsys):
@@ -67,7 +67,7 @@ def test_the_tpu_executor_prints_launch_lines(arguments, tmp_path, capsys):
   printed = subprocess.run(
     [sys.executable, *launched[1:3], "--dry-run", *launched[3:]], cwd=ROOT, capture_output=True, text=True, check=True
   ).stdout
-  assert "--worker=all" in printed and "train" in printed and "manifold=cayley" in printed
+  assert "--worker=all" in printed and "train" in printed and "mixer=cayley" in printed
   assert not (tmp_path / "s").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_real_sweep_is_killed_goes_on_and_is_reported(arguments, tmp_path):
   command = [sys.executable, "-m", "jpmhc_jax", *arguments, "--jobs=2"]
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-  cayley = tmp_path / "s" / "manifold=cayley"
+  cayley = tmp_path / "s" / "mixer=cayley"
   deadline = time.monotonic() + 300
   while not (cayley / "metrics.jsonl").exists():
     assert time.monotonic() < deadline and first.poll() is None
@@ -138,8 +138,8 @@ def test_a_real_sweep_is_killed_goes_on_and_is_reported(arguments, tmp_path):
   done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
   assert done.returncode == 1, done.stderr
   runs = {run["name"]: run for run in json.loads((tmp_path / "s" / "sweep.json").read_text())["runs"]}
-  failed = next(run for name, run in runs.items() if "manifold" not in name)
-  assert [runs[f"manifold={name}"]["state"] for name in ("cayley", "identity")] == ["done", "done"]
+  failed = next(run for name, run in runs.items() if "mixer" not in name)
+  assert [runs[f"mixer={name}"]["state"] for name in ("cayley", "identity")] == ["done", "done"]
   assert failed["state"] == "failed" and failed["exit_code"] == 2 and "/no/such/folder" in failed["message"]
   assert "/no/such/folder" in done.stdout
   steps = [

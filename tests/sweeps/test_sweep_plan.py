@@ -21,7 +21,7 @@ def plan(space, tmp_path, budget=None, known=None, common=SMALL, cost=flops_per_
 
 def test_runs_carry_their_overrides_and_resolved_config(tmp_path):
   runs = plan(product(sweep("connection.mixer", ["iso", "cayley"]), seeds(2)), tmp_path)
-  assert [run.name for run in runs][:2] == ["manifold=iso,seed=0", "manifold=iso,seed=1"]
+  assert [run.name for run in runs][:2] == ["mixer=iso,seed=0", "mixer=iso,seed=1"]
   assert runs[1].overrides == (*SMALL, "--config.connection.mixer=iso", "--config.seed=1")
   assert runs[1].config == configs.load(TINY, runs[1].overrides) and runs[1].workdir == tmp_path / runs[1].name
   assert len({run.key for run in runs}) == 4
@@ -42,7 +42,7 @@ def test_a_run_keeps_its_name_when_the_sweep_grows(tmp_path):
   before = plan(sweep("connection.mixer", ["iso", "cayley"]), tmp_path)
   known = {run.key: run.name for run in before}
   after = plan(product(sweep("connection.mixer", ["iso", "cayley"]), seeds(2)), tmp_path, known=known)
-  expected = ["manifold=iso", "manifold=iso,seed=1", "manifold=cayley", "manifold=cayley,seed=1"]
+  expected = ["mixer=iso", "mixer=iso,seed=1", "mixer=cayley", "mixer=cayley,seed=1"]
   assert [run.name for run in after] == expected
   other = plan(sweep("connection.mixer", ["iso"]), tmp_path, known={"another": "run"})
   assert other[0].name.startswith("run-") and other[0].name != "run"
@@ -68,7 +68,7 @@ def test_a_budget_of_flops_gives_every_arm_the_same_arithmetic(tmp_path):
   ("space", "budget", "expected"),
   [
     (cases({"connection.mixer": "caley"}), None, "--config.connection.mixer=caley: .*'cayley'"),
-    (cases({"connection.manifol": "iso"}), None, "connection.mixer"),
+    (cases({"connection.mixr": "iso"}), None, "connection.mixer"),
     (cases({"steps": 10}, {"steps": "many"}), None, "steps"),
     (cases({"connection.mixer": "kronecker", "connection.streams": 3}), None, "power of two"),
     (cases({"connection.options": "alhpa=1"}), None, "alpha"),

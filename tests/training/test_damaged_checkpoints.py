@@ -156,7 +156,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_damaged(number, described, wor
     raise OSError(number, os.strerror(number), "array")
 
   if described:
-    monkeypatch.setattr(checkpoint.manifest, "_describe", denied)
+    monkeypatch.setattr(checkpoint.integrity, "_describe", denied)
   else:
     (workdir / "checkpoints" / "8" / "manifest.json").unlink()
     monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", denied)
@@ -190,7 +190,7 @@ def test_a_state_of_another_shape_is_a_mistake_and_no_damage(manifest, workdir):
   "error", [OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: No space left")]
 )
 def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_resumes(error, tmp_path, finished, monkeypatch):
-  write = checkpoint.manifest.write
+  write = checkpoint.integrity.write
 
   def full(folder):
     if folder.name == "6":
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_resumes(error, tm
       raise error
     write(folder)
 
-  monkeypatch.setattr(checkpoint.manifest, "write", full)
+  monkeypatch.setattr(checkpoint.integrity, "write", full)
   with pytest.raises(StorageError, match=r"6: checkpoint not written \(.*No space left.*steps 2, 4 are intact; free"):
     loop.train(_run(tmp_path), ["train"])
   monkeypatch.undo()

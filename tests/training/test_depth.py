@@ -11,7 +11,7 @@ import tiny
 from jpmhc_jax.commands.session import open_run, processes_of
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import launch
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.step import make_train_step
 
 
@@ -56,7 +56,7 @@ def test_the_determinism_switch_is_set_before_anything_asks_for_a_device(monkeyp
   """XLA reads its flags once: joining, and claiming the workdir, look for devices already."""
   monkeypatch.setenv("XLA_FLAGS", "")
   seen = []
-  monkeypatch.setattr(join, "join", lambda settings: seen.append(os.environ["XLA_FLAGS"]))
+  monkeypatch.setattr(distributed, "join", lambda settings: seen.append(os.environ["XLA_FLAGS"]))
   with processes_of(tiny.config(precision=schema.Precision(deterministic=True))):
     assert seen == [launch.DETERMINISTIC_FLAG]
 

@@ -12,7 +12,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, WorkdirError
 from jpmhc_jax.training import workdir
-from jpmhc_jax.training.hosts import join
+from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.hosts.launches import Launch
 from jpmhc_jax.training.hosts.monitor import PeerMonitor
 
@@ -116,9 +116,9 @@ def test_a_silent_process_counts_as_dead_and_a_stranger_does_not_count():
 )
 def test_processes_that_were_started_differently_all_refuse_by_the_names_that_differ(other, message, monkeypatch):
   own = {"checkpoint.every": 4, "seed": 0, "--step": 8}
-  monkeypatch.setattr(join, "gather", lambda values: [values, values | other])
+  monkeypatch.setattr(distributed, "gather", lambda values: [values, values | other])
   with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
-    join.agree(own)
+    distributed.agree(own)
 
 
 def test_every_field_but_those_a_process_may_set_alone_is_agreed_on():
@@ -132,11 +132,11 @@ def test_what_process_0_refuses_all_refuse(monkeypatch):
     raise WorkdirError("in use")
 
   with pytest.raises(WorkdirError, match="^in use$"):
-    join.from_primary(refuse)
-  monkeypatch.setattr(join, "is_primary", lambda: False)
-  monkeypatch.setattr(join, "gather", lambda own: [[None, "WorkdirError", "in use"], own])
+    distributed.from_primary(refuse)
+  monkeypatch.setattr(distributed, "is_primary", lambda: False)
+  monkeypatch.setattr(distributed, "gather", lambda own: [[None, "WorkdirError", "in use"], own])
   with pytest.raises(WorkdirError, match="^in use$"):
-    join.from_primary(refuse)
+    distributed.from_primary(refuse)
 
 
 @pytest.mark.parametrize(("coordinator", "told"), [(None, "127.0.0.1"), ("10.0.0.1:1234", "10.0.0.1")])
@@ -152,8 +152,8 @@ def test_where_jax_finds_the_coordinator_process_0_tells_the_address_that_faces_
     messages.append(own)
     return [own]
 
-  monkeypatch.setattr(join, "gather", gather)
-  monkeypatch.setattr(join.PeerMonitor, "listen", lambda *arguments: (5, lambda: None))
-  monkeypatch.setattr(join.socket, "gethostbyname", lambda name: "127.0.1.1")
-  join._watch(Launch("tpu", coordinator), schema.Processes())
+  monkeypatch.setattr(distributed, "gather", gather)
+  monkeypatch.setattr(distributed.PeerMonitor, "listen", lambda *arguments: (5, lambda: None))
+  monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: "127.0.1.1")
+  distributed._watch(Launch("tpu", coordinator), schema.Processes())
   assert [message[0][:2] for message in messages] == [[told, 5]]

@@ -106,7 +106,7 @@ def test_what_a_checkpoint_covers_is_on_disk_before_it_counts(tmp_path, monkeypa
     return counts
 
   monkeypatch.setattr(os, "fsync", sync)
-  monkeypatch.setattr(checkpoint.manifest, "write", checked(checkpoint.manifest.write))
+  monkeypatch.setattr(checkpoint.integrity, "write", checked(checkpoint.integrity.write))
   monkeypatch.setattr(Checkpoints, "_write_scores", checked(Checkpoints._write_scores))
   loop.train(_run(config, tmp_path), ["train"])
   assert moments.count("write") == 5 and moments.count("_write_scores") == 4
