@@ -336,7 +336,7 @@ class HyperConnectionFn:
     return (written, *rest) if isinstance(result, tuple) else written
 
   def _entered(self, streams: Array, operators: Any) -> Array | FusedStreams:
-    """The streams, or the passage that makes their gradient in one piece (see `passage`)."""
+    """The streams, or the form of them whose gradient is made in one piece (see `ops.fused_streams`)."""
     if operators is xla or self.routing.segments > 1:
       return streams
     shape = (self.streams_seen, self.stream_width, sum(self.logit_sizes) * self.streams_seen // self.streams)

@@ -30,7 +30,7 @@ def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]
 
 
 def has_operator(norm: str, streams_seen: int) -> bool:
-  """Whether `apply.statistics` serves the norm: for an RMS norm over all that one projection sees."""
+  """Whether `ops.vjp.statistics` serves the norm: for an RMS norm over all that one projection sees."""
   return norm == "rmsnorm" or (norm == "rmsnorm_per_stream" and streams_seen == 1)
 
 

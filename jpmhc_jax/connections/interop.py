@@ -11,7 +11,7 @@
 
 Linear weights are (out, in) and flattened streams stream-major in all of them. A learned weight γ of an RMS norm is
 only a factor of the projection's rows: it is folded in on the way here and is the neutral one on the way back.
-Where the streams stand in activations is `layouts.py`.
+`layouts` says where the streams stand in activations.
 """
 
 from collections.abc import Callable, Mapping

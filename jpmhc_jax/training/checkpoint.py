@@ -1,7 +1,7 @@
 """Checkpoints that hold everything: state, configuration, identifier map, clock. The only module that knows orbax.
 
 A checkpoint appears under its final name only when it is complete, and gets a manifest right after. An older one is
-deleted when the new one is on the disk itself, not before (tensorstore syncs the arrays, `manifest` the rest): a power
+deleted when the new one is on the disk itself, not before (tensorstore syncs the arrays, `integrity` the rest): a power
 failure leaves one. One that is damaged all the same (a truncated file, a flipped bit) is noticed when it is read: the
 newest intact one is used, and the damaged one is moved aside, never deleted.
 """

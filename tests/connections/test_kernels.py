@@ -324,7 +324,7 @@ def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
 def test_a_passage_takes_only_the_operators_it_was_entered_for():
   x, mixer, weights = jnp.ones((5, 3, 8)), jnp.ones((3, 3, 5)), jnp.ones((3, 5))
   reading = fused_streams.enter(x, fused_streams.Terms(read=True), xla_tpu)
-  with pytest.raises(ValueError, match="mix_and_write: the passage was entered for other operators"):
+  with pytest.raises(ValueError, match="mix_and_write: the streams were fused for other operators"):
     vjp.mix_and_write(reading, mixer, weights, x[:, 0], xla_tpu)
   with pytest.raises(ValueError, match="statistics: the passage"):
     vjp.statistics(reading, jnp.ones((3, 8, 4)), xla_tpu)

@@ -1,4 +1,4 @@
-"""Who computes the apply stage and the generator's products: the portable formulas or a kernel."""
+"""The choice of the operators of a connection: formulas in plain JAX (`xla`, `xla_tpu`) or Pallas kernels."""
 
 import functools
 from typing import Any
@@ -16,10 +16,10 @@ IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 
 
 def operators(implementation: str, streams: int) -> Any:
-  """The operators of connection.implementation for the devices that are traced for (see `layout.platform`).
+  """The operators of connection.implementation for the devices that are traced for (see `core.sharding.platform`).
 
   'auto' and 'xla' are formulas in plain JAX: on a TPU, for few streams, in the form that its compiler fuses
-  (`by_stream`). On the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and TPUs and equal the
+  (`xla_tpu`). On the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and TPUs and equal the
   formulas in interpret mode, have not been timed there. A kernel asked for on another kind of device falls back to the
   formulas with a warning, and so does one for more than 16 streams, whose W does not fit a processor's own memory.
 

@@ -1,4 +1,4 @@
-"""Streams on their way through one connection, whose gradient to them is a single operator.
+"""The streams of one connection, with a gradient to them that is a single operator.
 
 The streams enter three operators of a connection, and automatic differentiation adds up what each gives back,
 
@@ -9,7 +9,7 @@ factors of these terms instead: the backward pass of an operator leaves its fact
 and the backward pass of `enter`, which runs last, makes x̄ of them in one. XLA fuses the sums of the portable formulas
 itself, but not kernels. The room is zeros that nothing reads, and so nothing after compilation.
 
-The operators are those of `apply`, which calls these for a passage. A passage takes those that it was entered for
+The operators are those of `vjp`, which calls these for fused streams. They take the operators that they were made for
 (ValueError for others), and each at most once: factors of two applications would be added up before their product.
 """
 
@@ -27,7 +27,7 @@ from jpmhc_jax.core.derivatives import custom_derivative
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-  """The operators that a passage goes through, each adding a term to x̄: a mixer or, for the identity, a write."""
+  """The operators that fused streams go through, each adding a term to x̄: a mixer or, for the identity, a write."""
 
   read: bool = False
   mix: bool = False
@@ -55,26 +55,26 @@ class FusedStreams(NamedTuple):
 
 @functools.partial(custom_derivative, nondiff_argnums=(1, 2))
 def enter(streams: Float[Array, "*tokens n d"], terms: Terms, operators: Any) -> FusedStreams:
-  """A passage for these operators; it takes no others."""
+  """Fused streams for these operators; they take no others."""
   return _with_room(streams, terms)
 
 
 def _with_room(streams: Float[Array, "*tokens n d"], terms: Terms) -> FusedStreams:
   *tokens, n, d = streams.shape
   room = functools.partial(jnp.zeros, dtype=jnp.promote_types(streams.dtype, jnp.float32))
-  passage = FusedStreams(streams)
+  fused = FusedStreams(streams)
   if terms.read:
-    passage = passage._replace(weights=room((n, *tokens)), vector=jnp.zeros((*tokens, d), streams.dtype))
+    fused = fused._replace(weights=room((n, *tokens)), vector=jnp.zeros((*tokens, d), streams.dtype))
   if terms.mix or terms.write:
-    passage = passage._replace(cotangent=jnp.zeros_like(streams))
+    fused = fused._replace(cotangent=jnp.zeros_like(streams))
   if terms.mix:
-    passage = passage._replace(mixer=room((n, n, *tokens)))
+    fused = fused._replace(mixer=room((n, n, *tokens)))
   if terms.kernel_shape is not None:
     per_kernel = tuple(tokens) if terms.kernel_shape[0] == n else (*tokens, n)
-    passage = passage._replace(
+    fused = fused._replace(
       kernel=room(terms.kernel_shape), products=room((terms.kernel_shape[-1], *per_kernel)), square=room(per_kernel)
     )
-  return passage
+  return fused
 
 
 def _enter_forward(streams, terms, operators):
@@ -97,15 +97,15 @@ _NOTHING = FusedStreams(None)  # type: ignore[arg-type]
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
 def statistics(
-  passage: FusedStreams, kernel: Float[Array, "m d k"], operators: Any
+  fused: FusedStreams, kernel: Float[Array, "m d k"], operators: Any
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
-  """`apply.statistics` of the streams."""
-  _expect("statistics", passage.kernel)
-  return operators.statistics(_seen(passage.streams, kernel), kernel)
+  """`vjp.statistics` of the streams."""
+  _expect("statistics", fused.kernel)
+  return operators.statistics(_seen(fused.streams, kernel), kernel)
 
 
-def _statistics_forward(passage, kernel, operators):
-  return statistics(passage, kernel, operators), (passage.streams, kernel)
+def _statistics_forward(fused, kernel, operators):
+  return statistics(fused, kernel, operators), (fused.streams, kernel)
 
 
 def _statistics_backward(operators, saved, cotangents):
@@ -116,27 +116,27 @@ def _statistics_backward(operators, saved, cotangents):
   return left, to_kernel.astype(kernel.dtype)
 
 
-# The backward pass leaves factors in a passage's rooms, no cotangents: the backward rules of a passage have
-# no transpose, and their forward rules are derivatives of the portable formulas.
-def _statistics_tangent(operators, saved, passage, kernel):
+# The backward pass leaves factors in the rooms, no cotangents: the backward rules here have no transpose, and the
+# forward rules are derivatives of the portable formulas.
+def _statistics_tangent(operators, saved, fused, kernel):
   def formula(streams, kernel):
     return xla.statistics(_seen(streams, kernel), kernel)
 
-  return jax.jvp(formula, saved, (passage.streams, kernel))[1]
+  return jax.jvp(formula, saved, (fused.streams, kernel))[1]
 
 
 statistics.defvjp(_statistics_forward, _statistics_backward, _statistics_tangent)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
-def read(passage: FusedStreams, weights: Float[Array, "n *per_token"], operators: Any) -> Float[Array, "*tokens d"]:
-  """`apply.read` of the streams."""
-  _expect("read", passage.weights)
-  return operators.read(passage.streams, weights).astype(passage.streams.dtype)
+def read(fused: FusedStreams, weights: Float[Array, "n *per_token"], operators: Any) -> Float[Array, "*tokens d"]:
+  """`vjp.read` of the streams."""
+  _expect("read", fused.weights)
+  return operators.read(fused.streams, weights).astype(fused.streams.dtype)
 
 
-def _read_forward(passage, weights, operators):
-  return read(passage, weights, operators), (passage.streams, weights)
+def _read_forward(fused, weights, operators):
+  return read(fused, weights, operators), (fused.streams, weights)
 
 
 def _read_backward(operators, saved, cotangent):
@@ -145,8 +145,8 @@ def _read_backward(operators, saved, cotangent):
   return left, operators.weights_backward(streams, weights, cotangent).astype(weights.dtype)
 
 
-def _read_tangent(operators, saved, passage, weights):
-  return jax.jvp(xla.read, saved, (passage.streams, weights))[1].astype(saved[0].dtype)
+def _read_tangent(operators, saved, fused, weights):
+  return jax.jvp(xla.read, saved, (fused.streams, weights))[1].astype(saved[0].dtype)
 
 
 read.defvjp(_read_forward, _read_backward, _read_tangent)
@@ -154,19 +154,19 @@ read.defvjp(_read_forward, _read_backward, _read_tangent)
 
 @functools.partial(custom_derivative, nondiff_argnums=(4,))
 def mix_and_write(
-  passage: FusedStreams,
+  fused: FusedStreams,
   mixer: Float[Array, "n n *per_token_mix"],
   weights: Float[Array, "n *per_token"],
   output: Float[Array, "*tokens d"],
   operators: Any,
 ) -> Float[Array, "*tokens n d"]:
-  """`apply.mix_and_write` of the streams."""
-  _expect("mix_and_write", passage.mixer)
-  return operators.mix(passage.streams, mixer, weights, output).astype(passage.streams.dtype)
+  """`vjp.mix_and_write` of the streams."""
+  _expect("mix_and_write", fused.mixer)
+  return operators.mix(fused.streams, mixer, weights, output).astype(fused.streams.dtype)
 
 
-def _mix_and_write_forward(passage, mixer, weights, output, operators):
-  return mix_and_write(passage, mixer, weights, output, operators), (passage.streams, mixer, weights, output)
+def _mix_and_write_forward(fused, mixer, weights, output, operators):
+  return mix_and_write(fused, mixer, weights, output, operators), (fused.streams, mixer, weights, output)
 
 
 def _mix_and_write_backward(operators, saved, cotangent):
@@ -176,8 +176,8 @@ def _mix_and_write_backward(operators, saved, cotangent):
   return left, *(g.astype(primal.dtype) for g, primal in zip(found, saved[1:], strict=True))
 
 
-def _mix_and_write_tangent(operators, saved, passage, *moved):
-  return jax.jvp(xla.mix, saved, (passage.streams, *moved))[1].astype(saved[0].dtype)
+def _mix_and_write_tangent(operators, saved, fused, *moved):
+  return jax.jvp(xla.mix, saved, (fused.streams, *moved))[1].astype(saved[0].dtype)
 
 
 mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_write_tangent)
@@ -185,19 +185,19 @@ mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_w
 
 @custom_derivative
 def write(
-  passage: FusedStreams, weights: Float[Array, "n *per_token"], output: Float[Array, "*tokens d"]
+  fused: FusedStreams, weights: Float[Array, "n *per_token"], output: Float[Array, "*tokens d"]
 ) -> Float[Array, "*tokens n d"]:
-  """`apply.write` of the streams: the identity mixer, in a passage that was entered without one."""
-  _expect("write", passage.cotangent, none=passage.mixer)
-  return (passage.streams + xla.write(weights, output)).astype(passage.streams.dtype)
+  """`vjp.write` of the streams: the identity mixer, for streams that were fused without one."""
+  _expect("write", fused.cotangent, none=fused.mixer)
+  return (fused.streams + xla.write(weights, output)).astype(fused.streams.dtype)
 
 
-def _write_forward(passage, weights, output):
-  return write(passage, weights, output), (weights, output)
+def _write_forward(fused, weights, output):
+  return write(fused, weights, output), (weights, output)
 
 
-def _write_tangent(saved, passage, *moved):
-  return (passage.streams + jax.jvp(xla.write, saved, moved)[1]).astype(passage.streams.dtype)
+def _write_tangent(saved, fused, *moved):
+  return (fused.streams + jax.jvp(xla.write, saved, moved)[1]).astype(fused.streams.dtype)
 
 
 def _write_backward(saved, cotangent):
@@ -210,10 +210,10 @@ write.defvjp(_write_forward, _write_backward, _write_tangent)
 
 
 def _expect(operator: str, room: Array | None, none: Array | None = None) -> None:
-  """Raises ValueError unless the passage has this room, and none where another operator would leave its factors."""
+  """Raises ValueError unless the streams have this room, and none where another operator would leave its factors."""
   if room is None or none is not None:
     raise ValueError(
-      f"{operator}: the passage was entered for other operators, so its gradient would be lost; "
+      f"{operator}: the streams were fused for other operators, so their gradient would be lost; "
       "name this one in the Terms that `enter` takes"
     )
 

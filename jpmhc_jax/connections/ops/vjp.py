@@ -5,7 +5,7 @@
 
 Streams are (*tokens, n, d) in any float dtype; coefficients are tokens last, (n, n, *tokens), or token-free for static
 mixers, always float32 or wider, and so is the arithmetic. Each direction is one operator; the backward pass saves the
-inputs only. `operators` says who computes: the portable formulas or kernels (see `implementation`). What is given
+inputs only. `operators` says who computes: the portable formulas or kernels (see `base`). What is given
 a `FusedStreams` in place of the streams leaves their gradient to it.
 """
 

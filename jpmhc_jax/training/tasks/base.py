@@ -1,4 +1,4 @@
-"""What training and evaluation need to know of a family of models. One object a family; `kinds.py` lists them.
+"""What training and evaluation need to know of a family of models. One object per family; `registry` lists them.
 
 The trainer, the checkpoints, the evaluator and the diagnostics know a model only through this protocol: a family adds
 a class here, not an `if` there.
