@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.files import from_json, to_json, write_atomically
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.reporting.statistics import spread
@@ -72,15 +73,15 @@ class Claim:
   seeds: str
   budget: str
 
-  def command(self, arguments: list[str] | None = None) -> int:
+  def command(self, words: list[str] | None = None) -> int:
     """Runs the command line of the module's docstring; returns its exit code."""
     parser = argparse.ArgumentParser(description=f"The claim of experiments/{self.folder.name}; see its README.md.")
     parser.add_argument("--quick", action="store_true", help="a smaller measurement, with its own expected numbers")
     parser.add_argument("--check", action="store_true", help="compare with expected.json; exit 1 on a difference")
     parser.add_argument("--record", action="store_true", help="write the numbers to expected.json")
-    parser.add_argument("--cache", type=pathlib.Path, default=None, help="where finished parts are kept")
-    options = parser.parse_args(arguments)
-    if arguments is None:
+    parser.add_argument("--cache", type=arguments.path, default=None, help="where finished parts are kept")
+    options = parser.parse_args(words)
+    if words is None:
       restart_with_fast_allocation()
     mode = "quick" if options.quick else "full"
     cache = Cache(options.cache or pathlib.Path("runs") / "experiments" / f"{self.folder.name}_{mode}.json")

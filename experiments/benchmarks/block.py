@@ -13,7 +13,6 @@ Runs on the first device that JAX has. `--implementation=pallas_gpu` or `pallas_
 
 import argparse
 from collections.abc import Callable
-import pathlib
 import statistics
 from typing import Any
 
@@ -24,6 +23,7 @@ from experiments.benchmarks import peers, timing
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.connections.ops import base, vjp
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 
 Thunk = Callable[[], Any]
@@ -38,6 +38,7 @@ FORMS: dict[str, dict[str, Any]] = {  # of the Cayley block; streams are as wide
   "2 segments": {"segments": 2},
   "bfloat16": {"dtype": "bfloat16"},
 }
+SECTIONS = ("blocks", "forms", "adjoints", "roofline", "scaling", "beside_peers")
 PEERS = ("HC", "mHC, Sinkhorn-20")  # families of the PyPI package, see `peers.SHARED`
 
 
@@ -187,19 +188,19 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--tokens", type=int, default=4096)
-  parser.add_argument("--widths", default="128,512")
-  parser.add_argument("--rounds", type=int, default=20)
-  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--tokens", type=arguments.whole(1), default=4096)
+  parser.add_argument("--widths", type=arguments.wholes(1), default="128,512")
+  parser.add_argument("--rounds", type=arguments.whole(1), default=20)
+  parser.add_argument("--out", type=arguments.path, default=None)
   parser.add_argument(
     "--sections",
-    default="blocks,forms,adjoints,roofline,scaling,beside_peers",
+    type=arguments.names(SECTIONS),
+    default=",".join(SECTIONS),
     help="the others stay as they are in --out",
   )
   parser.add_argument("--implementation", default="auto", choices=base.IMPLEMENTATIONS)
   options = parser.parse_args()
-  widths = [int(width) for width in options.widths.split(",")]
-  computed_by = options.implementation
+  widths, computed_by = options.widths, options.implementation
 
   def size(d: int) -> tuple[int, int, int, int]:
     return options.tokens, 4, d, options.rounds
@@ -212,7 +213,7 @@ def main() -> None:
     "roofline": lambda: [row for d in widths for row in roofline(*size(d), computed_by)],
     "scaling": lambda: scaling(options.rounds, computed_by),
   }
-  sections = {title: measures[title]() for title in options.sections.split(",")}
+  sections = {title: measures[title]() for title in options.sections}
   for title, rows in sections.items():
     print(f"\n{title}: {', '.join(rows[0])}")
     show(rows)

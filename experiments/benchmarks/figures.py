@@ -15,6 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from jpmhc_jax.core import arguments
+
 RESULTS = pathlib.Path(__file__).with_name("results")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -161,7 +163,7 @@ def draw(name: str, results: Mapping[str, Any], path: pathlib.Path) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("folder", nargs="?", type=pathlib.Path, default=RESULTS)
+  parser.add_argument("folder", nargs="?", type=arguments.path, default=RESULTS)
   for path in sorted(parser.parse_args().folder.glob("*.json")):
     name = path.stem.partition("_")[0]
     if name in FIGURES:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 from experiments.benchmarks import timing
+from jpmhc_jax.core import arguments
 
 PREFIX = "goodput/"
 
@@ -41,11 +42,14 @@ def shares_between(totals: dict[int, dict[str, float]], start: int) -> tuple[int
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/sudoku.py:tiny")
-  parser.add_argument("--steps", type=int, default=500)
+  parser.add_argument("--steps", type=arguments.whole(1), default=500)
   parser.add_argument(
-    "--start", type=int, default=260, help="the first step that counts: steps, evaluation, diagnosis are warm"
+    "--start",
+    type=arguments.whole(1),
+    default=260,
+    help="the first step that counts: steps, evaluation, diagnosis are warm",
   )
-  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--out", type=arguments.path, default=None)
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     command = [sys.executable, "-m", "jpmhc_jax", "train", f"--config={options.config}", f"--workdir={folder}/run"]

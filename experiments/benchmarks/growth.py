@@ -11,7 +11,6 @@ of `model.rematerialise` keeps of it.
 import argparse
 from collections.abc import Iterator
 import dataclasses
-import pathlib
 import time
 from typing import Any
 
@@ -22,6 +21,7 @@ from experiments.benchmarks.remat import decoder_config
 from experiments.benchmarks.step import run_config
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
+from jpmhc_jax.core import arguments
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 from jpmhc_jax.training.step import make_train_step
@@ -62,9 +62,9 @@ def measure(config: schema.Config) -> dict[str, float]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--width", type=int, default=64)
-  parser.add_argument("--batch", type=int, default=4)
-  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--width", type=arguments.whole(1), default=64)
+  parser.add_argument("--batch", type=arguments.whole(1), default=4)
+  parser.add_argument("--out", type=arguments.path, default=None)
   options = parser.parse_args()
   jax.config.update("jax_enable_compilation_cache", False)
   rows = []

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from experiments.benchmarks import timing
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.data import loading
 from jpmhc_jax.training import mesh as meshes
@@ -127,9 +128,9 @@ def _measure_floor(
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--blocks", type=int, default=24)
-  parser.add_argument("--steps", type=int, default=200)
-  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--blocks", type=arguments.whole(1), default=24)
+  parser.add_argument("--steps", type=arguments.whole(1), default=200)
+  parser.add_argument("--out", type=arguments.path, default=None)
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     parts, leaves = measure(small(options.blocks), options.steps, pathlib.Path(folder))

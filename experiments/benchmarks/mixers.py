@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from experiments.benchmarks import peers, projections, timing
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnectionFn
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.mixers import FAMILIES, make
@@ -164,21 +165,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--parts", default=",".join(PARTS))
-  parser.add_argument("--streams", default="4,8")
-  parser.add_argument("--widths", default="128,512")
-  parser.add_argument("--rounds", type=int, default=20)
-  parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+  parser.add_argument("--parts", type=arguments.names(PARTS), default=",".join(PARTS))
+  parser.add_argument("--streams", type=arguments.wholes(2, 64), default="4,8")
+  parser.add_argument("--widths", type=arguments.wholes(1), default="128,512")
+  parser.add_argument("--rounds", type=arguments.whole(1), default=20)
+  parser.add_argument("--out", type=arguments.path, default=RESULTS)
   options = parser.parse_args()
-  unknown = set(options.parts.split(",")) - set(PARTS)
-  if unknown:
-    parser.error(f"--parts: {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
   results = timing.earlier(options.out)
-  for part in options.parts.split(","):
+  for part in options.parts:
     if part == "peers" and (reason := peers.missing()):
       print(f"peers {reason}")
       continue
-    streams, widths = ([int(text) for text in which.split(",")] for which in (options.streams, options.widths))
+    streams, widths = options.streams, options.widths
     pieces: dict[str, Callable[[], list[dict[str, Any]]]] = {
       "projections": {f"n={n}": functools.partial(projection_rows, n, options.rounds) for n in streams},
       "blocks": {f"n={n}, d={d}": functools.partial(block_rows, n, d, options.rounds) for n in streams for d in widths},

@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 from experiments.benchmarks import timing
 from experiments.benchmarks.step import Candidate, candidate, run_config
 from jpmhc_jax import data
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 
 SCOPES = ("attention", "swiglu", "norm", "coefficients", "read", "mix_and_write", "optimizer", "other")
@@ -113,11 +114,11 @@ def draw(profiles: dict[str, Profile], path: pathlib.Path) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--mixers", default="identity,cayley")
-  parser.add_argument("--width", type=int, default=128)
-  parser.add_argument("--batch", type=int, default=16)
-  parser.add_argument("--steps", type=int, default=8)
-  parser.add_argument("--out", type=pathlib.Path, default=None)
-  parser.add_argument("--figure", type=pathlib.Path, default=None)
+  parser.add_argument("--width", type=arguments.whole(1), default=128)
+  parser.add_argument("--batch", type=arguments.whole(1), default=16)
+  parser.add_argument("--steps", type=arguments.whole(1), default=8)
+  parser.add_argument("--out", type=arguments.path, default=None)
+  parser.add_argument("--figure", type=arguments.path, default=None)
   options = parser.parse_args()
   # A program from the cache keeps the names of the sources that it was compiled from.
   jax.config.update("jax_enable_compilation_cache", False)

@@ -17,6 +17,7 @@ from jax import Array
 import jax.numpy as jnp
 
 from experiments.benchmarks import timing
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES, make, Mixer
 
@@ -98,15 +99,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--tokens", type=int, default=4096)
-  parser.add_argument("--streams", type=int, default=4)
-  parser.add_argument("--rounds", type=int, default=40)
-  parser.add_argument("--out", default="runs/projections.json")
-  arguments = parser.parse_args()
-  rows = measure(arguments.streams, arguments.tokens, arguments.rounds)
+  parser.add_argument("--tokens", type=arguments.whole(1), default=4096)
+  parser.add_argument("--streams", type=arguments.whole(2, 64), default=4)
+  parser.add_argument("--rounds", type=arguments.whole(1), default=40)
+  parser.add_argument("--out", type=arguments.path, default="runs/projections.json")
+  options = parser.parse_args()
+  rows = measure(options.streams, options.tokens, options.rounds)
   print(table(rows))
-  timing.write_json(arguments.out, {"tokens": arguments.tokens, "streams": arguments.streams, "rows": rows})
-  print(f"written to {arguments.out}")
+  timing.write_json(options.out, {"tokens": options.tokens, "streams": options.streams, "rows": rows})
+  print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

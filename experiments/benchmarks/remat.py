@@ -11,7 +11,6 @@ measures one of them and keeps the other's rows in FILE.
 
 import argparse
 import dataclasses
-import pathlib
 import statistics
 from typing import Any
 
@@ -21,6 +20,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.step import candidate, run_config
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.mesh import make_mesh
@@ -79,15 +79,15 @@ def measure(network: str, config: schema.Config, rounds: int) -> list[dict[str, 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--networks", default="trm,decoder")
+  parser.add_argument("--networks", type=arguments.names(NETWORKS), default="trm,decoder")
   parser.add_argument("--mixer", default="cayley")
-  parser.add_argument("--width", type=int, default=128)
-  parser.add_argument("--batch", type=int, default=8)
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--width", type=arguments.whole(1), default=128)
+  parser.add_argument("--batch", type=arguments.whole(1), default=8)
+  parser.add_argument("--rounds", type=arguments.whole(1), default=5)
+  parser.add_argument("--out", type=arguments.path, default=None)
   options = parser.parse_args()
   rows = []
-  for name in options.networks.split(","):
+  for name in options.networks:
     rows += measure(name, NETWORKS[name](options.mixer, options.width, options.batch), options.rounds)
   for row in rows:
     print(

@@ -18,7 +18,6 @@ import argparse
 from collections.abc import Callable
 import dataclasses
 import importlib.util
-import pathlib
 import statistics
 import time
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import timing
+from jpmhc_jax.core import arguments
 from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, Orthogonal
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 
@@ -204,20 +204,20 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, help="write the rows as JSON")
-  parser.add_argument("--repeats", type=int, default=5)
-  arguments = parser.parse_args()
+  parser.add_argument("--out", type=arguments.path, help="write the rows as JSON")
+  parser.add_argument("--repeats", type=arguments.whole(1), default=5)
+  options = parser.parse_args()
   has_pymanopt = importlib.util.find_spec("pymanopt") is not None
   rows = []
   for problem in problems():
-    rows += [run_ours(problem, name, solver, arguments.repeats) for name, solver in our_solvers(problem).items()]
+    rows += [run_ours(problem, name, solver, options.repeats) for name, solver in our_solvers(problem).items()]
     if has_pymanopt:
-      rows += [run_pymanopt(problem, name, arguments.repeats) for name in ("SteepestDescent", "ConjugateGradient")]
+      rows += [run_pymanopt(problem, name, options.repeats) for name in ("SteepestDescent", "ConjugateGradient")]
   print(table(rows))
   if not has_pymanopt:
     print("pymanopt is not installed, so its rows are missing: pip install pymanopt")
-  if arguments.out:
-    timing.write_json(arguments.out, {"rows": [dataclasses.asdict(row) for row in rows]})
+  if options.out:
+    timing.write_json(options.out, {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import timing
-from jpmhc_jax.core.errors import check_choice, UserError
+from jpmhc_jax.core import arguments
+from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.spectral import dyson, monte_carlo
 from jpmhc_jax.spectral.layers import full_noise
 from jpmhc_jax.spectral.published import select
@@ -128,15 +129,16 @@ def part(name: str, quick: bool) -> list[dict]:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="where to write")
-  parser.add_argument("--parts", default="deep,wide,published", help="which to run, comma-separated")
+  parser.add_argument("--out", type=arguments.path, default=RESULTS, help="where to write")
+  parser.add_argument(
+    "--parts", type=arguments.names((*SIZES, "published")), default="deep,wide,published", help="which to run"
+  )
   parser.add_argument("--quick", action="store_true", help="fewer points, draws and repeats")
   options = parser.parse_args()
   results = json.loads(options.out.read_text()) if options.out.is_file() else {}
   results.pop("environment", None)
   with jax.enable_x64(True):
-    for name in options.parts.split(","):
-      check_choice("--parts", name, (*SIZES, "published"))
+    for name in options.parts:
       rows = part(name, options.quick)
       command = " ".join(["python -m experiments.benchmarks.spectral", *sys.argv[1:]])
       results[name] = {"command": command, "environment": timing.environment(), "rows": rows}

@@ -10,7 +10,6 @@ step, temporaries that the compiler planned; then the projections alone in both 
 import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
-import pathlib
 import statistics
 import time
 from typing import Any
@@ -22,6 +21,7 @@ from experiments.benchmarks import projections, timing
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnection, mix_and_write, read, write
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.models.layers import Attention, SwiGLU, swiglu_width
 from jpmhc_jax.training.mesh import make_mesh
@@ -125,11 +125,11 @@ def rows(candidates: dict[str, Candidate], samples: dict[str, list[float]], spli
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--width", type=int, default=128)
-  parser.add_argument("--batch", type=int, default=16)
-  parser.add_argument("--rounds", type=int, default=10)
+  parser.add_argument("--width", type=arguments.whole(1), default=128)
+  parser.add_argument("--batch", type=arguments.whole(1), default=16)
+  parser.add_argument("--rounds", type=arguments.whole(1), default=10)
   parser.add_argument("--mixers", default=",".join(MIXERS))
-  parser.add_argument("--out", type=pathlib.Path, default=None)
+  parser.add_argument("--out", type=arguments.path, default=None)
   options = parser.parse_args()
   names = ["plain", *options.mixers.split(",")]
   configs = {name: run_config(name, options.width, options.batch) for name in names}

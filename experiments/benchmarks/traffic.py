@@ -14,7 +14,6 @@ of the streams; of what is stored for all layers the slice of one. Where the com
 import argparse
 import functools
 import math
-import pathlib
 import re
 import time
 from typing import Any
@@ -28,7 +27,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.connections.ops import base, xla, xla_tpu
 from jpmhc_jax.connections.ops.pallas import Kernels
-from jpmhc_jax.core import sharding
+from jpmhc_jax.core import arguments, sharding
 from jpmhc_jax.training.topology import devices_of
 
 LAYERS = 7  # no other axis is as long: an axis of it is a stack of what is stored for every layer
@@ -120,10 +119,10 @@ def main() -> None:
   """Command line; see the module."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--topology", action="append", required=True, help="as v5e:2x2 or h100; may be repeated")
-  parser.add_argument("--tokens", type=int, default=65536)
-  parser.add_argument("--streams", type=int, default=4)
-  parser.add_argument("--width", type=int, default=512)
-  parser.add_argument("--out", type=pathlib.Path)
+  parser.add_argument("--tokens", type=arguments.whole(1), default=65536)
+  parser.add_argument("--streams", type=arguments.whole(2, 64), default=4)
+  parser.add_argument("--width", type=arguments.whole(1), default=512)
+  parser.add_argument("--out", type=arguments.path)
   options = parser.parse_args()
   sizes = (options.tokens, options.streams, options.width)
   rows = [row for topology in options.topology for row in measure(topology, *sizes)]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import resource
 import socket
 import subprocess
@@ -29,8 +30,10 @@ class Layout:
 
   @classmethod
   def parse(cls, text: str) -> "Layout":
-    processes, devices = map(int, text.split("x"))
-    return cls(processes, devices)
+    """Raises ValueError, which says what was expected."""
+    if not (numbers := re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)):
+      raise ValueError("processes x devices, such as 2x4, each from 1 to 99")
+    return cls(*map(int, numbers.groups()))
 
   def __str__(self) -> str:
     return f"{self.processes}x{self.devices}"

@@ -49,8 +49,11 @@ from typing import Any
 from experiments.faults import disks, series
 from experiments.faults.launch import Layout
 from experiments.faults.series import FAMILIES, Report
+from jpmhc_jax.core import arguments
+from jpmhc_jax.core.seeds import LARGEST_SEED
 
 LAYOUTS = ("1x1", "2x1", "4x1")
+KINDS = tuple(kind for kinds in FAMILIES.values() for kind in kinds)
 SERIES = 10  # faults of a series
 BY_HAND = ("kill", "kill_start", "kill_save", "sigterm", "quota", "truncate", "flip", "tail")
 # Relative difference of any loss where the number of processes changed. Only the order of sums differs: 2x2 and 4x1
@@ -221,36 +224,51 @@ def one_series(faults: int, seed: int, layouts: Sequence[Layout], kinds: Sequenc
   return report
 
 
-def main() -> int:
+def _layouts(text: str) -> tuple[str, ...]:
+  """The type of `--layouts`."""
+  try:
+    return tuple(str(Layout.parse(part)) for part in text.split(","))
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected {error}") from error
+
+
+def main(words: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description="Breaks runs again and again and compares them with runs left alone.")
   for family in FAMILIES:
     name = family.replace("_", "-")
-    parser.add_argument(f"--{name}", type=int, default=0, metavar="N", help=f"{name.replace('-', ' ')} to inject")
-  parser.add_argument("--jobs", type=int, default=1, help="series at a time")
-  parser.add_argument("--folder", type=pathlib.Path, default=None, help="keeps the ledger, from which a start goes on")
-  parser.add_argument("--size", type=int, default=SERIES, help="faults of a series")
-  parser.add_argument("--seed", type=int, default=None, help="of the faults; a fresh one by default")
-  parser.add_argument("--layouts", default=None, help="processes x devices, such as 1x1,2x1,4x1: of the series in turn")
+    parser.add_argument(
+      f"--{name}", type=arguments.whole(0), default=0, metavar="N", help=f"{name.replace('-', ' ')} to inject"
+    )
+  parser.add_argument("--jobs", type=arguments.whole(1, 1024), default=1, help="series at a time")
   parser.add_argument(
-    "--faults", type=int, default=0, help="one series of so many instead, the layouts taking turns in it"
+    "--folder", type=arguments.path, default=None, help="keeps the ledger, from which a start goes on"
   )
-  parser.add_argument("--kinds", default=",".join(BY_HAND), help="of --faults")
-  parser.add_argument("--json", type=pathlib.Path, default=None, help="also write the results there")
-  options = parser.parse_args()
+  parser.add_argument("--size", type=arguments.whole(1), default=SERIES, help="faults of a series")
+  parser.add_argument(
+    "--seed", type=arguments.whole(0, LARGEST_SEED), default=None, help="of the faults; a fresh one by default"
+  )
+  parser.add_argument(
+    "--layouts", type=_layouts, default=None, help="processes x devices, such as 1x1,2x1,4x1: of the series in turn"
+  )
+  parser.add_argument(
+    "--faults", type=arguments.whole(0), default=0, help="one series of so many instead, the layouts taking turns in it"
+  )
+  parser.add_argument("--kinds", type=arguments.names(KINDS), default=",".join(BY_HAND), help="of --faults")
+  parser.add_argument("--json", type=arguments.path, default=None, help="also write the results there")
+  options = parser.parse_args(words)
   asked = {family: getattr(options, family) for family in FAMILIES}
   if bool(options.faults) == any(asked.values()):
     parser.error("expected counts such as --kills=30, or --faults=8 for one series by hand")
   with contextlib.ExitStack() as stack:
     folder = options.folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jpmhc-faults-")))
     if options.faults:
-      layouts = [Layout.parse(text) for text in (options.layouts or "1x2").split(",")]
+      layouts = [Layout.parse(text) for text in options.layouts or ("1x2",)]
       seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-      report = one_series(options.faults, seed, layouts, options.kinds.split(","), folder)
+      report = one_series(options.faults, seed, layouts, options.kinds, folder)
       result = dataclasses.asdict(report)
       print(json.dumps(result, indent=2))
     else:
-      layouts_in_turn = tuple((options.layouts or ",".join(LAYOUTS)).split(","))
-      campaign = Campaign(folder.absolute(), asked, options.seed, layouts_in_turn, options.size)
+      campaign = Campaign(folder.absolute(), asked, options.seed, options.layouts or LAYOUTS, options.size)
       campaign.run(options.jobs)
       result = campaign.summary()
       show(result)

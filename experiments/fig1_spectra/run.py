@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from jpmhc_jax.core import arguments
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.spectral import dyson, monte_carlo
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
@@ -144,8 +145,13 @@ def judge(results: list[dict], expected: dict) -> list[str]:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--draws-scale", type=float, default=1.0, help="factor on the number of Monte Carlo draws")
-  parser.add_argument("--out", type=pathlib.Path, default=FOLDER / "out", help="folder for fig1.png and fig1.json")
+  parser.add_argument(
+    "--draws-scale",
+    type=arguments.number(0, 1000, above=True),
+    default=1.0,
+    help="factor on the number of Monte Carlo draws",
+  )
+  parser.add_argument("--out", type=arguments.path, default=FOLDER / "out", help="folder for fig1.png and fig1.json")
   options = parser.parse_args()
   options.out.mkdir(parents=True, exist_ok=True)
   results = []

@@ -1,11 +1,11 @@
-"""Types of command-line options: a number with its bounds, a list of numbers, a path, a line of text.
+"""Types of command-line options: a number with its bounds, a list of numbers or of names, a path, a line of text.
 
 Each is the `type` of an `add_argument`: it takes what was typed and returns the value, or raises ArgumentTypeError with
 the value and what was expected, which argparse prints with the option's name before it exits with 2.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import math
 import pathlib
 from typing import NoReturn, TypeVar
@@ -35,6 +35,13 @@ def wholes(low: int, high: int = LARGEST) -> Callable[[str], tuple[int, ...]]:
   words = _whole_words("whole numbers", low, high) + " separated by commas, such as 12,48"
   read = lambda text: tuple(int(part) for part in text.split(","))  # noqa: E731
   return _reader(read, lambda values: all(low <= value <= high for value in values), words)
+
+
+def names(allowed: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+  """Some of the names in `allowed`, separated by commas: 'a,b' is ('a', 'b')."""
+  known = tuple(allowed)
+  read = lambda text: tuple(part.strip() for part in text.split(","))  # noqa: E731
+  return _reader(read, lambda parts: set(parts) <= set(known), f"some of {', '.join(known)}, separated by commas")
 
 
 def number(low: float | int, high: float | int = math.inf, *, above: bool = False) -> Callable[[str], float]:
