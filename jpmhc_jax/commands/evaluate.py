@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+from typing import Any
 
 from jpmhc_jax.core import arguments
+from jpmhc_jax.core.errors import ConfigError
 
 _OPEN = ("evaluation", "mesh")  # groups of fields that do not belong to the run
 
@@ -35,6 +37,7 @@ class Evaluate:
 
     recorded = configs.restore(options.workdir / "config.json")
     config = configs.override(recorded, options.overrides, _OPEN)
+    _refuse_less(recorded.evaluation, config.evaluation)
     with processes_of(config, step=options.step):
       run = open_run(on_these_devices(recorded, options.overrides, _OPEN), options.workdir, trains=False)
       restored = restore(run, options.step)
@@ -50,3 +53,18 @@ class Evaluate:
         folder = results_folder(config.evaluation, options.workdir)
         print(f"written: {folder / f'step_{restored.step}{coverage.suffix}.json'}")
     return 0
+
+
+def _refuse_less(recorded: Any, asked: Any) -> None:
+  """Raises ConfigError for results that would take the place of the run's own and lack some of their metrics.
+
+  recorded, asked: `schema.Evaluation` of the run and of this command.
+  """
+  if (asked.max_examples, asked.ablation) != (recorded.max_examples, recorded.ablation):
+    return  # these have files of their own
+  for name in ("pooled", "wrong_puzzle"):
+    if getattr(recorded, name) and not getattr(asked, name):
+      raise ConfigError(
+        f"evaluation.{name}=False: the run records True, and evaluation/step_N.json would lose these metrics; leave "
+        "the field out, or set evaluation.max_examples: an evaluation of a part has a file of its own"
+      )

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
-import sys
+import shlex
 from typing import Any
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 75
@@ -132,7 +132,8 @@ def _checkpoint(options: argparse.Namespace) -> int:
   if found:
     with storing(str(folder)):
       spectra.draw_sites(found.to_dict()["sites"], folder / "spectrum.svg")
-    print(f"written: {folder / measure.FILE}, {folder / 'spectrum.svg'}; `jpmhc report {options.workdir}` draws them")
+    drawn = f"jpmhc report {shlex.quote(str(options.workdir))}"
+    print(f"written: {folder / measure.FILE}, {folder / 'spectrum.svg'}; `{drawn}` draws them")
   return _code(notice, found.design.absent if found else ())
 
 
@@ -160,11 +161,11 @@ def _watched(work: Callable[[Callable[[str], None], Any], None]) -> str:
 
 def _code(notice: str, absent: Sequence[Any]) -> int:
   """The exit code, and on stderr the sentence that goes with it."""
+  from jpmhc_jax.core.terminal import fail
+
   if notice:
-    print(f"jpmhc spectrum: {notice}; what was computed until then is written", file=sys.stderr)
-    return EXIT_INTERRUPTED
+    return fail("spectrum", f"{notice}; what was computed until then is written", EXIT_INTERRUPTED)
   if absent:
     rows = ", ".join(f"{row.mixer} at depth {row.depth}" for row in absent)
-    print(f"jpmhc spectrum: not predicted: {rows}; all other rows are written", file=sys.stderr)
-    return EXIT_INCOMPLETE
+    return fail("spectrum", f"not predicted: {rows}; all other rows are written", EXIT_INCOMPLETE)
   return 0

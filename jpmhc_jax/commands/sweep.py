@@ -68,6 +68,7 @@ class Sweep:
       options.config, options.overrides, sweep.limit, options.workdir, flops_per_step, book.names, check
     )
     if options.search:
+      book.begin()
       study = search.Search(sweep, planner, _pool(options, book), trials=options.trials, storage=options.storage or "")
       with contextlib.closing(study):
         ending = study.run()
@@ -77,6 +78,7 @@ class Sweep:
       if printed:
         _print_commands(runs, options)
         return 0
+      book.begin()
       ending = grid.run_all(_pool(options, book), runs)
     book.save()
     _summarise(ending, sweep.metric)

@@ -65,6 +65,15 @@ def read_json(path: pathlib.Path, remedy: str = "repair or remove the file", lim
     raise DataError(f"{shown(path)}: not readable as JSON ({error}); {remedy}") from error
 
 
+def json_line(line: str) -> dict[str, Any]:
+  """The object in a line of JSON; an empty one where the line was cut off by a kill, is damaged or is no object."""
+  try:
+    value = json.loads(line)
+  except (ValueError, RecursionError):
+    return {}
+  return value if isinstance(value, dict) else {}
+
+
 def depth(content: bytes) -> int:
   """How many brackets of JSON lie inside each other at most; brackets in strings do not count."""
   bare = np.frombuffer(_STRINGS.sub(b"", content), np.uint8)

@@ -79,8 +79,11 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> Dataset:
 
 
 def source_files(folder: pathlib.Path) -> list[str]:
-  """POSIX paths below the folder of the files that the corpus is made of, in order."""
-  paths = (path.relative_to(folder) for path in folder.rglob("*.py") if path.is_file())
+  """POSIX paths below the folder of the files that the corpus is made of, in order.
+
+  A link to nothing is left out; one to a device or a pipe is among them, and refused where it is read.
+  """
+  paths = (path.relative_to(folder) for path in folder.rglob("*.py") if path.exists() and not path.is_dir())
   return sorted(path.as_posix() for path in paths if not _left_out(path))
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import shlex
 import sys
 from typing import Any
 import zlib
@@ -198,10 +199,11 @@ class Evaluator:
     path = self.path(step, "votes", ".json.gz")
     try:
       return ArcVotes.from_state(self.dataset.identifiers, json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+      again = f"jpmhc evaluate --workdir={shlex.quote(str(self.workdir))} --step={step}"
       print(
         f"{path} is damaged ({error}): moved to {move_aside(path, self.workdir)}; the pooled votes are without step "
-        f"{step}. While its checkpoint is there, jpmhc evaluate --workdir={self.workdir} --step={step} votes again",
+        f"{step}. While its checkpoint is there, {again} votes again",
         file=sys.stderr,
       )
       return None

@@ -51,6 +51,10 @@ def families(options: argparse.Namespace) -> list[str]:
 
   listed = options.mixer or "identity,sinkhorn,cayley,iso"
   names = [part.strip() for part in listed.split(",") if part.strip()]
+  if not names:
+    raise ConfigError(
+      f"--mixer={options.mixer!r}: names no family; expected some of {', '.join(mixers.FAMILIES)}, or all"
+    )
   if names == ["all"]:
     return [name for name in mixers.FAMILIES if vars(options).get("workdir") or _exists(name, options.n)]
   for name in names:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 import pathlib
 import shlex
@@ -19,7 +18,9 @@ from typing import Any, IO
 
 import submitit
 
+from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
 
 DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75
 POLL_S = 0.2
@@ -92,11 +93,12 @@ def is_running(workdir: pathlib.Path) -> bool:
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """How the last job of the run ended; None when none has."""
+  """How the last job of the run ended; None when none has, or what it wrote is damaged."""
   try:
-    return json.loads((workdir / "outcome.json").read_text())
-  except FileNotFoundError:
+    record = read_json(workdir / "outcome.json")
+  except (FileNotFoundError, DataError):
     return None
+  return record if isinstance(record, dict) and set(record) >= {"exit_code", "stopped", "started", "ended"} else None
 
 
 def ask_to_stop(workdir: pathlib.Path) -> None:

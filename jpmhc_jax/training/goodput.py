@@ -14,12 +14,13 @@ The parts sum to the whole by construction. Time between the last line written b
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
-import json
 import pathlib
 import time
 from typing import TypeVar
 
+from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.files import storing, to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.training.hosts import distributed
 
 ACTIVITIES = ("start", "compile", "data", "step", "evaluate", "save", "diagnose", "lost")
@@ -93,9 +94,9 @@ def _restored(path: pathlib.Path, step: int) -> dict[str, float]:
   """The account of earlier starts. Steps after `step` will be made again: their share of the step time is lost."""
   seconds = dict.fromkeys(ACTIVITIES, 0.0)
   try:
-    earlier: Mapping = json.loads(path.read_text())
+    earlier: Mapping = read_json(path)
     seconds |= {name: float(earlier["seconds"][name]) for name in ACTIVITIES}
     repeated = seconds["step"] * (max(earlier["step"] - step, 0) / max(earlier["step"], 1))
-  except (FileNotFoundError, ValueError, KeyError):  # none yet, or cut off by a kill: the account starts anew
+  except (FileNotFoundError, DataError, ValueError, KeyError, TypeError):  # none yet, or damaged: it starts anew
     return dict.fromkeys(ACTIVITIES, 0.0)
   return seconds | {"step": seconds["step"] - repeated, "lost": seconds["lost"] + repeated}

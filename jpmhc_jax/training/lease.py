@@ -10,10 +10,10 @@ host.
 from collections.abc import Iterator
 import contextlib
 import datetime
-import json
 import os
 import pathlib
 import secrets
+import shlex
 import sys
 import threading
 import time
@@ -22,6 +22,7 @@ from typing import Any
 from jpmhc_jax.core import process
 from jpmhc_jax.core.errors import WorkdirError
 from jpmhc_jax.core.files import storing, sync_folder, temporary_beside, to_json
+from jpmhc_jax.core.reading import json_line
 
 NAME = "running.json"
 RENEW_S = 15.0
@@ -103,7 +104,7 @@ class Lease:
           return  # another one now: it is looked at anew
         raise WorkdirError(
           f"{self.path.parent} is in use: {_name(found)} trains there. Wait for its end or stop it, or choose another "
-          f"--workdir. Where it is surely gone: rm {self.path}"
+          f"--workdir. Where it is surely gone: rm {shlex.quote(str(self.path))}"
         )
       if over:
         return
@@ -196,11 +197,8 @@ def _describe_self() -> dict[str, Any]:
 
 def _read(text: str) -> dict[str, Any]:
   """Empty where it cannot be read: the holder was about to write it, or lost its power."""
-  with contextlib.suppress(ValueError):
-    holder = json.loads(text)
-    if isinstance(holder, dict) and {"host", "boot", "namespace", "pid", "since", "started"} <= set(holder):
-      return holder
-  return {}
+  holder = json_line(text)
+  return holder if {"host", "boot", "namespace", "pid", "since", "started"} <= set(holder) else {}
 
 
 def _name(text: str) -> str:

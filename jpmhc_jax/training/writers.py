@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import hashlib
-import json
 import os
 import pathlib
 import platform
@@ -14,6 +13,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.files import make_folder, storing, sync_file, sync_folder, to_json, write_atomically
+from jpmhc_jax.core.reading import json_line, memory_limit, read_bytes
 from jpmhc_jax.training.hosts import distributed
 
 
@@ -54,17 +54,16 @@ class JsonLines:
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
   """Lines that end in a newline; a last line cut off by a kill is dropped."""
-  lines = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
+  if not path.is_file():
+    return []
+  lines = read_bytes(path, memory_limit()).decode(errors="replace").split("\n")
   return [f"{line}\n" for line in lines[:-1]]
 
 
 def _values(line: str) -> dict[str, Any] | None:
   """What a line says; None when a crash of the machine has damaged it."""
-  try:
-    values = json.loads(line)
-    return values if isinstance(values["step"], int) else None
-  except (ValueError, KeyError, TypeError):
-    return None
+  values = json_line(line)
+  return values if isinstance(values.get("step"), int) else None
 
 
 class TensorBoard:

@@ -82,6 +82,7 @@ def test_an_interrupt_leaves_the_rows_that_are_done(tmp_path, capsys, monkeypatc
     (["--depth=312501"], "depth=312501 of 4 streams: expected depth · streams³ of at most 2e+07, a depth of 312500"),
     (["--sigma-w=1000", "--depth=2", "--activation=nothing"], "activation='nothing': expected one of relu"),
     (["--draw=some"], "draw='some': expected one of init, random"),
+    (["--mixer=,"], "--mixer=',': names no family; expected some of identity"),
     (["--noise=some"], "noise='some': expected one of block, full"),
   ],
 )

@@ -100,6 +100,14 @@ def test_bad_corpora_say_what_is_wrong(folder, tmp_path_factory, monkeypatch):
     file.truncate(5 * 2**30)
   with pytest.raises(DataError, match=r"zero.py: 5.0 GiB; expected at most 64.0 MiB"):
     _build(folder)
+  for target, kind in {"/dev/zero": "a character device", str(folder / "pipe"): "a pipe"}.items():
+    path.unlink()
+    path.symlink_to(target)
+    if kind == "a pipe":
+      assert "package/zero.py" not in source_files(folder)  # a link to nothing holds no text
+      os.mkfifo(target)
+    with pytest.raises(DataError, match=f"zero.py: is {kind}; expected a regular file"):
+      _build(folder)
   path.unlink()
   monkeypatch.setattr(corpora, "memory_limit", lambda: 300)
   with pytest.raises(DataError, match=r"data.text.folder=.*: the files up to .* have 414 bytes; expected at most 300"):

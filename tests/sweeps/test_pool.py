@@ -145,10 +145,31 @@ def test_a_folder_of_another_config_is_refused_before_anything_starts(tmp_path):
   assert not (tmp_path / "first").exists()
 
 
-def test_a_broken_ledger_is_an_error_that_says_what_to_do(tmp_path):
-  (tmp_path / "sweep.json").write_text("{")
-  with pytest.raises(UserError, match="not a sweep's ledger .*finished runs are kept"):
+@pytest.mark.parametrize(
+  ("text", "reason"),
+  [("{", "not readable as JSON"), ("[" * 10_000, "10,000 levels"), ('{"runs": 3}', "not a sweep's ledger")],
+)
+def test_a_broken_ledger_is_an_error_that_says_what_to_do(text, reason, tmp_path):
+  (tmp_path / "sweep.json").write_text(text)
+  with pytest.raises(UserError, match=f"sweep.json: .*{reason}.*finished runs are kept"):
     make_pool(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"exit_code": 0}', "[" * 10_000])
+def test_a_damaged_outcome_is_none(text, tmp_path):
+  (tmp_path / "outcome.json").write_text(text)
+  assert job.outcome(tmp_path) is None
+
+
+def test_damaged_lines_of_metrics_hold_no_score(tmp_path):
+  lines = [
+    '{"step": 1, "evaluation/loss": 2.0}',
+    '{"evaluation/loss": 1.0}',
+    "[" * 10_000 + '"evaluation/',
+    '"evaluation/',
+  ]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+  assert ledger.scores(tmp_path, "loss") == ("loss", False, [(1, 2.0)])
 
 
 def test_commands_are_printed_as_one_types_them(tmp_path):

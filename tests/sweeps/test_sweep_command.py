@@ -1,5 +1,6 @@
 """`jpmhc sweep`: what it prints, and one real sweep that is killed, goes on, and ends with a report."""
 
+import functools
 import json
 import os
 import pathlib
@@ -14,8 +15,11 @@ import pytest
 import tiny
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.core import process
 from jpmhc_jax.main import main
+from jpmhc_jax.sweeps import executors
 
+FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SWEEP = """
 from jpmhc_jax.sweeps import cases, chain, seeds, sweep
@@ -95,6 +99,40 @@ def test_a_metric_that_the_runs_will_not_record_is_refused_before_the_first(more
   assert not list(tmp_path.glob("s/*/metrics.jsonl"))
   (tmp_path / "sweep.py").write_text((tmp_path / "sweep.py").read_text().replace("acuracy", "accuracy"))
   assert main([*arguments, "--dry-run"]) == 0
+
+
+def test_a_sweep_in_a_relative_folder_goes_on_from_another_one(arguments, tmp_path, monkeypatch, capsys):
+  """The runs and what is known of them stay where the first start put them; what a killed sweep left goes."""
+  (tmp_path / "sweep.py").write_text("from jpmhc_jax.sweeps import seeds\n\n\ndef get_sweep():\n  return seeds(1)\n")
+  monkeypatch.setattr(executors, "Executor", functools.partial(executors.Executor, program=(sys.executable, str(FAKE))))
+  monkeypatch.setenv("FAKE_PLAN", "exit1/exit0")
+  (tmp_path / "here").mkdir()
+  (tmp_path / "there").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  assert main([*arguments[:-1], "--workdir=my sweep", "--retries=0"]) == 1
+  folder = tmp_path / "here" / "my sweep"
+  assert (folder / "seed=0" / "outcome.json").is_file()
+  ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
+  left, kept = (folder / f".page.html.{mark}.tmp" for mark in (_mark(int(ended)), process.mark()))
+  left.touch()
+  kept.touch()
+  monkeypatch.chdir(tmp_path / "there")
+  capsys.readouterr()
+  assert main([*arguments[:-1], "--workdir=../here/my sweep"]) == 0
+  assert not left.exists() and kept.exists()
+  assert (folder / "seed=0" / "starts").read_text() == "2"
+  monkeypatch.setenv("HOME", str(tmp_path / "here"))
+  capsys.readouterr()
+  assert main([*arguments[:-1], "--workdir=~/my sweep"]) == 0
+  assert "1 runs, 1 done already" in capsys.readouterr().out and not list((tmp_path / "there").iterdir())
+  runs = json.loads((folder / "sweep.json").read_text())["runs"]
+  assert [(run["workdir"], run["state"]) for run in runs] == [("seed=0", "done")]
+
+
+def _mark(pid):
+  """As `process.mark` of a process that is gone."""
+  own = process.mark().split("-")
+  return "-".join([str(pid), "1", own[-1]])
 
 
 @pytest.mark.slow

@@ -71,7 +71,10 @@ def test_steps_after_the_restored_one_are_lost(tmp_path):
   assert untouched.seconds["lost"] == 0.0
 
 
-@pytest.mark.parametrize("text", ["", "{", json.dumps({"step": 3}), json.dumps({"step": 3, "seconds": {"step": 1}})])
+@pytest.mark.parametrize(
+  "text",
+  ["", "{", "[1]", "null", "[" * 10_000, json.dumps({"step": 3}), json.dumps({"step": 3, "seconds": {"step": 1}})],
+)
 def test_a_damaged_account_starts_anew(tmp_path, text):
   path = tmp_path / "goodput.json"
   path.write_text(text)

@@ -76,6 +76,7 @@ def test_an_evaluation_that_was_cut_off_behind_its_line_is_not_written_twice(tmp
 def test_a_damaged_line_is_dropped_and_the_run_goes_on(tmp_path):
   """A machine that loses power may leave zeros, or half a page of something else."""
   damaged = b'{"step": 2, "train/lo\x00\x00\n\xff\xfe\n[1]\n{"step": null}\n'
+  damaged += b"[" * 10_000 + b"\n"
   (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damaged + b'{"step": 3}\n')
   Writers(tmp_path, CONFIG, 3).close()
   assert _lines(tmp_path) == [{"step": 1}, {"step": 3}]

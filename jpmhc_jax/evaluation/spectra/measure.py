@@ -16,6 +16,7 @@ large on a tiny TRM).
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import pathlib
+import shlex
 from typing import Any
 
 import jax
@@ -285,7 +286,8 @@ class Findings:
 def at_the_end(setup: Setup, dataset: Dataset, state: TrainState, folder: pathlib.Path) -> None:
   """What `jpmhc spectrum` does, after a run of a single process; a run of several says how to get it later."""
   if jax.process_count() > 1:
-    print(f"spectra: not measured by {jax.process_count()} processes; run jpmhc spectrum --workdir={folder} in one")
+    later = f"jpmhc spectrum --workdir={shlex.quote(str(folder))}"
+    print(f"spectra: not measured by {jax.process_count()} processes; run {later} in one")
     return
   for found in findings(setup, dataset, state, int(state.step)):
     found.save(folder)
