@@ -53,7 +53,7 @@ from jpmhc_jax.core import arguments
 from jpmhc_jax.core.seeds import LARGEST_SEED
 
 LAYOUTS = ("1x1", "2x1", "4x1")
-KINDS = tuple(kind for kinds in FAMILIES.values() for kind in kinds)
+KINDS = ("sigterm", *(kind for kinds in FAMILIES.values() for kind in kinds))
 SERIES = 10  # faults of a series
 BY_HAND = ("kill", "kill_start", "kill_save", "sigterm", "quota", "truncate", "flip", "tail")
 # Relative difference of any loss where the number of processes changed. Only the order of sums differs: 2x2 and 4x1

@@ -156,6 +156,9 @@ def test_evaluate_takes_an_earlier_step_and_overrides_of_its_own_fields_only(wor
   out = capsys.readouterr().out
   assert "PARTIAL: the first 5 of 20 held-out examples\n" in out and f"written: {part}" in out
   part.unlink()
+  assert main([*arguments, "--config.evaluation.pooled=False"]) == 2  # the file would lose these metrics
+  assert "evaluation.pooled=False: the run records True, and evaluation/step_N.json" in capsys.readouterr().err
+  assert _json(path) == before
   assert main([*arguments, "--config.optimizer.beta1=0.5"]) == 2
   assert "only fields of 'evaluation'" in capsys.readouterr().err
 

@@ -162,12 +162,8 @@ def test_a_damaged_outcome_is_none(text, tmp_path):
 
 
 def test_damaged_lines_of_metrics_hold_no_score(tmp_path):
-  lines = [
-    '{"step": 1, "evaluation/loss": 2.0}',
-    '{"evaluation/loss": 1.0}',
-    "[" * 10_000 + '"evaluation/',
-    '"evaluation/',
-  ]
+  damaged = ['{"evaluation/loss": 1.0}', "[" * 10_000 + '"evaluation/', '{"evaluation/']
+  lines = ['{"step": 1, "evaluation/loss": 2.0}', *damaged]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
   assert ledger.scores(tmp_path, "loss") == ("loss", False, [(1, 2.0)])
 

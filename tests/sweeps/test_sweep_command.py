@@ -104,14 +104,16 @@ def test_a_metric_that_the_runs_will_not_record_is_refused_before_the_first(more
 def test_a_sweep_in_a_relative_folder_goes_on_from_another_one(arguments, tmp_path, monkeypatch, capsys):
   """The runs and what is known of them stay where the first start put them; what a killed sweep left goes."""
   (tmp_path / "sweep.py").write_text("from jpmhc_jax.sweeps import seeds\n\n\ndef get_sweep():\n  return seeds(1)\n")
-  monkeypatch.setattr(executors, "Executor", functools.partial(executors.Executor, program=(sys.executable, str(FAKE))))
+  program = (sys.executable, str(FAKE))
+  started = functools.partialmethod(executors.Executor.__init__, program=program)
+  monkeypatch.setattr(executors.Executor, "__init__", started)
   monkeypatch.setenv("FAKE_PLAN", "exit1/exit0")
   (tmp_path / "here").mkdir()
   (tmp_path / "there").mkdir()
   monkeypatch.chdir(tmp_path / "here")
   assert main([*arguments[:-1], "--workdir=my sweep", "--retries=0"]) == 1
   folder = tmp_path / "here" / "my sweep"
-  assert (folder / "seed=0" / "outcome.json").is_file()
+  assert (folder / "run" / "outcome.json").is_file()
   ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True).stdout.strip()
   left, kept = (folder / f".page.html.{mark}.tmp" for mark in (_mark(int(ended)), process.mark()))
   left.touch()
@@ -120,13 +122,13 @@ def test_a_sweep_in_a_relative_folder_goes_on_from_another_one(arguments, tmp_pa
   capsys.readouterr()
   assert main([*arguments[:-1], "--workdir=../here/my sweep"]) == 0
   assert not left.exists() and kept.exists()
-  assert (folder / "seed=0" / "starts").read_text() == "2"
+  assert (folder / "run" / "starts").read_text() == "2"
   monkeypatch.setenv("HOME", str(tmp_path / "here"))
   capsys.readouterr()
   assert main([*arguments[:-1], "--workdir=~/my sweep"]) == 0
   assert "1 runs, 1 done already" in capsys.readouterr().out and not list((tmp_path / "there").iterdir())
   runs = json.loads((folder / "sweep.json").read_text())["runs"]
-  assert [(run["workdir"], run["state"]) for run in runs] == [("seed=0", "done")]
+  assert [(run["workdir"], run["state"]) for run in runs] == [("run", "done")]
 
 
 def _mark(pid):
