@@ -1,5 +1,6 @@
 """Files that others wrote: what they ask of memory is known, and bounded, before any of it is taken."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -63,6 +64,16 @@ def read_json(path: pathlib.Path, remedy: str = "repair or remove the file", lim
     return json.loads(content.decode("utf-8"))
   except ValueError as error:
     raise DataError(f"{shown(path)}: not readable as JSON ({error}); {remedy}") from error
+
+
+def read_gzip(path: pathlib.Path, limit: int) -> bytes:
+  """What a gzip file holds; raises as `check_regular` for more than `limit` bytes, EOFError for one that is cut off."""
+  check_regular(path, limit)
+  with gzip.open(path) as file:
+    content = file.read(limit + 1)
+  if len(content) > limit:
+    raise DataError(f"{shown(path)}: holds more than {size(limit)}; expected at most so much: remove or repair it")
+  return content
 
 
 def json_line(line: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
 from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
+from jpmhc_jax.core.reading import memory_limit, read_gzip
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
 from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EXAMPLES
@@ -198,7 +199,7 @@ class Evaluator:
     """The votes of an earlier evaluation; None, said and moved aside, where they are damaged."""
     path = self.path(step, "votes", ".json.gz")
     try:
-      return ArcVotes.from_state(self.dataset.identifiers, json.loads(gzip.decompress(path.read_bytes())))
+      return ArcVotes.from_state(self.dataset.identifiers, json.loads(read_gzip(path, memory_limit())))
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
       again = f"jpmhc evaluate --workdir={shlex.quote(str(self.workdir))} --step={step}"
       print(

@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import re
 
 import pytest
 
@@ -90,6 +91,21 @@ def test_json_is_written_in_one_place():
     if "json.dump" in path.read_text():
       inside = path.relative_to(PACKAGE).as_posix()
       assert inside in DUMPS, f"{inside}: core.files.to_json writes what every reader of JSON takes"
+
+
+COMMAND = re.compile(r"\b(jpmhc (train|evaluate|spectrum|sweep|report)|rm) (\S*=)?$")
+
+
+def test_a_command_in_a_message_can_be_pasted_whatever_the_folder_is_called():
+  for path in PACKAGE.rglob("*.py"):
+    text = path.read_text()
+    for message in ast.walk(ast.parse(text)):
+      parts = message.values if isinstance(message, ast.JoinedStr) else []
+      for before, value in zip(parts, parts[1:], strict=False):
+        if isinstance(before, ast.Constant) and COMMAND.search(before.value):
+          shown = ast.unparse(value.value)
+          quoted = shown.startswith("shlex.") or re.search(rf"\b{re.escape(shown)} = .*shlex\.", text)
+          assert quoted, f"{path.relative_to(PACKAGE)}: shlex.quote({shown}) in {ast.unparse(message)}"
 
 
 def test_the_command_line_stays_short():

@@ -1,5 +1,6 @@
 """Files of users: what is no regular file, too large or too deep is refused in words before memory is taken."""
 
+import gzip
 import json
 import os
 import socket
@@ -7,7 +8,7 @@ import socket
 import pytest
 
 from jpmhc_jax.core.errors import DataError
-from jpmhc_jax.core.reading import DEEPEST, depth, read_bytes, read_json, shown, size
+from jpmhc_jax.core.reading import DEEPEST, depth, read_bytes, read_gzip, read_json, shown, size
 
 
 def _pipe(path):
@@ -50,6 +51,17 @@ def test_a_file_without_a_size_is_read_as_far_as_the_limit(tmp_path):
   path.symlink_to("/proc/self/maps")
   with pytest.raises(DataError, match="grows while it is read; expected at most 100 bytes"):
     read_bytes(path, limit=100)
+
+
+def test_what_a_small_archive_holds_is_read_as_far_as_the_limit(tmp_path):
+  path = tmp_path / "votes.gz"
+  path.write_bytes(gzip.compress(b"0" * 100_000))
+  assert path.stat().st_size < 200 and read_gzip(path, 100_000) == b"0" * 100_000
+  with pytest.raises(DataError, match=r"votes.gz: holds more than 97\.7 KiB"):
+    read_gzip(path, 99_999)
+  path.write_bytes(path.read_bytes()[:-9])
+  with pytest.raises(EOFError):
+    read_gzip(path, 100_000)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
