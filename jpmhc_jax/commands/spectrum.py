@@ -79,7 +79,7 @@ def _design(options: argparse.Namespace) -> int:
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
     say(f"predicted Jacobian spectrum: {options.activation}, {options.noise} noise, mixers drawn as '{options.draw}'")
     say(command.HEADER)
-    for row in question.rows(tick):
+    for row in command.announced(question.rows(tick), question.jobs, question.streams, say):
       rows.append(row)
       say(command.line(row))
 

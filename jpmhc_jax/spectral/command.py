@@ -1,6 +1,7 @@
 """`jpmhc spectrum`: options of the design rules, and their table."""
 
 import argparse
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jpmhc_jax.core import arguments
@@ -87,6 +88,23 @@ def question(options: argparse.Namespace) -> Any:
     threshold=options.threshold,
     seed=options.seed,
   )
+
+
+SLOW_S = 60.0  # a row that may take longer is announced
+
+
+def announced(
+  rows: Iterator[Any], jobs: Sequence[tuple[str, int]], streams: int, say: Callable[[str], None], stacks: int = 1
+) -> Iterator[Any]:
+  """The rows (`rules.rows`) of these (mixer, depth); `say` gets the time that a slow one may take before it starts."""
+  from jpmhc_jax.spectral import rules
+
+  for name, depth in jobs:
+    seconds = rules.longest_seconds(streams, depth, stacks)
+    if seconds > SLOW_S:
+      rough = f"{seconds / 60:,.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+      say(f"  {name}, depth {depth}: at most about {rough}; Ctrl-C keeps the rows above")
+    yield next(rows)
 
 
 HEADER = (

@@ -28,6 +28,7 @@ DEEPEST = (
 )
 _SAMPLED = 96  # singular values of a sampled product, at least
 _LARGEST_LOG = 690.0  # what exp takes
+_COMPILE_S, _SOLVE_S, _SAMPLE_S = 3.0, 0.035, 0.014  # CPU seconds, measured: see `longest_seconds`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,22 @@ def predict(
   )
 
 
+def longest_seconds(streams: int, depth: int, stacks: int = 1) -> float:
+  """CPU time on a server's core that `predict` takes at most, roughly, for so many stacks of one shape.
+
+  The Dyson equation takes it where every part of the grid needs all of its iterations, as for Sinkhorn mixers 100
+  layers deep; most rows take a tenth. A sampled product takes about what this says.
+  """
+  size = depth * streams**3
+  if size <= DEEPEST:
+    return _COMPILE_S + stacks * _SOLVE_S * size
+  return stacks * _SAMPLE_S * depth * (_sampled_size(streams) / _SAMPLED) ** 3
+
+
+def _sampled_size(streams: int) -> int:
+  return streams * max(4, -(-_SAMPLED // streams))
+
+
 def _solved(stacks: Sequence[Layers], threshold: float, points: int, tick: Callable[[float], None]) -> dict[str, Any]:
   """Fields of a `Prediction` from the density that the Dyson equation gives."""
   spectrum = density.spectrum(stacks, points, tick=tick)
@@ -192,7 +209,7 @@ def _sampled(
   stacks: Sequence[Layers], threshold: float, points: int, reason: str, tick: Callable[[float], None]
 ) -> dict[str, Any]:
   """The same fields from a sampled product of every stack."""
-  width = max(4, -(-_SAMPLED // stacks[0].streams))
+  width = _sampled_size(stacks[0].streams) // stacks[0].streams
   turn = lambda done: lambda share: tick((done + share) / len(stacks))  # noqa: E731
   logs = np.concatenate(
     [stable_product.log_singular_values(stack, width, seed, turn(seed)) for seed, stack in enumerate(stacks)]
@@ -258,6 +275,13 @@ class Question:
     with jax.enable_x64(True):
       return propagation.isometric_sigma_w(self.activation, max(self.depths))
 
+  @property
+  def jobs(self) -> list[tuple[str, int]]:
+    """(mixer, depth) of every row, in order."""
+    if isinstance(self.mixers, Mapping):
+      return [(name, len(stack)) for name, stack in self.mixers.items()]
+    return [(name, depth) for name in self.mixers for depth in self.depths]
+
   def rows(self, tick: Tick = lambda what, share: None) -> Iterator[Row]:
     """Every mixer at every depth in turn; see `rows`."""
     scale = self.advice if self.sigma_w is None else self.sigma_w
@@ -267,15 +291,10 @@ class Question:
       stack = mixer_stack(name, self.streams, depth, self.draw, self.seed) if given is None else given
       return layer_stack(np.asarray(stack, np.float64), self.activation, scale, self.noise)
 
-    if isinstance(self.mixers, Mapping):
-      jobs = [(name, len(stack)) for name, stack in self.mixers.items()]
-    else:
-      jobs = [(name, depth) for name in self.mixers for depth in self.depths]
-    return rows(jobs, make, scale, self.threshold, self.points, tick)
+    return rows(self.jobs, make, scale, self.threshold, self.points, tick)
 
   def report(self, rows: Sequence[Row]) -> Report:
     """The report on these rows, which are all or those that were done when the work was interrupted."""
-    mixers, stated = len(self.mixers), isinstance(self.mixers, Mapping)
     return Report.of(
       rows,
       self.threshold,
@@ -283,7 +302,7 @@ class Question:
       draw=self.draw,
       noise=self.noise,
       sigma_w_advice=self.advice,
-      complete=len(rows) == (mixers if stated else mixers * len(self.depths)),
+      complete=len(rows) == len(self.jobs),
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from jpmhc_jax.commands import waiting
 from jpmhc_jax.core.errors import apart
 from jpmhc_jax.main import main
-from jpmhc_jax.spectral import density, dyson
+from jpmhc_jax.spectral import command, density, dyson
 
 
 def _strict(path):
@@ -44,6 +44,25 @@ def test_a_row_that_is_not_solved_is_sampled_and_marked(unsolved, tmp_path, caps
   cayley, sinkhorn = report["predictions"]
   assert abs(cayley["mean_log"]) < 0.05 and sinkhorn["mean_log"] < -1
   assert (tmp_path / "spectrum.svg").stat().st_size > 5000
+
+
+def test_a_slow_row_is_announced_before_it_starts():
+  depths, lines = (1, 100, 25_000), []
+
+  def rows():
+    for depth in depths:
+      lines.append(f"row {depth}")
+      yield depth
+
+  found = list(command.announced(rows(), [("sinkhorn", depth) for depth in depths], 4, lines.append))
+  assert found == [*depths]
+  assert [line.split(";")[0] for line in lines] == [
+    "row 1",
+    "  sinkhorn, depth 100: at most about 4 min",
+    "row 100",
+    "  sinkhorn, depth 25000: at most about 6 min",
+    "row 25000",
+  ]
 
 
 def test_a_family_that_does_not_exist_for_so_many_streams_is_a_row(unsolved, tmp_path, capsys):

@@ -76,6 +76,9 @@ def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
   for mixer in stack.mixers:
     product = mixer @ product
   assert_allclose(product, np.concatenate([z_h, z_l]), rtol=1e-9)
+  part, call = trm.part_layers(at.trace, 1, 0), trm.stream_layers(at.trace, -1, 0)
+  assert_allclose(part.mixers, [np.eye(2), call.mixers[1]])
+  assert_allclose(part.sigma, [0, call.sigma[1]])
 
 
 def test_streams_made_inside_a_call_are_closed_at_its_ends():

@@ -242,17 +242,24 @@ def describe(site: Site) -> str:
 
 
 def swapped(
-  at: Linearised, families: Sequence[str], threshold: float, points: int, seed: int, tick: rules.Tick
+  at: Linearised,
+  families: Sequence[str],
+  threshold: float,
+  points: int,
+  seed: int,
+  say: Callable[[str], None],
+  tick: rules.Tick,
 ) -> Iterator[rules.Row]:
   """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
-  depth, rng, _ = at.network.design(at.trace, 0).mixers.shape
+  depth, streams, _ = at.network.design(at.trace, 0).mixers.shape
+  tokens = range(at.trace.mixers.shape[2])
 
   def make(name: str, depth: int) -> list[Layers]:
-    own = None if name == CHECKPOINT else rules.mixer_stack(name, rng, depth, "random", seed)
-    return [layers_of(at.network.design(at.trace, token, own)) for token in range(at.trace.mixers.shape[2])]
+    own = None if name == CHECKPOINT else rules.mixer_stack(name, streams, depth, "random", seed)
+    return [layers_of(at.network.design(at.trace, token, own)) for token in tokens]
 
   jobs = [(name, depth) for name in (CHECKPOINT, *families)]
-  return rules.rows(jobs, make, None, threshold, points, tick)
+  return command.announced(rules.rows(jobs, make, None, threshold, points, tick), jobs, streams, say, len(tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +329,7 @@ def findings(
   say(f"predicted for the last {at.network.noun} with its own mixers and others")
   say(command.HEADER)
   rest = lambda what, share: tick(what, _MEASURING + (1 - _MEASURING) * share)  # noqa: E731
-  for row in swapped(at, families, threshold, effort.points, setup.config.seed, rest):
+  for row in swapped(at, families, threshold, effort.points, setup.config.seed, say, rest):
     say(command.line(row))
     found = dataclasses.replace(found, rows=(*found.rows, row))
     yield found

@@ -46,7 +46,7 @@ class Network:
   """The calls of a TRM over as many supervision steps as give at least 12, as functions to be linearised.
 
   `params` and `buffers` are the model's arrays; x is the embedded input, as `TRM.injected` gives it. What `spectrum`
-  asks of a network is the same of every kind: `linearised_transformer` has the other one.
+  asks of a network is the same of every kind: `spectra.transformer` has the other one.
   """
 
   noun: ClassVar[str] = "call"
@@ -231,9 +231,11 @@ def stream_layers(trace: Trace, call: int, token: int, mixers: np.ndarray | None
 
 
 def part_layers(trace: Trace, index: int, token: int) -> Stack:
-  """One part of the last call."""
-  mixers, sigma, reads, writes = (a[index : index + 1] for a in stream_layers(trace, -1, token)[:4])
-  return Stack(mixers, sigma, reads, writes)
+  """One part of the last call; the others pass everything on, so that a part and a call share a compiled program."""
+  mixers, sigma, reads, writes = stream_layers(trace, -1, token)[:4]
+  chosen = np.arange(len(sigma)) == index
+  mixers = np.where(chosen[:, None, None], mixers, np.eye(mixers.shape[-1]))
+  return Stack(mixers, np.where(chosen, sigma, 0.0), reads, writes)
 
 
 def call_layers(trace: Trace, call: int, token: int) -> Stack:
@@ -253,10 +255,11 @@ def call_layers(trace: Trace, call: int, token: int) -> Stack:
 def carry_layers(trace: Trace, answers: tuple[bool, ...], token: int) -> Stack:
   """(z_H, z_L) through the first calls: 2n streams, of which a call adds one half to the other and updates that.
 
-  The sum is folded into the first part of the call: mixer A S, read a S.
+  The sum is folded into the first part of the call: mixer A S, read a S. Later calls of the trace pass everything on,
+  so that all numbers of calls share a compiled program.
   """
-  _, parts, _, n = trace.gains.shape
-  m, calls = trace.reads.shape[3], len(answers)
+  calls, parts, _, n = trace.gains.shape
+  m = trace.reads.shape[3]
   mixers = np.tile(np.eye(2 * n), (calls, parts, 1, 1))
   reads, writes = np.zeros((calls, parts, m, 2 * n)), np.zeros((calls, parts, 2 * n, m))
   sigma = np.zeros((calls, parts))
