@@ -1,6 +1,7 @@
 """The command line on one tiny run: files, exit codes, messages, resuming, evaluating, reporting."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -13,8 +14,10 @@ import jax
 import pytest
 import tiny
 
+from jpmhc_jax.commands import evaluate
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.main import main
 
 
@@ -239,6 +242,17 @@ def test_an_ablation_is_written_beside_the_evaluation_and_refused_in_training(wo
   assert _json(path)["metrics"] != evaluation["metrics"] == _json(workdir / "evaluation" / "step_4.json")["metrics"]
   assert main(["train", f"--config={config_file}", f"--workdir={workdir}", "--config.evaluation.ablation=mean"]) == 2
   assert "expected 'none'" in capsys.readouterr().err
+
+
+def test_results_that_lack_metrics_of_the_runs_own_are_refused_unless_they_have_files_of_their_own():
+  recorded = schema.Evaluation(wrong_puzzle=True)
+  for fewer in ({"pooled": False}, {"wrong_puzzle": False}):
+    asked = dataclasses.replace(recorded, **fewer)
+    with pytest.raises(ConfigError, match=f"evaluation.{next(iter(fewer))}=False: the run records True"):
+      evaluate._refuse_less(recorded, asked)
+    evaluate._refuse_less(recorded, dataclasses.replace(asked, max_examples=3))
+    evaluate._refuse_less(recorded, dataclasses.replace(asked, ablation="mean"))
+    evaluate._refuse_less(asked, recorded)
 
 
 def test_evaluate_of_a_step_or_a_folder_that_is_not_there_exits_with_2(workdir, tmp_path, capsys):

@@ -1,11 +1,13 @@
 """What a run says of the code that made it: the revision of this project, or that it is not known."""
 
+import json
 import os
 import pathlib
 import subprocess
 
 import pytest
 
+from jpmhc_jax.training import environment
 from jpmhc_jax.training.environment import git_revision
 
 
@@ -54,3 +56,12 @@ def test_a_git_that_cannot_run_costs_no_run(mode, tmp_path, monkeypatch):
     os.chmod(tmp_path / "git", mode)
   monkeypatch.setenv("PATH", str(tmp_path))
   assert git_revision(pathlib.Path(__file__)) == "unknown"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"x"', '{"a": 1}', "[" * 10_000])
+def test_a_damaged_list_of_starts_begins_anew(text, tmp_path):
+  path = tmp_path / "environment.json"
+  path.write_text(text)
+  environment.save({"seed": 2}, path)
+  environment.save({"seed": 3}, path)
+  assert json.loads(path.read_text()) == {"seed": 3, "earlier_starts": [{"seed": 2}]}
