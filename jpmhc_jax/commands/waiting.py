@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 10.0
+LEAST_SHARE = 0.05  # what the time left is inferred from: a first compilation says nothing of the rest
 
 
 class Waiting:
@@ -42,4 +43,5 @@ class Waiting:
     elif share and now - self._last > LINE_EVERY_S:
       self._last = now
       rest = (now - self._start) * (1 - share) / share
-      self._console.print(f"{what}: {share:.0%} of all, about {rest:.0f} s left", highlight=False, markup=False)
+      left = f", about {rest:.0f} s left" if share >= LEAST_SHARE else ""
+      self._console.print(f"{what}: {share:.0%} of all{left}", highlight=False, markup=False)
