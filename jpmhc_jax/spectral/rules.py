@@ -23,9 +23,7 @@ DRAWS = ("init", "random")
 NOISES = ("block", "full")
 FLOOR = 1e-6  # singular value below which a direction counts as dead
 LARGEST = 2e7  # depth · streams³ up to which a row is worth waiting for
-DEEPEST = (
-  13_000  # depth · streams³ up to which the Dyson equation is tried: minutes a row; beyond, a product is sampled
-)
+DEEPEST = 4_000  # depth · streams³ up to which the Dyson equation is tried: two minutes; beyond, a product is sampled
 _SAMPLED = 96  # singular values of a sampled product, at least
 _LARGEST_LOG = 690.0  # what exp takes
 _COMPILE_S, _SOLVE_S, _SAMPLE_S = 3.0, 0.035, 0.014  # CPU seconds, measured: see `longest_seconds`
@@ -176,7 +174,7 @@ def predict(
 def longest_seconds(streams: int, depth: int, stacks: int = 1) -> float:
   """CPU time on a server's core that `predict` takes at most, roughly, for so many stacks of one shape.
 
-  The Dyson equation takes it where every part of the grid needs all of its iterations, as for Sinkhorn mixers 100
+  The Dyson equation takes it where every part of the grid needs all of its iterations, as for Sinkhorn mixers 60
   layers deep; most rows take a tenth. A sampled product takes about what this says.
   """
   size = depth * streams**3

@@ -47,7 +47,7 @@ def test_a_row_that_is_not_solved_is_sampled_and_marked(unsolved, tmp_path, caps
 
 
 def test_a_slow_row_is_announced_before_it_starts():
-  depths, lines = (1, 100, 25_000), []
+  depths, lines = (1, 60, 25_000), []
 
   def rows():
     for depth in depths:
@@ -58,8 +58,8 @@ def test_a_slow_row_is_announced_before_it_starts():
   assert found == [*depths]
   assert [line.split(";")[0] for line in lines] == [
     "row 1",
-    "  sinkhorn, depth 100: at most about 4 min",
-    "row 100",
+    "  sinkhorn, depth 60: at most about 2 min",
+    "row 60",
     "  sinkhorn, depth 25000: at most about 6 min",
     "row 25000",
   ]
