@@ -107,24 +107,26 @@ class ArcVotes:
     `strict/pass@k`: share of tasks with every test input so solved (the rule of the ARC Prize).
     `unaugmented/pass@1`: as pass@1, from the one prediction on the un-augmented input.
     `augmentations_voted`: mean number of votes on a test input.
-    A test input that was never evaluated counts as not solved (see `voted_on`), and an empty answer takes up a place
-    among the first k, as in the official evaluator. Raises DataError when there is no test task.
+    A test input that was never evaluated counts as not solved (see `voted_on`). An empty answer takes up a place among
+    the first k of `pass@k`, as in the official evaluator, and none in `strict/pass@k`, as in a submission. Raises
+    DataError when there is no test task.
     """
     if not test_puzzles:
       raise DataError("test_puzzles is empty: pass@k needs a test task; check data.arc.test_subset and its filters")
     sums = dict.fromkeys([*(f"pass@{k}" for k in ks), *(f"strict/pass@{k}" for k in ks), "unaugmented/pass@1"], 0.0)
     votes = []
     for task, puzzle in test_puzzles.items():
-      ranks, plain = [], 0
+      ranks, submitted, plain = [], [], 0
       for pair in puzzle["test"]:
         ballot, truth = self._ballot(task, pair["input"]), _key(pair["output"])
         ranks.append(_rank(ballot, truth))
+        submitted.append(_rank(ballot, truth, attempts=True))
         plain += ballot is not None and ballot.plain == truth
         votes.append(ballot.total() if ballot else 0)
       for k in ks:
         solved = sum(rank <= k for rank in ranks)
         sums[f"pass@{k}"] += solved / len(ranks)
-        sums[f"strict/pass@{k}"] += solved == len(ranks)
+        sums[f"strict/pass@{k}"] += all(rank <= k for rank in submitted)
       sums["unaugmented/pass@1"] += plain / len(ranks)
     means = {name: total / len(test_puzzles) for name, total in sums.items()}
     return means | {"augmentations_voted": float(np.mean(votes))}
@@ -209,11 +211,12 @@ class ArcVotes:
     }
 
 
-def _rank(ballot: _Ballot | None, truth: bytes) -> float:
-  """1 for the best answer; infinity when the truth is not among the answers."""
+def _rank(ballot: _Ballot | None, truth: bytes, attempts: bool = False) -> float:
+  """1 for the best answer; infinity when the truth is not among the answers. attempts: empty answers are skipped."""
   if ballot is None or truth not in ballot.answers:
     return np.inf
-  return 1.0 + [answer for answer, _, _ in ballot.ranked()].index(truth)
+  ranked = [answer for answer, _, _ in ballot.ranked() if answer == truth or not attempts or _grid(answer).size]
+  return 1.0 + ranked.index(truth)
 
 
 def _sigmoid(x: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:

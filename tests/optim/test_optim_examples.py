@@ -1,11 +1,10 @@
 """The examples in the docstrings run and print what they say."""
 
 import doctest
-
-from jpmhc_jax.optim import adam_atan2, manifold_optimizers
+import importlib
 
 
 def test_examples():
-  for module in (adam_atan2, manifold_optimizers):
-    results = doctest.testmod(module)
+  for name in ("optim.adam_atan2", "optim.manifold_optimizers", "connections.block"):
+    results = doctest.testmod(importlib.import_module(f"jpmhc_jax.{name}"))
     assert results.attempted > 0 and results.failed == 0
