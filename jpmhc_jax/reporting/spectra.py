@@ -97,7 +97,9 @@ def draw_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> No
   panels = []
   for depth in depths:
     rows = [row for row in predictions if row["depth"] == depth]
-    panels.append((f"depth {depth}", [(r["mixer"], r["singular_values"], r["log_density"], "-") for r in rows]))
+    # matplotlib has ten colours: the eleventh curve and those after it are broken lines.
+    styled = ((row, ("-", "--", ":")[i // 10 % 3]) for i, row in enumerate(rows))
+    panels.append((f"depth {depth}", [(r["mixer"], r["singular_values"], r["log_density"], s) for r, s in styled]))
   _draw(panels, path)
 
 
@@ -119,7 +121,9 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     return  # a figure needs something to show
   columns = min(4, len(panels))
   rows = -(-len(panels) // columns)
-  figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+  curves_at_most = max(len(curves) for _, curves in panels)
+  beside = -(-curves_at_most // (14 * rows)) if curves_at_most > 6 else 0  # columns of a legend beside the panels
+  figure = Figure(figsize=(4.2 * columns + 1.9 * beside, 2.8 * rows), layout="constrained")
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for axis in axes[len(panels) :]:
     axis.set_axis_off()
@@ -129,7 +133,11 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     axis.set(title=title, xscale="log", xlabel="singular value", ylabel="density of log s")
     axis.set_ylim(bottom=0)
     _label_few_decades(axis)
-  axes[0].legend(fontsize=8)
+  if beside:
+    largest = max(axes[: len(panels)], key=lambda axis: len(axis.lines))
+    figure.legend(handles=largest.lines, loc="outside right upper", fontsize=8, ncols=beside)
+  else:
+    axes[0].legend(fontsize=8)
   image = io.BytesIO()
   figure.savefig(image, format="svg", metadata={"Date": None})
   write_atomically(path, image.getvalue())

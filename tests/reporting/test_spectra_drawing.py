@@ -1,0 +1,26 @@
+"""The picture of predicted spectra holds every curve and its name, from one family to all of them."""
+
+import numpy as np
+import pytest
+
+from jpmhc_jax.mixers import FAMILIES
+from jpmhc_jax.reporting.spectra import draw_predictions
+
+
+@pytest.mark.parametrize("families", (1, 7, len(FAMILIES)))
+@pytest.mark.parametrize("depths", (1, 5))
+def test_every_curve_is_drawn_and_named(families, depths, tmp_path):
+  s = np.geomspace(0.1, 10, 20)
+  density = np.exp(-(np.log(s) ** 2))
+  names = list(FAMILIES)[:families]
+  rows = [
+    {"depth": depth, "mixer": name, "singular_values": s, "log_density": density}
+    for depth in range(1, depths + 1)
+    for name in names
+  ]
+  draw_predictions(rows, tmp_path / "spectrum.svg")
+  picture = (tmp_path / "spectrum.svg").read_text()
+  for name in names:
+    assert picture.count(f"<!-- {name} -->") == 1, name
+  for depth in range(1, depths + 1):
+    assert f"<!-- depth {depth} -->" in picture
