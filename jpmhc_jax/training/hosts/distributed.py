@@ -157,6 +157,7 @@ def abandon(error: BaseException) -> None:
   name = f"process {jax.process_index()}"
   if isinstance(error, UserError):
     code = error.exit_code
+    _lifeline.hear_no_more()
     print(f"jpmhc: {name}: {cut(str(error))}", file=sys.stderr, flush=True)
     _lifeline.report(str(error), code)
   else:

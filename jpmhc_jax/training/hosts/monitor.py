@@ -68,6 +68,10 @@ class PeerMonitor:
     self._add(0, connection)
     self._start()
 
+  def hear_no_more(self) -> None:
+    """From here on the others' reports are ignored: this process ends for a reason of its own, which it says once."""
+    self._closing = True
+
   def report(self, reason: str, code: int = EXIT_PEER_LOST) -> None:
     """Tells the others why this process stops. Any `code` but that of a death is theirs too, and `reason` all they say.
 
