@@ -321,15 +321,15 @@ def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
   _assert_near(jax.jit(lambda *arguments: second(*arguments))(x, c, v), expected, tolerance=2e-5)
 
 
-def test_a_passage_takes_only_the_operators_it_was_entered_for():
+def test_fused_streams_take_only_the_operators_they_were_made_for():
   x, mixer, weights = jnp.ones((5, 3, 8)), jnp.ones((3, 3, 5)), jnp.ones((3, 5))
   reading = fused_streams.enter(x, fused_streams.Terms(read=True), xla_tpu)
   with pytest.raises(ValueError, match="mix_and_write: the streams were fused for other operators"):
     vjp.mix_and_write(reading, mixer, weights, x[:, 0], xla_tpu)
-  with pytest.raises(ValueError, match="statistics: the passage"):
+  with pytest.raises(ValueError, match="statistics: the streams were fused for other operators"):
     vjp.statistics(reading, jnp.ones((3, 8, 4)), xla_tpu)
   mixing = fused_streams.enter(x, fused_streams.Terms(mix=True), xla_tpu)
-  with pytest.raises(ValueError, match="read: the passage"):
+  with pytest.raises(ValueError, match="read: the streams"):
     vjp.read(mixing, weights, xla_tpu)
-  with pytest.raises(ValueError, match="write: the passage"):
+  with pytest.raises(ValueError, match="write: the streams"):
     vjp.write(mixing, weights, x[:, 0])
