@@ -70,7 +70,8 @@ class PeerMonitor:
 
   def hear_no_more(self) -> None:
     """From here on the others' reports are ignored: this process ends for a reason of its own, which it says once."""
-    self._closing = True
+    with self._lock:  # held by what is ending this process already
+      self._closing = True
 
   def report(self, reason: str, code: int = EXIT_PEER_LOST) -> None:
     """Tells the others why this process stops. Any `code` but that of a death is theirs too, and `reason` all they say.
@@ -139,7 +140,9 @@ class PeerMonitor:
       )
     else:
       reason = f"process {index}: {reason}"
-    self._end(reason, code)
+    with self._lock:
+      if not self._closing:  # meanwhile this process may have come to an end of its own
+        self._end(reason, code)
 
   def _send(self, text: str) -> None:
     for connection in self._peers.values():
