@@ -2,22 +2,21 @@
 
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-LINE_EVERY_S = 10.0
+from jpmhc_jax.training.progress import LINE_EVERY_S, Live
+
 LEAST_SHARE = 0.05  # what the time left is inferred from: a first compilation says nothing of the rest
 
 
-class Waiting:
+class Waiting(Live):
   """While entered, `tick` shows how far the work is and how long the rest will take."""
 
   def __init__(self, console: Console | None = None):
     self._console = console or Console(stderr=True)
     self._start = self._last = time.monotonic()
-    self._bar: Progress | None = None
     if self._console.is_terminal:
       columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
       # Lines of a standard output that goes elsewhere must not come out here.
@@ -25,15 +24,6 @@ class Waiting:
         *columns, console=self._console, transient=True, redirect_stdout=sys.stdout.isatty(), refresh_per_second=4
       )
       self._task = self._bar.add_task("", total=1.0)
-
-  def __enter__(self) -> "Waiting":
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-    if self._bar:
-      self._bar.stop()
 
   def tick(self, what: str, share: float) -> None:
     """`share` of the whole work is done, and `what` is being worked on."""

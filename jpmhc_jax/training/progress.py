@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
@@ -33,20 +34,12 @@ def summary(scalars: Mapping[str, float]) -> str:
   return "  ".join(parts)
 
 
-class ProgressBar:
-  """Live bar with loss, accuracies, step time and ETA; without a terminal, a line at most every ten seconds."""
+class Live:
+  """A context in which a bar is on the screen, where there is a terminal."""
 
-  def __init__(self, steps: int, start: int, console: Console | None = None):
-    self._console = console or Console(quiet=not distributed.is_primary())
-    self._steps, self._last_line = steps, 0.0
-    self._alarms: list[str] = []
-    self._bar: Progress | None = None
-    if self._console.is_terminal:
-      columns = (BarColumn(bar_width=20), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn())
-      self._bar = Progress(*columns, console=self._console, refresh_per_second=4)
-      self._task = self._bar.add_task("training", total=steps, completed=start, scalars="compiling…")
+  _bar: Progress | None = None
 
-  def __enter__(self) -> "ProgressBar":
+  def __enter__(self) -> Any:
     if self._bar:
       self._bar.start()
     return self
@@ -54,6 +47,19 @@ class ProgressBar:
   def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
     if self._bar:
       self._bar.stop()
+
+
+class ProgressBar(Live):
+  """Live bar with loss, accuracies, step time and ETA; without a terminal, a line at most every ten seconds."""
+
+  def __init__(self, steps: int, start: int, console: Console | None = None):
+    self._console = console or Console(quiet=not distributed.is_primary())
+    self._steps, self._last_line = steps, 0.0
+    self._alarms: list[str] = []
+    if self._console.is_terminal:
+      columns = (BarColumn(bar_width=20), MofNCompleteColumn(), _Scalars(), TimeRemainingColumn())
+      self._bar = Progress(*columns, console=self._console, refresh_per_second=4)
+      self._task = self._bar.add_task("training", total=steps, completed=start, scalars="compiling…")
 
   def advance(self, step: int) -> None:
     """A step was finished."""
