@@ -13,7 +13,7 @@ import pytest
 from jpmhc_jax.models.deep_supervision import Carry, refresh
 from jpmhc_jax.models.layers import rope_tables
 from jpmhc_jax.models.trm import supervision_step
-from jpmhc_jax.training.objective import objective
+from jpmhc_jax.training.tasks.trm import objective
 
 STEPS = 3
 

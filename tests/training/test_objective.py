@@ -11,7 +11,7 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.models.deep_supervision import halt, initial_carry, refresh
 from jpmhc_jax.models.losses import IGNORED, softmax_cross_entropy, stablemax_cross_entropy
-from jpmhc_jax.training.objective import objective, summarise
+from jpmhc_jax.training.tasks.trm import objective, summarise
 
 RECURSION = schema.Recursion(max_steps=16, exploration=0.0)
 

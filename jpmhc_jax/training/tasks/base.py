@@ -1,18 +1,22 @@
-"""What training and evaluation need to know of a family of models. One object per family; `registry` lists them.
+"""`Task`, all that training and evaluation know of a family of models, and `SinglePass`, the part transformers share.
 
 The trainer, the checkpoints, the evaluator and the diagnostics know a model only through this protocol: a family adds
-a class here, not an `if` there.
+a class, not an `if` there. `registry` lists the families.
 """
 
+import abc
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any, Protocol, runtime_checkable, TypeVar
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.data import Dataset
+from jpmhc_jax.models.deep_supervision import Batch
 
 M = TypeVar("M", bound=nnx.Module)
 Sums = dict[str, Float[Array, ""]]
@@ -84,3 +88,43 @@ def build(model: Callable[..., M], config: schema.Config, dataset: Dataset, rngs
     dtype=jnp.dtype(config.precision.compute),
     rngs=rngs,
   )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LastBatch:
+  """The examples of the latest step: what diagnostics look at."""
+
+  data: Any
+
+
+class SinglePass(abc.ABC):
+  """The part of `Task` that all transformers share: one pass over a batch, of which only the batch stays."""
+
+  @abc.abstractmethod
+  def losses(self, logits: Float[Array, "b ..."], labels: Int[Array, "b ..."], loss: str) -> Sums:
+    """Metrics summed over rows; `lm_loss` is what training minimises."""
+
+  def table_shape(self, config: schema.Config, dataset: Dataset) -> None:
+    return None
+
+  def initial_carry(self, model: Any, batch: Batch) -> LastBatch:
+    return LastBatch(batch)
+
+  def refresh(self, model: Any, carry: LastBatch, batch: Batch) -> LastBatch:
+    return LastBatch(batch)
+
+  def objective(
+    self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
+  ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
+    sums = self.losses(model(carry.data["inputs"]), carry.data["labels"], config.model.loss)
+    return sums["lm_loss"], (carry, sums)
+
+  def inspect(self, model: Any, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe) -> dict[str, Any]:
+    """One pass over the latest batch: "block0.tokens", "block0.features", "block1.tokens", …"""
+    _, probed = model.run(model.embed(carry.data["inputs"]), probe)
+    return {
+      f"block{layer}.{name}": jax.tree.map(lambda leaf, layer=layer: leaf[layer], values)
+      for layer in range(model.model.layers)
+      for name, values in probed.items()
+    }

@@ -12,8 +12,7 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.models.losses import IGNORED, TOKEN_LOSSES
-from jpmhc_jax.training.one_pass import SinglePass
-from jpmhc_jax.training.tasks.base import build, Sums
+from jpmhc_jax.training.tasks.base import build, SinglePass, Sums
 
 
 def byte_sums(logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss: str) -> dict[str, Float[Array, "b"]]:

@@ -6,14 +6,68 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.models.deep_supervision import Batch, Carry, initial_carry, refresh
-from jpmhc_jax.models.trm import TRM
-from jpmhc_jax.training import objective as supervision
+from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
+from jpmhc_jax.models.losses import binary_cross_entropy, IGNORED, TOKEN_LOSSES
+from jpmhc_jax.models.trm import Output, TRM
 from jpmhc_jax.training.tasks.base import build, Probe
+
+HALT_WEIGHT = 0.5
+
+# Sums over rows that halted in this step and have a label; divided by `count` when they are reported.
+PER_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+# Sums over all rows; divided by the number of rows when they are reported.
+PER_ROW = ("lm_loss", "q_halt_loss")
+
+
+def losses(output: Output, labels: Int[Array, "b s"], kind: str) -> dict[str, Float[Array, "b"]]:
+  """Per row: lm_loss (mean over its labelled positions), q_halt_loss, token accuracy, exact (0/1), valid (0/1).
+
+  A row without labels counts as exact (its halting target is 1) and adds no token loss. Source: TRM's loss head.
+  """
+  labelled = labels != IGNORED
+  count = jnp.sum(labelled, axis=-1)
+  divisor = jnp.maximum(count, 1).astype(jnp.float32)
+  right = labelled & (jnp.argmax(output.logits, axis=-1) == labels)
+  exact = jnp.sum(right, axis=-1) == count
+  lm_loss = jnp.sum(TOKEN_LOSSES[kind](output.logits, labels), axis=-1) / divisor
+  target = jax.lax.stop_gradient(exact.astype(lm_loss.dtype))
+  return {
+    "lm_loss": lm_loss,
+    "q_halt_loss": binary_cross_entropy(output.q[:, 0], target),
+    "accuracy": jnp.sum(right, axis=-1) / divisor,
+    "exact_accuracy": exact.astype(jnp.float32),
+    "q_halt_accuracy": ((output.q[:, 0] >= 0) == exact).astype(jnp.float32),
+    "valid": (count > 0).astype(jnp.float32),
+  }
+
+
+def objective(
+  model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, config: schema.Config, key: Key[Array, ""] | None
+) -> tuple[Float[Array, ""], tuple[Carry, dict[str, Float[Array, ""]]]]:
+  """Σ over rows of (lm_loss + ½ q_halt_loss), the carry after the step, and sums of the metrics."""
+  output = model(carry.z_h, carry.z_l, carry.data["inputs"], rows)
+  per_row = losses(output, carry.data["labels"], config.model.loss)
+  steps = carry.steps + 1
+  halted = halt(steps, output.q[:, 0], config.model.recursion, key)
+  reported = halted * per_row["valid"]
+  per_row["steps"] = steps.astype(jnp.float32)
+  metrics = {name: jnp.sum(reported * per_row[name]) for name in PER_HALTED}
+  metrics |= {name: jnp.sum(per_row[name]) for name in PER_ROW}
+  metrics["count"] = jnp.sum(reported)
+  loss = metrics["lm_loss"] + HALT_WEIGHT * metrics["q_halt_loss"]
+  return loss, (Carry(output.z_h, output.z_l, steps, halted, carry.data), metrics)
+
+
+def summarise(sums: dict[str, float], rows: int) -> dict[str, float]:
+  """Means from summed metrics: per halted row (absent where none halted), or per row for the losses."""
+  means = {name: sums[name] / sums["count"] for name in PER_HALTED if sums["count"]}
+  means |= {name: sums[name] / max(rows, 1) for name in PER_ROW}
+  return means | {"loss": means["lm_loss"] + HALT_WEIGHT * means["q_halt_loss"], "count": sums["count"]}
+
 
 TABLE_ROWS_MULTIPLE = 256
 
@@ -27,8 +81,8 @@ class DeepSupervision:
   )  # fmt: skip
   main_metric: str = "exact_accuracy"
   higher_is_better: bool = True
-  objective = staticmethod(supervision.objective)
-  summarise = staticmethod(supervision.summarise)
+  objective = staticmethod(objective)
+  summarise = staticmethod(summarise)
 
   def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> TRM:
     return build(TRM, config, dataset, rngs)
@@ -60,8 +114,8 @@ class DeepSupervision:
     start = self._latents(model, *batch["inputs"].shape)
     latents, _ = jax.lax.scan(one, start, None, length=config.model.recursion.max_steps - 1)
     output = model(*latents, batch["inputs"], rows)
-    per_row = supervision.losses(output, batch["labels"], config.model.loss)
-    per_row["loss"] = per_row["lm_loss"] + supervision.HALT_WEIGHT * per_row["q_halt_loss"]
+    per_row = losses(output, batch["labels"], config.model.loss)
+    per_row["loss"] = per_row["lm_loss"] + HALT_WEIGHT * per_row["q_halt_loss"]
     return per_row | {"predictions": jnp.argmax(output.logits, axis=-1).astype(jnp.int32), "q_halt": output.q[:, 0]}
 
   def evaluation_metrics(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
@@ -69,14 +123,14 @@ class DeepSupervision:
 
   def inspect(self, model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, probe: Probe) -> dict[str, Any]:
     """One reasoning update on the carry."""
-    found: dict[str, Any] = {}
+    probed: dict[str, Any] = {}
 
     def visit(name: str, connection: Any, streams: Array) -> None:
-      found[name] = probe(connection, streams)
+      probed[name] = probe(connection, streams)
 
     x = model.embed(carry.data["inputs"], rows)
     model.network(carry.z_l, carry.z_h + model.injected(x), visit)
-    return found
+    return probed
 
   def _latents(self, model: TRM, rows: int, length: int) -> tuple[Array, Array]:
     return model.initial_latents(rows, length + model.model.puzzle.slots)

@@ -11,8 +11,7 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.models.losses import TOKEN_LOSSES
 from jpmhc_jax.models.vision import VisionTransformer
-from jpmhc_jax.training.one_pass import SinglePass
-from jpmhc_jax.training.tasks.base import Sums
+from jpmhc_jax.training.tasks.base import SinglePass, Sums
 
 
 def class_sums(logits: Float[Array, "b classes"], labels: Int[Array, "b 1"], loss: str) -> dict[str, Float[Array, "b"]]:
