@@ -15,9 +15,9 @@ from experiments.claim import Cache, Claim, Number, table
 from jpmhc_jax import data
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.training.flops import flops_per_step
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
+from jpmhc_jax.training.telemetry import flops_per_step
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]

@@ -31,9 +31,8 @@ from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
 from jpmhc_jax.data import loading
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.mesh import make_mesh
+from jpmhc_jax.training.mesh import make_mesh, share_of
 from jpmhc_jax.training.prefetch import DevicePrefetcher
-from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step, StepFunction
 from jpmhc_jax.training.telemetry import Telemetry

@@ -28,7 +28,7 @@ from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.connections.ops import base, xla, xla_tpu
 from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core import arguments, sharding
-from jpmhc_jax.training.topology import devices_of
+from jpmhc_jax.training.plan import devices_of
 
 LAYERS = 7  # no other axis is as long: an axis of it is a stack of what is stored for every layer
 DTYPES = (jnp.float32, jnp.bfloat16)

@@ -14,11 +14,10 @@ def show_plan(
 ) -> int:
   """Prints the plan (JSON with `as_json`), writes workdir/plan.json when there is a workdir; returns 0.
 
-  `topology`: the devices to compile for when they are not those here (see `training.topology`).
+  `topology`: the devices to compile for when they are not those here (see `training.plan.devices_of`).
   """
   from jpmhc_jax import data
-  from jpmhc_jax.training.plan import make_plan
-  from jpmhc_jax.training.topology import devices_of
+  from jpmhc_jax.training.plan import devices_of, make_plan
 
   devices = devices_of(topology, config.mesh.slices) if topology else None
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)

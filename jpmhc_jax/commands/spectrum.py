@@ -142,8 +142,8 @@ def _watched(work: Callable[[Callable[[str], None], Any], None]) -> str:
 
   SIGTERM or Ctrl-C ends the work at its next tick; a second one kills.
   """
-  from jpmhc_jax.commands.waiting import Waiting
   from jpmhc_jax.training.interrupts import Interrupted, Interrupts
+  from jpmhc_jax.training.progress import Waiting
 
   with Interrupts() as interrupts, Waiting() as waiting:
 

@@ -74,7 +74,7 @@ class Train:
     from jpmhc_jax.reporting.report import write_report
     from jpmhc_jax.training import loop
     from jpmhc_jax.training.hosts import distributed
-    from jpmhc_jax.training.profiling import parse_window
+    from jpmhc_jax.training.telemetry import parse_window
 
     if config.evaluation.ablation != "none":
       raise ConfigError(

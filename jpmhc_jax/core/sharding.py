@@ -58,7 +58,7 @@ def constrain(x: Float[Array, "..."], *names: str | None) -> Float[Array, "..."]
 
 def platform() -> str:
   """'cpu', 'gpu' or 'tpu': what is traced for. That of the ambient mesh, whose devices may be elsewhere (see
-  `training.topology`); without a mesh that of this process.
+  `training.plan.devices_of`); without a mesh that of this process.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device is not None and device.platform else jax.default_backend()

@@ -35,9 +35,9 @@ from jpmhc_jax.evaluation.partial import EvalProgress
 from jpmhc_jax.evaluation.rollout import make_rollout
 from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.fingerprint import fingerprint
 from jpmhc_jax.training.hosts import distributed
-from jpmhc_jax.training.shares import share_of
+from jpmhc_jax.training.integrity import fingerprint
+from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.state import Setup, TrainState
 
 

@@ -18,7 +18,7 @@ from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.core.names import digest, Point, run_names
 from jpmhc_jax.sweeps.definition import Budget, Cost, Sweep
 from jpmhc_jax.sweeps.space import Space, SweepError
-from jpmhc_jax.training import flops
+from jpmhc_jax.training import telemetry
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 
@@ -65,7 +65,7 @@ def flops_per_step(config: schema.Config) -> int:
 @functools.cache
 def _flops_per_step(one: schema.Config) -> int:
   dataset = data.build(one.data, batch_size=one.batch_size, seed=one.seed)
-  return flops.flops_per_step(prepare(one, dataset, make_mesh(one.mesh, jax.devices()[:1])), dataset)
+  return telemetry.flops_per_step(prepare(one, dataset, make_mesh(one.mesh, jax.devices()[:1])), dataset)
 
 
 class Planner:

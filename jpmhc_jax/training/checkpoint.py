@@ -31,8 +31,8 @@ from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, re
 from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import integrity
-from jpmhc_jax.training.fingerprint import fingerprint
 from jpmhc_jax.training.hosts import distributed
+from jpmhc_jax.training.integrity import fingerprint
 from jpmhc_jax.training.state import Setup, TrainState
 
 SCORES = "scores.json"

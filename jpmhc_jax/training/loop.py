@@ -24,19 +24,19 @@ from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core.files import storing, sync_folder
 from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.data import Dataset, loading
-from jpmhc_jax.training import environment, lease, nonfinite
+from jpmhc_jax.training import lease, nonfinite
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
+from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
 from jpmhc_jax.training.prefetch import DevicePrefetcher
 from jpmhc_jax.training.progress import ProgressBar
-from jpmhc_jax.training.shares import share_of
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step, Metrics, StepFunction
 from jpmhc_jax.training.telemetry import Telemetry
-from jpmhc_jax.training.workdir import claim_workdir, claimed
+from jpmhc_jax.training.workdir import claim_workdir, claimed, describe_environment, save_environment
 from jpmhc_jax.training.writers import Writers
 
 __all__ = ["claim_workdir", "claimed", "Diagnose", "Evaluate", "Interrupted", "NonFiniteLossError", "Run", "train"]
@@ -119,9 +119,9 @@ def _attempt(
   clock = clock if offset is None else clock | {"offset": offset}
   observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
   if distributed.is_primary():
-    described = environment.describe_environment(config, arguments) | observer.facts()
+    described = describe_environment(config, arguments) | observer.facts()
     with storing(str(run.workdir / "environment.json")):
-      environment.save(described, run.workdir / "environment.json")
+      save_environment(described, run.workdir / "environment.json")
   share = share_of(meshes.batch_sharding(run.setup.mesh), config.batch_size)
   stream = loading.load(run.dataset, start + clock["offset"], share.rows, config.data.prefetch)
   with (

