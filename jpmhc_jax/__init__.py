@@ -23,6 +23,7 @@ _MIXERS = (
   "BirkhoffNewton", "Cayley", "CayleyIterative", "Choice", "Circulant", "EpsilonSinkhorn", "Grassmann", "Householder",
   "Hybrid", "Identity", "Iso", "Kronecker", "Mixer", "Orthostochastic", "OrthostochasticNewtonSchulz",
   "PermutationMixture", "Polar", "Quaternion", "Sinkhorn", "SpectralSphere", "Traits", "Transport", "Unconstrained",
+  "register_mixer",
 )  # fmt: skip
 _HOME = dict.fromkeys(_CONNECTIONS, "connections") | dict.fromkeys(_MIXERS, "mixers")
 

@@ -11,6 +11,7 @@ segments exactly for the linear read and write with a mixer that starts at the i
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -193,7 +194,7 @@ class HyperConnectionFn:
       "norm_shift": dynamic and self.norm == "layernorm",
       "gate": self.generator == "gated",
       "mixer": self.stored is not None,
-      "choice": isinstance(self.mixer, mixers.Choice),
+      "choice": self.blend is not None and self.blend.scores > 0,
     }
     return tuple(name for name, there in present.items() if there)
 
@@ -221,27 +222,30 @@ class HyperConnectionFn:
       parameters["gate"] = jnp.full((3,), self.gate_init, jnp.float32)
     if self.stored:
       parameters["mixer"] = self.stored.initial(n, self.identity_bias)
-    if isinstance(self.mixer, mixers.Choice):
-      parameters["choice"] = jnp.zeros((len(self.mixer.families),), jnp.float32)
+    if self.blend and self.blend.scores:
+      parameters["choice"] = jnp.zeros((self.blend.scores,), jnp.float32)
     return parameters
 
+  @functools.cached_property
+  def blend(self) -> mixers.Blend | None:
+    """The mixer, where it blends families by weights that follow the progress of the run."""
+    return mixers.scheduled(self.mixer)
+
   def choice_weights(self, parameters: Parameters) -> dict[str, Float[Array, ""]]:
-    """Weight of every family of mixer='choice' by its name and options; nothing for the other mixers.
+    """Weight of every family of a learned choice by its name and options; nothing for the other mixers.
 
     `parameters` may hold 'progress', the share of the run that is done, () float32; without it the run begins.
     """
-    if not isinstance(self.mixer, mixers.Choice):
+    if self.blend is None or not self.blend.scores:
       return {}
     return {mixers.name_of(family): weight for family, weight in self.blended(parameters)}
 
   def blended(self, parameters: Parameters) -> list[tuple[mixers.Mixer, Array]]:
-    """Families that the mixer blends by weights common to all tokens, with the weights; empty for one family."""
-    return self.mixer.blended(self._progress(parameters), parameters.get("choice"))
-
-  @property
-  def follows_progress(self) -> bool:
-    """Whether the mixer depends on the share of the run that is done."""
-    return self.mixer.follows_progress
+    """Families that the mixer blends by weights that follow the run, with the weights; empty for other mixers."""
+    if self.blend is None:
+      return []
+    weights = self.blend.weights(parameters.get("choice"), self._progress(parameters))
+    return list(zip(self.blend.families, weights, strict=True))
 
   @staticmethod
   def _progress(parameters: Parameters) -> Array:
@@ -386,7 +390,7 @@ class HyperConnectionFn:
   def mixes(self) -> bool:
     """Whether there is a mixer: not for the identity, whether it is the family's or an ablation of every layer."""
     if self.ablation == "none":
-      return not isinstance(self.mixer, mixers.Identity)
+      return not self.mixer.is_identity
     return self.ablated_indices is not None or ABLATIONS[self.ablation](self.streams) is not None
 
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
@@ -403,11 +407,12 @@ class HyperConnectionFn:
     return jnp.where(here, linear.over_tokens(identity if fixed is None else fixed, own), own)
 
   def _own_mixer(self, parameters: Parameters, logits: Array) -> Array | None:
-    if isinstance(self.mixer, mixers.Identity):
+    if self.mixer.is_identity:
       return None
     if self.stored:
       mixer = self.stored.mixer(parameters["mixer"])
+    elif self.blend:
+      mixer = self.blend.project_at(logits, self.streams, self._progress(parameters), parameters.get("choice"))
     else:
-      progress = self._progress(parameters)
-      mixer = self.mixer.project_at(logits, self.streams, progress, parameters.get("choice"))
+      mixer = self.mixer.project(logits, self.streams)
     return jnp.swapaxes(mixer, 0, 1) if self.transpose else mixer

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 from jpmhc_jax import mixers
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds import parameters as manifolds
-from jpmhc_jax.manifolds.retractions import matmul
 
 MANIFOLDS: dict[str, manifolds.Manifold] = {
   "orthogonal": manifolds.Orthogonal(),
@@ -20,20 +19,6 @@ MANIFOLDS: dict[str, manifolds.Manifold] = {
   "iso": manifolds.Iso(),
   "birkhoff": manifolds.Birkhoff(),
 }
-
-
-def _name(mixer: mixers.Mixer) -> str | None:
-  """The manifold whose points (or their projectors) are the members of a mixer family."""
-  if isinstance(mixer, mixers.Grassmann):
-    return "grassmann"
-  if isinstance(mixer, mixers.Identity | mixers.Unconstrained):
-    return None
-  traits = mixer.traits
-  if traits.orthogonal:
-    return "iso" if traits.row_sums_one else "orthogonal"
-  if isinstance(mixer, mixers.Sinkhorn | mixers.DoublyStochastic):
-    return "birkhoff"
-  return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +34,18 @@ class StoredMixer:
 
   def initial(self, n: int, strength: float) -> Float[Array, "n p"]:
     """The identity where the set contains it in its interior; else as near to it as `strength` says."""
-    logits = self.family.identity_logits(n, strength)
-    if self.name == "grassmann":
-      return MANIFOLDS["grassmann"].project(jnp.asarray(logits))
-    return MANIFOLDS[self.name].project(self.family.project(jnp.asarray(logits, jnp.float32), n))
+    return MANIFOLDS[self.name].project(jnp.asarray(self.family.initial_point(n, strength)))
 
   def mixer(self, point: Float[Array, "n p"]) -> Float[Array, "n n"]:
-    """H of a point: the point itself, or the projector U Uᵀ on the Grassmann manifold."""
-    return matmul(point, point.T) if self.name == "grassmann" else point
+    """H of a point."""
+    return self.family.of_point(point)
 
 
 def stored_mixer(mixer: mixers.Mixer, family: str) -> StoredMixer:
   """The stored form of a family; raises ConfigError where there is none."""
-  name = _name(mixer)
-  if name is None:
+  if mixer.manifold is None:
     raise ConfigError(
       f"connection.parameterisation='manifold': the mixers of connection.mixer={family!r} are no manifold of their "
       "own to step on; use parameterisation='logits', or cayley, polar, iso, sinkhorn or grassmann"
     )
-  return StoredMixer(name, mixer)
+  return StoredMixer(mixer.manifold, mixer)

@@ -62,7 +62,7 @@ class HyperConnection(nnx.Module):
     for name, value in self.rule.init(rngs.params(), traced).items():
       role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
       setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
-    if self.rule.follows_progress:
+    if self.rule.blend:
       self.progress = Progress(jnp.zeros((), jnp.float32), axes=())
 
   def _parameters(self) -> dict[str, Array]:
@@ -70,7 +70,7 @@ class HyperConnection(nnx.Module):
     return {name: value[...] for name, value in vars(self).items() if isinstance(value, held)}
 
   def choice_weights(self) -> dict[str, Float[Array, ""]]:
-    """Weight of every family of mixer='choice' by its name; nothing for the other mixers."""
+    """Weight of every family of a learned choice by its name; nothing for the other mixers."""
     return self.rule.choice_weights(self._parameters())
 
   def coefficients(self, streams: Float[Array, "*tokens n d"]) -> Coefficients:

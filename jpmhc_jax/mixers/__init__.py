@@ -3,6 +3,7 @@
 from jpmhc_jax.linalg.differences import helmert
 from jpmhc_jax.mixers.base import Mixer, Traits
 from jpmhc_jax.mixers.birkhoff import BirkhoffNewton, DoublyStochastic, EpsilonSinkhorn, Sinkhorn
+from jpmhc_jax.mixers.blend import Blend, scheduled
 from jpmhc_jax.mixers.cayley import Cayley, CayleyIterative
 from jpmhc_jax.mixers.choice import Choice
 from jpmhc_jax.mixers.grassmann import Grassmann
@@ -14,13 +15,14 @@ from jpmhc_jax.mixers.orthostochastic import Orthostochastic, OrthostochasticNew
 from jpmhc_jax.mixers.permutation import best_generators, Circulant, PermutationMixture, spectral_gap
 from jpmhc_jax.mixers.polar import Polar
 from jpmhc_jax.mixers.quaternion import Quaternion
-from jpmhc_jax.mixers.registry import FAMILIES, make, name_of, parse
+from jpmhc_jax.mixers.registry import FAMILIES, make, name_of, parse, register_mixer
 from jpmhc_jax.mixers.sphere import SpectralSphere
 from jpmhc_jax.mixers.transport import Transport
 from jpmhc_jax.mixers.trivial import Identity, Unconstrained
 
 __all__ = [
   "BirkhoffNewton",
+  "Blend",
   "Cayley",
   "CayleyIterative",
   "Choice",
@@ -50,5 +52,7 @@ __all__ = [
   "make",
   "name_of",
   "parse",
+  "register_mixer",
+  "scheduled",
   "spectral_gap",
 ]

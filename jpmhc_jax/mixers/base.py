@@ -98,23 +98,25 @@ class Mixer(abc.ABC):
     return worst
 
   @property
-  def follows_progress(self) -> bool:
-    """Whether the mixer depends on the share of the run that is done, which `project` does not know."""
+  def is_identity(self) -> bool:
+    """Whether H = I at any logits, so that nobody needs to multiply by it."""
     return False
 
-  def project_at(
-    self, logits: Float[Array, "..."], n: int, progress: Float[Array, ""], scores: Float[Array, "families"] | None
-  ) -> Float[Array, "{n} {n} ..."]:
-    """`project` when the share `progress` of the run is done; `scores` are those of a choice between families."""
-    del progress, scores
-    return self.project(logits, n)
+  @property
+  def manifold(self) -> str | None:
+    """Name of the manifold whose points are the members (`connections.MANIFOLDS`), for a mixer that is stored as a
+    matrix instead of as logits; None where the members are no manifold of their own."""
+    if not self.traits.orthogonal:
+      return None
+    return "iso" if self.traits.row_sums_one else "orthogonal"
 
-  def blended(
-    self, progress: Float[Array, ""], scores: Float[Array, "families"] | None
-  ) -> "list[tuple[Mixer, Float[Array, '']]]":
-    """Families that `project_at` blends by weights common to all tokens, with the weights; empty for one family."""
-    del progress, scores
-    return []
+  def initial_point(self, n: int, strength: float) -> Float[Array, "n p"]:
+    """Where a stored mixer starts, up to the manifold's own projection: H of `identity_logits`."""
+    return self.project(jnp.asarray(self.identity_logits(n, strength), jnp.float32), n)
+
+  def of_point(self, point: Float[Array, "n p"]) -> Float[Array, "n n"]:
+    """H of a point of the manifold: the point itself."""
+    return point
 
   def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
     """A random member: the projection of standard normal logits unless the set has a natural measure."""
@@ -141,4 +143,4 @@ class Mixer(abc.ABC):
 
 def refuse_streams(family: str, n: int, expected: str, remedy: str) -> ConfigError:
   """The error of a family that does not exist for n streams."""
-  return ConfigError(f"connection.streams={n}: {family!r} needs {expected}; {remedy}.")
+  return ConfigError(f"streams={n}: {family!r} needs {expected}; {remedy}.")

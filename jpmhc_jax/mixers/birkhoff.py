@@ -38,6 +38,10 @@ class DoublyStochastic(Mixer):
       determinant="[−1, 1]", eigenvalues="1 and the closed unit disc", norm="mean kept, differences shrink",
     )  # fmt: skip
 
+  @property
+  def manifold(self) -> str:
+    return "birkhoff"
+
   def dimension(self, n: int) -> int:
     return (n - 1) ** 2
 
@@ -73,11 +77,11 @@ class Sinkhorn(_Scaled):
   order: str = "rows_first"
 
   def __post_init__(self) -> None:
-    check_choice("connection.options: adjoint", self.adjoint, ("implicit", "gauss_seidel", "unrolled"))
-    check_choice("connection.options: order", self.order, ("rows_first", "columns_first"))
+    check_choice("adjoint", self.adjoint, ("implicit", "gauss_seidel", "unrolled"))
+    check_choice("order", self.order, ("rows_first", "columns_first"))
     _check_positive(sweeps=self.sweeps, temperature=self.temperature)
     if self.clip < 0:
-      raise ConfigError(f"connection.options: clip={self.clip}: expected 0 (none) or a positive bound, e.g. clip=10.")
+      raise ConfigError(f"clip={self.clip}: expected 0 (none) or a positive bound, e.g. clip=10.")
 
   @property
   def traits(self) -> Traits:
@@ -123,9 +127,7 @@ class BirkhoffNewton(_Scaled):
   def __post_init__(self) -> None:
     _check_positive(sweeps=self.sweeps, steps=self.steps, clip=self.clip)
     if self.clip > _LARGEST_BOUNDED_CLIP:
-      raise ConfigError(
-        f"connection.options: clip={self.clip}: expected at most {_LARGEST_BOUNDED_CLIP:g}, the float32 range."
-      )
+      raise ConfigError(f"clip={self.clip}: expected at most {_LARGEST_BOUNDED_CLIP:g}, the float32 range.")
 
   @property
   def traits(self) -> Traits:
@@ -164,4 +166,4 @@ class EpsilonSinkhorn(_Scaled):
 def _check_positive(**values: float | int) -> None:
   for name, value in values.items():
     if value <= 0:
-      raise ConfigError(f"connection.options: {name}={value}: expected a positive number.")
+      raise ConfigError(f"{name}={value}: expected a positive number.")

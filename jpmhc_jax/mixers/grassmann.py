@@ -28,7 +28,7 @@ class Grassmann(Mixer):
   def _rank(self, n: int) -> int:
     rank = self.rank or max(n // 2, 1)
     if not 1 <= rank <= n:
-      raise ConfigError(f"connection.options: rank={self.rank}: expected 1 to connection.streams={n}, or 0 for n // 2.")
+      raise ConfigError(f"options: rank={self.rank}: expected 1 to streams={n}, or 0 for n // 2.")
     return rank
 
   @property
@@ -50,6 +50,17 @@ class Grassmann(Mixer):
     # does.
     rank = self._rank(n)
     return jnp.asarray(np.arange(n)[:, None] % rank == np.arange(rank)[None], jnp.float32)
+
+  @property
+  def manifold(self) -> str:
+    return "grassmann"
+
+  def initial_point(self, n: int, strength: float) -> Float[Array, "n p"]:
+    return self.identity_logits(n, strength)
+
+  def of_point(self, point: Float[Array, "n p"]) -> Float[Array, "n n"]:
+    """The projector U Uᵀ of a point U."""
+    return linear.matmul(point, point.T)
 
   def distance(self, matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:
     """max of |H − Hᵀ|, |H² − H| and |trace H − p|."""

@@ -30,7 +30,7 @@ class Householder(Mixer):
   gate: str = "hard"
 
   def __post_init__(self) -> None:
-    check_choice("connection.options: gate", self.gate, ("hard", "soft"))
+    check_choice("gate", self.gate, ("hard", "soft"))
 
   @property
   def traits(self) -> Traits:

@@ -34,7 +34,7 @@ class Iso(Mixer):
   adjoint: str = "implicit"  # of the polar methods; Cayley's is exact and implicit
 
   def __post_init__(self) -> None:
-    check_choice("connection.options: method", self.method, ("cayley", "newton", "express", "newton_schulz"))
+    check_choice("method", self.method, ("cayley", "newton", "express", "newton_schulz"))
     if self.method != "cayley":
       check_polar(self.method, self.steps, self.adjoint)
 

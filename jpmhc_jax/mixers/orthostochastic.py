@@ -32,7 +32,7 @@ class Orthostochastic(DoublyStochastic):
 
   def __post_init__(self) -> None:
     if self.copies < 1:
-      raise ConfigError(f"connection.options: copies={self.copies}: expected a positive integer.")
+      raise ConfigError(f"copies={self.copies}: expected a positive integer.")
 
   @property
   def traits(self) -> Traits:
@@ -81,7 +81,7 @@ class OrthostochasticNewtonSchulz(DoublyStochastic):
 
   def __post_init__(self) -> None:
     if self.steps < 1:
-      raise ConfigError(f"connection.options: steps={self.steps}: expected a positive integer.")
+      raise ConfigError(f"steps={self.steps}: expected a positive integer.")
 
   @property
   def traits(self) -> Traits:

@@ -34,7 +34,7 @@ class PermutationMixture(DoublyStochastic):
   permutations: str = ""
 
   def __post_init__(self) -> None:
-    check_choice("connection.options: basis", self.basis, ("full", "jpmhc", "generators"))
+    check_choice("basis", self.basis, ("full", "jpmhc", "generators"))
 
   @property
   def traits(self) -> Traits:
@@ -108,7 +108,7 @@ def _parse(text: str, n: int) -> tuple[Permutation, ...]:
   streams = tuple(range(n))
   if not permutations or permutations[0] != streams or any(tuple(sorted(word)) != streams for word in permutations):
     raise ConfigError(
-      f"connection.options: permutations={text!r}: expected permutations of the digits 0 to {n - 1} separated by '/', "
+      f"options: permutations={text!r}: expected permutations of the digits 0 to {n - 1} separated by '/', "
       f"the identity first, e.g. {''.join(map(str, streams))!r}."
     )
   return permutations
@@ -179,7 +179,7 @@ class Circulant(DoublyStochastic):
 
   def __post_init__(self) -> None:
     if not 0 < self.leak <= 1:
-      raise ConfigError(f"connection.options: leak={self.leak}: expected a fraction above 0 and at most 1.")
+      raise ConfigError(f"leak={self.leak}: expected a fraction above 0 and at most 1.")
 
   @property
   def traits(self) -> Traits:

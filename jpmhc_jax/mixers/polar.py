@@ -242,7 +242,7 @@ class Polar(Mixer):
 
 def check_polar(method: str, steps: int, adjoint: str) -> None:
   """Raises ConfigError for options that `polar` does not know."""
-  check_choice("connection.options: method", method, ("newton", "express", "newton_schulz"))
-  check_choice("connection.options: adjoint", adjoint, ("implicit", "unrolled"))
+  check_choice("method", method, ("newton", "express", "newton_schulz"))
+  check_choice("adjoint", adjoint, ("implicit", "unrolled"))
   if steps < 1:
-    raise ConfigError(f"connection.options: steps={steps}: expected a positive number of Newton–Schulz steps.")
+    raise ConfigError(f"steps={steps}: expected a positive number of Newton–Schulz steps.")

@@ -1,7 +1,10 @@
-"""From a name in the config to a manifold."""
+"""The mixer families by name: ours and those that a user registers, and how a config writes one down."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any
+import re
+import typing
+from typing import Any, TypeVar
 
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
 from jpmhc_jax.core.scalars import plain
@@ -48,43 +51,112 @@ FAMILIES: dict[str, type[Mixer]] = {
 }
 
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_KINDS = (bool, int, float, str, Mixer, tuple[Mixer, ...])
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_mixer(name: str) -> Callable[[_Class], _Class]:
+  """A class decorator that adds a family of mixers, which a config then names as `connection.mixer`.
+
+  The class is a frozen dataclass that implements `Mixer`; its fields, each with a default, are the family's options:
+  bool, int, float, str, Mixer or tuple[Mixer, ...]. The family is known to `parse`, `jpmhc describe --mixers`, sweeps,
+  `choice` and `hybrid`, diagnostics and spectra as ours are. A class that is defined anew, as in a notebook's cell that
+  runs twice, takes the place of its older self.
+
+  Raises ConfigError for a name that is taken or no lower-case word, and for a class that is no such mixer.
+
+  >>> import dataclasses
+  >>> from jpmhc_jax.mixers import Cayley, parse, register_mixer
+  >>> @register_mixer("half_turn")
+  ... @dataclasses.dataclass(frozen=True)
+  ... class HalfTurn(Cayley):
+  ...   alpha: float = 2.0
+  >>> parse("half_turn", "alpha=1") == HalfTurn(alpha=1.0)
+  True
+  """
+
+  def add(cls: _Class) -> _Class:
+    _check_family(name, cls)
+    FAMILIES[name] = cls
+    return cls
+
+  return add
+
+
+def _check_family(name: str, cls: type) -> None:
+  where = f"register_mixer({name!r})"
+  if not _NAME.fullmatch(name):
+    raise ConfigError(f"{where}: expected a word of lower-case letters, digits and underscores, e.g. 'reflection'.")
+  if not issubclass(cls, Mixer):
+    raise ConfigError(f"{where}: {_place(cls)} is no Mixer; derive the class from jpmhc_jax.Mixer.")
+  taken = FAMILIES.get(name)
+  if taken is not None and _place(taken) != _place(cls):
+    raise ConfigError(f"{where}: the name is taken by {_place(taken)}; choose another for {_place(cls)}.")
+  if cls.__abstractmethods__:
+    missing = ", ".join(sorted(cls.__abstractmethods__))
+    raise ConfigError(f"{where}: {_place(cls)} lacks {missing}; implement what jpmhc_jax.Mixer asks for.")
+  if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+    raise ConfigError(f"{where}: {_place(cls)} is no frozen dataclass; put @dataclasses.dataclass(frozen=True) on it.")
+  kinds = _option_kinds(cls)
+  for field in dataclasses.fields(cls):
+    if kinds[field.name] not in _KINDS:
+      raise ConfigError(
+        f"{where}: option {field.name!r} of {_place(cls)} is a {field.type}; expected bool, int, float, str, Mixer or "
+        "tuple[Mixer, ...]."
+      )
+    if field.default is dataclasses.MISSING:
+      raise ConfigError(f"{where}: option {field.name!r} of {_place(cls)} has no default; give it one.")
+
+
+def _place(cls: type) -> str:
+  return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _option_kinds(cls: type[Mixer]) -> dict[str, Any]:
+  """The options of a family with their types; those of a module with postponed annotations are strings otherwise."""
+  hints = typing.get_type_hints(cls)
+  return {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+
 def make(name: str, **options: Any) -> Mixer:
-  """The manifold of that name. Raises ConfigError for an unknown name, an unknown option or an option of the wrong
-  type."""
+  """The mixer of that family. Raises ConfigError for an unknown name, an unknown option, an option of the wrong type or
+  with a value that the family refuses."""
   check_choice("connection.mixer", name, FAMILIES)
-  cls = FAMILIES[name]
-  known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+  kinds = _option_kinds(FAMILIES[name])
   options = {key: plain(value) for key, value in options.items()}
   for key, value in options.items():
-    if key not in known:
-      valid = ", ".join(known) or "none"
-      hint = nearest(key, known)
+    if key not in kinds:
+      valid = ", ".join(kinds) or "none"
+      hint = nearest(key, kinds)
       raise ConfigError(f"connection.options: {key!r} is no option of {name!r}; its options: {valid}.{hint}")
-    _check_type(name, key, value, known[key].type)
-  return cls(**{key: float(value) if known[key].type is float else value for key, value in options.items()})
+    _check_type(name, key, value, kinds[key])
+  values = {key: float(value) if kinds[key] is float else value for key, value in options.items()}
+  try:
+    return FAMILIES[name](**values)
+  except ConfigError as error:
+    raise ConfigError(f"connection.options: {error}") from error
 
 
 def parse(name: str, options: str = "") -> Mixer:
-  """The manifold that `connection.mixer` and `connection.options` name, e.g. parse("sinkhorn",
+  """The mixer that `connection.mixer` and `connection.options` name, e.g. parse("sinkhorn",
   "sweeps=5,adjoint=unrolled").
 
-  An option that is a family carries its own options in parentheses, "first=iso(method=newton),second=sinkhorn"; so may
+  An option that is a mixer carries its own options in parentheses, "first=iso(method=newton),second=sinkhorn"; so may
   the name itself, as `name_of` writes it. Raises ConfigError as `make` does, and for text that cannot be read.
   """
   return _parse("connection.mixer", name, options)
 
 
-def name_of(manifold: Mixer) -> str:
-  """The name of a manifold, with the options that are not the default, e.g. 'cayley(alpha=1)': parse(name_of(m)) == m.
+def name_of(mixer: Mixer) -> str:
+  """The name of a mixer, with the options that are not the default, e.g. 'cayley(alpha=1)': parse(name_of(m)) == m.
 
   Of several names for one class the last, which is the usual one; a class without a name goes by its own.
   """
-  name = [type(manifold).__name__, *(name for name, cls in FAMILIES.items() if cls is type(manifold))][-1]
-  fields: tuple[dataclasses.Field[Any], ...] = (
-    dataclasses.fields(manifold) if dataclasses.is_dataclass(manifold) else ()
-  )
-  changed = [field for field in fields if getattr(manifold, field.name) != field.default]
-  own = ",".join(f"{field.name}={_written(getattr(manifold, field.name))}" for field in changed)
+  name = [type(mixer).__name__, *(name for name, cls in FAMILIES.items() if cls is type(mixer))][-1]
+  fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(mixer) if dataclasses.is_dataclass(mixer) else ()
+  changed = [field for field in fields if getattr(mixer, field.name) != field.default]
+  own = ",".join(f"{field.name}={_written(getattr(mixer, field.name))}" for field in changed)
   return f"{name}({own})" if own else name
 
 
@@ -105,7 +177,7 @@ def _parse(field: str, name: str, options: str = "") -> Mixer:
     if not own.endswith(")"):
       raise ConfigError(f"{field}={name + opened + own!r}: expected nothing behind the options of {name!r}.")
     options = ",".join(filter(None, (own[:-1], options)))
-  types = {field.name: field.type for field in dataclasses.fields(FAMILIES[name])}  # type: ignore[arg-type]
+  kinds = _option_kinds(FAMILIES[name])
   values: dict[str, Any] = {}
   for item in filter(None, (part.strip() for part in _split(options, ","))):
     key, equals, text = (part.strip() for part in item.partition("="))
@@ -113,7 +185,7 @@ def _parse(field: str, name: str, options: str = "") -> Mixer:
       raise ConfigError(f"connection.options={options!r}: {item!r} is not of the form name=value.")
     if key in values:
       raise ConfigError(f"connection.options={options!r}: {key!r} is given twice.")
-    values[key] = _read(name, key, text, types.get(key, str))
+    values[key] = _read(name, key, text, kinds.get(key, str))
   return make(name, **values)
 
 
@@ -162,5 +234,5 @@ def _check_type(name: str, key: str, value: Any, kind: Any) -> None:
 
 
 def _called(kind: Any) -> str:
-  names = {int: "an integer", float: "a number", bool: "true or false", str: "a word", tuple: "manifolds"}
-  return names.get(kind, "the name of a manifold")
+  names = {int: "an integer", float: "a number", bool: "true or false", str: "a word", tuple: "mixers"}
+  return names.get(kind, "the name of a mixer")

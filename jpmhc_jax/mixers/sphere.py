@@ -29,7 +29,7 @@ class SpectralSphere(Mixer):
 
   def __post_init__(self) -> None:
     if self.gamma <= 0:
-      raise ConfigError(f"connection.options: gamma={self.gamma}: expected a positive bound on the rotations.")
+      raise ConfigError(f"gamma={self.gamma}: expected a positive bound on the rotations.")
 
   @property
   def traits(self) -> Traits:

@@ -29,7 +29,7 @@ class Transport(DoublyStochastic):
 
   def __post_init__(self) -> None:
     if not 0 <= self.delta < 1:
-      raise ConfigError(f"connection.options: delta={self.delta}: expected a fraction from 0 to below 1.")
+      raise ConfigError(f"delta={self.delta}: expected a fraction from 0 to below 1.")
 
   @property
   def traits(self) -> Traits:

@@ -25,6 +25,14 @@ class Identity(Mixer):
       determinant="1", eigenvalues="1", norm="kept",
     )  # fmt: skip
 
+  @property
+  def is_identity(self) -> bool:
+    return True
+
+  @property
+  def manifold(self) -> None:
+    return None
+
   def logit_shape(self, n: int) -> tuple[int, ...]:
     return (0,)
 

@@ -18,7 +18,8 @@ NAMES = {
     BirkhoffNewton Cayley CayleyIterative Choice Circulant Coefficients EpsilonSinkhorn Grassmann Householder Hybrid
     HyperConnection HyperConnectionFn Identity Iso Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz
     PermutationMixture Polar Quaternion Routing Sinkhorn SpectralSphere StreamExpansion StreamExpansionFn Traits
-    Transport Unconstrained __version__ connections expand linalg manifolds mixers optim reduce spectral
+    Transport Unconstrained __version__ connections expand linalg manifolds mixers optim reduce register_mixer
+    spectral
   """,
   "manifolds": "Birkhoff Grassmann Iso MANIFOLDS Manifold Oblique Orthogonal Sphere Stiefel",
   "optim": """

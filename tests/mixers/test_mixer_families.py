@@ -112,8 +112,8 @@ def test_bad_options_are_explained(name, options, message):
 @pytest.mark.parametrize(
   "name, options, n, message",
   (
-    ("kronecker", "", 3, r"connection.streams=3: 'kronecker' needs a power of two \(2, 4, 8, …\); use 2 or 4"),
-    ("kronecker", "", 1, r"connection.streams=1"),
+    ("kronecker", "", 3, r"streams=3: 'kronecker' needs a power of two \(2, 4, 8, …\); use 2 or 4"),
+    ("kronecker", "", 1, r"streams=1"),
     ("quaternion", "", 3, r"exactly 4 streams"),
     ("permutation", "", 6, r"720 logits with basis=full; use basis=generators"),
     ("permutation", "basis=jpmhc", 3, r"4 streams with basis=jpmhc"),
