@@ -81,6 +81,8 @@ def check_command(piece: Code) -> None:
     module_help(_file(rest[1]))
   elif rest[:1] == ["-m"]:
     parse_module(_file(rest[1]), rest[2:])
+  elif rest[0].startswith("examples/"):  # programs without options, which tests/examples runs
+    assert (ROOT / rest[0]).is_file() and not rest[1:], piece
   else:
     parse_module(ROOT / rest[0], rest[1:])
 

@@ -7,7 +7,8 @@ import pathlib
 from markdown_it import MarkdownIt
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md")))
+FOLDERS = ("docs/*.md", "experiments/*/README.md", "examples/README.md")
+PAGES = (ROOT / "README.md", *(page for pattern in FOLDERS for page in sorted(ROOT.glob(pattern))))
 
 
 @dataclasses.dataclass(frozen=True)

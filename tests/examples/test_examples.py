@@ -1,0 +1,114 @@
+"""The examples learn: a few steps of each in a small size, and, slow, what their docstrings promise of the whole."""
+
+import ast
+import importlib.util
+import pathlib
+import re
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+import jpmhc_jax as jp
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
+FILES = sorted(EXAMPLES.rglob("*.py"))
+SMALL = {
+  "equinox_mlp": {"STREAMS": 2, "WIDTH": 8, "DEPTH": 1},
+  "linen": {"STREAMS": 2, "WIDTH": 8, "DEPTH": 1},
+  "matrix_on_manifold": {},
+  "nnx_transformer": {"STREAMS": 2, "WIDTH": 8, "HEADS": 2, "BLOCKS": 1, "WINDOW": 16},
+  "plain_functions": {"DEPTH": 2},
+}
+# The mean of the last twenty losses, at most; the share of right answers, at least.
+PROMISED = {
+  "equinox_mlp": (0.001, None),
+  "linen": (0.1, 0.94),
+  "matrix_on_manifold": (0.715, None),
+  "nnx_transformer": (3.25, None),
+  "plain_functions": (0.15, 0.95),
+}
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where it is not called as what is imported
+
+
+def _load(name, **constants):
+  """An example's module of its own, with constants of another size."""
+  spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module
+  spec.loader.exec_module(module)
+  assert vars(module).keys() >= constants.keys()
+  vars(module).update(constants)
+  return module
+
+
+def _losses(result):
+  """The losses; some examples return a second number beside them."""
+  return result[0] if isinstance(result, tuple) else result
+
+
+def _imports(path):
+  """(module, name or None) of every import."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from ((alias.name, None) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from ((node.module, alias.name) for alias in node.names)
+
+
+def _chain(node):
+  """['jp', 'optim', 'cayley_adam'] of `jp.optim.cayley_adam`; empty for what does not begin with a name."""
+  if isinstance(node, ast.Attribute):
+    chain = _chain(node.value)
+    return [*chain, node.attr] if chain else []
+  return [node.id] if isinstance(node, ast.Name) else []
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_loss_falls_within_a_few_steps(name):
+  losses = _losses(_load(name, **SMALL[name]).main(steps=8))
+  assert len(losses) == 8 and np.all(np.isfinite(losses))
+  assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROMISED)
+def test_the_whole_example_keeps_its_promise(name):
+  result = _load(name).main()
+  most, least = PROMISED[name]
+  assert np.mean(_losses(result)[-20:]) < most
+  assert least is None or result[1] >= least
+
+
+def test_the_components_are_those_of_the_closed_form():
+  losses, closed = _load("matrix_on_manifold").main()
+  np.testing.assert_allclose(losses[-1], closed, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_an_example_is_short_and_uses_public_names_only(path):
+  text = path.read_text(encoding="utf-8")
+  assert len(text.splitlines()) <= 90 and ast.get_docstring(ast.parse(text))
+  ours = [(module, name) for module, name in _imports(path) if module.split(".")[0] == "jpmhc_jax"]
+  assert ours in ([], [("jpmhc_jax", None)]), f"{path}: `import jpmhc_jax as jp` and nothing else of the package"
+  for node in ast.walk(ast.parse(text)):
+    chain = _chain(node)
+    if chain[:1] == ["jp"]:
+      place = jp
+      for name in chain[1:]:
+        if not hasattr(place, "__all__"):  # a class, whose attributes are its own
+          break
+        assert name in place.__all__, f"{path}: {'.'.join(chain)} is no public name"
+        place = getattr(place, name)
+
+
+def test_the_extra_installs_what_the_examples_import():
+  project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
+  requirements = [*project["dependencies"], *project["optional-dependencies"]["examples"]]
+  installed = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+  folders = {path.name for path in EXAMPLES.iterdir()}
+  for path in FILES:
+    roots = {module.split(".")[0] for module, _ in _imports(path)} - set(sys.stdlib_module_names) - {"jpmhc_jax"}
+    missing = {DISTRIBUTIONS.get(root, root) for root in roots - folders} - installed
+    assert not missing, f"{path}: {missing} in no extra"
