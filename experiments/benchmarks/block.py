@@ -73,7 +73,7 @@ def plain_residual(tokens: int, d: int) -> tuple[Thunk, float]:
 
 def parts(tokens: int, n: int, d: int, computed_by: str) -> dict[str, tuple[Thunk, float]]:
   """Every part with the bytes that it cannot avoid moving (streams and vectors; coefficients are small)."""
-  by = base.operators(computed_by, n)
+  by = base.stream_ops(computed_by, n)
   keys = jax.random.split(jax.random.key(0), 6)
   x, g = (jax.random.normal(key, (tokens, n, d)) for key in keys[:2])
   y = jax.random.normal(keys[2], (tokens, d))

@@ -87,7 +87,7 @@ def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, 
     value, pullback = jax.vjp(network, parameters, weights, x)
     return value, pullback(cotangent)
 
-  with mock.patch.object(base, "operators", lambda *_: operators):
+  with mock.patch.object(base, "stream_ops", lambda *_: operators):
     with mock.patch.object(sharding, "platform", lambda: device.platform):
       return jax.jit(both).lower(parameters, weights, vector, vector).compile()
 

@@ -26,7 +26,8 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.config.connection_fields import check_connection, connection_fields
 from jpmhc_jax.connections import generator
 from jpmhc_jax.connections.manifold_parameter import stored_mixer, StoredMixer
-from jpmhc_jax.connections.ops import base, fused_streams, segments, vjp, xla
+from jpmhc_jax.connections.ops import base, fused_streams, segments, vjp
+from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams, Terms
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.core.errors import ConfigError, require
@@ -94,7 +95,7 @@ class HyperConnectionFn:
   init_scale: float = 0.02
   identity_bias: float = 4.0
   transpose: bool = False  # apply Hᵀ of what the mixer gives
-  implementation: str = "auto"  # see `ops.base.operators`
+  implementation: str = "auto"  # see `ops.base.stream_ops`
   ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
   ablated_indices: tuple[int, ...] | None = (
     None  # where one rule serves a stack, the `layer_index` of these; None = all
@@ -277,8 +278,8 @@ class HyperConnectionFn:
     bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
     if self.generator == "static":
       return bias
-    operators = base.operators(self.implementation, self.streams)
-    products = generator.project(streams, parameters, self.norm, self.norm_epsilon, operators)
+    ops = base.stream_ops(self.implementation, self.streams)
+    products = generator.project(streams, parameters, self.norm, self.norm_epsilon, ops)
     if self.streams_seen < self.streams:
       products = self._joined(products)
     if self.activation == "tanh":
@@ -324,43 +325,43 @@ class HyperConnectionFn:
         f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
         "`expand` makes them from a vector"
       )
-    operators = base.operators(self.implementation, self.streams)
-    entered = self._entered(streams, operators)
+    ops = base.stream_ops(self.implementation, self.streams)
+    entered = self._entered(streams, ops)
     with jax.named_scope("coefficients"):
       coefficients = jax.tree.map(_named, self.coefficients(parameters, entered))
     with jax.named_scope("read"):
-      read = self._read(entered, coefficients, operators)
+      read = self._read(entered, coefficients, ops)
     result = sublayer(read)
     output, *rest = result if isinstance(result, tuple) and result else (result,)
     shape = getattr(output, "shape", type(output).__name__)
     if shape != read.shape:  # another width would spread over the streams, or fail far from here
       raise ValueError(f"the sub-layer made {shape} of {read.shape}: expected the shape it was given, (..., d)")
     with jax.named_scope("mix_and_write"):
-      written = self._mix_and_write(entered, coefficients, output, operators)
+      written = self._mix_and_write(entered, coefficients, output, ops)
     return (written, *rest) if isinstance(result, tuple) else written
 
-  def _entered(self, streams: Array, operators: Any) -> Array | FusedStreams:
+  def _entered(self, streams: Array, ops: StreamOps) -> Array | FusedStreams:
     """The streams, or the form of them whose gradient is made in one piece (see `ops.fused_streams`)."""
-    if operators is xla or self.routing.segments > 1:
+    if not ops.fuses or self.routing.segments > 1:
       return streams
     shape = (self.streams_seen, self.stream_width, sum(self.logit_sizes) * self.streams_seen // self.streams)
     projects = self.generator != "static" and generator.has_operator(self.norm, self.streams_seen)
     terms = Terms(read=True, mix=self.mixes, write=not self.mixes, kernel_shape=shape if projects else None)
-    return fused_streams.enter(streams, terms, operators)
+    return fused_streams.enter(streams, terms, ops)
 
-  def _read(self, streams: Array | FusedStreams, coefficients: Coefficients, operators: Any) -> Array:
+  def _read(self, streams: Array | FusedStreams, coefficients: Coefficients, ops: StreamOps) -> Array:
     if not isinstance(streams, FusedStreams) and self.routing.segments > 1:
       return segments.read(streams, coefficients.read)
-    return vjp.read(streams, coefficients.read, operators)
+    return vjp.read(streams, coefficients.read, ops)
 
   def _mix_and_write(
-    self, streams: Array | FusedStreams, coefficients: Coefficients, output: Array, operators: Any
+    self, streams: Array | FusedStreams, coefficients: Coefficients, output: Array, ops: StreamOps
   ) -> Array:
     if not isinstance(streams, FusedStreams) and self.routing.segments > 1:
       return segments.mix_and_write(streams, coefficients.mix, coefficients.write, output)
     if coefficients.mix is None:
       return vjp.write(streams, coefficients.write, output)
-    return vjp.mix_and_write(streams, coefficients.mix, coefficients.write, output, operators)
+    return vjp.mix_and_write(streams, coefficients.mix, coefficients.write, output, ops)
 
   @property
   def favours_a_stream(self) -> bool:

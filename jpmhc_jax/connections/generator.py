@@ -10,16 +10,15 @@ With W: (1, d, k) each stream is normed and projected alone, and the result is (
 
 from collections.abc import Mapping
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import base, vjp, xla
+from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.contractions import einsum
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
-from jpmhc_jax.connections.ops.pallas import Kernels
 
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
@@ -39,7 +38,7 @@ def project(
   parameters: Mapping[str, Array],
   norm: str,
   epsilon: float,
-  operators: Any = xla,
+  ops: StreamOps = xla,
 ) -> Float[Array, "k *per_kernel"]:
   """Norm(vec x) W, tokens last; of each stream alone, streams last, where W is that of one stream.
 
@@ -48,12 +47,11 @@ def project(
   """
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
   if has_operator(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
-    products, square = vjp.statistics(streams, kernel, operators)
+    products, square = vjp.statistics(streams, kernel, ops)
     return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
   if isinstance(streams, FusedStreams):
     streams = streams.streams
-  if isinstance(operators, Kernels):
-    base.announce(f"pallas_{operators.platform}", f"connection.norm={norm!r} has no kernel")
+  base.announce(ops.implementation, f"norm={norm!r} has no kernel")
   if norm == "none":
     return vjp.products(streams, kernel)
   if norm == "rmsnorm_per_stream":

@@ -1,4 +1,4 @@
-"""Kernels in interpret mode and formulas by stream against the portable ones in float64; kernels lowered, too."""
+"""Kernels in interpret mode and formulas by stream against those in plain JAX in float64; kernels lowered, too."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def _inputs(tokens, n=3, d=37, k=9, static=False):
 
 
 def _stage(operators, entered=False):
-  """The three operators on the same streams, which are entered as a passage or go into each alone."""
+  """The three operators on the same streams, which are fused or go into each alone."""
 
   def stage(x, mixer, read, write, y, kernel):
     terms = fused_streams.Terms(read=True, mix=True, kernel_shape=kernel.shape)
@@ -206,20 +206,23 @@ def test_a_tpu_takes_the_streams_as_they_are():
 
 
 def test_who_computes_follows_device_and_streams(monkeypatch):
-  assert base.operators("auto", 4) is xla
+  assert all(isinstance(ops, base.StreamOps) for ops in (xla, xla_tpu, Kernels("tpu")))
+  assert base.stream_ops("auto", 4) is xla
   monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-  assert base.operators("auto", 4) is xla_tpu
-  assert base.operators("xla", 16) is xla
-  assert base.operators("pallas_tpu", 4) == Kernels("tpu")
+  assert base.stream_ops("auto", 4) is xla_tpu
+  assert base.stream_ops("xla", 16) is xla
+  assert base.stream_ops("pallas_tpu", 4) == Kernels("tpu")
   monkeypatch.setattr(sharding, "platform", lambda: "gpu")
-  assert base.operators("auto", 4) is xla
+  assert base.stream_ops("auto", 4) is xla
 
 
 def test_a_fall_back_is_announced():
   config = schema.Connection(implementation="pallas_gpu", streams=2)
   x = jnp.ones((3, 2, 4))
   base.announce.cache_clear()
-  with pytest.warns(UserWarning, match="implementation='pallas_gpu': the devices are 'cpu'; the portable formulas run"):
+  with pytest.warns(
+    UserWarning, match="implementation='pallas_gpu': the devices are 'cpu'; the formulas in plain JAX run"
+  ):
     out = HyperConnection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   plain = HyperConnection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
   np.testing.assert_array_equal(out, plain)
@@ -228,15 +231,15 @@ def test_a_fall_back_is_announced():
 def test_more_streams_than_kernels_take_are_announced(monkeypatch):
   base.announce.cache_clear()
   monkeypatch.setattr(sharding, "platform", lambda: "gpu")
-  assert isinstance(base.operators("pallas_gpu", 16), Kernels)
-  with pytest.warns(UserWarning, match="connection.streams=17 is above 16; the portable formulas run instead"):
-    assert base.operators("pallas_gpu", 17) is xla
+  assert isinstance(base.stream_ops("pallas_gpu", 16), Kernels)
+  with pytest.warns(UserWarning, match="streams=17 is above 16; the formulas in plain JAX run instead"):
+    assert base.stream_ops("pallas_gpu", 17) is xla
 
 
 def test_a_norm_without_a_kernel_is_announced():
   base.announce.cache_clear()
   x, parameters = jnp.ones((16, 2, 16)), {"projection": jnp.ones((2, 16, 4))}
-  with pytest.warns(UserWarning, match="pallas_tpu.*connection.norm='none' has no kernel; the portable formulas run"):
+  with pytest.warns(UserWarning, match="pallas_tpu.*norm='none' has no kernel; the formulas in plain JAX run"):
     out = generator.project(x, parameters, "none", 1e-6, Kernels("tpu", interpret=True))
   np.testing.assert_array_equal(out, generator.project(x, parameters, "none", 1e-6))
 
@@ -299,7 +302,7 @@ def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypa
     )
 
   expected = both(parameters, streams)
-  monkeypatch.setattr(base, "operators", lambda *_: _operators(name))
+  monkeypatch.setattr(base, "stream_ops", lambda *_: _operators(name))
   both.clear_cache()
   _assert_near(both(parameters, streams), expected, tolerance=2e-5)
 
@@ -317,7 +320,7 @@ def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
     return jax.vjp(gradient, x, c)[1](v)
 
   expected = jax.jit(second)(x, c, v)
-  monkeypatch.setattr(base, "operators", lambda *_: xla_tpu)
+  monkeypatch.setattr(base, "stream_ops", lambda *_: xla_tpu)
   _assert_near(jax.jit(lambda *arguments: second(*arguments))(x, c, v), expected, tolerance=2e-5)
 
 

@@ -33,7 +33,7 @@ def test_a_block_and_its_parts_are_computed_by_the_implementation_that_was_asked
   def refuse(name, streams):
     raise LookupError(name)
 
-  monkeypatch.setattr(base, "operators", refuse)
+  monkeypatch.setattr(base, "stream_ops", refuse)
   with pytest.raises(LookupError, match="pallas_gpu"):
     block.parts(8, 2, 16, "pallas_gpu")
   with pytest.raises(LookupError, match="pallas_tpu"):

@@ -1,8 +1,15 @@
-"""The choice of the operators of a connection: formulas in plain JAX (`xla`, `xla_tpu`) or Pallas kernels."""
+"""What a back end of the apply stage offers, and which one runs: formulas in plain JAX or Pallas kernels.
+
+read:               u = Σ_j a_j x_j
+mix:                x'_i = Σ_j H_ij x_j + b_i y
+statistics:         Σ x W and Σ x², which an RMS norm in front of a projection W needs
+"""
 
 import functools
-from typing import Any
+from typing import Protocol, runtime_checkable
 import warnings
+
+from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla, xla_tpu
 from jpmhc_jax.connections.ops.pallas import Kernels
@@ -10,13 +17,80 @@ from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import check_choice
 
 _PLATFORMS = {"pallas_gpu": "gpu", "pallas_tpu": "tpu"}
-_APART = 8  # above so many streams, n² expressions cost a TPU more than sliced and contracted streams
+_SLICED = 8  # up to so many streams a TPU prefers n² expressions to sliced and contracted streams
 _MOST = 16  # streams that kernels take
 IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 
 
-def operators(implementation: str, streams: int) -> Any:
-  """The operators of connection.implementation for the devices that are traced for (see `core.sharding.platform`).
+@runtime_checkable
+class StreamOps(Protocol):
+  """A back end: the three operators and their backward passes. A module or an object; hashable, for it is static.
+
+  Streams are (*tokens, n, d) in any float dtype; coefficients are tokens last, or token-free for static ones, float32
+  or wider, and so is the arithmetic. A kernel W is (m, d, k) with m = n, or m = 1: then each stream is a token of its
+  own, and per_kernel is (*tokens, n) in place of (*tokens).
+  """
+
+  @property
+  def fuses(self) -> bool:
+    """Whether the gradient of the streams is faster as one `streams_backward` of all terms (see `fused_streams`)."""
+
+  @property
+  def implementation(self) -> str:
+    """The value of connection.implementation that asks for this back end."""
+
+  def read(self, x: Float[Array, "*tokens n d"], weights: Float[Array, "n *per_token"]) -> Float[Array, "*tokens d"]:
+    """Σ_j a_j x_j."""
+
+  def weights_backward(
+    self, x: Float[Array, "*tokens n d"], weights: Float[Array, "n *per_token"], cotangent: Float[Array, "*tokens d"]
+  ) -> Float[Array, "n *per_token"]:
+    """ā_j = Σ_d ū x_j, for the cotangent ū of what was read."""
+
+  def mix(
+    self,
+    x: Float[Array, "*tokens n d"],
+    mixer: Float[Array, "n n *per_token_mix"],
+    weights: Float[Array, "n *per_token"],
+    y: Float[Array, "*tokens d"],
+  ) -> Float[Array, "*tokens n d"]:
+    """Σ_j H_ij x_j + b_i y."""
+
+  def coefficients_backward(
+    self,
+    x: Float[Array, "*tokens n d"],
+    mixer: Float[Array, "n n *per_token_mix"],
+    weights: Float[Array, "n *per_token"],
+    y: Float[Array, "*tokens d"],
+    cotangent: Float[Array, "*tokens n d"],
+  ) -> tuple[Float[Array, "n n *per_token_mix"], Float[Array, "n *per_token"], Float[Array, "*tokens d"]]:
+    """H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
+
+  def statistics(
+    self, x: Float[Array, "*tokens n d"], kernel: Float[Array, "m d k"]
+  ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
+    """Σ x W and Σ x²."""
+
+  def kernel_backward(
+    self, x: Float[Array, "*tokens n d"], kernel: Float[Array, "m d k"], of_products: Float[Array, "k *per_kernel"]
+  ) -> Float[Array, "m d k"]:
+    """W̄ = Σ_tokens x s̄, for the cotangent s̄ of Σ x W."""
+
+  def streams_backward(
+    self,
+    x: Float[Array, "*tokens n d"],
+    mixed: tuple[Float[Array, "*tokens n d"], Float[Array, "n n *per_token_mix"] | None] | None = None,
+    read: tuple[Float[Array, "*tokens d"], Float[Array, "n *per_token"]] | None = None,
+    projected: tuple[Float[Array, "m d k"], Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]] | None = None,
+  ) -> Float[Array, "*tokens n d"]:
+    """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄), from mixed=(x̄', H), read=(ū, a), projected=(W, s̄, q̄).
+
+    H=None is the identity; a term whose factors are None is left out.
+    """
+
+
+def stream_ops(implementation: str, streams: int) -> StreamOps:
+  """The back end of connection.implementation for the devices that are traced for (see `core.sharding.platform`).
 
   'auto' and 'xla' are formulas in plain JAX: on a TPU, for few streams, in the form that its compiler fuses
   (`xla_tpu`). On the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and TPUs and equal the
@@ -25,21 +99,20 @@ def operators(implementation: str, streams: int) -> Any:
 
   Raises ConfigError for an unknown name.
   """
-  check_choice("connection.implementation", implementation, IMPLEMENTATIONS)
+  check_choice("implementation", implementation, IMPLEMENTATIONS)
   present = sharding.platform()
   if implementation in _PLATFORMS:
     if _PLATFORMS[implementation] != present:
       announce(implementation, f"the devices are {present!r}")
     elif streams > _MOST:
-      announce(implementation, f"connection.streams={streams} is above {_MOST}")
+      announce(implementation, f"streams={streams} is above {_MOST}")
     else:
       return Kernels(present)
-  return xla_tpu if present == "tpu" and streams <= _APART else xla
+  return xla_tpu if present == "tpu" and streams <= _SLICED else xla
 
 
 @functools.cache  # once a process and reason
 def announce(implementation: str, reason: str) -> None:
-  """Warns that the portable formulas run in place of the kernels that the config asks for."""
-  warnings.warn(
-    f"connection.implementation={implementation!r}: {reason}; the portable formulas run instead", stacklevel=3
-  )
+  """Warns that the formulas in plain JAX run in place of the kernels that the config asks for."""
+  if implementation in _PLATFORMS:
+    warnings.warn(f"implementation={implementation!r}: {reason}; the formulas in plain JAX run instead", stacklevel=3)

@@ -34,6 +34,11 @@ def wide(x: Array, coefficient: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, coefficient.dtype))
 
 
+def seen(x: Float[Array, "*tokens n d"], kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
+  """What one product with the kernel sees: all streams of a token, or each of them as a token of its own."""
+  return x if kernel.shape[0] == x.shape[-2] else x[..., None, :]
+
+
 def outer_sums(
   y: Float[Array, "*tokens i d"], x: Float[Array, "*tokens j d"], like: Array
 ) -> Float[Array, "i j *tokens"]:

@@ -1,13 +1,14 @@
 """The streams of one connection, with a gradient to them that is a single operator.
 
-The streams enter three operators of a connection, and automatic differentiation adds up what each gives back,
+Three operators of a connection use the streams x, and each has a term in their gradient x̄:
 
     x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄)
 
-so that kernels write three arrays as large as the streams for their sum to read. `FusedStreams` have room for the
-factors of these terms instead: the backward pass of an operator leaves its factors there, in place of their product,
-and the backward pass of `enter`, which runs last, makes x̄ of them in one. XLA fuses the sums of the portable formulas
-itself, but not kernels. The room is zeros that nothing reads, and so nothing after compilation.
+Automatic differentiation adds the terms up: kernels would write three arrays as large as the streams for their sum to
+read. `FusedStreams` carry a placeholder for the factors of every term. The backward pass of an operator returns its
+factors as the placeholders' cotangents, in place of their product, and the backward pass of `enter`, which runs last,
+makes x̄ of them in one pass (`StreamOps.streams_backward`). The placeholders are zeros that nothing reads, so that
+nothing is left of them after compilation. XLA fuses the sum of formulas in plain JAX on its own (`StreamOps.fuses`).
 
 The operators are those of `vjp`, which calls these for fused streams. They take the operators that they were made for
 (ValueError for others), and each at most once: factors of two applications would be added up before their product.
@@ -15,13 +16,14 @@ The operators are those of `vjp`, which calls these for fused streams. They take
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla
+from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.core.derivatives import custom_derivative
 
 
@@ -36,7 +38,7 @@ class Terms:
 
 
 class FusedStreams(NamedTuple):
-  """The streams, and room for the factors of the terms of x̄; what else uses `streams` adds to x̄ as usual."""
+  """The streams, and placeholders for the factors of the terms of x̄; other uses of `streams` add to x̄ as usual."""
 
   streams: Float[Array, "*tokens n d"]
   cotangent: Float[Array, "*tokens n d"] | None = None
@@ -54,98 +56,96 @@ class FusedStreams(NamedTuple):
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(1, 2))
-def enter(streams: Float[Array, "*tokens n d"], terms: Terms, operators: Any) -> FusedStreams:
+def enter(streams: Float[Array, "*tokens n d"], terms: Terms, ops: StreamOps) -> FusedStreams:
   """Fused streams for these operators; they take no others."""
-  return _with_room(streams, terms)
+  return _with_placeholders(streams, terms)
 
 
-def _with_room(streams: Float[Array, "*tokens n d"], terms: Terms) -> FusedStreams:
+def _with_placeholders(streams: Float[Array, "*tokens n d"], terms: Terms) -> FusedStreams:
   *tokens, n, d = streams.shape
-  room = functools.partial(jnp.zeros, dtype=jnp.promote_types(streams.dtype, jnp.float32))
+  zeros = functools.partial(jnp.zeros, dtype=jnp.promote_types(streams.dtype, jnp.float32))
   fused = FusedStreams(streams)
   if terms.read:
-    fused = fused._replace(weights=room((n, *tokens)), vector=jnp.zeros((*tokens, d), streams.dtype))
+    fused = fused._replace(weights=zeros((n, *tokens)), vector=jnp.zeros((*tokens, d), streams.dtype))
   if terms.mix or terms.write:
     fused = fused._replace(cotangent=jnp.zeros_like(streams))
   if terms.mix:
-    fused = fused._replace(mixer=room((n, n, *tokens)))
+    fused = fused._replace(mixer=zeros((n, n, *tokens)))
   if terms.kernel_shape is not None:
     per_kernel = tuple(tokens) if terms.kernel_shape[0] == n else (*tokens, n)
     fused = fused._replace(
-      kernel=room(terms.kernel_shape), products=room((terms.kernel_shape[-1], *per_kernel)), square=room(per_kernel)
+      kernel=zeros(terms.kernel_shape),
+      products=zeros((terms.kernel_shape[-1], *per_kernel)),
+      square=zeros(per_kernel),
     )
   return fused
 
 
-def _enter_forward(streams, terms, operators):
-  return enter(streams, terms, operators), streams
+def _enter_forward(streams, terms, ops):
+  return enter(streams, terms, ops), streams
 
 
-def _enter_backward(terms, operators, streams, left):
-  found = operators.streams_backward(
+def _enter_backward(terms, ops, streams, factors):
+  to_streams = ops.streams_backward(
     streams,
-    mixed=(left.cotangent, left.mixer) if terms.mix or terms.write else None,
-    read=(left.vector, left.weights) if terms.read else None,
-    projected=(left.kernel, left.products, left.square) if terms.kernel_shape else None,
+    mixed=(factors.cotangent, factors.mixer) if terms.mix or terms.write else None,
+    read=(factors.vector, factors.weights) if terms.read else None,
+    projected=(factors.kernel, factors.products, factors.square) if terms.kernel_shape else None,
   )
-  return (found.astype(streams.dtype) + left.streams,)
+  return (to_streams.astype(streams.dtype) + factors.streams,)
 
 
-enter.defvjp(_enter_forward, _enter_backward, lambda terms, operators, _, moved: _with_room(moved, terms))
+enter.defvjp(_enter_forward, _enter_backward, lambda terms, ops, _, tangent: _with_placeholders(tangent, terms))
 _NOTHING = FusedStreams(None)  # type: ignore[arg-type]
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
 def statistics(
-  fused: FusedStreams, kernel: Float[Array, "m d k"], operators: Any
+  fused: FusedStreams, kernel: Float[Array, "m d k"], ops: StreamOps
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
   """`vjp.statistics` of the streams."""
   _expect("statistics", fused.kernel)
-  return operators.statistics(_seen(fused.streams, kernel), kernel)
+  return ops.statistics(fused.streams, kernel)
 
 
-def _statistics_forward(fused, kernel, operators):
-  return statistics(fused, kernel, operators), (fused.streams, kernel)
+def _statistics_forward(fused, kernel, ops):
+  return statistics(fused, kernel, ops), (fused.streams, kernel)
 
 
-def _statistics_backward(operators, saved, cotangents):
+def _statistics_backward(ops, saved, cotangents):
   streams, kernel = saved
   products, square = cotangents
-  left = _NOTHING._replace(kernel=kernel, products=products, square=square)
-  to_kernel = operators.kernel_backward(_seen(streams, kernel), products)
-  return left, to_kernel.astype(kernel.dtype)
+  factors = _NOTHING._replace(kernel=kernel, products=products, square=square)
+  return factors, ops.kernel_backward(streams, kernel, products).astype(kernel.dtype)
 
 
-# The backward pass leaves factors in the rooms, no cotangents: the backward rules here have no transpose, and the
-# forward rules are derivatives of the portable formulas.
-def _statistics_tangent(operators, saved, fused, kernel):
-  def formula(streams, kernel):
-    return xla.statistics(_seen(streams, kernel), kernel)
-
-  return jax.jvp(formula, saved, (fused.streams, kernel))[1]
+# The backward rules return factors, no cotangents: they have no transpose, and the forward rules are derivatives of the
+# formulas in plain JAX.
+def _statistics_tangent(ops, saved, fused, kernel):
+  return jax.jvp(xla.statistics, saved, (fused.streams, kernel))[1]
 
 
 statistics.defvjp(_statistics_forward, _statistics_backward, _statistics_tangent)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
-def read(fused: FusedStreams, weights: Float[Array, "n *per_token"], operators: Any) -> Float[Array, "*tokens d"]:
+def read(fused: FusedStreams, weights: Float[Array, "n *per_token"], ops: StreamOps) -> Float[Array, "*tokens d"]:
   """`vjp.read` of the streams."""
   _expect("read", fused.weights)
-  return operators.read(fused.streams, weights).astype(fused.streams.dtype)
+  return ops.read(fused.streams, weights).astype(fused.streams.dtype)
 
 
-def _read_forward(fused, weights, operators):
-  return read(fused, weights, operators), (fused.streams, weights)
+def _read_forward(fused, weights, ops):
+  return read(fused, weights, ops), (fused.streams, weights)
 
 
-def _read_backward(operators, saved, cotangent):
+def _read_backward(ops, saved, cotangent):
   streams, weights = saved
-  left = _NOTHING._replace(weights=_per_token(weights, 1, streams), vector=cotangent)
-  return left, operators.weights_backward(streams, weights, cotangent).astype(weights.dtype)
+  factors = _NOTHING._replace(weights=_per_token(weights, 1, streams), vector=cotangent)
+  return factors, ops.weights_backward(streams, weights, cotangent).astype(weights.dtype)
 
 
-def _read_tangent(operators, saved, fused, weights):
+def _read_tangent(ops, saved, fused, weights):
   return jax.jvp(xla.read, saved, (fused.streams, weights))[1].astype(saved[0].dtype)
 
 
@@ -158,26 +158,26 @@ def mix_and_write(
   mixer: Float[Array, "n n *per_token_mix"],
   weights: Float[Array, "n *per_token"],
   output: Float[Array, "*tokens d"],
-  operators: Any,
+  ops: StreamOps,
 ) -> Float[Array, "*tokens n d"]:
   """`vjp.mix_and_write` of the streams."""
   _expect("mix_and_write", fused.mixer)
-  return operators.mix(fused.streams, mixer, weights, output).astype(fused.streams.dtype)
+  return ops.mix(fused.streams, mixer, weights, output).astype(fused.streams.dtype)
 
 
-def _mix_and_write_forward(fused, mixer, weights, output, operators):
-  return mix_and_write(fused, mixer, weights, output, operators), (fused.streams, mixer, weights, output)
+def _mix_and_write_forward(fused, mixer, weights, output, ops):
+  return mix_and_write(fused, mixer, weights, output, ops), (fused.streams, mixer, weights, output)
 
 
-def _mix_and_write_backward(operators, saved, cotangent):
+def _mix_and_write_backward(ops, saved, cotangent):
   streams, mixer, weights, output = saved
-  left = _NOTHING._replace(cotangent=cotangent, mixer=_per_token(mixer, 2, streams))
-  found = operators.coefficients_backward(streams, mixer, weights, output, cotangent)
-  return left, *(g.astype(primal.dtype) for g, primal in zip(found, saved[1:], strict=True))
+  factors = _NOTHING._replace(cotangent=cotangent, mixer=_per_token(mixer, 2, streams))
+  gradients = ops.coefficients_backward(streams, mixer, weights, output, cotangent)
+  return factors, *(g.astype(primal.dtype) for g, primal in zip(gradients, saved[1:], strict=True))
 
 
-def _mix_and_write_tangent(operators, saved, fused, *moved):
-  return jax.jvp(xla.mix, saved, (fused.streams, *moved))[1].astype(saved[0].dtype)
+def _mix_and_write_tangent(ops, saved, fused, *tangents):
+  return jax.jvp(xla.mix, saved, (fused.streams, *tangents))[1].astype(saved[0].dtype)
 
 
 mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_write_tangent)
@@ -196,8 +196,8 @@ def _write_forward(fused, weights, output):
   return write(fused, weights, output), (weights, output)
 
 
-def _write_tangent(saved, fused, *moved):
-  return (fused.streams + jax.jvp(xla.write, saved, moved)[1]).astype(fused.streams.dtype)
+def _write_tangent(saved, fused, *tangents):
+  return (fused.streams + jax.jvp(xla.write, saved, tangents)[1]).astype(fused.streams.dtype)
 
 
 def _write_backward(saved, cotangent):
@@ -209,24 +209,19 @@ def _write_backward(saved, cotangent):
 write.defvjp(_write_forward, _write_backward, _write_tangent)
 
 
-def _expect(operator: str, room: Array | None, none: Array | None = None) -> None:
-  """Raises ValueError unless the streams have this room, and none where another operator would leave its factors."""
-  if room is None or none is not None:
+def _expect(operator: str, placeholder: Array | None, none: Array | None = None) -> None:
+  """Raises ValueError unless the streams have this placeholder, and none of another operator's (`none`)."""
+  if placeholder is None or none is not None:
     raise ValueError(
       f"{operator}: the streams were fused for other operators, so their gradient would be lost; "
       "name this one in the Terms that `enter` takes"
     )
 
 
-def _seen(streams: Float[Array, "*tokens n d"], kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel m d"]:
-  """What one product with the kernel sees: all streams of a token, or each of them as a token of its own."""
-  return streams if kernel.shape[0] == streams.shape[-2] else streams[..., None, :]
-
-
 def _per_token(
   coefficient: Float[Array, "..."], axes: int, streams: Float[Array, "*tokens n d"]
 ) -> Float[Array, "..."]:
-  """A coefficient as the room for it has it: repeated for every token where it is static."""
+  """A coefficient as its placeholder has it: repeated for every token where it is static."""
   tokens = streams.shape[:-2]
   missing = (1,) * (axes + len(tokens) - coefficient.ndim)
   full = coefficient.reshape(coefficient.shape + missing)

@@ -1,21 +1,24 @@
-"""The apply stage: read one vector from n streams, mix the streams and write the sub-layer's output back.
+"""The apply stage with its derivatives: read one vector from n streams, mix the streams and write the output back.
 
     read:           u = Σ_j a_j x_j
     mix_and_write:  x'_i = Σ_j H_ij x_j + b_i y
 
 Streams are (*tokens, n, d) in any float dtype; coefficients are tokens last, (n, n, *tokens), or token-free for static
 mixers, always float32 or wider, and so is the arithmetic. Each direction is one operator; the backward pass saves the
-inputs only. `operators` says who computes: the portable formulas or kernels (see `base`). What is given
-a `FusedStreams` in place of the streams leaves their gradient to it.
+inputs only. `ops` is the back end that computes (see `base`). `FusedStreams` in place of the streams collect the terms
+of their gradient, which is then made in one piece.
+
+In forward mode all back ends take the derivative of the formulas in plain JAX.
 """
 
 import functools
-from typing import Any
 
+import jax
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import fused_streams, xla
-from jpmhc_jax.connections.ops.fused_streams import FusedStreams, Terms
+from jpmhc_jax.connections.ops.base import StreamOps
+from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 from jpmhc_jax.core.derivatives import custom_derivative
 
 _Streams = Float[Array, "*tokens n d"]
@@ -23,25 +26,32 @@ _Vector = Float[Array, "*tokens d"]
 
 
 def read(
-  streams: Float[Array, "*tokens n d"] | FusedStreams, weights: Float[Array, "n *per_token"], operators: Any = xla
+  streams: Float[Array, "*tokens n d"] | FusedStreams, weights: Float[Array, "n *per_token"], ops: StreamOps = xla
 ) -> _Vector:
   """u = Σ_j a_j x_j, in the streams' dtype."""
-  if operators is xla:
-    return _read(streams, weights)
-  return fused_streams.read(_entered(streams, Terms(read=True), operators), weights, operators)
+  return (fused_streams.read if isinstance(streams, FusedStreams) else _read)(streams, weights, ops)
 
 
-@custom_derivative
-def _read(streams, weights):
-  return xla.read(streams, weights).astype(streams.dtype)
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
+def _read(streams, weights, ops):
+  return ops.read(streams, weights).astype(streams.dtype)
 
 
-def _read_backward(saved, cotangent):
+def _read_forward(streams, weights, ops):
+  return _read(streams, weights, ops), (streams, weights)
+
+
+def _read_backward(ops, saved, cotangent):
   streams, weights = saved
-  return _like(xla.read_backward(streams, weights, cotangent), saved)
+  to_streams = ops.streams_backward(streams, read=(cotangent, weights))
+  return _like((to_streams, ops.weights_backward(streams, weights, cotangent)), saved)
 
 
-_read.defvjp(lambda *arguments: (_read(*arguments), arguments), _read_backward)
+def _read_tangent(ops, saved, *tangents):
+  return jax.jvp(xla.read, saved, tangents)[1].astype(saved[0].dtype)
+
+
+_read.defvjp(_read_forward, _read_backward, _read_tangent)
 
 
 def mix_and_write(
@@ -49,25 +59,33 @@ def mix_and_write(
   mixer: Float[Array, "n n *per_token_mix"],
   weights: Float[Array, "n *per_token"],
   output: _Vector,
-  operators: Any = xla,
+  ops: StreamOps = xla,
 ) -> _Streams:
   """x'_i = Σ_j H_ij x_j + b_i y, in the streams' dtype."""
-  if operators is xla:
-    return _mix_and_write(streams, mixer, weights, output)
-  return fused_streams.mix_and_write(_entered(streams, Terms(mix=True), operators), mixer, weights, output, operators)
+  operator = fused_streams.mix_and_write if isinstance(streams, FusedStreams) else _mix_and_write
+  return operator(streams, mixer, weights, output, ops)
 
 
-@custom_derivative
-def _mix_and_write(streams, mixer, weights, output):
-  return xla.mix(streams, mixer, weights, output).astype(streams.dtype)
+@functools.partial(custom_derivative, nondiff_argnums=(4,))
+def _mix_and_write(streams, mixer, weights, output, ops):
+  return ops.mix(streams, mixer, weights, output).astype(streams.dtype)
 
 
-def _mix_and_write_backward(saved, cotangent):
+def _mix_and_write_forward(streams, mixer, weights, output, ops):
+  return _mix_and_write(streams, mixer, weights, output, ops), (streams, mixer, weights, output)
+
+
+def _mix_and_write_backward(ops, saved, cotangent):
   streams, mixer, weights, output = saved
-  return _like(xla.mix_backward(streams, mixer, weights, output, cotangent), saved)
+  to_streams = ops.streams_backward(streams, mixed=(cotangent, mixer))
+  return _like((to_streams, *ops.coefficients_backward(streams, mixer, weights, output, cotangent)), saved)
 
 
-_mix_and_write.defvjp(lambda *arguments: (_mix_and_write(*arguments), arguments), _mix_and_write_backward)
+def _mix_and_write_tangent(ops, saved, *tangents):
+  return jax.jvp(xla.mix, saved, tangents)[1].astype(saved[0].dtype)
+
+
+_mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_write_tangent)
 
 
 def write(
@@ -95,32 +113,36 @@ _write.defvjp(_write_forward, _write_backward)
 
 
 def statistics(
-  streams: Float[Array, "*tokens n d"] | FusedStreams, kernel: Float[Array, "m d k"], operators: Any = xla
+  streams: Float[Array, "*tokens n d"] | FusedStreams, kernel: Float[Array, "m d k"], ops: StreamOps = xla
 ) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
   """Σ x W and Σ x² of every token, in one pass over the streams where a kernel computes them.
 
   The kernel has m = n streams, or m = 1: then each stream is a token of its own, and per_kernel is (*tokens, n).
   """
-  if operators is xla:
-    return _statistics(streams, kernel)
-  return fused_streams.statistics(_entered(streams, Terms(kernel_shape=kernel.shape), operators), kernel, operators)
+  return (fused_streams.statistics if isinstance(streams, FusedStreams) else _statistics)(streams, kernel, ops)
 
 
-@custom_derivative
-def _statistics(streams, kernel):
-  return xla.statistics(streams, kernel)
+@functools.partial(custom_derivative, nondiff_argnums=(2,))
+def _statistics(streams, kernel, ops):
+  return ops.statistics(streams, kernel)
 
 
-def _statistics_backward(saved, cotangents):
+def _statistics_forward(streams, kernel, ops):
+  return _statistics(streams, kernel, ops), (streams, kernel)
+
+
+def _statistics_backward(ops, saved, cotangents):
   streams, kernel = saved
-  return _like(xla.statistics_backward(streams, kernel, *cotangents), saved)
+  of_products, of_square = cotangents
+  to_streams = ops.streams_backward(streams, projected=(kernel, of_products, of_square))
+  return _like((to_streams, ops.kernel_backward(streams, kernel, of_products)), saved)
 
 
-_statistics.defvjp(lambda *arguments: (_statistics(*arguments), arguments), _statistics_backward)
+def _statistics_tangent(ops, saved, *tangents):
+  return jax.jvp(xla.statistics, saved, tangents)[1]
 
 
-def _entered(streams: Array | FusedStreams, terms: Terms, operators: Any) -> FusedStreams:
-  return streams if isinstance(streams, FusedStreams) else fused_streams.enter(streams, terms, operators)
+_statistics.defvjp(_statistics_forward, _statistics_backward, _statistics_tangent)
 
 
 @custom_derivative
@@ -164,13 +186,13 @@ def moments(
 
 
 def _moments_forward(streams, kernel, epsilon):
-  found = moments(streams, kernel, epsilon)
-  return found, (streams, kernel, *found[1:])
+  result = moments(streams, kernel, epsilon)
+  return result, (streams, kernel, *result[1:])
 
 
 def _moments_backward(epsilon, saved, cotangents):
-  streams, kernel, *found = saved
-  return _like(xla.moments_backward(streams, kernel, *found, *cotangents), (streams, kernel))
+  streams, kernel, mean, scale = saved
+  return _like(xla.moments_backward(streams, kernel, mean, scale, *cotangents), (streams, kernel))
 
 
 moments.defvjp(_moments_forward, _moments_backward)

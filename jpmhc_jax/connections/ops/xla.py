@@ -1,4 +1,4 @@
-"""The apply stage and the generator's products in plain JAX: what runs where no kernel does, and what kernels equal.
+"""`StreamOps` in plain JAX, and the generator's other products: the formulas that all back ends equal.
 
 Arrays of any float dtype come in; the arithmetic and the results are in the coefficients' float32, or wider (W s̄ of
 bf16 streams alone comes rounded, as all that flows into their gradient).
@@ -28,6 +28,9 @@ from jpmhc_jax.connections.ops.contractions import (
 )
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.xla import finished
+
+fuses = False  # XLA itself fuses the terms of the streams' gradient
+implementation = "xla"
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -67,10 +70,11 @@ def read(x: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
   return sum(rows[..., j, :] * wide(x[..., j, :], weights) for j in range(x.shape[-2]))  # type: ignore[return-value]
 
 
-def read_backward(x: _Streams, weights: Float[Array, "n *per_token"], cotangent: _Vector) -> tuple[Array, Array]:
-  """x̄_j = a_j ū,  ā_j = Σ_d ū x_j (summed over the tokens too when a is static)."""
-  to_streams = _rows(weights, 1, x.ndim - 2) * wide(cotangent, weights)[..., None, :]
-  return to_streams, summed_if_static(weights, 1, outer_sums(x, cotangent[..., None, :], weights)[:, 0])
+def weights_backward(
+  x: _Streams, weights: Float[Array, "n *per_token"], cotangent: _Vector
+) -> Float[Array, "n *per_token"]:
+  """ā_j = Σ_d ū x_j."""
+  return summed_if_static(weights, 1, outer_sums(x, cotangent[..., None, :], weights)[:, 0])
 
 
 def mix(
@@ -80,17 +84,16 @@ def mix(
   return combine(mixer, x) + write(weights, y)
 
 
-def mix_backward(
+def coefficients_backward(
   x: _Streams,
   mixer: Float[Array, "n n *per_token_mix"],
   weights: Float[Array, "n *per_token"],
   y: _Vector,
   cotangent: _Streams,
-) -> tuple[Array, Array, Array, Array]:
-  """x̄_j = Σ_i H_ij x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
-  to_streams = combine(jnp.swapaxes(mixer, 0, 1), cotangent)
+) -> tuple[Array, Array, Array]:
+  """H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y,  ȳ = Σ_i b_i x̄'_i."""
   to_mixer = summed_if_static(mixer, 2, outer_sums(cotangent, x, mixer))
-  return to_streams, to_mixer, *write_backward(weights, y, cotangent)
+  return to_mixer, *write_backward(weights, y, cotangent)
 
 
 def write(weights: Float[Array, "n *per_token"], y: _Vector) -> _Streams:
@@ -203,16 +206,33 @@ def statistics(
   return products(x, kernel), _over_seen(square_sums(x, kernel), kernel)
 
 
-def statistics_backward(
+def kernel_backward(
+  x: _Streams, kernel: Float[Array, "m d k"], of_products: Float[Array, "k *per_kernel"]
+) -> Float[Array, "m d k"]:
+  """W̄ = Σ_tokens x s̄."""
+  return _to_kernel(x, kernel, finished(of_products))
+
+
+def streams_backward(
   x: _Streams,
-  kernel: Float[Array, "m d k"],
-  of_products: Float[Array, "k *per_kernel"],
-  of_square: Float[Array, "*per_kernel"],
-) -> tuple[Array, Array]:
-  """x̄ = W s̄ + 2 x q̄,  W̄ = Σ_tokens x s̄."""
-  to_x, to_kernel = products_backward(x, kernel, of_products)
-  of_square = jax.lax.optimization_barrier(finished(of_square))
-  return to_x + 2.0 * _beside(of_square, x) * wide(x, kernel), to_kernel
+  mixed: tuple[_Streams, Float[Array, "n n *per_token_mix"] | None] | None = None,
+  read: tuple[_Vector, Float[Array, "n *per_token"]] | None = None,
+  projected: tuple[Float[Array, "m d k"], Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]] | None = None,
+) -> _Streams:
+  """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄)."""
+  terms: list[Array] = []
+  if mixed is not None:
+    cotangent, mixer = mixed
+    terms.append(cotangent if mixer is None else combine(jnp.swapaxes(mixer, 0, 1), cotangent))
+  if read is not None:
+    vector, weights = read
+    terms.append(_rows(weights, 1, x.ndim - 2) * wide(vector, weights)[..., None, :])
+  if projected is not None:
+    kernel, of_products, of_square = projected
+    of_square = jax.lax.optimization_barrier(finished(of_square))
+    to_x = _to_streams(x, kernel, finished(of_products))
+    terms.append(to_x + 2.0 * _beside(of_square, x) * wide(x, kernel))
+  return sum(terms[1:], terms[0])
 
 
 def _side_by_side(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel f"]:

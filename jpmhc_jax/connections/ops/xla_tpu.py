@@ -1,4 +1,4 @@
-"""The apply stage and the generator's products stream by stream: the formulas in the form that XLA fuses on a TPU.
+"""`StreamOps` in plain JAX stream by stream: the formulas in the form that XLA fuses on a TPU.
 
 There an array's last two axes are tiled, and what slices or contracts the n streams makes it lay them out anew; a
 stream by itself, (*tokens, d), is whole tiles. Every stream's result is one elementwise expression, and every sum over
@@ -14,8 +14,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jpmhc_jax.connections.ops.contractions import einsum, wide
+from jpmhc_jax.connections.ops.contractions import einsum, seen, wide
 from jpmhc_jax.connections.ops.xla import summed_if_static
+
+fuses = True
+implementation = "xla"
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
@@ -67,24 +70,29 @@ def coefficients_backward(
   )
 
 
-def statistics(x: _Streams, kernel: Float[Array, "n d k"]) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:
+def statistics(
+  x: _Streams, kernel: Float[Array, "m d k"]
+) -> tuple[Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]]:
   """Σ x W and Σ x²."""
+  x = seen(x, kernel)
   squares = [jnp.sum(jnp.square(stream), axis=-1) for stream in _streams(x, kernel)]
   return einsum("...nd,ndk->k...", wide(x, kernel), kernel), _sum(squares)
 
 
-def kernel_backward(x: _Streams, of_products: Float[Array, "k *tokens"]) -> Float[Array, "n d k"]:
+def kernel_backward(
+  x: _Streams, kernel: Float[Array, "m d k"], of_products: Float[Array, "k *per_kernel"]
+) -> Float[Array, "m d k"]:
   """W̄ = Σ_tokens x s̄."""
-  return einsum("k...,...nd->ndk", of_products, wide(x, of_products))
+  return einsum("k...,...nd->ndk", of_products, wide(seen(x, kernel), of_products))
 
 
 def streams_backward(
   x: _Streams,
-  mixed: tuple[_Streams, Float[Array, "n n *per_token_mix"] | None] | None,
-  read: tuple[_Vector, Float[Array, "n *per_token"]] | None,
-  projected: tuple[Float[Array, "m d k"], Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]] | None,
+  mixed: tuple[_Streams, Float[Array, "n n *per_token_mix"] | None] | None = None,
+  read: tuple[_Vector, Float[Array, "n *per_token"]] | None = None,
+  projected: tuple[Float[Array, "m d k"], Float[Array, "k *per_kernel"], Float[Array, "*per_kernel"]] | None = None,
 ) -> _Streams:
-  """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄); see `Kernels.streams_backward` for the factors."""
+  """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄)."""
   precise = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
   n = x.shape[-2]
   terms: list[list[Array]] = [[] for _ in range(n)]

@@ -1,6 +1,6 @@
 """The kernels as drop-in operators: padding to blocks, the grid, and `jax.shard_map` under a mesh.
 
-A caller hands over arrays as the portable operators take them (streams (*tokens, n, d), coefficients tokens last or
+A caller hands over arrays as the operators in plain JAX take them (streams (*tokens, n, d), coefficients tokens last or
 token-free). Each instance owns a block of tokens and all their features; what does not fill a block is padded with
 zeros. Under a mesh every device runs the kernel on its own tokens: nothing in here moves between devices.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax.experimental import pallas as pl
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from jpmhc_jax.connections.ops.contractions import einsum
+from jpmhc_jax.connections.ops.contractions import einsum, seen
 from jpmhc_jax.connections.ops.pallas import bodies
 from jpmhc_jax.core.sharding import batch_split
 
@@ -30,10 +30,17 @@ _MOSAIC_TOKENS = 512  # of a block at most: Mosaic unrolls over them
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-  """Operators on one kind of device: 'gpu' (Triton) or 'tpu' (Mosaic). `interpret` runs them anywhere, slowly."""
+  """`StreamOps` on one kind of device: 'gpu' (Triton) or 'tpu' (Mosaic). `interpret` runs them anywhere, slowly."""
 
   platform: str
   interpret: bool = False
+
+  fuses: ClassVar[bool] = True
+
+  @property
+  def implementation(self) -> str:
+    """'pallas_gpu' or 'pallas_tpu'."""
+    return f"pallas_{self.platform}"
 
   def read(self, x: Array, weights: Array) -> Array:
     """Σ_j a_j x_j."""
@@ -60,29 +67,26 @@ class Kernels:
     return _unflatten(to_mixer, mixer, 2), _unflatten(to_weights, weights, 1), to_y
 
   def statistics(self, x: Array, kernel: Array) -> tuple[Array, Array]:
-    """Σ x W, (k, *tokens), and Σ x², (*tokens)."""
+    """Σ x W, (k, *per_kernel), and Σ x², (*per_kernel)."""
+    x = seen(x, kernel)
     arguments = [_streams(x), _Operand("rows", kernel)]
     factors = jax.ShapeDtypeStruct((*x.shape[:-2], 1, kernel.shape[-1]), jnp.float32)
     products, square = self._run(bodies.statistics, arguments, [_Operand("factors", factors), _per_token(x, 1)])
     return jnp.moveaxis(products[..., 0, :], -1, 0), square[..., 0]
 
-  def kernel_backward(self, x: Array, of_products: Array) -> Array:
+  def kernel_backward(self, x: Array, kernel: Array, of_products: Array) -> Array:
     """W̄: a sum over tokens, so it is a matrix product outside the kernels."""
     rows = jnp.moveaxis(of_products, 0, -1)
-    return einsum("...nd,...k->ndk", x.astype(rows.dtype), rows)
+    return einsum("...nd,...k->ndk", seen(x, kernel).astype(rows.dtype), rows)
 
   def streams_backward(
     self,
     x: Array,
-    mixed: tuple[Array, Array | None] | None,
-    read: tuple[Array, Array] | None,
-    projected: tuple[Array, Array, Array] | None,
+    mixed: tuple[Array, Array | None] | None = None,
+    read: tuple[Array, Array] | None = None,
+    projected: tuple[Array, Array, Array] | None = None,
   ) -> Array:
-    """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄), all terms in one pass, from mixed=(x̄', H), read=(ū, a), projected=(W, s̄, q̄).
-
-    H=None is the identity; a term whose factors are None is left out. A W of one stream, (1, d, k), is that of each of
-    them: then s̄ is (k, *tokens, n) and q̄ (*tokens, n).
-    """
+    """x̄ = Hᵀ x̄' + a ū + (W s̄ + 2 x q̄), all terms in one pass; see `StreamOps`."""
     arguments = {"x": _streams(x)}
     if mixed is not None:
       cotangent, mixer = mixed
@@ -248,7 +252,7 @@ def _call(
   layout = _Layout.of(kernels.platform, math.prod(leading), n, d, columns)
   flat = [layout.flat(kind, value) for kind, value in zip(kinds, values, strict=True)]
   widths = [layout.width(r.kind, r.value.shape) for r in results]
-  found = pl.pallas_call(
+  flat_results = pl.pallas_call(
     functools.partial(body, layout.shape),
     out_shape=[
       jax.ShapeDtypeStruct(layout.flat_shape(r.kind, w), r.value.dtype) for r, w in zip(results, widths, strict=True)
@@ -259,4 +263,4 @@ def _call(
     compiler_params=triton.CompilerParams(num_warps=4) if kernels.platform == "gpu" else None,
     interpret=kernels.interpret,
   )(*flat)
-  return [layout.trimmed(r.kind, array, leading, r.value.shape) for r, array in zip(results, found, strict=True)]
+  return [layout.trimmed(r.kind, array, leading, r.value.shape) for r, array in zip(results, flat_results, strict=True)]
