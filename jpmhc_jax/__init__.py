@@ -6,7 +6,10 @@
     streams = connection(jp.expand(x, 4), my_module)  # (…, d) -> (…, 4, d)
     x = jp.reduce(streams)
 
-Names are imported at their first use, so that `import jpmhc_jax` costs nothing. The trainer is the command `jpmhc`.
+    run = jp.train("configs/sudoku.py:tiny", "runs/sudoku")  # as the command `jpmhc train` does
+    run.metrics["train/loss"].values
+
+Names are imported at their first use, so that `import jpmhc_jax` costs nothing.
 """
 
 import importlib
@@ -15,6 +18,8 @@ from typing import Any
 __version__ = "0.2.0"
 
 _ROOMS = ("connections", "linalg", "manifolds", "mixers", "optim", "spectral")
+_RUNS = ("Interrupted", "NonFiniteLossError", "Run", "evaluate", "load", "report", "train")
+_ERRORS = ("CheckpointError", "ConfigError", "DataError", "StorageError", "UserError", "WorkdirError")
 _CONNECTIONS = (
   "Coefficients", "HyperConnection", "HyperConnectionFn", "Routing", "StreamExpansion", "StreamExpansionFn", "expand",
   "reduce",
@@ -25,7 +30,11 @@ _MIXERS = (
   "PermutationMixture", "Polar", "Quaternion", "Sinkhorn", "SpectralSphere", "Traits", "Transport", "Unconstrained",
   "register_mixer",
 )  # fmt: skip
-_HOME = dict.fromkeys(_CONNECTIONS, "connections") | dict.fromkeys(_MIXERS, "mixers")
+_HOME = {
+  name: room
+  for room, names in (("connections", _CONNECTIONS), ("mixers", _MIXERS), ("runs", _RUNS), ("core.errors", _ERRORS))
+  for name in names
+}
 
 __all__ = ["__version__", *_HOME, *_ROOMS]
 

@@ -20,7 +20,7 @@ class Report:
     )
 
   def run(self, options: argparse.Namespace) -> int:
-    from jpmhc_jax.reporting.report import write_report
+    from jpmhc_jax import runs
 
-    print(f"report: {write_report(options.paths, options.out or options.paths[0] / 'report.html')}")
+    print(f"report: {runs.report(options.paths, options.out)}")
     return 0

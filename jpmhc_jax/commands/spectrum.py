@@ -94,19 +94,21 @@ def _design(options: argparse.Namespace) -> int:
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
-  from jpmhc_jax.commands.session import on_these_devices, open_run, restore
+  from jpmhc_jax import runs
   from jpmhc_jax.config import load as configs
   from jpmhc_jax.core.files import storing
   from jpmhc_jax.evaluation.spectra import measure
   from jpmhc_jax.reporting import spectra
+  from jpmhc_jax.runs.session import precision_of
   from jpmhc_jax.spectral import command, rules
 
   effort = measure.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
   )
-  config = on_these_devices(configs.restore(options.workdir / "config.json"), options.overrides, ("mesh",))
-  run = open_run(config, options.workdir, trains=False)
-  restored = restore(run, options.step)
+  run = runs.load(
+    options.workdir, options.step, change=lambda config: configs.override(config, options.overrides, ("mesh",))
+  )
+  step = run.step  # reads the checkpoint, before any folder is made
   folder = options.out or options.workdir
   with storing(str(folder)):
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,8 +120,8 @@ def _checkpoint(options: argparse.Namespace) -> int:
     for found in measure.findings(
       run.setup,
       run.dataset,
-      restored.state,
-      restored.step,
+      run.state,
+      step,
       families=families,
       threshold=options.threshold,
       effort=effort,
@@ -128,7 +130,8 @@ def _checkpoint(options: argparse.Namespace) -> int:
     ):
       found.save(folder)
 
-  notice = _watched(work)
+  with precision_of(run.config):
+    notice = _watched(work)
   if found:
     with storing(str(folder)):
       spectra.draw_sites(found.to_dict()["sites"], folder / "spectrum.svg")

@@ -67,35 +67,19 @@ class Train:
     if options.workdir is None:
       raise ConfigError("--workdir is missing: the folder that the run is kept in, such as --workdir=runs/first")
 
-    from jpmhc_jax.commands.session import open_run, processes_of
-    from jpmhc_jax.core.errors import check_choice
-    from jpmhc_jax.evaluation.metric_names import metric_names
-    from jpmhc_jax.evaluation.spectra import measure
-    from jpmhc_jax.reporting.report import write_report
-    from jpmhc_jax.training import loop
+    from jpmhc_jax import runs
     from jpmhc_jax.training.hosts import distributed
     from jpmhc_jax.training.telemetry import parse_window
 
-    if config.evaluation.ablation != "none":
-      raise ConfigError(
-        f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
-        "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
-      )
-    if config.checkpoint.best_metric:
-      check_choice("checkpoint.best_metric", config.checkpoint.best_metric, metric_names(config))
     profile = parse_window(options.profile, config.steps) if options.profile else range(0)
-    with processes_of(config), loop.claimed(config, options.workdir):
-      try:
-        run = dataclasses.replace(open_run(config, options.workdir), profile=profile)
-        state = loop.train(run, options.arguments)
-      except loop.NonFiniteLossError as error:
-        return fail(self.name, error, EXIT_DIVERGED)
-      except loop.Interrupted as notice:
-        return fail(self.name, notice, EXIT_INTERRUPTED)
-      if config.evaluation.spectrum:
-        measure.at_the_end(run.setup, run.dataset, state, options.workdir)
-      if distributed.is_primary():
-        print(f"report: {write_report([options.workdir], options.workdir / 'report.html')}")
+    try:
+      run = runs.train(config, options.workdir, profile=profile, command=["jpmhc", *options.arguments])
+    except runs.NonFiniteLossError as error:
+      return fail(self.name, error, EXIT_DIVERGED)
+    except runs.Interrupted as notice:
+      return fail(self.name, notice, EXIT_INTERRUPTED)
+    if distributed.is_primary():
+      print(f"report: {run.workdir / 'report.html'}")
     return 0
 
   def _plan(self, config: Any, options: argparse.Namespace) -> int:

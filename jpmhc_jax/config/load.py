@@ -11,7 +11,7 @@ import pathlib
 import re
 import runpy
 import traceback
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import flags
 import ml_collections
@@ -27,6 +27,7 @@ from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.core.scalars import plain
 
 _FLAG = "config"
+Resolvable: TypeAlias = schema.Config | ml_collections.ConfigDict | str  # what Python code names a config by
 
 
 class _Values(ml_collections.ConfigDict):
@@ -61,6 +62,23 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
       f"{path}: get_config() returned a {type(loaded).__name__}; expected what jpmhc_jax.config.load.default() is"
     )
   return _apply(loaded, overrides)
+
+
+def resolve(config: Resolvable, overrides: Mapping[str, Any] | None = None) -> schema.Config:
+  """The checked config of Python code: a Config, a ConfigDict that a config file returns, or 'path/file.py:variant'.
+
+  overrides: values by dotted name, such as {"optimizer.learning_rate": 3e-4}. Raises ConfigError as `load` does.
+  """
+  start = load(config) if isinstance(config, str) else config
+  values = start.to_dict() if isinstance(start, ml_collections.ConfigDict) else to_dict(start)
+  for name, value in (overrides or {}).items():
+    check_field(name, value)
+    *groups, last = name.split(".")
+    group = values
+    for each in groups:
+      group = group[each]
+    group[last] = value
+  return validate(from_dict(values))
 
 
 def file_and_variant(option: str, spec: str, example: str) -> tuple[pathlib.Path, str]:

@@ -71,7 +71,7 @@ class Run:
     return self.setup.config
 
 
-def train(run: Run, arguments: list[str]) -> TrainState:
+def train(run: Run, command: list[str]) -> TrainState:
   """Trains to `config.steps`, resuming from the newest intact checkpoint of the workdir. Returns the final state.
 
   Raises NonFiniteLossError when the loss is no number and `optimizer.nonfinite` does not let the run go on, Interrupted
@@ -79,10 +79,10 @@ def train(run: Run, arguments: list[str]) -> TrainState:
   CheckpointError when a checkpoint does not fit, WorkdirError when another process trains in the workdir.
   """
   with claimed(run.config, run.workdir):
-    return _train(run, arguments)
+    return _train(run, command)
 
 
-def _train(run: Run, arguments: list[str]) -> TrainState:
+def _train(run: Run, command: list[str]) -> TrainState:
   config = run.config
   asked = config.checkpoint.best_metric
   checkpoints = Checkpoints(
@@ -97,7 +97,7 @@ def _train(run: Run, arguments: list[str]) -> TrainState:
     with Interrupts() as interrupts:
       while True:
         try:
-          return _attempt(run, arguments, checkpoints, step_function, policy, interrupts, offset)
+          return _attempt(run, command, checkpoints, step_function, policy, interrupts, offset)
         except RollBack as fault:
           offset = fault.offset
   finally:
@@ -106,7 +106,7 @@ def _train(run: Run, arguments: list[str]) -> TrainState:
 
 def _attempt(
   run: Run,
-  arguments: list[str],
+  command: list[str],
   checkpoints: Checkpoints,
   step_function: StepFunction,
   policy: Policy,
@@ -119,7 +119,7 @@ def _attempt(
   clock = clock if offset is None else clock | {"offset": offset}
   observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
   if distributed.is_primary():
-    described = describe_environment(config, arguments) | observer.facts()
+    described = describe_environment(config, command) | observer.facts()
     with storing(str(run.workdir / "environment.json")):
       save_environment(described, run.workdir / "environment.json")
   share = share_of(meshes.batch_sharding(run.setup.mesh), config.batch_size)

@@ -128,10 +128,10 @@ def _among(name: str, fields: tuple[str, ...]) -> bool:
   return any(name == field or (field.endswith(".") and name.startswith(field)) for field in fields)
 
 
-def describe_environment(config: schema.Config, arguments: list[str]) -> dict[str, Any]:
+def describe_environment(config: schema.Config, command: list[str]) -> dict[str, Any]:
   """Versions, revision, devices, seeds and the exact command, as plain JSON values."""
   return {
-    "command": ["jpmhc", *arguments],
+    "command": command,
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "seed": config.seed,
     "python": platform.python_version(),

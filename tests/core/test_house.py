@@ -26,10 +26,11 @@ MAY_IMPORT["models"] = LIBRARY - {"data", "spectral", "optim"}
 MAY_IMPORT["training"] = LIBRARY | {"models"}
 UPPER = LIBRARY | {"models", "training"}
 MAY_IMPORT |= {room: UPPER for room in ("evaluation", "transport", "sweeps", "reporting")}
+MAY_IMPORT["runs"] = UPPER | {"evaluation", "reporting"}
 ROOMS = set(MAY_IMPORT)
 
 LIBRARIES = {
-  "flax": {"connections", "models", "transport", "training", "evaluation"},
+  "flax": {"connections", "models", "transport", "training", "evaluation", "runs"},
   "optax": {"optim", "training"},
   "orbax": {"training/checkpoint.py"},
   "ml_collections": {"config/load.py", "config/variants.py"},

@@ -15,11 +15,14 @@ from jpmhc_jax.core.errors import ConfigError
 
 NAMES = {
   "jpmhc_jax": """
-    BirkhoffNewton Cayley CayleyIterative Choice Circulant Coefficients EpsilonSinkhorn Grassmann Householder Hybrid
-    HyperConnection HyperConnectionFn Identity Iso Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz
-    PermutationMixture Polar Quaternion Routing Sinkhorn SpectralSphere StreamExpansion StreamExpansionFn Traits
-    Transport Unconstrained __version__ connections expand linalg manifolds mixers optim reduce register_mixer
-    spectral
+    __version__ connections linalg manifolds mixers optim spectral
+    Coefficients HyperConnection HyperConnectionFn Routing StreamExpansion StreamExpansionFn expand reduce
+    BirkhoffNewton Cayley CayleyIterative Choice Circulant EpsilonSinkhorn Grassmann Householder Hybrid Identity Iso
+    Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz PermutationMixture Polar Quaternion Sinkhorn
+    SpectralSphere Traits Transport Unconstrained
+    register_mixer
+    Interrupted NonFiniteLossError Run evaluate load report train
+    CheckpointError ConfigError DataError StorageError UserError WorkdirError
   """,
   "manifolds": "Birkhoff Grassmann Iso MANIFOLDS Manifold Oblique Orthogonal Sphere Stiefel",
   "optim": """

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.commands import session
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, StorageError, WorkdirError
+from jpmhc_jax.runs import session
 from jpmhc_jax.training import checkpoint, loop
 from jpmhc_jax.training.checkpoint import Checkpoints, kept_steps
 
@@ -122,7 +122,8 @@ def test_a_save_that_is_under_way_survives_an_evaluation_of_the_run(workdir):
   """`jpmhc evaluate` beside a training run; the training run itself removes what a killed save left."""
   unfinished = workdir / "checkpoints" / "10.orbax-checkpoint-tmp"
   unfinished.mkdir()
-  assert session.restore(_run(workdir), None).step == 8
+  run = _run(workdir)
+  assert session.restore(run.setup, run.dataset, workdir, None).step == 8
   assert unfinished.is_dir()
   owner = Checkpoints(workdir / "checkpoints")
   deadline = time.monotonic() + 10  # orbax removes it in a thread

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jpmhc_jax.commands.session import open_run, processes_of
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import launch
+from jpmhc_jax.runs.session import open_run, processes_of
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.step import make_train_step
 

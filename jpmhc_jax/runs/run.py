@@ -1,0 +1,257 @@
+"""One run and its workdir: what a notebook trains and looks at, and what the commands of the same names do."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import os
+import pathlib
+import sys
+from typing import Any
+
+from flax import nnx
+
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import places
+from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.data import Dataset
+from jpmhc_jax.data.dataset import Coverage
+from jpmhc_jax.evaluation.evaluator import Evaluator
+from jpmhc_jax.evaluation.metric_names import metric_names
+from jpmhc_jax.evaluation.spectra import measure
+from jpmhc_jax.reporting import workdir as records
+from jpmhc_jax.reporting.report import write_report
+from jpmhc_jax.runs.session import Change, on_these_devices, open_run, prepared, processes_of, restore
+from jpmhc_jax.training import loop
+from jpmhc_jax.training.checkpoint import Restored
+from jpmhc_jax.training.hosts import distributed
+from jpmhc_jax.training.state import Setup, TrainState
+
+Folder = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """An evaluation that was just made: of which step and examples, its metrics, and the file that holds them."""
+
+  step: int
+  metrics: Mapping[str, float]
+  coverage: Coverage
+  path: pathlib.Path
+
+
+class Run:
+  """A run in its workdir, as `train` and `load` return it.
+
+  config: the resolved `schema.Config`. workdir: its folder, absolute. What is recorded there, `metrics` and
+  `evaluations`, is read at the first use; so is the checkpoint, when `step`, `parameters` or `model` asks for it. Then
+  a missing, damaged or foreign one raises CheckpointError.
+
+      run = jp.load("runs/sudoku")
+      steps, losses = run.metrics["train/loss"].steps, run.metrics["train/loss"].values
+      logits = run.model  # an nnx.Module
+  """
+
+  def __init__(
+    self,
+    config: schema.Config,
+    workdir: pathlib.Path,
+    step: int | None = None,
+    *,
+    change: Change = lambda config: config,
+    trained: tuple[loop.Run, TrainState] | None = None,
+  ):
+    """step: of the checkpoint; None is the latest intact one. change: of the config that it is looked at with.
+
+    trained: parts and final state of a run that has just trained in this process.
+    """
+    self.config, self.workdir = config, workdir
+    self._asked, self._change, self._trained = step, change, trained
+
+  def __repr__(self) -> str:
+    return f"Run({str(self.workdir)!r})"
+
+  @functools.cached_property
+  def _record(self) -> records.Run:
+    return records.read_run(self.workdir, self.workdir.name, "run")
+
+  @functools.cached_property
+  def _prepared(self) -> tuple[Setup, Dataset]:
+    if self._trained:
+      return self._trained[0].setup, self._trained[0].dataset
+    return prepared(on_these_devices(self.config, self._change), trains=False)
+
+  @functools.cached_property
+  def _restored(self) -> Restored:
+    if self._trained:
+      return Restored(int(self._trained[1].step), self._trained[1], {})
+    return restore(*self._prepared, self.workdir, self._asked)
+
+  @property
+  def metrics(self) -> Mapping[str, records.Series]:
+    """Every scalar of metrics.jsonl by name, such as train/loss: arrays `steps` and `values`, float64 (points,).
+
+    A resumed run that repeated steps counts once. Empty where nothing is recorded yet.
+    """
+    return self._record.series
+
+  @property
+  def evaluations(self) -> Sequence[records.Evaluation]:
+    """Every evaluation/step_N.json by step: `step`, `metrics`, `examples`, `coverage`; one of a part before a whole."""
+    return sorted([*self._record.others, *self._record.evaluations], key=lambda evaluation: evaluation.step)
+
+  @property
+  def problems(self) -> Sequence[str]:
+    """What of the record is missing or could not be read, in words."""
+    return self._record.problems
+
+  @property
+  def step(self) -> int:
+    """Finished steps of the checkpoint that `model` and `evaluate` use."""
+    return self._restored.step
+
+  @property
+  def setup(self) -> Setup:
+    """Model graph, optimiser and layout on the devices that are here."""
+    return self._prepared[0]
+
+  @property
+  def dataset(self) -> Dataset:
+    """The data that the run trains and is evaluated on."""
+    return self._prepared[1]
+
+  @property
+  def state(self) -> TrainState:
+    """Everything that training changes, as one pytree of arrays on the devices."""
+    return self._restored.state
+
+  @property
+  def parameters(self) -> Any:
+    """The parameters that evaluation uses (the average, where the run keeps one): nested dict of float32 arrays."""
+    return self.state.evaluated
+
+  @property
+  def model(self) -> nnx.Module:
+    """A new NNX module with copies of no array: `parameters` and the buffers of the checkpoint in the model's graph."""
+    return self.setup.model(self.parameters, self.state.buffers)
+
+  def evaluate(self, **fields: Any) -> Mapping[str, float]:
+    """Metrics on the held-out examples, which evaluation/step_N.json then holds too, with examples of answers.
+
+    fields: of `config.evaluation`, for this evaluation alone, such as max_examples=100. Raises ConfigError for an
+    unknown field, and for one that would overwrite the run's own results by fewer metrics; Interrupted after SIGTERM or
+    Ctrl-C, with what was counted saved.
+    """
+    changes = {f"evaluation.{name}": value for name, value in fields.items()}
+    return self.evaluated(configs.resolve(self.config, changes)).metrics
+
+  def evaluated(self, config: schema.Config) -> Evaluated:
+    """`evaluate` with the evaluation fields of this config; says which examples and which file."""
+    _refuse_less(self.config.evaluation, config.evaluation)
+    with processes_of(config, step=self._asked):
+      setup = dataclasses.replace(self.setup, config=dataclasses.replace(config, mesh=self.setup.config.mesh))
+      evaluator = Evaluator(setup, self.dataset, self.workdir)
+      metrics = evaluator(self.state, self.step)
+    self.__dict__.pop("_record", None)  # it has one evaluation more now
+    return Evaluated(self.step, metrics, evaluator.coverage, evaluator.path(self.step))
+
+  def report(self, out: Folder | None = None) -> pathlib.Path:
+    """Writes the HTML page of this run, by default workdir/report.html, and returns its path."""
+    return report([self.workdir], out)
+
+
+def train(
+  config: configs.Resolvable,
+  workdir: Folder,
+  *,
+  overrides: Mapping[str, Any] | None = None,
+  profile: range = range(0),
+  command: Sequence[str] | None = None,
+) -> Run:
+  """Trains to `config.steps`, or resumes where the workdir's newest intact checkpoint ends, and writes report.html.
+
+  config: a `schema.Config`, the ConfigDict that a config file's get_config returns, or its name and variant,
+  "configs/sudoku.py:tiny". overrides: values by dotted name, {"optimizer.learning_rate": 3e-4}. profile: steps to trace
+  into workdir/profile. command: what environment.json says the run was started by; the process's own by default.
+
+  Raises ConfigError for a field that cannot work and for a workdir of another config, WorkdirError where another
+  process trains in it, NonFiniteLossError when the loss became NaN or infinite, Interrupted after SIGTERM or Ctrl-C
+  (both leave a checkpoint: the same call resumes), CheckpointError, DataError and StorageError. Signals are looked at
+  in the main thread only. `precision.deterministic` asks XLA, which listens before JAX's first use of a device only.
+  In a run of several processes each calls this once, before anything else of JAX.
+
+      run = jp.train("configs/sudoku.py:tiny", "runs/sudoku", overrides={"steps": 200})
+      print(run.evaluations[-1].metrics["exact_accuracy"])
+  """
+  resolved, folder = configs.resolve(config, overrides or {}), _folder(workdir)
+  _check_evaluation(resolved)
+  with processes_of(resolved), loop.claimed(resolved, folder):
+    parts = dataclasses.replace(open_run(resolved, folder), profile=profile)
+    state = loop.train(parts, list(command or sys.orig_argv))
+    if resolved.evaluation.spectrum:
+      measure.at_the_end(parts.setup, parts.dataset, state, folder)
+    if distributed.is_primary():
+      write_report([folder], folder / "report.html")
+  return Run(resolved, folder, trained=(parts, state))
+
+
+def load(workdir: Folder, step: int | None = None, *, change: Change = lambda config: config) -> Run:
+  """The run of a workdir, to look at; nothing is compiled, and no array read before it is asked for.
+
+  step: of the checkpoint, the latest intact one by default. change: of the config with the mesh fitted to the devices
+  that are here. Raises ConfigError for a folder that holds no run.
+
+      run = jp.load("runs/sudoku")
+      run.evaluate(max_examples=100)
+  """
+  folder = _folder(workdir)
+  return Run(configs.restore(folder / "config.json"), folder, step, change=change)
+
+
+def evaluate(workdir: Folder, step: int | None = None, **fields: Any) -> Mapping[str, float]:
+  """Metrics of a checkpoint on the held-out examples: `load(workdir, step).evaluate(**fields)`.
+
+  jp.evaluate("runs/sudoku", max_examples=100)["exact_accuracy"]
+  """
+  return load(workdir, step).evaluate(**fields)
+
+
+def report(workdirs: Folder | Sequence[Folder], out: Folder | None = None) -> pathlib.Path:
+  """Writes one self-contained HTML page about runs and sweeps, by default report.html in the first; returns its path.
+
+  Raises UserError where no folder holds a record, StorageError where the page cannot be written.
+
+      jp.report(["runs/cayley", "runs/sinkhorn"], "both.html")
+  """
+  folders = [_folder(each) for each in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
+  return write_report(folders, _folder(out) if out is not None else (folders or [pathlib.Path()])[0] / "report.html")
+
+
+def _folder(name: Folder) -> pathlib.Path:
+  try:
+    return places.local(os.fspath(name))
+  except ValueError as error:
+    raise ConfigError(f"{os.fspath(name)!r}: expected {error}") from error
+
+
+def _check_evaluation(config: schema.Config) -> None:
+  """Raises ConfigError for evaluations that a run cannot be judged by."""
+  if config.evaluation.ablation != "none":
+    raise ConfigError(
+      f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
+      "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
+    )
+  if config.checkpoint.best_metric:
+    check_choice("checkpoint.best_metric", config.checkpoint.best_metric, metric_names(config))
+
+
+def _refuse_less(recorded: schema.Evaluation, asked: schema.Evaluation) -> None:
+  """Raises ConfigError for results that would take the place of the run's own and lack some of their metrics."""
+  if (asked.max_examples, asked.ablation) != (recorded.max_examples, recorded.ablation):
+    return  # these have files of their own
+  for name in ("pooled", "wrong_puzzle"):
+    if getattr(recorded, name) and not getattr(asked, name):
+      raise ConfigError(
+        f"evaluation.{name}=False: the run records True, and evaluation/step_N.json would lose these metrics; leave "
+        "the field out, or set evaluation.max_examples: an evaluation of a part has a file of its own"
+      )

@@ -1,0 +1,141 @@
+"""Runs as objects: one process trains, loads, evaluates and reports, whatever JAX did in it before."""
+
+import dataclasses
+import signal
+import threading
+
+from flax import nnx
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import tiny
+
+import jpmhc_jax as jp
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import schema
+from jpmhc_jax.runs.session import processes_of
+from jpmhc_jax.training import lease, loop
+
+
+def _config(**changes):
+  about = dict(steps=4, mesh=schema.Mesh(), checkpoint=schema.Checkpoint(every=2, keep=3))
+  about["logging"] = schema.Logging(every=1, tensorboard=False, diagnostics_every=0)
+  return tiny.config(**about | {"evaluation": schema.Evaluation(every=2)} | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run of four steps that this process has trained, JAX being in use already."""
+  jax.block_until_ready(jax.numpy.ones(3) + 1)
+  return jp.train(_config(), tmp_path_factory.mktemp("runs") / "first")
+
+
+def _arrays(run):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(run.parameters)]
+
+
+def test_train_returns_the_run_and_load_finds_it_again(trained):
+  again = jp.load(str(trained.workdir))
+  assert trained.config == again.config == _config() and trained.step == again.step == 4
+  jax.tree.map(np.testing.assert_array_equal, trained.state, again.state)
+  earlier = jp.load(trained.workdir, step=2)
+  assert earlier.step == 2 and any((a != b).any() for a, b in zip(_arrays(earlier), _arrays(again), strict=True))
+
+
+def test_metrics_and_evaluations_are_those_of_the_workdir(trained):
+  losses = trained.metrics["train/loss"]
+  assert losses.steps.tolist() == [1, 2, 3, 4] and np.all((losses.values > 0) & (losses.values < 20))
+  assert [evaluation.step for evaluation in trained.evaluations] == [2, 4] and not trained.problems
+  assert (trained.workdir / "report.html").is_file()
+
+
+def test_the_model_has_the_averaged_parameters(trained):
+  held = nnx.to_pure_dict(nnx.state(trained.model, nnx.Param))
+  jax.tree.map(np.testing.assert_array_equal, held, trained.state.ema)
+  assert trained.parameters is trained.state.ema
+
+
+def test_evaluate_takes_fields_of_the_evaluation_and_its_result_is_kept(trained):
+  metrics = jp.evaluate(trained.workdir, max_examples=16)
+  run = jp.load(trained.workdir)
+  partial = run.evaluations[-2]
+  assert (
+    partial.step == 4 and partial.coverage.examples == 16 and partial.metrics == metrics and metrics["examples"] == 16
+  )
+  count = len(run.evaluations)
+  assert run.evaluate()["accuracy"] == pytest.approx(trained.evaluations[-1].metrics["accuracy"])
+  assert len(run.evaluations) == count
+  with pytest.raises(jp.ConfigError, match=r"evaluation.max_example'.*evaluation.max_examples"):
+    run.evaluate(max_example=16)
+
+
+def test_a_report_covers_one_run_or_several(trained, tmp_path):
+  assert trained.report(tmp_path / "one.html").read_text().startswith("<!")
+  assert jp.report([trained.workdir, tmp_path / "none"], tmp_path / "two.html") == tmp_path / "two.html"
+  with pytest.raises(jp.UserError, match="no run folder"):
+    jp.report(tmp_path / "none")
+
+
+def test_the_same_call_resumes_also_in_another_thread_and_leaves_signals_alone(trained):
+  handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+  runs = []
+  longer = {"optimizer.nonfinite_limit": 5}  # a field that a resumed run may change
+  thread = threading.Thread(target=lambda: runs.append(jp.train(_config(), trained.workdir, overrides=longer)))
+  thread.start()
+  thread.join()
+  jax.tree.map(np.testing.assert_array_equal, runs[0].state, trained.state)
+  assert runs[0].config.optimizer.nonfinite_limit == 5
+  assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("error", [jp.NonFiniteLossError("step 3: loss nan"), jp.Interrupted("SIGINT at step 3")])
+def test_what_ends_a_run_is_raised_and_the_folder_is_free_again(error, monkeypatch, tmp_path):
+  def ends(parts, command):
+    assert parts.profile == range(1, 2) and command == ["notebook"] and (parts.workdir / lease.NAME).is_file()
+    raise error
+
+  monkeypatch.setattr(loop, "train", ends)
+  with pytest.raises(type(error), match="step 3"):
+    jp.train(_config(), tmp_path, profile=range(1, 2), command=["notebook"])
+  assert not (tmp_path / lease.NAME).exists()
+
+
+def test_a_folder_without_a_run_a_step_or_the_same_config_is_refused_in_words(trained, tmp_path):
+  with pytest.raises(jp.ConfigError, match="is .* a workdir of `jpmhc train`"):
+    jp.load(tmp_path)
+  with pytest.raises(jp.CheckpointError, match="no checkpoint of step 3; there are steps 2, 4"):
+    _ = jp.load(trained.workdir, step=3).step
+  with pytest.raises(jp.ConfigError, match="optimizer.beta2: 0.95 there, 0.5 now"):
+    jp.train(_config(), trained.workdir, overrides={"optimizer.beta2": 0.5})
+  with pytest.raises(jp.ConfigError, match="not a URL"):
+    jp.train(_config(), "s3://bucket/run")
+  (tmp_path / "config.json").write_text('{"steps": ')
+  with pytest.raises(jp.ConfigError, match="config.json"):
+    jp.load(tmp_path)
+
+
+def test_a_config_is_named_in_three_ways(tmp_path):
+  file = tiny.write_config(tmp_path / "file.py", _config())
+  values = ml_collections.ConfigDict(configs.to_dict(_config())).lock()
+  for named in (str(file), values, _config()):
+    assert configs.resolve(named) == _config()
+    changed = configs.resolve(named, {"steps": np.int64(7), "model.recursion.outer": 3})
+    model = dataclasses.replace(_config().model, recursion=dataclasses.replace(_config().model.recursion, outer=3))
+    assert changed == _config(steps=7, model=model)
+  for name, value, message in (
+    ("optimiser.beta2", 0.5, "unknown field 'optimiser.beta2'.*'optimizer.beta2'"),
+    ("steps.many", 1, "unknown field 'steps.many'"),
+    ("steps", "many", "steps='many': expected int"),
+    ("model.heads", 3, "model.heads=3"),
+  ):
+    with pytest.raises(jp.ConfigError, match=message):
+      configs.resolve(_config(), {name: value})
+
+
+def test_the_precision_of_products_is_the_run_s_inside_and_the_process_s_afterwards():
+  config = _config(precision=schema.Precision(matmul="highest"))
+  assert jax.config.jax_default_matmul_precision is None
+  with processes_of(config):
+    assert jax.config.jax_default_matmul_precision == "highest"
+  assert jax.config.jax_default_matmul_precision is None
