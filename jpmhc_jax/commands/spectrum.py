@@ -7,6 +7,10 @@ import pathlib
 import shlex
 from typing import Any
 
+from jpmhc_jax.core import arguments
+from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.core.seeds import LARGEST_SEED
+
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 75
 
 
@@ -21,10 +25,7 @@ class Spectrum:
   computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-    from jpmhc_jax.core import arguments
-    from jpmhc_jax.spectral import command
-
-    command.add_arguments(parser)
+    _add_arguments(parser)
     parser.add_argument(
       "--out",
       type=arguments.path,
@@ -56,8 +57,6 @@ class Spectrum:
 
   def run(self, options: argparse.Namespace) -> int:
     """0 when every row has numbers, 2 when one has none, 75 after an interrupt; what was computed is always written."""
-    from jpmhc_jax.core.errors import ConfigError
-
     if options.workdir is not None:
       return _checkpoint(options)
     if options.overrides:
@@ -65,30 +64,111 @@ class Spectrum:
     return _design(options)
 
 
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options of the design rules."""
+  parser.add_argument(
+    "--mixer",
+    default="",
+    help="mixer families, comma-separated, or all; by default identity,sinkhorn,cayley,iso, and with --workdir none",
+  )
+  parser.add_argument("--n", type=arguments.whole(2, 64), default=4, help="streams")
+  parser.add_argument(
+    "--depth",
+    type=arguments.wholes(1),
+    default="12,48",
+    help="layers, comma-separated; a row takes time in proportion to depth * n^3, which may be 2e7 at most",
+  )
+  parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
+  parser.add_argument(
+    "--sigma-w",
+    type=arguments.number(0, 1000, above=True),
+    default=None,
+    help="weight scale; default: total noise 0.05 at the greatest depth",
+  )
+  parser.add_argument("--draw", default="random", help="random = a random member, init = as a run starts")
+  parser.add_argument(
+    "--noise", default="full", help="full = noise couples all streams, block = through read and write vectors"
+  )
+  parser.add_argument(
+    "--threshold",
+    type=arguments.number(0, above=True),
+    default=0.1,
+    help="singular value under which a direction counts as stalled",
+  )
+  parser.add_argument("--seed", type=arguments.whole(0, LARGEST_SEED), default=0, help="seed of the mixer draw")
+
+
+def families(options: argparse.Namespace) -> list[str]:
+  """The mixer families asked for; of `all` those that exist for so many streams.
+
+  Raises ConfigError for a family that does not exist.
+  """
+  from jpmhc_jax import mixers  # JAX comes with it, which `--help` does without
+
+  listed = options.mixer or "identity,sinkhorn,cayley,iso"
+  names = [part.strip() for part in listed.split(",") if part.strip()]
+  if not names:
+    raise ConfigError(
+      f"--mixer={options.mixer!r}: names no family; expected some of {', '.join(mixers.FAMILIES)}, or all"
+    )
+  if names == ["all"]:
+    return [name for name in mixers.FAMILIES if vars(options).get("workdir") or _exists(name, options.n)]
+  for name in names:
+    check_choice("--mixer", name, mixers.FAMILIES)
+  return list(dict.fromkeys(names))
+
+
+def _exists(name: str, streams: int) -> bool:
+  from jpmhc_jax import mixers
+
+  try:
+    mixers.make(name).logit_shape(streams)
+  except ConfigError:
+    return False
+  return True
+
+
+def question(options: argparse.Namespace) -> Any:
+  """What the options ask (`rules.Question`)."""
+  from jpmhc_jax.spectral import rules
+
+  return rules.Question(
+    families(options),
+    options.n,
+    list(dict.fromkeys(options.depth)),
+    options.activation,
+    options.sigma_w,
+    draw=options.draw,
+    noise=options.noise,
+    threshold=options.threshold,
+    seed=options.seed,
+  )
+
+
 def _design(options: argparse.Namespace) -> int:
   from jpmhc_jax.core.files import storing
   from jpmhc_jax.reporting import spectra
-  from jpmhc_jax.spectral import command, rules
+  from jpmhc_jax.spectral import rules, table
 
   folder = options.out or pathlib.Path("runs/spectrum").absolute()
   with storing(str(folder)):  # before the work: a folder that cannot be written should not cost a minute
     folder.mkdir(parents=True, exist_ok=True)
-  question = command.question(options)
+  asked = question(options)
   rows: list[rules.Row] = []
 
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
     say(f"predicted Jacobian spectrum: {options.activation}, {options.noise} noise, mixers drawn as '{options.draw}'")
-    say(command.HEADER)
-    for row in command.announced(question.rows(tick), question.jobs, question.streams, say):
+    say(table.HEADER)
+    for row in table.announced(asked.rows(tick), asked.jobs, asked.streams, say):
       rows.append(row)
-      say(command.line(row))
+      say(table.line(row))
 
   notice = _watched(work)
-  report = question.report(rows)
+  report = asked.report(rows)
   with storing(str(folder)):
     report.save(folder / "spectrum.json")
     spectra.draw_predictions([dataclasses.asdict(row) for row in report.predictions], folder / "spectrum.svg")
-  print(command.conclusion(report))
+  print(table.conclusion(report))
   print(f"written: {folder / 'spectrum.json'}" + (f", {folder / 'spectrum.svg'}" if report.predictions else ""))
   return _code(notice, report.absent)
 
@@ -100,7 +180,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
   from jpmhc_jax.evaluation.spectra import measure
   from jpmhc_jax.reporting import spectra
   from jpmhc_jax.runs.session import precision_of
-  from jpmhc_jax.spectral import command, rules
+  from jpmhc_jax.spectral import rules
 
   effort = measure.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
@@ -112,7 +192,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
   folder = options.out or options.workdir
   with storing(str(folder)):
     folder.mkdir(parents=True, exist_ok=True)
-  families = command.families(options) if options.mixer else ()
+  others = families(options) if options.mixer else ()
   found: measure.Findings | None = None
 
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
@@ -122,7 +202,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
       run.dataset,
       run.state,
       step,
-      families=families,
+      families=others,
       threshold=options.threshold,
       effort=effort,
       say=say,

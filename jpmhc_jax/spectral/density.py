@@ -20,6 +20,7 @@ from jpmhc_jax.spectral import dyson, moments
 from jpmhc_jax.spectral.layers import Layers
 
 _WIDEST = 0.7  # angle of a ray up to which −Im(z G) is a density of log λ that is worth extrapolating
+_EDGE_POINTS, _EDGE_ANGLE, _EDGE_HEIGHT = 32, 1e-6, 1e-2  # of the search for the largest value
 _LARGEST_LOG = 600.0  # |log λ| that float64 takes, with room for the products of the solver
 
 
@@ -160,6 +161,21 @@ def spectrum(
   if not float(jnp.max(residual)) < dyson.SOLVED:
     raise dyson.NotSolvedError.of(float(jnp.max(residual)))
   return mean._replace(residual=residual)
+
+
+def upper_edge(layers: Layers, low: float, high: float) -> float:
+  """The largest λ of the spectrum, between two bounds, to a thousandth of their ratio's logarithm.
+
+  Just above the axis, at z = x e^{iθ}, −Im(z G)/π is of order θ outside of the spectrum and grows like a root inside.
+  Raises NotSolvedError as `dyson.by_parts` does.
+  """
+  for _ in range(2):
+    x = np.geomspace(low, high, _EDGE_POINTS)
+    z = x * np.exp(1j * _EDGE_ANGLE)
+    height = -(z * np.asarray(dyson.by_parts(layers, jnp.asarray(z)).g)).imag / np.pi
+    last = int(np.flatnonzero(height >= _EDGE_HEIGHT).max(initial=0))
+    low, high = x[last], x[min(last + 1, _EDGE_POINTS - 1)]
+  return float(np.sqrt(low * high))
 
 
 def quantile(spectrum: Spectrum, level: float) -> Float[Array, ""]:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.core.errors import UserError
+
 Product = Callable[[Float[Array, " _"]], Float[Array, " _"]]
 
 
@@ -82,7 +84,7 @@ def golub_kahan(
 
   def unit(vector, reference):
     size = jnp.linalg.norm(vector)
-    alive = size > 10 * jnp.finfo(vector.dtype).eps * reference  # below: the Krylov space is exhausted
+    alive = ~(size <= 10 * jnp.finfo(vector.dtype).eps * reference)  # below: the Krylov space is exhausted; NaN goes on
     return jnp.where(alive, vector / jnp.where(alive, size, 1.0), 0.0), jnp.where(alive, size, 0.0)
 
   forward, backward = products(at, context)
@@ -113,7 +115,14 @@ def extreme_singular_values(jacobian: Operator, key: Array, steps: int = 32) -> 
 def _bidiagonal(jacobian: Operator, key: Array, steps: int) -> tuple[np.ndarray, np.ndarray]:
   start = jax.random.normal(key, (jacobian.inputs,), jacobian.at.dtype)
   diagonal, above = golub_kahan(jacobian.products, jacobian.at, jacobian.context, start, steps)
+  check_finite(diagonal)
   return np.asarray(diagonal, np.float64), np.asarray(above, np.float64)
+
+
+def check_finite(values: Float[Array, " values"]) -> None:
+  """Raises UserError for singular values, or what they are made of, that are NaN or infinite."""
+  if not bool(jnp.all(jnp.isfinite(values))):
+    raise UserError("the Jacobian is not finite at this point: NaN and infinity have no singular values")
 
 
 class Quadrature(NamedTuple):

@@ -14,17 +14,13 @@ import numpy as np
 
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
-from jpmhc_jax.core.seeds import check_seed
 from jpmhc_jax.mixers import parse
-from jpmhc_jax.spectral import compare, density, dyson, moments, propagation, stable_product
-from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, without_rotations
+from jpmhc_jax.spectral import compare, density, jacobian, moments, propagation
+from jpmhc_jax.spectral.jacobian import FLOOR, mixer_stack
+from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
-DRAWS = ("init", "random")
 NOISES = ("block", "full")
-FLOOR = 1e-6  # singular value below which a direction counts as dead
 LARGEST = 2e7  # depth · streams³ up to which a row is worth waiting for
-DEEPEST = 4_000  # depth · streams³ up to which the Dyson equation is tried: two minutes; beyond, a product is sampled
-_SAMPLED = 96  # singular values of a sampled product, at least
 _LARGEST_LOG = 690.0  # what exp takes
 _COMPILE_S, _SOLVE_S, _SAMPLE_S = 3.0, 0.035, 0.014  # CPU seconds, measured: see `longest_seconds`
 
@@ -96,24 +92,6 @@ class Report:
     write_atomically(path, to_json(dataclasses.asdict(self), indent=1) + "\n")
 
 
-def mixer_stack(
-  name: str, streams: int, depth: int, draw: str, seed: int = 0, options: str = "", strength: float = 4.0
-) -> np.ndarray:
-  """(depth, n, n) mixers of a family: `init` = identity logits plus noise of standard deviation 0.02, `random` = its
-  own law."""
-  check_choice("draw", draw, DRAWS)
-  check_seed("seed", seed)
-  manifold = parse(name, options)
-  keys = jax.random.split(jax.random.key(seed), depth)
-  if draw == "random":
-    manifold.logit_shape(streams)  # raises where the family does not exist, before anything is traced
-    make = lambda key: manifold.random(key, streams)  # noqa: E731
-  else:
-    logits = jnp.asarray(manifold.identity_logits(streams, strength), jnp.float32)
-    make = lambda key: manifold.project(logits + 0.02 * jax.random.normal(key, logits.shape, jnp.float32), streams)  # noqa: E731
-  return np.asarray(jax.jit(lambda keys: jax.lax.map(make, keys))(keys), np.float64)
-
-
 def layer_stack(mixers: np.ndarray, activation: str, sigma_w: float, noise: str, norm: bool = True) -> Layers:
   """Layers whose noise follows from signal propagation through these mixers (residual gain tr AᵀA/n, averaged).
 
@@ -148,16 +126,8 @@ def predict(
   it raises ends the work.
   """
   stacks = [layers] if isinstance(layers, Layers) else list(layers)
-  fewer = [without_rotations(each) for each in stacks]
-  size = fewer[0].depth * fewer[0].streams ** 3
-  try:
-    if size > DEEPEST:
-      raise dyson.NotSolvedError(
-        f"depth · streams³ = {size:,} is more than {DEEPEST:,}: the Dyson equation was not tried"
-      )
-    values = _solved(fewer, threshold, points, tick)
-  except dyson.NotSolvedError as error:
-    values = _sampled(stacks, threshold, points, str(error), tick)
+  law = jacobian.solve(stacks, points, tick)
+  values = _sampled(law, threshold, points) if isinstance(law, jacobian.Sampled) else _solved(law, threshold)
   growth = np.array([float(moments.log_first_moment(each)) for each in stacks])
   noise = [jnp.sum(each.variance * _trace(each.read) * _trace(each.write)) for each in stacks]
   return Prediction(
@@ -178,18 +148,13 @@ def longest_seconds(streams: int, depth: int, stacks: int = 1) -> float:
   layers deep; most rows take a tenth. A sampled product takes about what this says.
   """
   size = depth * streams**3
-  if size <= DEEPEST:
+  if size <= jacobian.DEEPEST:
     return _COMPILE_S + stacks * _SOLVE_S * size
-  return stacks * _SAMPLE_S * depth * (_sampled_size(streams) / _SAMPLED) ** 3
+  return stacks * _SAMPLE_S * depth * (jacobian.sampled_size(streams) / 96) ** 3  # measured at 96
 
 
-def _sampled_size(streams: int) -> int:
-  return streams * max(4, -(-_SAMPLED // streams))
-
-
-def _solved(stacks: Sequence[Layers], threshold: float, points: int, tick: Callable[[float], None]) -> dict[str, Any]:
+def _solved(spectrum: density.Spectrum, threshold: float) -> dict[str, Any]:
   """Fields of a `Prediction` from the density that the Dyson equation gives."""
-  spectrum = density.spectrum(stacks, points, tick=tick)
   statistics = density.statistics(spectrum, threshold)
   return {
     "condition": float(statistics.condition),
@@ -203,15 +168,9 @@ def _solved(stacks: Sequence[Layers], threshold: float, points: int, tick: Calla
   }
 
 
-def _sampled(
-  stacks: Sequence[Layers], threshold: float, points: int, reason: str, tick: Callable[[float], None]
-) -> dict[str, Any]:
-  """The same fields from a sampled product of every stack."""
-  width = _sampled_size(stacks[0].streams) // stacks[0].streams
-  turn = lambda done: lambda share: tick((done + share) / len(stacks))  # noqa: E731
-  logs = np.concatenate(
-    [stable_product.log_singular_values(stack, width, seed, turn(seed)) for seed, stack in enumerate(stacks)]
-  )
+def _sampled(sample: jacobian.Sampled, threshold: float, points: int) -> dict[str, Any]:
+  """The same fields from sampled products."""
+  logs = sample.logs
   alive = logs[logs > np.log(FLOOR)]
   shown = alive if alive.size else np.array([np.log(FLOOR)])
   law = compare.Atoms(np.sort(shown), np.full(shown.size, 1 / shown.size))
@@ -227,8 +186,7 @@ def _sampled(
     "residual": None,
     "singular_values": tuple(np.exp(grid).tolist()),
     "log_density": tuple((compare.smoothed(law, grid, bandwidth) * alive.size / logs.size).tolist()),
-    "remark": f"{reason}; the numbers are those of {len(stacks)} sampled product{'s' * (len(stacks) > 1)} of "
-    f"{stacks[0].streams * width} dimensions",
+    "remark": sample.remark,
   }
 
 
@@ -264,7 +222,7 @@ class Question:
         f"depth of {int(LARGEST) // self.streams**3} here; a row of that takes hours"
       )
     check_choice("activation", self.activation, propagation.ACTIVATIONS)
-    check_choice("draw", self.draw, DRAWS)
+    check_choice("draw", self.draw, jacobian.DRAWS)
     check_choice("noise", self.noise, NOISES)
 
   @functools.cached_property
@@ -286,7 +244,7 @@ class Question:
 
     def make(name: str, depth: int) -> Layers:
       given = self.mixers[name] if isinstance(self.mixers, Mapping) else None
-      stack = mixer_stack(name, self.streams, depth, self.draw, self.seed) if given is None else given
+      stack = mixer_stack(parse(name), self.streams, depth, self.draw, self.seed) if given is None else given
       return layer_stack(np.asarray(stack, np.float64), self.activation, scale, self.noise)
 
     return rows(self.jobs, make, scale, self.threshold, self.points, tick)

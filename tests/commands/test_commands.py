@@ -14,11 +14,11 @@ import jax
 import pytest
 import tiny
 
-from jpmhc_jax.commands import evaluate
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.main import main
+from jpmhc_jax.runs import run
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +249,10 @@ def test_results_that_lack_metrics_of_the_runs_own_are_refused_unless_they_have_
   for fewer in ({"pooled": False}, {"wrong_puzzle": False}):
     asked = dataclasses.replace(recorded, **fewer)
     with pytest.raises(ConfigError, match=f"evaluation.{next(iter(fewer))}=False: the run records True"):
-      evaluate._refuse_less(recorded, asked)
-    evaluate._refuse_less(recorded, dataclasses.replace(asked, max_examples=3))
-    evaluate._refuse_less(recorded, dataclasses.replace(asked, ablation="mean"))
-    evaluate._refuse_less(asked, recorded)
+      run._refuse_less(recorded, asked)
+    run._refuse_less(recorded, dataclasses.replace(asked, max_examples=3))
+    run._refuse_less(recorded, dataclasses.replace(asked, ablation="mean"))
+    run._refuse_less(asked, recorded)
 
 
 def test_evaluate_of_a_step_or_a_folder_that_is_not_there_exits_with_2(workdir, tmp_path, capsys):

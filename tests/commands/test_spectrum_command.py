@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jpmhc_jax.core.errors import apart
 from jpmhc_jax.main import main
-from jpmhc_jax.spectral import command, density, dyson
+from jpmhc_jax.spectral import density, dyson, table
 from jpmhc_jax.training import progress
 
 
@@ -54,7 +54,7 @@ def test_a_slow_row_is_announced_before_it_starts():
       lines.append(f"row {depth}")
       yield depth
 
-  found = list(command.announced(rows(), [("sinkhorn", depth) for depth in depths], 4, lines.append))
+  found = list(table.announced(rows(), [("sinkhorn", depth) for depth in depths], 4, lines.append))
   assert found == [*depths]
   assert [line.split(";")[0] for line in lines] == [
     "row 1",

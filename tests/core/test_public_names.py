@@ -25,6 +25,10 @@ NAMES = {
     CheckpointError ConfigError DataError StorageError UserError WorkdirError
   """,
   "manifolds": "Birkhoff Grassmann Iso MANIFOLDS Manifold Oblique Orthogonal Sphere Stiefel",
+  "spectral": """
+    JacobianSpectrum Layers NotSolvedError block_noise critical_sigma_w full_noise isometric_sigma_w measure operator
+    predict propagate what_if
+  """,
   "optim": """
     adam_atan2 cayley_adam cayley_sgd grassmann_adam landing projected_muon retract riemannian_gradient
     scale_by_adam_atan2 scale_by_riemannian_adam scale_by_riemannian_momentum sign_sgd_rows stabilize_every

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jpmhc_jax import data
+from jpmhc_jax import data, mixers
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.rng import key_for
 from jpmhc_jax.main import main
-from jpmhc_jax.spectral.rules import mixer_stack
+from jpmhc_jax.spectral.jacobian import mixer_stack
 
 ENDS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
 TINY = schema.SudokuData(train_puzzles=20, test_puzzles=2, shuffles=2)
@@ -33,7 +33,7 @@ def _copies(seed):
 
 
 def _mixers(seed):
-  return mixer_stack("cayley", 4, 1, "random", seed).tobytes()
+  return mixer_stack(mixers.parse("cayley"), 4, 1, "random", seed).tobytes()
 
 
 @pytest.mark.parametrize("start", [_key, _order, _copies, _mixers])

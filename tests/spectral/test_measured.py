@@ -8,8 +8,9 @@ import numpy as np
 from numpy.testing import assert_allclose
 import pytest
 
+from jpmhc_jax.commands import spectrum
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.spectral import command, compare, density, dyson, laws, measured, monte_carlo, propagation, rules
+from jpmhc_jax.spectral import compare, density, dyson, laws, measured, monte_carlo, propagation, rules
 from jpmhc_jax.spectral.layers import full_noise
 
 
@@ -151,9 +152,9 @@ def test_isometric_mixers_predict_alike_and_averaging_ones_stall():
 
 def test_options_that_make_no_sense_are_refused():
   parser = argparse.ArgumentParser()
-  command.add_arguments(parser)
+  spectrum.Spectrum().add_arguments(parser)
   with pytest.raises(UserError, match="Did you mean 'cayley'"):
-    command.question(parser.parse_args(["--mixer=cayly"]))
+    spectrum.question(parser.parse_args(["--mixer=cayly"]))
 
 
 def test_a_jacobian_through_a_custom_vjp_is_measured_too():

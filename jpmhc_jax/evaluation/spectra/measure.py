@@ -29,7 +29,10 @@ from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.spectra import transformer, trm
 from jpmhc_jax.evaluation.spectra.trm import call_layers, part_layers, Stack, Trace
-from jpmhc_jax.spectral import command, compare, density, dyson, measured, rules
+from jpmhc_jax.mixers import parse
+from jpmhc_jax.spectral import compare, density, dyson, measured, rules, table
+from jpmhc_jax.spectral.jacobian import measure as law_of
+from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import block_noise, Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 
@@ -173,39 +176,24 @@ def _compared(
   tick: Callable[[float], None],
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
-  exact = jacobian.inputs <= effort.exact_limit
-  samples: list[tuple[np.ndarray, np.ndarray]] = []  # (values, weights), one a probe
-  if exact:
-    values = np.asarray(measured.singular_values(jacobian.products.function, jacobian.at, *jacobian.context))
-    samples.append((values, np.ones_like(values)))
-  else:
-    nodes, weights = measured.lanczos_quadrature(jacobian, key, effort.steps, effort.probes)
-    samples += zip(np.sqrt(nodes), weights, strict=True)
-  floor = float(np.max(samples[0][0])) * (1e-4 if exact else 2 / effort.steps)
-  seen = _joined(samples, floor)
-  first, second = _joined(samples[::2], floor), _joined(samples[1::2] or samples, floor)
-  law, residual = _predicted(stacks, removed, points, floor, tick) if stacks else (None, None)
+  seen = law_of(jacobian, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
+  law, residual = _predicted(stacks, removed, points, seen.floor, tick) if stacks else (None, None)
   both = np.concatenate([seen.log_values, *([law.log_values] if law else [])])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
   width = max(0.03, (grid[-1] - grid[0]) / 60)
   return {
     "size": jacobian.inputs,
-    "exact": exact,
-    "floor": floor,
-    "measured": compare.summary(seen, threshold, floor),
-    "predicted": compare.summary(law, threshold, floor) if law else None,
-    "w1": compare.w1(seen, law) if law else None,
-    "chance": 0.5 * compare.w1(first, second),  # two halves differ by twice the error of the whole
+    "exact": seen.source == "exact",
+    "floor": seen.floor,
+    "measured": seen.summary(threshold),
+    "predicted": compare.summary(law, threshold, seen.floor) if law else None,
+    "w1": compare.w1(seen.atoms, law) if law else None,
+    "chance": seen.chance,
     "residual": residual,
     "singular_values": tuple(np.exp(grid).tolist()),
-    "measured_density": tuple(compare.smoothed(seen, grid, width).tolist()),
+    "measured_density": tuple(compare.smoothed(seen.atoms, grid, width).tolist()),
     "predicted_density": tuple(compare.smoothed(law, grid, width).tolist()) if law else None,
   }
-
-
-def _joined(samples: Sequence[tuple[np.ndarray, np.ndarray]], floor: float) -> compare.Atoms:
-  values, weights = (np.concatenate(side) for side in zip(*samples, strict=True))
-  return compare.atoms(values, weights, floor)
 
 
 def _predicted(
@@ -255,11 +243,11 @@ def swapped(
   tokens = range(at.trace.mixers.shape[2])
 
   def make(name: str, depth: int) -> list[Layers]:
-    own = None if name == CHECKPOINT else rules.mixer_stack(name, streams, depth, "random", seed)
+    own = None if name == CHECKPOINT else mixer_stack(parse(name), streams, depth, "random", seed)
     return [layers_of(at.network.design(at.trace, token, own)) for token in tokens]
 
   jobs = [(name, depth) for name in (CHECKPOINT, *families)]
-  return command.announced(rules.rows(jobs, make, None, threshold, points, tick), jobs, streams, say, len(tokens))
+  return table.announced(rules.rows(jobs, make, None, threshold, points, tick), jobs, streams, say, len(tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,11 +315,11 @@ def findings(
     found = dataclasses.replace(found, sites=(*found.sites, site))
     yield found
   say(f"predicted for the last {at.network.noun} with its own mixers and others")
-  say(command.HEADER)
+  say(table.HEADER)
   rest = lambda what, share: tick(what, _MEASURING + (1 - _MEASURING) * share)  # noqa: E731
   for row in swapped(at, families, threshold, effort.points, setup.config.seed, say, rest):
-    say(command.line(row))
+    say(table.line(row))
     found = dataclasses.replace(found, rows=(*found.rows, row))
     yield found
   yield dataclasses.replace(found, complete=True)
-  say(command.conclusion(found.design))
+  say(table.conclusion(found.design))

@@ -1,0 +1,51 @@
+"""The table of a `rules.Report`: lines as they come, and what stands below them."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from jpmhc_jax.spectral import rules
+
+SLOW_S = 60.0  # a row that may take longer is announced
+
+
+def announced(
+  rows: Iterator[rules.Row], jobs: Sequence[tuple[str, int]], streams: int, say: Callable[[str], None], stacks: int = 1
+) -> Iterator[rules.Row]:
+  """The rows (`rules.rows`) of these (mixer, depth); `say` gets the time that a slow one may take before it starts."""
+  for name, depth in jobs:
+    seconds = rules.longest_seconds(streams, depth, stacks)
+    if seconds > SLOW_S:
+      rough = f"{seconds / 60:,.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+      say(f"  {name}, depth {depth}: at most about {rough}; Ctrl-C keeps the rows above")
+    yield next(rows)
+
+
+HEADER = (
+  f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
+  f"{'grad/layer':>12}{'residual':>10}"
+)
+
+
+def line(row: rules.Row) -> str:
+  """A row (`rules.Row`) below HEADER; one that is not the solution of the Dyson equation says why."""
+  if isinstance(row, rules.Absent):
+    return f"{row.mixer:<16}{row.depth:>6}  not predicted: {row.reason}"
+  scale = "–" if row.sigma_w is None else f"{row.sigma_w:.3g}"
+  residual = "sampled" if row.residual is None else f"{row.residual:.0e}"
+  text = (
+    f"{row.mixer:<16}{row.depth:>6}{scale:>9}{row.total_noise:>8.3g}{row.condition:>11.3g}{row.stalled:>9.1%}"
+    f"{row.mean_log:>10.3f}{row.spread_log:>8.3f}{row.gradient_gain:>12.4f}{residual:>10}"
+  )
+  return f"{text}\n  {row.mixer}, depth {row.depth}: {row.remark}" if row.remark else text
+
+
+def conclusion(report: rules.Report) -> str:
+  """What stands below the rows of a `rules.Report`."""
+  lines = []
+  if report.recommendation:
+    lines.append(f"recommended: {report.recommendation}: {report.reason}.")
+  if report.sigma_w_advice is not None:
+    lines.append(
+      f"sigma_w = {report.sigma_w_advice:.3g} keeps the total noise at 0.05 over isometric mixers at the greatest "
+      "depth."
+    )
+  return "\n".join(lines)
