@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 import pytest
 from scipy.special import digamma
 
-from jpmhc_jax.spectral import rules, stable_product
+from jpmhc_jax.spectral import jacobian, rules, stable_product
 from jpmhc_jax.spectral.layers import block_noise, full_noise
 
 
@@ -79,7 +79,7 @@ def test_beyond_a_depth_a_row_is_sampled_and_has_the_law_of_the_dyson_equation(m
   rng = np.random.default_rng(3)
   layers = full_noise(0.7 * rng.normal(size=(5, 2, 2)), 0.4)
   solved = rules.predict("solved", layers, None, points=96)
-  monkeypatch.setattr(rules, "DEEPEST", 39)
+  monkeypatch.setattr(jacobian, "DEEPEST", 39)
   sampled = rules.predict("sampled", layers, None, points=96)
   assert solved.residual < 1e-3 and not solved.remark
   assert sampled.residual is None and "depth · streams³ = 40 is more than 39" in sampled.remark
