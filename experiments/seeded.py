@@ -14,7 +14,7 @@ from jpmhc_jax import data
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
-from jpmhc_jax.evaluation.rollout import make_rollout
+from jpmhc_jax.evaluation.evaluator import make_rollout
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import build_model, prepare, Setup, TrainState
 from jpmhc_jax.training.step import make_train_step

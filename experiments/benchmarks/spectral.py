@@ -24,9 +24,8 @@ import numpy as np
 from experiments.benchmarks import timing
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.spectral import dyson, monte_carlo
+from jpmhc_jax.spectral import dyson, monte_carlo, published
 from jpmhc_jax.spectral.layers import full_noise
-from jpmhc_jax.spectral.published import select
 
 METHODS = ("scalar", "operator", "z1_mapping", "subordination", "s_transform", "twisted")
 DEPTHS = ((1, True), (2, True), (2, False), (10, False))
@@ -85,7 +84,7 @@ def methods(kind: str, depth: int, equal: bool, draws: int) -> dict:
       continue
     start = time.perf_counter()
     try:
-      found = select.resolvent(stack, sigma, Z, method)
+      found = published.resolvent(stack, sigma, Z, method)
     except UserError as refusal:
       if "not for" not in str(refusal):
         rows[method] = {"error": None, "refused": str(refusal), "seconds": time.perf_counter() - start}

@@ -50,7 +50,7 @@ from experiments.faults import disks, series
 from experiments.faults.launch import Layout
 from experiments.faults.series import FAMILIES, Report
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.seeds import LARGEST_SEED
+from jpmhc_jax.core.scalars import LARGEST_SEED
 
 LAYOUTS = ("1x1", "2x1", "4x1")
 KINDS = ("sigterm", *(kind for kinds in FAMILIES.values() for kind in kinds))

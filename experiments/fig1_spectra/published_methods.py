@@ -13,9 +13,8 @@ import numpy as np
 from run import mixer
 
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.spectral import dyson
+from jpmhc_jax.spectral import dyson, published
 from jpmhc_jax.spectral.layers import full_noise
-from jpmhc_jax.spectral.published import select
 
 METHODS = ("scalar", "operator", "z1_mapping", "subordination", "s_transform", "twisted")
 Z = np.linspace(0.05, 4, 30) + 0.05j
@@ -39,7 +38,7 @@ def main() -> int:
           cells.append("not run")
           continue
         try:
-          found = select.resolvent(mixers, sigma, Z, method)
+          found = published.resolvent(mixers, sigma, Z, method)
           error = np.sum(np.abs(found - exact)) / np.sum(np.abs(exact))
           cells.append("exact" if error < 1e-6 else f"{error:.0%}")
         except UserError as refusal:

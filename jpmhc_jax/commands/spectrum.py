@@ -9,7 +9,7 @@ from typing import Any
 
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import check_choice, ConfigError
-from jpmhc_jax.core.seeds import LARGEST_SEED
+from jpmhc_jax.core.scalars import LARGEST_SEED
 
 EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 75
 

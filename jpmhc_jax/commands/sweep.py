@@ -93,7 +93,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
 def _check_metric(metric: str, config: Any) -> None:
   """A metric that the runs will not record is found before the first of them starts."""
   from jpmhc_jax.core.errors import check_choice
-  from jpmhc_jax.evaluation.metric_names import metric_names
+  from jpmhc_jax.evaluation.evaluator import metric_names
 
   if metric:
     check_choice("Sweep.metric", metric, metric_names(config))

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from jpmhc_jax.core.errors import require
-from jpmhc_jax.core.seeds import LARGEST_SEED, SEED_RANGE
+from jpmhc_jax.core.scalars import LARGEST_SEED, SEED_RANGE
 
 _AT_LEAST_ONE = (
   "steps", "batch_size", "accumulation", "model.width", "model.heads", "model.layers", "model.mlp_multiple",

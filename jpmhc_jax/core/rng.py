@@ -5,7 +5,7 @@ import zlib
 import jax
 from jaxtyping import Array, Int, Key
 
-from jpmhc_jax.core.seeds import check_seed
+from jpmhc_jax.core.scalars import check_seed
 
 
 def key_for(seed: int, name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:

@@ -1,7 +1,9 @@
-"""Numbers of NumPy and JAX as Python's: what a config, a sweep and a layer index are made of."""
+"""Numbers that a user gives: those of NumPy and JAX as Python's, and the seeds that a run may have."""
 
 import operator
 from typing import Any
+
+from jpmhc_jax.core.errors import require
 
 
 def plain(value: Any) -> Any:
@@ -18,3 +20,12 @@ def whole(value: Any) -> int | None:
     return None if isinstance(plain(value), bool) else operator.index(value)
   except TypeError:
     return None
+
+
+LARGEST_SEED = 2**32 - 1  # JAX and NumPy's legacy generator tell seeds apart by 32 bits
+SEED_RANGE = f"0 to {LARGEST_SEED}"
+
+
+def check_seed(field: str, seed: int) -> None:
+  """Raises ConfigError unless the seed is one that no other seed starts like: 0 to 2³²−1."""
+  require(0 <= seed <= LARGEST_SEED, field, seed, SEED_RANGE)

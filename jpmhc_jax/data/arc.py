@@ -5,13 +5,12 @@ import json
 
 from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.seeds import check_seed
-from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, make_split, number_copies
+from jpmhc_jax.core.scalars import check_seed
+from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, LegacyRandom, make_split, number_copies
 from jpmhc_jax.data.arc_grids import VOCABULARY
 from jpmhc_jax.data.arc_tasks import LARGEST_SIDE, load_tasks, Task
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import Dataset, digest
-from jpmhc_jax.data.legacy_random import LegacyRandom
 
 
 def build_arc(config: Data, *, batch_size: int, seed: int) -> Dataset:

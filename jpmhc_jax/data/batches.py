@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.seeds import check_seed
+from jpmhc_jax.core.scalars import check_seed
 
 _ORDER_STREAM = 0x0DE5  # keeps the draws inside a batch apart from every other use of (seed, step)
 

@@ -15,8 +15,7 @@ from jpmhc_jax.config.schema import Data, SudokuData
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import BLANK, Dataset, digest
-from jpmhc_jax.data.hashing import mix
-from jpmhc_jax.data.sudoku_grids import BOXES, dig, filled, symmetry_class, units
+from jpmhc_jax.data.sudoku_grids import BOXES, dig, filled, mix, symmetry_class, units
 
 _BUILDER_SEED = 0
 _CHUNK = 64  # puzzles generated between two looks at their symmetry classes

@@ -8,8 +8,6 @@ import random
 from jaxtyping import Int, UInt64
 import numpy as np
 
-from jpmhc_jax.data.hashing import mix
-
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box by side
 
 
@@ -183,3 +181,14 @@ def _with_parent(lines: UInt64[np.ndarray, "n side"], size: int) -> UInt64[np.nd
   """Each line's hash joined with the hash of its band or stack."""
   parents = mix(mix(lines).reshape(lines.shape[0], -1, size).sum(2))
   return mix(lines) ^ np.repeat(parents, size, axis=1)
+
+
+def mix(words: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
+  """A bijection of 64-bit words under which neighbouring counters look independent.
+
+  Source: the finaliser of splitmix64 (Steele, Lea, Flood 2014).
+  """
+  words = words + np.uint64(0x9E3779B97F4A7C15)
+  words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return words ^ (words >> np.uint64(31))

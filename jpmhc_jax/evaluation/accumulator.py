@@ -1,13 +1,22 @@
-"""What one pass over held-out examples counts: sums for the means, examples to show, and ARC votes."""
+"""What one pass over held-out examples counts: sums for the means, examples to show, ARC votes; and its files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import gzip
+import pathlib
 from typing import Any
+import zlib
 
+from jaxtyping import Int
 import numpy as np
 
+from jpmhc_jax.core.files import from_json, storing, to_json, write_atomically
 from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.data import Dataset
+from jpmhc_jax.data.dataset import IGNORED_LABEL, PAD
 from jpmhc_jax.evaluation.arc import ArcVotes
+from jpmhc_jax.training.hosts import distributed
 
 EXAMPLES = 60  # shown in the report
 
@@ -101,3 +110,103 @@ def _pictures(batch: dict[str, np.ndarray], result: dict[str, np.ndarray], image
     }
     for row in np.flatnonzero(batch["valid"])
   ]
+
+
+Tally = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalProgress:
+  """The files of one pass: what it has counted so far, so that a restart goes on where it was.
+
+  Every share of the processes writes its own file after the same batches, and the last two are kept: a kill may hit
+  between two processes' writes, and all must go on at the same batch. describe: says what must be equal for a tally to
+  be used (state, data, fields, shares).
+  """
+
+  folder: pathlib.Path
+  name: str
+  describe: Callable[[], str]
+  share: int
+
+  @functools.cached_property
+  def identity(self) -> str:
+    return self.describe()
+
+  def save(self, batches: int, tally: Callable[[], Tally]) -> None:
+    """Writes what was counted in the first `batches` batches."""
+    content = to_json({"identity": self.identity, "batches": batches, "tally": tally()}, words=True)
+    with storing(str(self.folder)):
+      write_atomically(self._path(batches), gzip.compress(content.encode(), mtime=0))
+      for older in sorted(self._found())[:-2]:
+        self._path(older).unlink(missing_ok=True)
+
+  def load(self) -> tuple[int, Tally | None]:
+    """The latest batch that all processes have saved and what this one had counted by then; (0, None) when none."""
+    if not any(distributed.gather(self._found())):
+      return 0, None
+    usable = {batches: tally for batches in self._found() if (tally := self._read(batches)) is not None}
+    common = set.intersection(*(set(found) for found in distributed.gather(sorted(usable))))
+    batches = max(common, default=0)
+    return batches, usable.get(batches)
+
+  def discard(self) -> None:
+    """The pass is finished and its result is written: also what other numbers of processes left of it goes."""
+    for path in self.folder.glob(f"partial_{self.name}.*.json.gz"):
+      path.unlink(missing_ok=True)
+
+  def _path(self, batches: int) -> pathlib.Path:
+    return self.folder / f"partial_{self.name}.{self.share}.{batches}.json.gz"
+
+  def _found(self) -> list[int]:
+    names = (path.name.split(".") for path in self.folder.glob(f"partial_{self.name}.{self.share}.*.json.gz"))
+    return [int(parts[2]) for parts in names if parts[2].isdigit()]
+
+  def _read(self, batches: int) -> Tally | None:
+    try:
+      saved = from_json(gzip.decompress(self._path(batches).read_bytes()))
+      return saved["tally"] if (saved["identity"], saved["batches"]) == (self.identity, batches) else None
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error):
+      return None  # damaged: the pass starts again
+
+
+WRITTEN_ON, WINDOWS = 32, 12  # bytes written on, which is as many forward passes; windows kept
+
+Answer = Callable[[Mapping[str, np.ndarray]], Int[np.ndarray, "b s"]]
+
+
+def continuations(batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]]:
+  """Prompt, true continuation and the model's of the batch's first windows, as `evaluation/step_N.json` keeps them.
+
+  The model sees all of a window but its last bytes (32, at most half) and always takes the likeliest next byte.
+  answer: (batch with inputs) -> the likeliest byte behind each of its bytes. Every process must call it alike.
+  """
+  inputs, length = batch["inputs"].copy(), batch["inputs"].shape[1]
+  count = min(WRITTEN_ON, length // 2)
+  start = length - count
+  written = np.zeros((len(inputs), count), np.int32)
+  for i in range(count):
+    written[:, i] = answer({**batch, "inputs": inputs})[:, start - 1 + i]
+    inputs[:, start + i] = written[:, i]
+  truth = batch["labels"][:, start - 1 : -1]
+  rows = np.flatnonzero(batch["valid"] & (truth[:, 0] != IGNORED_LABEL))[:WINDOWS]
+  return [_example(int(batch["index"][row]), batch["inputs"][row, :start], truth[row], written[row]) for row in rows]
+
+
+def _example(index: int, prompt: np.ndarray, truth: np.ndarray, written: np.ndarray) -> dict[str, Any]:
+  truth = truth[truth != IGNORED_LABEL]  # a file may end before its window
+  written = written[: len(truth)]
+  return {
+    "kind": "text",
+    "task": f"text {index}",
+    "test": 0,
+    "input": _text(prompt),
+    "truth": _text(truth),
+    "predictions": [{"text": _text(written)}],
+    "solved_at": 1 if np.array_equal(written, truth) else None,
+  }
+
+
+def _text(tokens: Int[np.ndarray, " s"]) -> str:
+  """Bytes as text; the byte in front of a file is left out, halves of characters become U+FFFD."""
+  return bytes(tokens[tokens != PAD].astype(np.uint8)).decode("utf-8", "replace")

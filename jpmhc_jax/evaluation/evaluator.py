@@ -9,7 +9,7 @@ A causal ablation (`evaluation.ablation`) writes into a folder of its own below 
 results of the run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import gzip
 import json
@@ -20,6 +20,7 @@ from typing import Any
 import zlib
 
 import jax
+from jaxtyping import Array
 import numpy as np
 
 from jpmhc_jax.config import schema
@@ -28,17 +29,16 @@ from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
 from jpmhc_jax.core.reading import memory_limit, read_gzip
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
-from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EXAMPLES
+from jpmhc_jax.evaluation.accumulator import continuations, EvalAccumulator, EvalProgress, EXAMPLES
 from jpmhc_jax.evaluation.arc import ArcVotes
-from jpmhc_jax.evaluation.continuation import continuations
-from jpmhc_jax.evaluation.partial import EvalProgress
-from jpmhc_jax.evaluation.rollout import make_rollout
+from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.integrity import fingerprint
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.state import Setup, TrainState
+from jpmhc_jax.training.tasks.registry import kind_of
 
 
 class Evaluator:
@@ -231,3 +231,40 @@ def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> path
 def _steps(folder: pathlib.Path, prefix: str, suffix: str) -> list[int]:
   names = (path.name.removeprefix(prefix).removesuffix(suffix) for path in folder.glob(f"{prefix}*{suffix}"))
   return [int(name) for name in names if name.isdigit()]
+
+
+Predictions = dict[str, Array]
+Rollout = Callable[[Any, Any, Array | None, Batch], Predictions]
+
+
+def make_rollout(setup: Setup) -> Rollout:
+  """A jitted (params, buffers, table, batch) -> what `setup.kind.answer` says of every row.
+
+  The batch's `puzzle_identifiers` are read as given, so an ablation can permute them.
+  """
+  by_row = meshes.batch_sharding(setup.mesh)
+
+  def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
+    model = setup.model(params, buffers)
+    rows = None if table is None else table[batch["puzzle_identifiers"]]
+    return setup.kind.answer(model, rows, batch, setup.config)
+
+  layout = setup.shardings
+  inputs = (layout.params, layout.buffers, layout.table, by_row)
+  return jax.jit(meshes.on_mesh(setup.mesh, rollout), in_shardings=inputs, out_shardings=by_row)
+
+
+_ONE_TASK = {"": {"test": [{"input": [[0]], "output": [[0]]}]}}
+
+
+def metric_names(config: schema.Config) -> tuple[str, ...]:
+  """Names in `evaluation/step_N.json` of a run of this config. Raises ConfigError where model and data do not fit."""
+  kind = kind_of(config)
+  names = [*kind.evaluation_metrics(dict.fromkeys(kind.per_example, 0.0), 0), "examples"]
+  if config.data.kind == "arc":
+    voted = list(ArcVotes([""]).results(_ONE_TASK))
+    names += voted
+    names += [f"pooled/{name}" for name in voted] if config.evaluation.pooled else []
+  if config.evaluation.wrong_puzzle:
+    names += ["wrong_puzzle/accuracy", "wrong_puzzle/exact_accuracy"]
+  return tuple(names)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.reporting import choice, curves, depth, grids, markup, passages, pictures, spectra
+from jpmhc_jax.reporting import choice, curves, depth, markup, spectra
+from jpmhc_jax.reporting.examples import draw_grid, draw_picture, draw_text
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
@@ -177,7 +178,7 @@ def example_card(example: Mapping[str, Any]) -> Markup:
   title = f"{example.get('task', '?')}" + (f" · test {example.get('test', 0)}" if kind == "arc" else "")
   listed = example.get("predictions")
   predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
-  drawers = {"text": passages.draw, "images": pictures.draw}
+  drawers = {"text": draw_text, "images": draw_picture}
   drawn = drawers[kind](example, predictions) if kind in drawers else _grids(kind, question, truth, predictions)
   heading = tag("p", tag("strong", title), " ", badge)
   look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
@@ -312,6 +313,6 @@ def _grid_figure(
 ) -> Markup:
   mark = None if right is None else tag("span", "✓" if right else "✗", class_="right" if right else "not-right")
   state = "" if right is None else ", right" if right else ", wrong"
-  drawing = grids.draw(kind, grid, f"{label}{state}", truth, given)
+  drawing = draw_grid(kind, grid, f"{label}{state}", truth, given)
   caption = tag("figcaption", label, " " if mark else None, mark)
   return tag("figure", caption, drawing, tag("small", details) if details else None)

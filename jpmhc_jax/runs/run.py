@@ -16,8 +16,7 @@ from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.data.dataset import Coverage
-from jpmhc_jax.evaluation.evaluator import Evaluator
-from jpmhc_jax.evaluation.metric_names import metric_names
+from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 from jpmhc_jax.evaluation.spectra import measure
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.report import write_report

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from jpmhc_jax.core.errors import check_choice, UserError
-from jpmhc_jax.core.seeds import check_seed
+from jpmhc_jax.core.scalars import check_seed
 from jpmhc_jax.mixers import Mixer
 from jpmhc_jax.spectral import compare, density, dyson, measured, stable_product
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, Real, without_rotations

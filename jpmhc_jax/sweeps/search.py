@@ -1,6 +1,7 @@
 """Optuna over the same space: trials in an RDB, runs through the same pool, pruning by intermediate evaluations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -9,12 +10,12 @@ from typing import Any
 
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.names import digest
+from jpmhc_jax.core.reading import check_regular
 from jpmhc_jax.sweeps import job, ledger
 from jpmhc_jax.sweeps.grid import Ending, refresh
 from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
 from jpmhc_jax.sweeps.pool import Pool, Say, Signals
 from jpmhc_jax.sweeps.space import Point, SEED, split_seeds, SweepError
-from jpmhc_jax.sweeps.storage import opening
 
 IN_VAIN = 50  # points in a row that cannot run, after which no more are drawn
 FOLDER = "sweep_folder"  # which sweep folder a trial belongs to: a study may be shared by several machines
@@ -270,3 +271,28 @@ def _optuna() -> Any:
   except ImportError as error:
     raise SweepError("--search=optuna: optuna is not installed; pip install 'jpmhc-jax[search]'") from error
   return optuna
+
+
+@contextlib.contextmanager
+def opening(url: str) -> Iterator[None]:
+  """Turns what Optuna and SQLAlchemy say of a database inside into a SweepError that names it, without its password.
+
+  Raises DataError for a SQLite file that is a device, a pipe or a folder, before it is opened.
+  """
+  import optuna
+  import sqlalchemy
+  from sqlalchemy.exc import SQLAlchemyError
+
+  shown = repr(url)
+  try:
+    parsed = sqlalchemy.make_url(url)
+    shown = repr(parsed.render_as_string(hide_password=True))
+    if parsed.get_backend_name() == "sqlite" and parsed.database and pathlib.Path(parsed.database).exists():
+      check_regular(pathlib.Path(parsed.database), limit=2**63)
+    yield
+  except (ImportError, RuntimeError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+    reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+    raise SweepError(
+      f"--storage={shown}: keeps no study of Optuna ({reason}); expected the URL of a database that can be written, "
+      "such as sqlite:///study.db"
+    ) from error

@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import pytest
 
-from jpmhc_jax.core import compiled, launch
+from jpmhc_jax.core import launch
 
 
 @pytest.fixture
@@ -68,15 +68,15 @@ def test_an_entry_that_a_kill_cut_off_is_written_anew(configured, tmp_path):
   try:
     compile_one()
     entries = list(tmp_path.glob("*-cache"))
-    assert entries and all(compiled.is_whole(path.read_bytes()) for path in entries)
+    assert entries and all(launch.is_whole(path.read_bytes()) for path in entries)
     long_ago = time.time() - 1000
     for path in entries:
       path.write_bytes(path.read_bytes()[:100])
       os.utime(path, (long_ago, long_ago))
     assert compile_one() == len(entries)
-    compiled.drop_damaged(tmp_path)
+    launch.drop_damaged(tmp_path)
     assert compile_one() == 0 and compile_one() == 0
-    assert all(compiled.is_whole(path.read_bytes()) for path in entries)
+    assert all(launch.is_whole(path.read_bytes()) for path in entries)
   finally:
     for name, value in zip(settings, before, strict=True):
       jax.config.update(name, value)
@@ -90,11 +90,11 @@ def test_only_damaged_entries_go_and_each_is_looked_at_once(tmp_path, monkeypatc
     (tmp_path / name).write_bytes(content)
     age = 0 if name.startswith("young") else 500
     os.utime(tmp_path / name, (now - age, now - age))
-  compiled.drop_damaged(tmp_path)
-  assert {path.name for path in tmp_path.iterdir()} == {*kept, "young-cache", compiled.STAMP}
+  launch.drop_damaged(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {*kept, "young-cache", launch.STAMP}
   looked = []
-  monkeypatch.setattr(compiled, "is_whole", lambda entry: looked.append(entry) or True)
+  monkeypatch.setattr(launch, "is_whole", lambda entry: looked.append(entry) or True)
   monkeypatch.setattr(time, "time", lambda: now + 100)
-  compiled.drop_damaged(tmp_path)
+  launch.drop_damaged(tmp_path)
   assert looked == [b""]  # the young one
-  compiled.drop_damaged(tmp_path / "nowhere")
+  launch.drop_damaged(tmp_path / "nowhere")

@@ -15,9 +15,9 @@ from jpmhc_jax import data
 from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.arc import build_splits
+from jpmhc_jax.data.arc_builder import LegacyRandom
 from jpmhc_jax.data.arc_grids import crop, grid_hash, parse_augmented_name, restore
 from jpmhc_jax.data.arc_tasks import load_tasks
-from jpmhc_jax.data.legacy_random import LegacyRandom
 
 # dataset, augmentations -> identifiers, (groups, puzzles, examples) of train and evaluation, groups short of copies.
 COUNTS = {

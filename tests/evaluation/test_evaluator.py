@@ -14,8 +14,7 @@ import tiny
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.arc import PASS_KS
-from jpmhc_jax.evaluation.evaluator import Evaluator
-from jpmhc_jax.evaluation.metric_names import metric_names
+from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 
 TRUTH, WRONG = 0, 1
 

@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.evaluation.accumulator import EvalProgress
 from jpmhc_jax.evaluation.evaluator import Evaluator
-from jpmhc_jax.evaluation.partial import EvalProgress
 from jpmhc_jax.training import interrupts
 
 BATCHES = 5  # 20 puzzles in batches of 4

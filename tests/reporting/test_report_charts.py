@@ -9,7 +9,7 @@ import pytest
 
 from jpmhc_jax.reporting.charts import chart, Line, nice_ticks, running_mean, tick_label
 from jpmhc_jax.reporting.curves import readable
-from jpmhc_jax.reporting.grids import draw
+from jpmhc_jax.reporting.examples import draw_grid
 
 FINITE = strategies.floats(-1e6, 1e6, allow_subnormal=False)
 
@@ -112,7 +112,7 @@ def test_tick_labels_are_short(value, label):
 
 def test_a_drawn_grid_covers_every_cell_once_in_its_colour():
   grid = np.random.default_rng(0).integers(0, 10, (7, 5)).tolist()
-  figure = draw("arc", grid, "Answer")
+  figure = draw_grid("arc", grid, "Answer")
   seen = {}
   for path, colour in re.findall(r'<path d="([^"]*)" class="c(\d)"', figure):
     for x, y, width in re.findall(r"M(\d+) (\d+)h(\d+)v1", path):
@@ -124,4 +124,4 @@ def test_a_drawn_grid_covers_every_cell_once_in_its_colour():
 
 @pytest.mark.parametrize("grid", [[], [[]], None, [[1, 2], [3]], "12", [[1], 2]])
 def test_what_is_not_a_grid_is_drawn_as_a_box_that_says_so(grid):
-  assert 'class="nothing"' in draw("arc", grid, "Answer", truth=[[1]])
+  assert 'class="nothing"' in draw_grid("arc", grid, "Answer", truth=[[1]])

@@ -11,8 +11,7 @@ import tiny
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.evaluation.evaluator import Evaluator
-from jpmhc_jax.evaluation.metric_names import metric_names
+from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.main import main
 

@@ -1,13 +1,19 @@
-"""Puzzle grids as small SVG drawings: ARC colours, Sudoku digits, mazes.
+"""Examples of a report, each beside the model's answers: puzzle grids, images and texts.
 
-A run of equal cells becomes one rectangle of a path, so a 30x30 grid takes a few kilobytes. Each drawing carries its
-content in words (`<desc>`), row by row.
+Grids (ARC colours, Sudoku digits, mazes) are small SVG drawings: a run of equal cells becomes one rectangle of a path,
+so a 30x30 grid takes a few kilobytes. Each drawing carries its content in words (`<desc>`), row by row.
 """
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
+import io
 import math
+import os.path
 from typing import Any
 
+import numpy as np
+
+from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.markup import Markup, tag
 
 ARC_NAMES = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon")
@@ -15,7 +21,7 @@ MAZE_CELLS = "# SGo"  # wall, floor, start, goal, path; tokens 1..5 in this orde
 MAZE_NAMES = {"#": "wall", " ": "floor", "S": "start", "G": "goal", "o": "path"}
 
 
-def draw(kind: str, grid: Any, label: str, truth: Any = None, given: Any = None) -> Markup:
+def draw_grid(kind: str, grid: Any, label: str, truth: Any = None, given: Any = None) -> Markup:
   """One grid of `kind` arc, sudoku or maze. Cells unlike `truth` are framed; the `given` digits of a Sudoku are bold.
 
   grid: rows of cells. ARC: colours 0..9. Sudoku: tokens, 1 = blank, digit + 1. Maze: tokens 1..5 or '# SGo'.
@@ -110,3 +116,50 @@ def _sudoku(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
   thick += "".join(f"M{x} 0v{side}" for x in range(0, side + 1, box_cols))
   paper = tag("rect", x=0, y=0, width=side, height=side, class_="paper")
   return [paper, *cells, _rules(side, side), tag("path", d=thick, class_="boxes")]
+
+
+def draw_picture(example: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> Markup:
+  """The picture, magnified without smoothing, over what it is and what it was taken for."""
+  truth = example.get("truth")
+  taken = ", ".join(str(prediction.get("class", "?")) for prediction in predictions) or "not recorded"
+  caption = tag("figcaption", f"class {truth}", tag("br"), f"answer {taken}")
+  source = _png(example.get("input"), example.get("top"))
+  if source is None:
+    return tag("figure", markup.note("Not recorded."), caption, class_="picture")
+  picture = tag("img", src=f"data:image/png;base64,{source}", alt=f"{example.get('task')}: class {truth}")
+  return tag("figure", picture, caption, class_="picture")
+
+
+def _png(pixels: Any, top: Any) -> str | None:
+  """Base64 of a PNG file; pixels as (height, width, channels) values up to `top`, of which 1, 3 or 4 can be shown."""
+  try:
+    values = np.clip(np.asarray(pixels, np.float64) / float(top), 0, 1)
+  except (TypeError, ValueError):
+    return None
+  if values.ndim != 3 or values.shape[-1] not in (1, 3, 4):
+    return None
+  from matplotlib import image  # slow to import, and only pictures need it
+
+  file = io.BytesIO()
+  image.imsave(file, np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values, format="png")
+  return base64.b64encode(file.getvalue()).decode()
+
+
+def draw_text(example: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> Markup:
+  """The three as preformatted text; of a continuation, what follows the first difference from the truth is marked."""
+  truth = example.get("truth")
+  figures = [_figure("Prompt", example.get("input")), _figure("Truth", truth)]
+  for prediction in predictions:
+    figures.append(_figure("Continuation, always the likeliest byte", prediction.get("text"), truth))
+  if not predictions:
+    figures.append(markup.note("No continuation was recorded."))
+  return tag("div", *figures, class_="passages")
+
+
+def _figure(label: str, text: Any, truth: Any = None) -> Markup:
+  if not isinstance(text, str):
+    return tag("figure", tag("figcaption", label), markup.note("Not recorded."))
+  right = len(os.path.commonprefix([text, truth])) if isinstance(truth, str) else len(text)
+  rest = tag("mark", text[right:]) if right < len(text) else None
+  counted = tag("small", f"{right} of {len(truth)} characters before the first difference") if truth else None
+  return tag("figure", tag("figcaption", label), tag("pre", text[:right], rest, tabindex="0"), counted)
