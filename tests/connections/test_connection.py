@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import chex
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -165,7 +166,7 @@ def test_the_folded_norm_is_the_norm_with_every_gradient(norm):
 
     found = jax.jit(lambda: both(lambda parameters, x: generator.project(x, parameters, norm, 1e-6)))()
     expected = jax.jit(lambda: both(lambda parameters, x: _normed_logits(norm, parameters, x)))()
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def _normed(norm, x, parameters):
@@ -209,7 +210,7 @@ def test_a_projection_per_stream_gives_each_stream_its_own_rows_from_itself_alon
       return value, pullback(jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape))
 
     found, expected = jax.jit(lambda: (both(rule.logits), both(plainly)))()
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_mixers_without_a_row_for_each_stream_take_no_projection_per_stream():
@@ -305,3 +306,18 @@ def test_no_product_is_left_to_the_precision_of_the_device(settings):
   products = re.findall(r"dot_general\[(.*?)\n *\]", str(jax.make_jaxpr(both)(parameters, x)), re.DOTALL)
   assert len(products) > 2
   assert all("precision=(Precision.HIGHEST, Precision.HIGHEST)" in product for product in products)
+
+
+def test_a_rule_that_is_built_anew_is_the_same_static_argument():
+  """Steps trace a connection once: rules that are equal hash alike, so a user may build one wherever they need it."""
+  chex.clear_trace_counter()
+
+  def apply(rule, parameters, streams):
+    return rule(parameters, streams, _sublayer)
+
+  step, x = jax.jit(chex.assert_max_traces(apply, n=1), static_argnums=0), _equal_streams()
+  for alpha in (0.5, jnp.float32(0.5)):
+    rule = HyperConnectionFn.of(make("cayley", alpha=alpha), streams=N, width=np.int32(D))
+    x = step(rule, rule.init(jax.random.key(0)), x)
+  with pytest.raises(AssertionError, match="traced > 1 times"):
+    step(HyperConnectionFn.of(make("cayley", alpha=0.25), streams=N, width=D), rule.init(jax.random.key(0)), x)

@@ -1,5 +1,6 @@
 """A whole connection in both modes of differentiation, to second order, against differences in float64."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,4 +54,4 @@ def test_jvp_and_the_hessian_of_a_connection_match_differences(form):
     np.testing.assert_allclose(jnp.vdot(cotangent, forward), through_reverse, rtol=1e-9)
     np.testing.assert_allclose(forward, numeric[0], atol=1e-7)
     largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(second))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7 * largest), second, numeric[1])
+    chex.assert_trees_all_close(second, numeric[1], rtol=1e-7, atol=1e-7 * largest)

@@ -5,6 +5,7 @@ import dataclasses
 import re
 import warnings
 
+import chex
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
     expected = _values_and_gradients(xla, arguments, jnp.float64)
   _assert_near(actual, expected, tolerance=3e-6 * max(1, np.prod(tokens) ** 0.5 / 8))
   again = _values_and_gradients(kernels, arguments, jnp.float32, entered=True)
-  jax.tree.map(np.testing.assert_array_equal, actual, again)
+  chex.assert_trees_all_equal(actual, again)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -257,7 +258,7 @@ def test_streams_that_are_projected_each_alone_take_the_same_kernels(name):
   with warnings.catch_warnings():
     warnings.simplefilter("error")  # nothing falls back
     found = both(_operators(name))
-  jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=2e-5), found, both(xla))
+  chex.assert_trees_all_close(found, both(xla), rtol=1e-7, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,14 +60,14 @@ def test_every_transformation_sees_the_same_function(transform):
     x = jnp.linspace(0.1, 1.0, 2)
     y = x + 1
     transformed, expected = (jax.jit(TRANSFORMS[transform](looped(f)))(x, y) for f in (ruled, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), transformed, expected)
+    chex.assert_trees_all_close(transformed, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_without_a_compiler_too():
   x = jnp.linspace(0.1, 1.0, 2)
   for transform in ("jvp", "forward over reverse", "vmap of jvp"):
     transformed, expected = (TRANSFORMS[transform](lambda x, y, f=f: f(x, 2, y))(x, x) for f in (ruled, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), transformed, expected)
+    chex.assert_trees_all_close(transformed, expected, rtol=1e-5)
 
 
 def test_reverse_mode_runs_the_backward_rule_and_keeps_what_it_saves():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 from flax import nnx
 from golden import assert_kept_close, kept
 import jax
@@ -93,7 +94,7 @@ def test_each_step_matches_the_official_code_from_the_stored_carry(arrays, name,
     assert_kept_close(getattr(after, key), expected[key], atol=1e-4)
   np.testing.assert_array_equal(after.steps, expected["steps"])
   np.testing.assert_array_equal(after.halted, arrays[f"{prefix}/carry/halted"])
-  jax.tree.map(np.testing.assert_array_equal, after.data, expected["data"])
+  chex.assert_trees_all_equal(after.data, expected["data"])
   out = official.at(arrays, f"{prefix}/out")
   assert_kept_close(output.logits, out["logits"], atol=1e-4)
   np.testing.assert_array_equal(jnp.argmax(output.logits, -1), out["preds"])

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -74,8 +75,7 @@ def run(optimizer, params, gradients):
   return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[0]
 
 
-def assert_close(got, want, atol=2e-6):
-  jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=0, atol=atol), got, want)
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=0, atol=2e-6)
 
 
 @every_optimizer
@@ -112,7 +112,7 @@ def test_composition(name):
     assert_close(results["nested"], plain)
     assert_close(results["masked"]["first"], plain["first"])
     untouched = params["rest"][0] + jnp.sum(gradients["rest"][0], axis=0)
-    assert_close(results["masked"]["rest"][0], untouched, 1e-5)
+    assert_close(results["masked"]["rest"][0], untouched, atol=1e-5)
   if geometry:
     for leaf in jax.tree.leaves(plain):
       assert geometry.distance(leaf) < 3e-6
@@ -125,7 +125,7 @@ def test_eager_equals_jit(name):
   gradient = jax.tree.map(lambda g: g[0], gradients)
   state = optimizer.init(params)
   eager = optimizer.update(gradient, state, params)
-  assert_close(jax.jit(optimizer.update)(gradient, state, params), eager, 1e-5)
+  assert_close(jax.jit(optimizer.update)(gradient, state, params), eager, atol=1e-5)
   assert jax.tree.structure(eager[1]) == jax.tree.structure(state)
 
 
@@ -176,7 +176,7 @@ def test_one_device_and_eight_give_the_same_steps(name):
   sharded = jax.device_put((params, gradients), (split, NamedSharding(mesh, PartitionSpec(None, "data"))))
   got = step(*sharded)
   assert all(leaf.sharding.is_equivalent_to(split, leaf.ndim) for leaf in jax.tree.leaves(got))
-  assert_close(got, step(params, gradients), 1e-6)
+  assert_close(got, step(params, gradients), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*PIECES, *(n for n in OPTIMIZERS if OPTIMIZERS[n][1])])

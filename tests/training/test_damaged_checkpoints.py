@@ -10,8 +10,8 @@ import sys
 import time
 import types
 
+import chex
 import jax
-import numpy as np
 import pytest
 import tiny
 
@@ -92,7 +92,7 @@ def test_the_newest_intact_checkpoint_is_used_and_the_run_ends_the_same(damage, 
     assert f"checkpoint {step} is damaged (" in printed
     assert (workdir / "damaged" / str(step)).is_dir()
   assert "resuming at step 4" in printed
-  jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+  chex.assert_trees_all_equal(finished[1], jax.device_get(state))
   assert Checkpoints(workdir / "checkpoints").steps() == [4, 6, 8]
 
 
@@ -115,7 +115,7 @@ def test_a_score_goes_with_its_checkpoint_and_an_earlier_damaged_one_stays(workd
 def test_a_damaged_note_of_the_run_does_not_stop_a_restart(name, workdir, finished):
   (workdir / name).write_bytes(b'{"st\x00\xff')
   state = loop.train(_run(workdir), ["train"])
-  jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+  chex.assert_trees_all_equal(finished[1], jax.device_get(state))
 
 
 def test_a_save_that_is_under_way_survives_an_evaluation_of_the_run(workdir):
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_resumes(error, tm
     loop.train(_run(tmp_path), ["train"])
   monkeypatch.undo()
   state = loop.train(_run(tmp_path), ["train"])
-  jax.tree.map(np.testing.assert_array_equal, finished[1], jax.device_get(state))
+  chex.assert_trees_all_equal(finished[1], jax.device_get(state))
 
 
 @pytest.mark.parametrize(

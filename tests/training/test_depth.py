@@ -3,8 +3,8 @@
 import dataclasses
 import os
 
+import chex
 import jax
-import numpy as np
 import pytest
 import tiny
 
@@ -65,4 +65,4 @@ def test_the_determinism_switch_is_set_before_anything_asks_for_a_device(monkeyp
 def test_two_runs_on_the_same_devices_are_bit_equal():
   config = tiny.config(mesh=schema.Mesh(data=2, fsdp=2, tensor=2), precision=schema.Precision(deterministic=True))
   first, second = (tiny.run(config, 3)[0] for _ in range(2))
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), first, second)
+  chex.assert_trees_all_equal(first, second, strict=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-import jax
+import chex
 import numpy as np
 import pytest
 import tiny
@@ -80,7 +80,7 @@ def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
   assert Checkpoints(broken / "checkpoints").steps() == [4]
   resumed = loop.train(_run(config, broken), ["train"])
 
-  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  chex.assert_trees_all_equal(whole, resumed)
   assert _losses(broken) == _losses(tmp_path / "whole")
   assert sorted(_losses(broken)) == list(range(1, 9))
   assert len(json.loads((broken / "environment.json").read_text())["earlier_starts"]) == 1
@@ -132,7 +132,7 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path):
   dataset = tiny.dataset(wide)
   one = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(config), dataset)
   many = Checkpoints(tmp_path / "checkpoints").restore(tiny.setup(wide), dataset)
-  jax.tree.map(np.testing.assert_array_equal, one.state, many.state)
+  chex.assert_trees_all_equal(one.state, many.state)
   kernel = many.state.params["block0"]["features"]["down"]
   assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // 2)
 

@@ -3,8 +3,7 @@
 import dataclasses
 import shutil
 
-import jax
-import numpy as np
+import chex
 import pytest
 import tiny
 
@@ -66,7 +65,7 @@ def test_a_file_that_vanishes_during_a_run_ends_it_and_the_run_goes_on_when_it_i
   assert max(Checkpoints(tmp_path / "broken" / "checkpoints").steps()) in (4, 6)  # what was read ahead is trained on
   path.touch()
   resumed = loop.train(loop.Run(watched, file_backed, tmp_path / "broken", _Accuracy(), None), ["train"])
-  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  chex.assert_trees_all_equal(whole, resumed)
 
 
 def test_a_file_that_vanishes_before_an_evaluation_is_named(config, setup, tmp_path):
