@@ -1,5 +1,7 @@
-# make install | demo | test | test-slow | lint. PYTHON chooses the interpreter (3.11 to 3.13).
+# make install | demo | test | test-slow | lint | lock. PYTHON chooses the interpreter (3.11 to 3.13); LOCK, a file of
+# requirements/, installs the versions that it lists instead of the newest.
 PYTHON ?= python3
+LOCK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -7,13 +9,13 @@ STAMP := $(VENV)/.installed
 # Keep the memory of temporaries in the process: XLA on the CPU is up to three times faster (see jpmhc_jax/core/launch.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000:glibc.malloc.arena_max=2
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow lint lock clean
 .DEFAULT_GOAL := install
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(if $(LOCK),--constraint $(LOCK))
 	touch $(STAMP)
 
 install: $(STAMP)
@@ -33,5 +35,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The versions that an installation from nothing takes today: requirements/dev-3.11.txt for Python 3.11.
+lock:
+	$(PYTHON) -m venv --clear .lock
+	.lock/bin/python -m pip install --quiet --editable ".[dev]"
+	.lock/bin/python -m pip freeze --exclude-editable \
+	  > requirements/dev-$$(.lock/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
+	rm -rf .lock
+
 clean:
-	rm -rf $(VENV) runs sweeps
+	rm -rf $(VENV) .lock runs sweeps
