@@ -53,10 +53,14 @@ def field_table(config: Any) -> Any:
   table = Table(title="values that differ from the default are bold")
   for heading in ("field", "value", "default", "meaning"):
     table.add_column(heading, overflow="fold")
-  for name, default, meaning, choices in configs.documentation():
-    allowed = f" [{' | '.join(choices)}]" if choices else ""
+  for name, default, meaning, takes in configs.documentation():
     style = "bold" if values[name] != default else ""
-    table.add_row(_text(name), _text(repr(values[name]), style), _text(repr(default)), _text(meaning + allowed))
+    table.add_row(
+      _text(name),
+      _text(repr(values[name]), style),
+      _text(repr(default)),
+      _text(f"{meaning} [{takes}]" if takes else meaning),
+    )
   return table
 
 

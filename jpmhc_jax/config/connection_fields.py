@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any, SupportsIndex
 
-from jpmhc_jax.config import ranges, schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest, require
-from jpmhc_jax.core.fields import convert
+from jpmhc_jax.core.fields import check, convert
 from jpmhc_jax.core.scalars import whole
 
 _PREFIX = "connection."
@@ -20,8 +20,8 @@ def check_connection(
   Raises ConfigError for the first field of another kind, that is no choice of its own, out of range, or does not fit d.
   """
   values = {name: convert(field, getattr(connection, name), _PREFIX + name) for name, field in _FIELDS.items()}
-  ranges.check({_PREFIX + name: value for name, value in values.items()}, _PREFIX)
   connection, d = schema.Connection(**values), whole(width)
+  check(connection, _PREFIX)
   if d is None or d < 1:
     raise ConfigError(f"{width_field}={width!r}: expected at least 1, a whole number")
   n, m = connection.streams, connection.segments

@@ -17,11 +17,11 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from jpmhc_jax.config import ranges, schema
+from jpmhc_jax.config import schema
 from jpmhc_jax.config.connection_fields import check_connection
 from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
-from jpmhc_jax.core.fields import convert
+from jpmhc_jax.core.fields import check, check_bounds, convert
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.core.scalars import plain
@@ -237,9 +237,7 @@ def check_field(name: str, value: Any) -> None:
   fields = dict(_fields())
   if name not in fields:
     raise ConfigError(f"unknown field {name!r}.{_renamed(name) or nearest(name, fields)}")
-  value = convert(fields[name], value, name)
-  for field, _, expected in ranges.out_of_range(dict(leaves(schema.Config())) | {name: value}):
-    require(field != name, name, value, expected)
+  check_bounds(fields[name], convert(fields[name], value, name), name)
 
 
 def _fields(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -260,10 +258,18 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield prefix + field.name, value
 
 
-def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, Any, str, tuple[str, ...]]]:
-  """Yields (name, default, meaning, choices) for every field, in the schema's order."""
+def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
+  """Yields (name, default, meaning, what it takes) for every field, in the schema's order.
+
+  What it takes: 'its | choices', or its bounds in words; empty for any value.
+  """
   for name, field in _fields(cls, prefix):
-    yield name, field.default, field.metadata["doc"], field.metadata["choices"]
+    yield (
+      name,
+      field.default,
+      field.metadata["doc"],
+      " | ".join(field.metadata["choices"]) or str(field.metadata["bounds"]),
+    )
 
 
 def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:
@@ -292,7 +298,7 @@ def restore(path: pathlib.Path) -> schema.Config:
 def validate(config: schema.Config) -> schema.Config:
   """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
   c, model = config, config.model
-  ranges.check(dict(leaves(config)))
+  check(config)
   require(
     c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
   )
@@ -334,9 +340,5 @@ def validate(config: schema.Config) -> schema.Config:
     optimizer.step_factors,
     f"as many entries as optimizer.step_boundaries={optimizer.step_boundaries}",
   )
-  for name in ("data", "fsdp", "tensor", "slices"):
-    size = getattr(c.mesh, name)
-    require(
-      size >= 1 or (size == -1 and name == "data"), f"mesh.{name}", size, "a positive count (-1 for data: the rest)"
-    )
+  require(c.mesh.data != 0, "mesh.data", 0, "at least 1, or -1 for what the other axes leave")
   return config

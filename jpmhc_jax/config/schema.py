@@ -1,38 +1,29 @@
-"""Every field of a run's configuration: name, type, default, meaning. Data only; nothing here computes.
+"""Every field of a run's configuration: name, type, default, meaning, bounds. Data only; nothing here computes.
 
 A config file fills these in (`configs/*.py`), `config.load` locks and checks them, `jpmhc describe` prints them. The
 rest of the package receives the frozen dataclasses, so that a misspelt field is an error at import time of its reader.
 """
 
 import dataclasses
-from typing import Any
 
-
-def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool = False) -> Any:
-  """A dataclass field that carries its meaning and, for strings, the values it may take or that it is a path.
-
-  A path is made absolute, with `~` expanded, when a config is read (`core.places`); the empty string stays empty.
-  """
-  return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "path": path})
-
-
-def group(cls: type, doc: str) -> Any:
-  """A nested group of fields."""
-  return dataclasses.field(default_factory=cls, metadata={"doc": doc, "choices": ()})
+from jpmhc_jax.core.fields import field, group
+from jpmhc_jax.core.scalars import LARGEST_SEED
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  data: int = field(-1, "devices along the batch axis, all slices together; -1 takes what the other axes leave")
-  fsdp: int = field(1, "devices over which parameters and optimiser state are split, and the batch too")
-  tensor: int = field(1, "devices over which heads and feed-forward columns are split")
-  slices: int = field(1, "TPU slices or hosts that a slower network joins; only the data axis crosses between them")
+  data: int = field(-1, "devices along the batch axis, all slices together; -1 takes what the other axes leave", ge=-1)
+  fsdp: int = field(1, "devices over which parameters and optimiser state are split, and the batch too", ge=1)
+  tensor: int = field(1, "devices over which heads and feed-forward columns are split", ge=1)
+  slices: int = field(
+    1, "TPU slices or hosts that a slower network joins; only the data axis crosses between them", ge=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-  heartbeat_s: float = field(60.0, "several processes: seconds of silence after which one counts as dead")
-  start_timeout_s: float = field(300.0, "several processes: seconds in which all must have started")
+  heartbeat_s: float = field(60.0, "several processes: seconds of silence after which one counts as dead", ge=1)
+  start_timeout_s: float = field(300.0, "several processes: seconds in which all must have started", gt=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +64,10 @@ class ArcData:
   evaluation_augmentations: int = field(1000, "augmented copies of each test pair that vote; at most `augmentations`")
   translate: bool = field(True, "place training grids at a random offset on the canvas")
   builder_seed: int = field(
-    42, "seed of the augmentation draw, 0 to 2^32 - 1 (the official builder's 42 reproduces its arrays)"
+    42,
+    "seed of the augmentation draw (the official builder's 42 reproduces its arrays)",
+    ge=0,
+    le=LARGEST_SEED,
   )
 
 
@@ -84,7 +78,7 @@ class SudokuData:
   test_puzzles: int = field(200, "test puzzles, disjoint from training up to every symmetry of the grid")
   min_holes: int = field(6, "fewest blank cells of a puzzle")
   max_holes: int = field(10, "most blank cells of a puzzle")
-  shuffles: int = field(1000, "symmetry copies (digits, bands, rows, columns, transpose) of each training puzzle")
+  shuffles: int = field(1000, "symmetry copies (digits, bands, rows, columns, transpose) of each training puzzle", ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +87,9 @@ class MazeData:
   train_mazes: int = field(1000, "mazes to train on, each with a unique shortest path")
   test_mazes: int = field(200, "test mazes, disjoint from training up to the 8 symmetries of the square")
   min_path: int = field(12, "shortest path length, in cells, that a maze must have at least")
-  loops: float = field(0.05, "fraction of inner walls opened after carving, so that a choice of paths exists")
+  loops: float = field(
+    0.05, "fraction of inner walls opened after carving, so that a choice of paths exists", ge=0, le=1
+  )
   dihedral: bool = field(True, "train on the 8 symmetric copies of each maze")
 
 
@@ -122,7 +118,7 @@ class ImageData:
 @dataclasses.dataclass(frozen=True)
 class Data:
   kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze", "text", "images"))
-  prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop")
+  prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop", ge=0)
   epochs_per_interval: int = field(
     100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
   )
@@ -135,20 +131,22 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Recursion:
-  outer: int = field(3, "T: cycles a supervision step; only the last one is differentiated")
-  inner: int = field(4, "n: z_L updates in a cycle")
+  outer: int = field(3, "T: cycles a supervision step; only the last one is differentiated", ge=1)
+  inner: int = field(4, "n: z_L updates in a cycle", ge=1)
   max_steps: int = field(
-    16, "supervision steps after which a sequence always halts (and the number used in evaluation)"
+    16, "supervision steps after which a sequence always halts (and the number used in evaluation)", ge=1
   )
-  exploration: float = field(0.1, "probability that a sequence is told to take at least a random number of steps")
+  exploration: float = field(
+    0.1, "probability that a sequence is told to take at least a random number of steps", ge=0, le=1
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Puzzle:
   width: int = field(
-    512, "numbers learned for each puzzle identifier; zero-padded into the slots. 0 = no puzzle embedding"
+    512, "numbers learned for each puzzle identifier; zero-padded into the slots. 0 = no puzzle embedding", ge=0
   )
-  slots: int = field(16, "sequence positions in front of the grid that hold the puzzle embedding")
+  slots: int = field(16, "sequence positions in front of the grid that hold the puzzle embedding", ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,18 +157,18 @@ class Model:
     "transformer over data.kind=images",
     ("trm", "decoder", "vit"),
   )
-  width: int = field(512, "d: features of one stream")
-  heads: int = field(8, "attention heads")
-  layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the transformer")
-  patch: int = field(4, "vit: side in pixels of the squares that an image is cut into")
+  width: int = field(512, "d: features of one stream", ge=1)
+  heads: int = field(8, "attention heads", ge=1)
+  layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the transformer", ge=1)
+  patch: int = field(4, "vit: side in pixels of the squares that an image is cut into", ge=1)
   expansion: float = field(
-    4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`"
+    4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`", gt=0
   )
-  mlp_multiple: int = field(256, "SwiGLU inner width is rounded up to a multiple of this")
+  mlp_multiple: int = field(256, "SwiGLU inner width is rounded up to a multiple of this", ge=1)
   token_mixer: str = field("attention", "how positions exchange information", ("attention", "mlp"))
   positions: str = field("rope", "positional encoding", ("rope", "learned", "none"))
-  rope_theta: float = field(10000.0, "base of the RoPE frequencies")
-  norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm")
+  rope_theta: float = field(10000.0, "base of the RoPE frequencies", gt=0)
+  norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm", ge=0)
   loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
@@ -191,7 +189,7 @@ class Connection:
     "options of the mixer, e.g. 'alpha=0.1' or 'sweeps=20,adjoint=unrolled'; families inside it carry their own in "
     "parentheses: 'first=iso(method=newton_schulz),second=sinkhorn', 'families=cayley(alpha=1)/sinkhorn'",
   )
-  streams: int = field(4, "n: residual streams; 1 = the plain residual network")
+  streams: int = field(4, "n: residual streams; 1 = the plain residual network", ge=1)
   segments: int = field(
     1,
     "m: parts the sub-layer's vector is cut into; a stream is d/m wide. 1 = hyper-connections (n copies of d), "
@@ -203,8 +201,8 @@ class Connection:
     "softmax_read = softmax vector and 2 sigma, linear = the logits themselves (HC, virtual width)",
     ("softmax", "sigmoid", "softmax_read", "linear"),
   )
-  temperature: float = field(1.0, "tau of the softmax read and write")
-  read_epsilon: float = field(0.0, "added to the sigmoid read; 1e-6 in DeepSeek-V4")
+  temperature: float = field(1.0, "tau of the softmax read and write", gt=0)
+  read_epsilon: float = field(0.0, "added to the sigmoid read; 1e-6 in DeepSeek-V4", ge=0)
   generator: str = field(
     "dynamic",
     "where the logits come from: static = learned bias, dynamic = bias + projection of the token, "
@@ -225,7 +223,7 @@ class Connection:
     "norm of the flattened streams in front of the projection; rmsnorm_per_stream norms each on its own (HC)",
     ("rmsnorm", "layernorm", "rmsnorm_per_stream", "none"),
   )
-  norm_epsilon: float = field(1e-6, "epsilon of that norm; 1e-5 in the JPmHC code")
+  norm_epsilon: float = field(1e-6, "epsilon of that norm; 1e-5 in the JPmHC code", ge=0)
   transpose: bool = field(
     False, "apply H^T, the convention of DeepSeek-V4, mHC-lite and lucidrains: out[m] = sum_k H[k, m] x[k]"
   )
@@ -241,7 +239,9 @@ class Connection:
     "round_robin), zero = not at all, round_robin = read bias by layer index",
     ("random", "zero", "round_robin"),
   )
-  init_scale: float = field(0.02, "standard deviation of the logits that the random projection gives at the start")
+  init_scale: float = field(
+    0.02, "standard deviation of the logits that the random projection gives at the start", ge=0
+  )
   identity_bias: float = field(
     4.0,
     "logit that pulls soft families (Birkhoff, permutation mixtures) towards the identity at the start, and the reads "
@@ -275,50 +275,58 @@ class Connection:
 
 @dataclasses.dataclass(frozen=True)
 class MixerOptimizer:
-  learning_rate_multiplier: float = field(1.0, "factor on the learning rate of the connections' parameters")
-  weight_decay: float = field(0.0, "decay of the connections' parameters; decay pulls Sinkhorn to the mean matrix")
-  clip_norm: float = field(0.0, "global-norm clip of the connections' gradients alone; 0 = none")
-  manifold_learning_rate: float = field(0.01, "step size of the Riemannian optimiser for parameterisation=manifold")
-  stabilize_every: int = field(100, "re-project manifold parameters every so many steps; 0 = never")
+  learning_rate_multiplier: float = field(1.0, "factor on the learning rate of the connections' parameters", ge=0)
+  weight_decay: float = field(
+    0.0, "decay of the connections' parameters; decay pulls Sinkhorn to the mean matrix", ge=0
+  )
+  clip_norm: float = field(0.0, "global-norm clip of the connections' gradients alone; 0 = none", ge=0)
+  manifold_learning_rate: float = field(
+    0.01, "step size of the Riemannian optimiser for parameterisation=manifold", ge=0
+  )
+  stabilize_every: int = field(100, "re-project manifold parameters every so many steps; 0 = never", ge=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class PuzzleOptimizer:
-  learning_rate: float = field(1e-2, "sign-SGD step for the rows of the puzzle table")
-  weight_decay: float = field(0.1, "decay of the rows that a step touches")
+  learning_rate: float = field(1e-2, "sign-SGD step for the rows of the puzzle table", ge=0)
+  weight_decay: float = field(0.1, "decay of the rows that a step touches", ge=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   name: str = field("adam_atan2", "optimiser of the trunk", ("adam_atan2", "adam_atan2_lucidrains", "adamw"))
-  learning_rate: float = field(1e-4, "peak learning rate")
-  beta1: float = field(0.9, "decay of the first moment")
-  beta2: float = field(0.95, "decay of the second moment")
-  weight_decay: float = field(0.1, "decoupled weight decay of the trunk, scaled by the learning rate")
-  clip_norm: float = field(0.0, "global-norm gradient clip; 0 = none")
+  learning_rate: float = field(1e-4, "peak learning rate", gt=0)
+  beta1: float = field(0.9, "decay of the first moment", ge=0, lt=1)
+  beta2: float = field(0.95, "decay of the second moment", ge=0, lt=1)
+  weight_decay: float = field(0.1, "decoupled weight decay of the trunk, scaled by the learning rate", ge=0)
+  clip_norm: float = field(0.0, "global-norm gradient clip; 0 = none", ge=0)
   schedule: str = field("constant", "learning rate after warm-up", ("constant", "cosine", "step"))
-  warmup_steps: int = field(2000, "linear warm-up; step 1 uses learning_rate / warmup_steps")
-  min_ratio: float = field(1.0, "final learning rate of the cosine schedule as a fraction of the peak")
+  warmup_steps: int = field(2000, "linear warm-up; step 1 uses learning_rate / warmup_steps", ge=0)
+  min_ratio: float = field(1.0, "final learning rate of the cosine schedule as a fraction of the peak", ge=0)
   step_boundaries: tuple[float, ...] = field(
-    (0.8, 0.9), "fractions of the run at which schedule=step changes the factor"
+    (0.8, 0.9), "fractions of the run at which schedule=step changes the factor", ge=0, le=1, rising=True
   )
-  step_factors: tuple[float, ...] = field((0.316, 0.1), "factors on the peak learning rate after each boundary")
-  ema: float = field(0.999, "decay of the parameter average that is evaluated; 0 = evaluate the raw parameters")
+  step_factors: tuple[float, ...] = field((0.316, 0.1), "factors on the peak learning rate after each boundary", ge=0)
+  ema: float = field(
+    0.999, "decay of the parameter average that is evaluated; 0 = evaluate the raw parameters", ge=0, lt=1
+  )
   nonfinite: str = field(
     "stop",
     "what a NaN or infinite loss or gradient does (the parameters never take it): stop = end the run with a diagnosis, "
     "skip = drop that update and go on, rollback = go back to the last checkpoint and skip the batches since",
     ("stop", "skip", "rollback"),
   )
-  nonfinite_limit: int = field(10, "skipped steps in a row, or rollbacks to one checkpoint, after which the run stops")
+  nonfinite_limit: int = field(
+    10, "skipped steps in a row, or rollbacks to one checkpoint, after which the run stops", ge=1
+  )
   mixer: MixerOptimizer = group(MixerOptimizer, "the connections' parameters")
   puzzle: PuzzleOptimizer = group(PuzzleOptimizer, "the puzzle embedding table")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  every: int = field(1000, "steps between checkpoints; 0 saves only after evaluations and at the end")
-  keep: int = field(2, "latest checkpoints kept, beside the best one")
+  every: int = field(1000, "steps between checkpoints; 0 saves only after evaluations and at the end", ge=0)
+  keep: int = field(2, "latest checkpoints kept, beside the best one", ge=0)
   best_metric: str = field(
     "", "evaluation metric whose best checkpoint is kept; empty chooses the data kind's main metric"
   )
@@ -326,13 +334,13 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  every: int = field(1000, "steps between evaluations; 0 evaluates only at the end")
-  batch_size: int = field(0, "examples a device batch in evaluation; 0 uses batch_size")
+  every: int = field(1000, "steps between evaluations; 0 evaluates only at the end", ge=0)
+  batch_size: int = field(0, "examples a device batch in evaluation; 0 uses batch_size", ge=0)
   max_examples: int = field(
-    0, "evaluate on the first so many held-out examples and mark the results as partial; 0 uses all"
+    0, "evaluate on the first so many held-out examples and mark the results as partial; 0 uses all", ge=0
   )
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
-  save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never")
+  save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never", ge=0)
   wrong_puzzle: bool = field(False, "also evaluate with the identifiers permuted over the tasks (ablation)")
   spectrum: bool = field(
     False, "at the end of the run, measure the Jacobian's spectra beside the predicted ones (as `jpmhc spectrum` does)"
@@ -350,24 +358,26 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-  every: int = field(10, "steps between metric lines and progress updates")
+  every: int = field(10, "steps between metric lines and progress updates", ge=0)
   tensorboard: bool = field(True, "write TensorBoard events")
   wandb: bool = field(False, "log to Weights & Biases (needs the extra `wandb`)")
-  diagnostics_every: int = field(100, "steps between mixer diagnostics; 0 = never")
+  diagnostics_every: int = field(100, "steps between mixer diagnostics; 0 = never", ge=0)
   peak_tflops: float = field(
-    0.0, "peak TFLOP/s of one device, for the model FLOP utilisation; 0 = the known peak of the device's kind"
+    0.0, "peak TFLOP/s of one device, for the model FLOP utilisation; 0 = the known peak of the device's kind", ge=0
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  seed: int = field(0, "root of every random stream of the run, 0 to 2^32 - 1")
-  steps: int = field(1000, "optimiser steps")
+  seed: int = field(0, "root of every random stream of the run", ge=0, le=LARGEST_SEED)
+  steps: int = field(1000, "optimiser steps", ge=1)
   budget_seconds: float = field(
-    0.0, "stop, evaluate and save after this much wall time (all starts together, compilation included); 0 = no limit"
+    0.0,
+    "stop, evaluate and save after this much wall time (all starts together, compilation included); 0 = no limit",
+    ge=0,
   )
-  batch_size: int = field(768, "global batch")
-  accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry")
+  batch_size: int = field(768, "global batch", ge=1)
+  accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry", ge=1)
   mesh: Mesh = group(Mesh, "device mesh")
   processes: Processes = group(Processes, "processes of one run on several hosts")
   precision: Precision = group(Precision, "dtypes")

@@ -1,11 +1,93 @@
-"""What one field of a config takes: a value of its own kind, one of its choices, a path of this machine."""
+"""Fields of a config, ours and those of plugins: what one means, and what it takes.
+
+A field takes a value of its own kind, one of its choices, numbers within its bounds, a path of this machine.
+"""
 
 import dataclasses
+import math
 from typing import Any
 
 from jpmhc_jax.core import places
-from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.core.errors import check_choice, ConfigError, require
 from jpmhc_jax.core.scalars import plain, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """The numbers that a field takes; of a tuple, all must be such numbers, and with `rising` in this order.
+
+  ge: at least; gt: above; le: at most; lt: below.
+
+  >>> str(Bounds(ge=0, lt=1)), Bounds(ge=0, lt=1).hold(1.0)
+  ('0 to below 1', False)
+  """
+
+  ge: int | float | None = None
+  gt: int | float | None = None
+  le: int | float | None = None
+  lt: int | float | None = None
+  rising: bool = False
+
+  def hold(self, value: Any) -> bool:
+    """Whether the value is within the bounds."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(map(self._holds, numbers)) and (not self.rising or list(numbers) == sorted(numbers))
+
+  def _holds(self, number: int | float) -> bool:
+    return (
+      (self.ge is None or number >= self.ge)
+      and (self.gt is None or number > self.gt)
+      and (self.le is None or number <= self.le)
+      and (self.lt is None or number < self.lt)
+    )
+
+  def __str__(self) -> str:
+    """The bounds in words, as "at least 1"; empty without any."""
+    low = "" if self.ge is self.gt is None else f"above {self.gt}" if self.ge is None else f"{self.ge}"
+    high = "" if self.le is self.lt is None else f"below {self.lt}" if self.le is None else f"{self.le}"
+    if low and high:
+      words = f"{low} to {high}"
+    elif self.gt == 0:
+      words = "a positive number"
+    else:
+      words = f"at least {low}" if self.ge is not None else f"at most {high}" if self.le is not None else low or high
+    return f"{words}, in rising order" if self.rising else words
+
+
+def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool = False, **bounds: Any) -> Any:
+  """A dataclass field that carries its meaning and what it takes.
+
+  choices: of a string. path: a string that is made absolute, with `~` expanded, when a config is read (`core.places`);
+  the empty string stays empty. bounds: of a number, or of every number of a tuple, by the names in `Bounds`: ge=1.
+  """
+  metadata = {"doc": doc, "choices": choices, "path": path, "bounds": Bounds(**bounds)}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(cls: type, doc: str) -> Any:
+  """A nested group of fields."""
+  return dataclasses.field(default_factory=cls, metadata={"doc": doc, "choices": ()})
+
+
+def check(values: Any, prefix: str = "") -> None:
+  """Raises ConfigError for the first value of a config, or of a group of its fields, that is not within its bounds.
+
+  values: an instance of a dataclass. prefix: of the names in the message, such as "data.maze.".
+  """
+  for each in dataclasses.fields(values):
+    value = getattr(values, each.name)
+    if dataclasses.is_dataclass(value):
+      check(value, f"{prefix}{each.name}.")
+    else:
+      check_bounds(each, value, prefix + each.name)
+
+
+def check_bounds(field: dataclasses.Field, value: Any, name: str) -> None:
+  """Raises ConfigError, which calls the field `name`, for a value outside its bounds and for NaN and infinities."""
+  numbers = value if isinstance(value, tuple) else (value,)
+  require(all(math.isfinite(n) for n in numbers if isinstance(n, float)), name, value, "a finite number")
+  bounds = field.metadata["bounds"]
+  require(bounds.hold(value), name, value, f"numbers of {bounds}" if isinstance(value, tuple) else str(bounds))
 
 
 def convert(field: dataclasses.Field, value: Any, name: str) -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.config import ranges, schema
+from jpmhc_jax.config import schema
+from jpmhc_jax.core import fields
 from jpmhc_jax.core.errors import ConfigError
 
 GOOD = """
@@ -54,7 +55,7 @@ def test_variant_and_overrides_reach_the_config(config_file):
     ("--config.model.heads=0", "model.heads=0: expected at least 1"),
     ("--config.model.heads=-1", "model.heads=-1: expected at least 1"),
     ("--config.model.expansion=0", "model.expansion=0.0: expected a positive number"),
-    ("--config.evaluation.batch_size=-1", "evaluation.batch_size=-1: expected 0 or a positive number"),
+    ("--config.evaluation.batch_size=-1", "evaluation.batch_size=-1: expected at least 0"),
     ("--config.optimizer.beta2=1.0", "optimizer.beta2=1.0: expected 0 to below 1"),
     ("--config.seed=-1", r"seed=-1: expected 0 to 4294967295"),
     ("--config.seed=4294967296", r"seed=4294967296: expected 0 to 4294967295"),
@@ -171,14 +172,50 @@ def test_only_the_named_group_of_an_existing_run_can_be_overridden():
 def test_every_field_is_documented_and_every_choice_contains_its_default():
   names = [name for name, _, _, _ in configs.documentation()]
   assert names == [name for name, _ in configs.leaves(schema.Config())]
-  for name, default, meaning, choices in configs.documentation():
+  for name, default, meaning, takes in configs.documentation():
     assert len(meaning) > 10, name
-    assert not choices or default in choices, name
+    assert "|" not in takes or default in takes.split(" | "), name
+  fields.check(schema.Config())
 
 
-def test_every_range_is_that_of_a_field_and_holds_its_default():
-  """`out_of_range` looks every name up, so a misspelt one would fail here."""
-  assert list(ranges.out_of_range(dict(configs.leaves(schema.Config())))) == []
+@pytest.mark.parametrize(
+  ("bounds", "words", "good", "bad"),
+  [
+    ({"ge": 1}, "at least 1", (1, 2.5), (0, 0.999)),
+    ({"gt": 0}, "a positive number", (1e-30,), (0, -1)),
+    ({"gt": 2}, "above 2", (3,), (2,)),
+    ({"le": 3}, "at most 3", (3, -7), (4,)),
+    ({"lt": 3}, "below 3", (2,), (3,)),
+    ({"ge": 0, "lt": 1}, "0 to below 1", (0, 0.99), (1.0, -0.1)),
+    ({"gt": 0, "le": 1}, "above 0 to 1", (1, 0.1), (0, 1.1)),
+    ({"ge": 0, "rising": True}, "at least 0, in rising order", ((), (0, 0, 1)), ((1, 0), (-1, 0))),
+    ({}, "", (-1e300, (2, 1)), ()),
+  ],
+)
+def test_bounds_hold_what_their_words_say(bounds, words, good, bad):
+  bounds = fields.Bounds(**bounds)
+  assert str(bounds) == words
+  assert all(map(bounds.hold, good)) and not any(map(bounds.hold, bad))
+
+
+def test_the_fields_of_any_dataclass_are_checked_by_their_bounds():
+  @dataclasses.dataclass(frozen=True)
+  class Inner:
+    ways: tuple[float, ...] = schema.field((1.0,), "numbers", ge=0)
+
+  @dataclasses.dataclass(frozen=True)
+  class Waves:
+    length: int = schema.field(4, "a length", ge=2, le=8)
+    inner: Inner = schema.group(Inner, "a group")
+
+  fields.check(Waves(), "data.waves.")
+  for wrong, message in (
+    (Waves(length=9), "data.waves.length=9: expected 2 to 8"),
+    (Waves(inner=Inner((1.0, -1.0))), r"data.waves.inner.ways=\(1.0, -1.0\): expected numbers of at least 0"),
+    (Waves(inner=Inner((float("nan"),))), "data.waves.inner.ways=.* expected a finite number"),
+  ):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+      fields.check(wrong, "data.waves.")
 
 
 def test_permuted_puzzles_need_a_model_that_sees_them():
@@ -207,8 +244,8 @@ def test_numbers_of_numpy_and_jax_are_numbers_in_config_files_and_dicts():
   [
     ("step_factors", (0.5, -0.1), "numbers of at least 0"),
     ("step_factors", (0.5, float("nan")), "a finite number"),
-    ("step_boundaries", (0.9, 0.8), "0 to 1, in rising order"),
-    ("step_boundaries", (0.5, 1.5), "0 to 1, in rising order"),
+    ("step_boundaries", (0.9, 0.8), "numbers of 0 to 1, in rising order"),
+    ("step_boundaries", (0.5, 1.5), "numbers of 0 to 1, in rising order"),
     ("step_boundaries", (0.5, float("inf")), "a finite number"),
   ],
 )
