@@ -29,11 +29,11 @@ class Bounds:
   rising: bool = False
 
   def hold(self, value: Any) -> bool:
-    """Whether the value is within the bounds."""
+    """Whether the value, of any kind where there are no bounds, is within them."""
     numbers = value if isinstance(value, tuple) else (value,)
     return all(map(self._holds, numbers)) and (not self.rising or list(numbers) == sorted(numbers))
 
-  def _holds(self, number: int | float) -> bool:
+  def _holds(self, number: Any) -> bool:
     return (
       (self.ge is None or number >= self.ge)
       and (self.gt is None or number > self.gt)
