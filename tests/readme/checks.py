@@ -31,7 +31,7 @@ from jpmhc_jax.training.hosts import launches
 
 PLACEHOLDER = re.compile(r"[A-Z]+|[a-z]|.*…")  # NAME, N, m, …/corpus
 _GROUPS = {name.split(".")[0] for name, _ in configs.leaves(schema.Config()) if "." in name}
-_PROGRAMS = {"jpmhc", ".venv/bin/jpmhc", "python", "make", "pip"}
+_PROGRAMS = {"jpmhc", "python", "make", "pip"}
 
 
 class Uncovered(Exception):
@@ -39,12 +39,13 @@ class Uncovered(Exception):
 
 
 def words(text: str) -> tuple[dict[str, str], list[str]]:
-  """(variables in front, words) of a line of shell. `jpmhc` and `python -m jpmhc_jax` are the same program."""
+  """(variables in front, words) of a line of shell. `jpmhc` and `python -m jpmhc_jax` are the same program, and so is
+  what `.venv/bin` has of it."""
   found = shlex.split(text, comments=True)
   assigned = list(itertools.takewhile(lambda word: re.match(r"[A-Z_]+=", word), found))
-  found = found[len(assigned) :]
-  if found[:1] == [".venv/bin/jpmhc"] or found[:3] == ["python", "-m", "jpmhc_jax"]:
-    found = ["jpmhc", *found[1 if found[0].startswith(".") else 3 :]]
+  found = [word.removeprefix(".venv/bin/") for word in found[len(assigned) :]]
+  if found[:3] == ["python", "-m", "jpmhc_jax"]:
+    found = ["jpmhc", *found[3:]]
   return dict(word.split("=", 1) for word in assigned), found
 
 
@@ -71,6 +72,9 @@ def check_command(piece: Code) -> None:
     _check_installation(rest)
   elif program == "jpmhc":
     _check_verb(rest)
+  elif rest[:2] == ["-m", "pytest"]:
+    named = [word for word in rest if word.startswith("tests/")]
+    assert named and all((ROOT / word).exists() for word in named), piece
   elif rest[:1] == ["-m"] and rest[1].startswith("scripts."):
     check_launcher(rest[1], rest[2:])
   elif rest[:1] == ["-m"] and ".NAME." in rest[1]:
@@ -98,12 +102,13 @@ def _file(module: str) -> pathlib.Path:
 
 
 def _check_installation(argv: list[str]) -> None:
-  """The extras that are installed are those that the project declares."""
+  """The extras that are installed are those that the project declares; a file of versions is there."""
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
   assert argv[0] == "install", argv
   for word in argv[1:]:
     if extras := re.fullmatch(rf"(?:\.|{project['name']})\[([\w,]+)\]", word):
       assert set(extras[1].split(",")) <= set(project["optional-dependencies"]), word
+    assert not word.endswith(".txt") or (ROOT / word).is_file(), word
 
 
 def _check_verb(argv: list[str]) -> None:

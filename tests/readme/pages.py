@@ -7,7 +7,7 @@ import pathlib
 from markdown_it import MarkdownIt
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ("docs/*.md", "experiments/*/README.md", "examples/README.md")
+FOLDERS = ("AGENTS.md", "CONTRIBUTING.md", "docs/*.md", "experiments/*/README.md", "examples/README.md")
 PAGES = (ROOT / "README.md", *(page for pattern in FOLDERS for page in sorted(ROOT.glob(pattern))))
 
 
