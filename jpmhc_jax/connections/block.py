@@ -55,6 +55,11 @@ class Coefficients(NamedTuple):
   """What a connection computes per token, float32. `mix` is None for the identity mixer.
 
   With m > 1 segments read is (m, n, *tokens) and write (n, m, *tokens).
+
+  >>> rule = jp.HyperConnectionFn.of(jp.Cayley(), streams=2, width=3)
+  >>> coefficients = rule.coefficients(rule.init(jax.random.key(0)), jnp.ones((5, 2, 3)))
+  >>> coefficients.read.shape, coefficients.mix.shape, coefficients.write.shape
+  ((2, 5), (2, 2, 5), (2, 5))
   """
 
   read: Float[Array, "..."]

@@ -42,6 +42,11 @@ def expand(x: Float[Array, "*tokens d"], n: SupportsIndex, m: SupportsIndex = 1)
   """n copies of one vector, or of its m segments in turn: the streams at the start of the network.
 
   Raises ValueError unless 1 <= m <= n and m divides d.
+
+  >>> jp.expand(jnp.array([1.0, 2.0]), 3).tolist()
+  [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
+  >>> jp.expand(jnp.array([1.0, 2.0]), 4, 2).tolist()  # two segments
+  [[1.0], [2.0], [1.0], [2.0]]
   """
   n, m = operator.index(n), operator.index(m)
   if not 1 <= m <= n or x.shape[-1] % m:
@@ -50,7 +55,11 @@ def expand(x: Float[Array, "*tokens d"], n: SupportsIndex, m: SupportsIndex = 1)
 
 
 def reduce(streams: Float[Array, "*tokens n w"], how: str = "mean", m: int = 1) -> Float[Array, "*tokens d"]:
-  """One vector from n streams: their mean or sum, segment by segment. Raises ConfigError for another word."""
+  """One vector from n streams: their mean or sum, segment by segment. Raises ConfigError for another word.
+
+  >>> jp.reduce(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+  [2.0, 3.0]
+  """
   check_choice("how", how, ("mean", "sum"))
   return segments.join(streams, m, how)
 

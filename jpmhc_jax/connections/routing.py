@@ -33,6 +33,10 @@ class Routing:
   """One of the forms above; `temperature` is τ of the softmaxes, `epsilon` is ε of the sigmoid read.
 
   Raises ConfigError for another form.
+
+  >>> routing = jp.Routing("sigmoid")
+  >>> routing.logit_shapes(2), routing.read(jnp.zeros(2)).tolist()
+  (((2,), (2,)), [0.5, 0.5])
   """
 
   form: str = "sigmoid"

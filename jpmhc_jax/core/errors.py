@@ -5,29 +5,58 @@ import difflib
 
 
 class UserError(Exception):
-  """Bad input: a config value, a file or an argument. The command line turns it into its exit code."""
+  """Bad input: a config value, a file or an argument. The command line turns it into its exit code.
+
+  >>> issubclass(jp.ConfigError, jp.UserError) and issubclass(jp.StorageError, jp.UserError)
+  True
+  """
 
   exit_code = 2
 
 
 class ConfigError(UserError):
-  """A config field is unknown, has the wrong type or a value out of range."""
+  """A config field is unknown, has the wrong type or a value out of range.
+
+  >>> try:
+  ...   jp.mixers.parse("caley")
+  ... except jp.ConfigError as error:
+  ...   print(str(error).partition(" Did")[2])
+   you mean 'cayley'?
+  """
 
 
 class DataError(UserError):
-  """A data file is missing or malformed; the message names file, task and pair."""
+  """A data file is missing or malformed; the message names file, task and pair.
+
+  >>> raise jp.DataError("tasks.json, task 007bbfb7, pair 0: expected a grid")
+  Traceback (most recent call last):
+  jpmhc_jax.core.errors.DataError: tasks.json, task 007bbfb7, pair 0: expected a grid
+  """
 
 
 class CheckpointError(UserError):
-  """A checkpoint is missing, unreadable or belongs to another config."""
+  """A checkpoint is missing, unreadable or belongs to another config.
+
+  >>> raise jp.CheckpointError("checkpoints: no checkpoint of step 3; there are steps 2, 4")
+  Traceback (most recent call last):
+  jpmhc_jax.core.errors.CheckpointError: checkpoints: no checkpoint of step 3; there are steps 2, 4
+  """
 
 
 class WorkdirError(UserError):
-  """Another process trains in the workdir."""
+  """Another process trains in the workdir.
+
+  >>> jp.WorkdirError.exit_code
+  2
+  """
 
 
 class StorageError(UserError):
-  """The disk is full, or a folder cannot be written. What was saved before is intact."""
+  """The disk is full, or a folder cannot be written. What was saved before is intact.
+
+  >>> jp.StorageError.exit_code
+  74
+  """
 
   exit_code = 74
 

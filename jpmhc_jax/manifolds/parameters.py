@@ -42,21 +42,58 @@ Scalars = Float[Array, "*batch"]
 
 @runtime_checkable
 class Manifold(Protocol):
-  """What the Riemannian transformations need; see the module's docstring."""
+  """A manifold of matrices (*batch, n, p), float32 or float64: what Riemannian optimisation needs of it.
 
-  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix: ...
-  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix: ...
-  def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars: ...
-  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix: ...
-  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix: ...
-  def distance(self, point: Matrix) -> Scalars: ...
-  def project(self, matrix: Matrix) -> Matrix: ...
-  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array: ...
-  def check_shape(self, shape: tuple[int, ...]) -> None: ...
+  Any frozen dataclass with these methods is one. Sources: the module's docstring.
+
+  >>> manifold = jp.manifolds.Sphere()
+  >>> isinstance(manifold, jp.manifolds.Manifold)
+  True
+  >>> x, v = manifold.random(jax.random.key(0), (2, 1)), jnp.ones((2, 1))
+  >>> y = manifold.retract(x, manifold.tangent(x, v))
+  >>> bool(manifold.distance(y) < 1e-6)
+  True
+  """
+
+  def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """The tangent vector g with ⟨g, v⟩ = tr(ambientᵀ v) for every tangent v, ⟨·, ·⟩ being the manifold's metric."""
+    ...
+
+  def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """The tangent vector at `point` nearest to `ambient` in the manifold's metric."""
+    ...
+
+  def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    """⟨a, b⟩ of two tangent vectors, one number a matrix."""
+    ...
+
+  def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    """R_p(v) on the manifold, R_p(0) = p and dR_p(0) v = v. Raises ConfigError for a method that it lacks."""
+    ...
+
+  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    """The tangent vector at `new_point` that `vector`, tangent at `point`, is carried to."""
+    ...
+
+  def distance(self, point: Matrix) -> Scalars:
+    """The largest violation of the equations that define the manifold, one number a matrix."""
+    ...
+
+  def project(self, matrix: Matrix) -> Matrix:
+    """A near point of the manifold: the nearest in Frobenius norm, where that has a formula."""
+    ...
+
+  def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Random points (*batch, n, p), uniform where the manifold has a uniform measure."""
+    ...
+
+  def check_shape(self, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for a shape that cannot hold a point."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Stiefel:
+class Stiefel(Manifold):
   """Orthonormal columns, X^T X = I.
 
   metric="euclidean": <A, B> = tr A^T B, gradient G - X sym(X^T G).
@@ -64,6 +101,17 @@ class Stiefel:
   Retractions: cayley (exact; order 2 for the canonical metric), cayley_iterative (`sweeps` fixed-point steps; beyond
   length 1, about as far as they converge, a step is shortened to it), cayley_qr (those followed by QR, the published
   Grassmann step), qr (order 1), polar (order 2, Euclidean metric).
+
+  Leaves (*batch, n, p) with n >= p. Raises ConfigError for an unknown metric or retraction.
+  Source: Edelman, Arias & Smith 1998; Wen & Yin 2013 (Cayley).
+
+  >>> stiefel = jp.manifolds.Stiefel()
+  >>> x = jnp.eye(3)[:, :2]
+  >>> v = stiefel.tangent(x, jnp.ones((3, 2)))
+  >>> v.tolist()  # xᵀv is skew
+  [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+  >>> bool(stiefel.distance(stiefel.retract(x, v)) < 1e-6)
+  True
   """
 
   metric: str = "euclidean"
@@ -127,7 +175,14 @@ class Stiefel:
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal(Stiefel):
-  """Square orthogonal matrices O(n); steps keep the sign of the determinant. Both metrics and Cayley are of order 2."""
+  """Square orthogonal matrices O(n); steps keep the sign of the determinant. Both metrics and Cayley are of order 2.
+
+  >>> orthogonal = jp.manifolds.Orthogonal()
+  >>> orthogonal.tangent(jnp.eye(2), jnp.array([[1.0, 2.0], [0.0, 1.0]])).tolist()
+  [[0.0, 1.0], [-1.0, 0.0]]
+  >>> orthogonal.project(jnp.array([[0.0, 3.0], [-2.0, 0.0]])).round(4).tolist()
+  [[0.0, 1.0], [-1.0, 0.0]]
+  """
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
     # X A -> Y A for skew A: the translation of the group, with no condition on X^T Y.
@@ -143,6 +198,12 @@ class Grassmann(Stiefel):
 
   Gradient and projection G - U U^T G; the metric is Euclidean. Here cayley, qr and polar all have order 2: they
   span the same subspace up to O(|Z|^3).
+
+  Source: Edelman, Arias & Smith 1998.
+
+  >>> u = jnp.eye(2)[:, :1]
+  >>> jp.manifolds.Grassmann().tangent(u, jnp.array([[5.0], [1.0]])).tolist()
+  [[0.0], [1.0]]
   """
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
@@ -158,6 +219,13 @@ class Iso(Orthogonal):
 
   With C = I - 1 1^T / n, which commutes with H, the tangent vectors are H S with S = C S C skew. Cayley and polar steps
   along them keep H 1 = 1; QR would not, so it is not offered. Random points have determinant 1: the identity's side.
+
+  Source: IsoHC (M. Yang, 2026), there as a projection.
+
+  >>> iso = jp.manifolds.Iso()
+  >>> h = iso.random(jax.random.key(0), (3, 3))
+  >>> bool(iso.distance(h) < 1e-5) and bool(jnp.allclose(h @ jnp.ones(3), 1, atol=1e-5))
+  True
   """
 
   RETRACTIONS: ClassVar[tuple[str, ...]] = ("cayley", "cayley_iterative", "polar")
@@ -206,11 +274,17 @@ def _check_square(manifold: object, shape: tuple[int, ...], least: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sphere:
+class Sphere(Manifold):
   """Matrices of Frobenius norm 1. Retractions: normalise (order 2), exp (the geodesic).
 
   The projection of 0 has equal entries. Transport is parallel along the shortest geodesic; to the antipode, up to
   rounding, it is the identity.
+
+  Raises ConfigError for an unknown retraction. Source: Absil, Mahony & Sepulchre 2008.
+
+  >>> sphere, x = jp.manifolds.Sphere(), jnp.array([[1.0], [0.0]])
+  >>> print(sphere.retract(x, jnp.array([[0.0], [jnp.pi / 4]])).round(4).ravel())  # an eighth of a great circle
+  [0.7071 0.7071]
   """
 
   retraction: str = "exp"
@@ -283,18 +357,28 @@ def _cosine_and_sinc(square: Array) -> tuple[Array, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Oblique(Sphere):
-  """Matrices with columns of norm 1: a product of p spheres."""
+  """Matrices with columns of norm 1: a product of p spheres.
+
+  >>> jp.manifolds.Oblique().project(jnp.array([[3.0, 0.0], [0.0, 2.0]])).tolist()
+  [[1.0, 0.0], [0.0, 1.0]]
+  """
 
   AXES: ClassVar[tuple[int, ...]] = (-2,)
 
 
 @dataclasses.dataclass(frozen=True)
-class Birkhoff:
+class Birkhoff(Manifold):
   """Positive doubly stochastic matrices (the inside of the Birkhoff polytope) with the Fisher metric sum A B / P.
 
   Tangent vectors have zero row and column sums; the gradient is the projection of P * G; the retraction is Sinkhorn
   of P exp(Z / P), order 1. Permutations are limits, never reached: entries are kept above `floor`, and one step
   changes no entry by more than a factor exp(`max_log_step`).
+
+  Leaves (*batch, n, n). Raises ConfigError for another retraction. Source: Douik & Hassibi 2019.
+
+  >>> birkhoff = jp.manifolds.Birkhoff()
+  >>> birkhoff.project(jnp.array([[3.0, 1.0], [1.0, 3.0]])).round(4).tolist()
+  [[0.75, 0.25], [0.25, 0.75]]
   """
 
   sweeps: int = 100  # of balancing, at most; what is not balanced by then (near a permutation) Newton's steps finish

@@ -16,7 +16,12 @@ from jpmhc_jax.mixers import flops as counting
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-  """What is true of every member of a set: drives `distance`, the contract test and the comparison table."""
+  """What is true of every member of a set: drives `distance`, the contract test and the comparison table.
+
+  >>> traits = jp.Sinkhorn().traits
+  >>> traits.row_sums_one, traits.nonnegative, traits.orthogonal
+  (True, True, False)
+  """
 
   set: str
   row_sums_one: bool = False
@@ -36,6 +41,13 @@ class Mixer(abc.ABC):
   """A set of n x n mixers, out[i] = Σ_j H[i, j] x[j]. Subclasses are frozen dataclasses, hence static under jit.
 
   Sizes are static Python ints; logits may have any token axes behind `logit_shape(n)`, tokens last.
+
+  >>> mixer = jp.Cayley()
+  >>> mixer.logit_shape(4), mixer.dimension(4), mixer.traits.set
+  ((4, 4), 6, 'SO(n) without eigenvalue −1')
+  >>> h = mixer.project(jnp.zeros((4, 4, 3)), 4)  # three tokens
+  >>> h.shape, mixer.distance(h).tolist()
+  ((4, 4, 3), [0.0, 0.0, 0.0])
   """
 
   @property

@@ -68,6 +68,12 @@ class Sinkhorn(_Scaled):
   The clip has no gradient outside. Saved for the backward pass: one matrix (exp(X), or P) and the mask of the clip.
   Source: mHC (2512.24880), JPmHC (2602.18308): 20 sweeps, clip 10, rows first; mhc-lite, lucidrains: columns first and
   no clip.
+
+  Raises ConfigError for an unknown adjoint or order, and for a negative clip or temperature.
+
+  >>> p = jp.Sinkhorn(sweeps=20).random(jax.random.key(0), 4)
+  >>> bool(jnp.allclose(p.sum(0), 1, atol=1e-5)) and bool(p.min() > 0)
+  True
   """
 
   sweeps: int = 20
@@ -118,6 +124,10 @@ class BirkhoffNewton(_Scaled):
   the sums are one to rounding: four at unit logits, fourteen at the corners of the clip box, `steps` at most. The
   backward pass is the exact implicit gradient and saves P and one bit an entry.
   Source: mHC-proj (2606.07574), there for n = 4 with a line search.
+
+  >>> p = jp.BirkhoffNewton().random(jax.random.key(0), 4)
+  >>> bool(jnp.allclose(p.sum(0), 1, atol=1e-6)) and bool(jnp.allclose(p.sum(1), 1, atol=1e-6))
+  True
   """
 
   sweeps: int = 3
@@ -145,6 +155,12 @@ class EpsilonSinkhorn(_Scaled):
   softmax_first=True: DeepSeek's order (TileKernels, Liger, MaxText, vLLM): row softmax + ε, columns, then sweeps − 1
   times rows, columns. False: exp without a shift, then `sweeps` times rows, columns (edelta with ε = 1e-8); logits are
   clipped at ±40 there so that the divisors of twenty sweeps and their gradient stay inside float32.
+
+  Raises ConfigError for a number of sweeps or an epsilon that is not positive.
+
+  >>> mixer = jp.EpsilonSinkhorn(epsilon=1e-2)
+  >>> bool(mixer.distance(mixer.random(jax.random.key(0), 4)) < 0.05)  # epsilon takes its share of every sum
+  True
   """
 
   sweeps: int = 20

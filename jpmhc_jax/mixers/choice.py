@@ -29,6 +29,13 @@ class Choice(Blend):
   Options: families=cayley(alpha=1)/sinkhorn/identity, hot, …
   Source: the mixture of DARTS (Liu et al. 2019). A one-hot forward pass with the softmax's gradient from the start was
   tried and left out: families that are not taken do not learn, and the first guess is often kept.
+
+  Raises ConfigError for a single family, one named twice, and temperatures or shares out of order.
+
+  >>> mixer = jp.Choice(families=(jp.Identity(), jp.Circulant(leak=1.0)))
+  >>> h = mixer.project(jnp.zeros(mixer.logit_shape(2)), 2)  # half I, half the mean over both streams
+  >>> h.tolist()
+  [[0.75, 0.25], [0.25, 0.75]]
   """
 
   families: tuple[Mixer, ...] = (Iso(), Sinkhorn(), Identity())

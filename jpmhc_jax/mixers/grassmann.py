@@ -21,6 +21,12 @@ class Grassmann(Mixer):
   Logits with dependent columns give a projector of lower rank; otherwise H is on the set to rounding.
   Not an isometry: it keeps p directions and deletes n − p, and the identity is a member only for p = n, so stacked
   blocks keep little of their input. Source: JPmHC (2602.18308), which uses it with p = n/2.
+
+  Raises ConfigError for a rank above n.
+
+  >>> h = jp.Grassmann(rank=2).random(jax.random.key(0), 4)
+  >>> bool(jnp.allclose(h @ h, h, atol=1e-6)), round(float(jnp.trace(h)), 4)
+  (True, 2.0)
   """
 
   rank: int = 0  # p; 0 = n // 2

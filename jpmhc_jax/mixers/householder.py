@@ -24,6 +24,12 @@ class Householder(Mixer):
   always.
   gate="soft": g as it is; H shortens k by |2g − 1|, so it is contractive and orthogonal only in the limits.
   Source: the gated reflection of EΔ-MHC-Geo (2605.06729), composed with Q instead of averaged so that it stays on O(n).
+
+  Raises ConfigError for another gate.
+
+  >>> h = jp.Householder().project(jnp.zeros(2 * 2 + 2 + 1).at[4].set(1.0).at[6].set(-9.0), 2)
+  >>> h.round(3).tolist()  # no rotation, gate shut: the reflection of the first axis
+  [[-1.0, 0.0], [0.0, 1.0]]
   """
 
   alpha: float = 0.1

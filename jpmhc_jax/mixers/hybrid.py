@@ -25,6 +25,12 @@ class Hybrid(Blend):
   dynamic one. final >= 0 schedules it: λ goes from `weight` to `final`, linearly in the share p of the run that is
   done, from p = start to p = end (`at`).
   Options: first=iso(method=newton_schulz),second=sinkhorn, weight, …: a family's own options stand in parentheses.
+
+  Raises ConfigError for weights that are no fractions, and a schedule without an end.
+
+  >>> mixer = jp.Hybrid(jp.Identity(), jp.Circulant(leak=1.0), weight=0.5)
+  >>> mixer.project(jnp.zeros(mixer.logit_shape(2)), 2).tolist()
+  [[0.75, 0.25], [0.25, 0.75]]
   """
 
   first: Mixer = Iso()

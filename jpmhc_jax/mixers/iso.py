@@ -26,6 +26,12 @@ class Iso(Mixer):
     method "cayley": R = Cayley(Uᵀ S U), S = −α/2 (logits − logitsᵀ), which is H = Cayley(Π S Π);
     method "newton", "express", "newton_schulz": R = polar(Uᵀ logits U), as `Polar`, with its bound on the gradient.
   Zero logits (Cayley) or I (polar) give I. Source: IsoHC (M. Yang, 2026), by Newton–Schulz there.
+
+  Raises ConfigError for an unknown method or adjoint.
+
+  >>> h = jp.Iso().random(jax.random.key(0), 4)
+  >>> bool(jnp.allclose(h @ jnp.ones(4), 1, atol=1e-6)) and bool(jnp.allclose(h @ h.T, jnp.eye(4), atol=1e-6))
+  True
   """
 
   method: str = "cayley"

@@ -18,6 +18,11 @@ class Kronecker(DoublyStochastic):
 
   project: logits (2 log2 n, *tokens) -> H (n, n, *tokens); the first pair acts on the most significant bit of the
   stream index. Members are symmetric and commute. n must be a power of two. Source: KromHC (2601.21579).
+
+  Raises ConfigError unless n is a power of two.
+
+  >>> jp.Kronecker().project(jnp.array([jnp.log(3.0), 0.0]), 2).round(2).tolist()
+  [[0.75, 0.25], [0.25, 0.75]]
   """
 
   @property

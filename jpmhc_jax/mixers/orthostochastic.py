@@ -26,6 +26,12 @@ class Orthostochastic(DoublyStochastic):
   i·s + k. Zero logits give I exactly, where the gradient of B vanishes (entries are squared): start with small random
   logits. s = 1 are the orthostochastic matrices; s = 2 is recommended. Source: go-mHC (2604.02309), with the sign of
   its toy code.
+
+  Raises ConfigError for copies below 1.
+
+  >>> b = jp.Orthostochastic(copies=2).random(jax.random.key(0), 2)
+  >>> bool(jnp.allclose(b.sum(0), 1, atol=1e-5)) and bool(b.min() >= 0)
+  True
   """
 
   copies: int = 2  # s
@@ -75,6 +81,12 @@ class OrthostochasticNewtonSchulz(DoublyStochastic):
   project: logits (n, n, *tokens); Y₀ = X/(‖X‖_F + 1e-7), Y ← 3Y − 3.2 YYᵀY + 1.2 (YYᵀ)²Y. Doubly stochastic only as far
   as Y is orthogonal. Its published start, 8I − 8·11ᵀ, gives exactly 11ᵀ/n at n = 4: every stream the same. Source:
   tokenbender.
+
+  Raises ConfigError for steps below 1.
+
+  >>> mixer = jp.OrthostochasticNewtonSchulz()
+  >>> bool(mixer.distance(mixer.project(jnp.eye(2), 2)) < 0.3)  # near the set, not on it
+  True
   """
 
   steps: int = 5

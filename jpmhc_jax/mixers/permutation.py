@@ -28,6 +28,11 @@ class PermutationMixture(DoublyStochastic):
   the whole Birkhoff polytope; mHC-lite, 2601.05732); "jpmhc": the six of JPmHC for n = 4; "generators": identity, the
   shifts by ±1 and the n − 1 adjacent transpositions, for any n. `permutations="0123/1032/…"` names any others (identity
   first), for instance those of `best_generators`.
+
+  Raises ConfigError for an unknown basis, one that does not exist for n, and text that names no permutations.
+
+  >>> jp.PermutationMixture(permutations="01/10").project(jnp.array([0.0, jnp.log(3.0)]), 2).round(2).tolist()
+  [[0.25, 0.75], [0.75, 0.25]]
   """
 
   basis: str = "full"
@@ -173,6 +178,11 @@ class Circulant(DoublyStochastic):
   project: logits (n, *tokens) -> H (n, n, *tokens), H[i, j] = c[(j − i) mod n]. Every eigenvalue is at least 1 − 2γ in
   size, so L layers with γ = β/2L keep (1 − β/L)^L of every stream difference. γ = 1 gives all circulant mixers. Source:
   C-mHC, which uses β = 4 (γ = 1/4 at eight layers).
+
+  Raises ConfigError for a leak outside of 0 to 1.
+
+  >>> jp.Circulant(leak=0.25).project(jnp.zeros(2), 2).tolist()
+  [[0.875, 0.125], [0.125, 0.875]]
   """
 
   leak: float = 0.25

@@ -209,6 +209,11 @@ class Polar(Mixer):
   plane of two singular directions is 1/(σ_i + σ_j), without a limit at rank below n − 1. The implicit gradient is
   at most about ‖R̄‖ / (16 ε max(‖A‖, ε)), ε the rounding of the dtype (float32: 5e5 ‖R̄‖ at ‖A‖ = 1); a token that
   exceeds it is singular to rounding and gets the subgradient 0, as zero logits do with either adjoint.
+
+  Raises ConfigError for an unknown method or adjoint, and steps below 1.
+
+  >>> bool(jnp.allclose(jp.Polar().project(jnp.diag(jnp.array([3.0, -2.0])), 2), jnp.diag(jnp.array([1.0, -1.0]))))
+  True
   """
 
   method: str = "newton"

@@ -21,6 +21,12 @@ class Quaternion(Mixer):
   project: logits (8, *tokens) -> H (4, 4, *tokens), p = (1 + l₀, l₁, l₂, l₃), q = conj(1 + l₄, l₅, l₆, l₇), H =
   L(p)R(q)/(|p||q|). Two of the eight logits are redundant (the lengths of p and q); the map is undefined only where p
   or q is zero. Only for n = 4. Source: oHC, 2609.02672.
+
+  Raises ConfigError for another number of streams.
+
+  >>> h = jp.Quaternion().project(jnp.arange(8.0), 4)
+  >>> bool(jnp.allclose(h @ h.T, jnp.eye(4), atol=1e-6)), round(float(jnp.linalg.det(h)), 4)
+  (True, 1.0)
   """
 
   @property

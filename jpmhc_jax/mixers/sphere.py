@@ -23,6 +23,12 @@ class SpectralSphere(Mixer):
   project: logits ((n−1)², *tokens) = [z_U, z_V, z_S] -> H = 11ᵀ/n + B U diag(tanh z_S) Vᵀ Bᵀ, B the Helmert basis, U
   and V Cayley rotations of the skew matrices with upper triangle γ tanh z (row-major), so rotations stay below 2·arctan
   of γ times the triangle. Identity in the limit z_S -> ∞. Source: s²HC (2603.20896), through a declared port.
+
+  Raises ConfigError for a gamma that is not positive.
+
+  >>> h = jp.SpectralSphere().random(jax.random.key(0), 4)
+  >>> round(float(jnp.linalg.norm(h, 2)), 4), bool(jnp.allclose(h.sum(0), 1, atol=1e-6))
+  (1.0, True)
   """
 
   gamma: float = 1.0

@@ -23,6 +23,11 @@ class Transport(DoublyStochastic):
   what is left of row i and column j: U = min(r_i, c_j), L = max(0, r_i − Σ_{j'>j} c_j', c_j − Σ_{i'>i} r_i'); the last
   column and row are the remainders. Then H = (1 − δ)X + δ/n. Zero logits give a singular matrix: a bad place to start.
   Source: TBP-mHC (2605.21724), whose default is delta = σ(−8) = 3.3535e-4.
+
+  Raises ConfigError for a delta outside of 0 to below 1.
+
+  >>> jp.Transport().project(jnp.array([[jnp.log(3.0)]]), 2).round(2).tolist()
+  [[0.75, 0.25], [0.25, 0.75]]
   """
 
   delta: float = 0.0

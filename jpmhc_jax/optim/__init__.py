@@ -1,4 +1,9 @@
-"""Optimisers: nothing but optax transformations, plus the row-wise sign-SGD of the puzzle table."""
+"""Optimisers: optax transformations, Euclidean and on manifolds, and the row-wise sign-SGD of embedding tables.
+
+    optimizer = optim.cayley_adam(1e-2, manifolds.Stiefel())  # for leaves (*batch, n, p) with orthonormal columns
+
+The optimiser of a whole run, built from its config, is `optim.build`.
+"""
 
 from jpmhc_jax.optim.adam_atan2 import adam_atan2, scale_by_adam_atan2
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
@@ -9,6 +14,7 @@ from jpmhc_jax.optim.riemannian import (
   scale_by_riemannian_momentum,
   stabilize_every,
 )
+from jpmhc_jax.optim.schedules import make_schedule
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
   "cayley_sgd",
   "grassmann_adam",
   "landing",
+  "make_schedule",
   "projected_muon",
   "retract",
   "riemannian_gradient",

@@ -32,6 +32,12 @@ def scale_by_adam_atan2(b1: Any = 0.9, b2: Any = 0.95, form: str = "imoneoi") ->
 
   Raises ConfigError for an unknown form. Source: Everett et al. 2024 (arXiv 2407.05872); imoneoi/adam-atan2;
   lucidrains/adam-atan2-pytorch.
+
+  >>> transform = jp.optim.scale_by_adam_atan2(form="lucidrains")
+  >>> gradient = jnp.array([2.0, -1e-6])
+  >>> direction, _ = transform.update(gradient, transform.init(gradient))
+  >>> (direction / (1.27 * jnp.pi / 4)).round(3).tolist()  # a first step does not see the gradient's size
+  [1.0, -1.0]
   """
   check_choice("form", form, FORMS)
 
@@ -96,12 +102,13 @@ def adam_atan2(
 
   p <- p (1 - lr wd) - lr * direction; `mask` (tree or callable, as in optax.adamw) selects the leaves that decay.
 
-  Example (one step from 1 with gradient 0.5):
-    >>> optimizer = adam_atan2(1e-2)
-    >>> params = jnp.array([1.0])
-    >>> updates, _ = optimizer.update(jnp.array([0.5]), optimizer.init(params), params)
-    >>> float(optax.apply_updates(params, updates)[0])  # doctest: +ELLIPSIS
-    0.98903...
+  Raises ConfigError for an unknown form. Source: as `scale_by_adam_atan2`.
+
+  >>> optimizer = jp.optim.adam_atan2(1e-2)
+  >>> params = jnp.array([1.0])  # one step from 1 with gradient 0.5
+  >>> updates, _ = optimizer.update(jnp.array([0.5]), optimizer.init(params), params)
+  >>> round(float(optax.apply_updates(params, updates)[0]), 4)
+  0.989
   """
   return optax.chain(
     scale_by_adam_atan2(b1, b2, form),

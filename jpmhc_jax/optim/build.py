@@ -12,7 +12,7 @@ from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, MANIFOLDS
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
 from jpmhc_jax.optim.labels import label_tree, manifold_names, MANIFOLD_PREFIX
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, grassmann_adam
-from jpmhc_jax.optim.schedules import config_schedule
+from jpmhc_jax.optim.schedules import make_schedule
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   "adam_atan2": adam_atan2,
@@ -48,6 +48,22 @@ def make_optimizer(
   return optax.chain(
     _clip("optimizer.clip_norm", config.clip_norm),
     optax.partition(transforms, lambda params: label_tree(params, roles, names)),
+  )
+
+
+def config_schedule(config: schema.Optimizer, total_steps: int, learning_rate: float | None = None) -> optax.Schedule:
+  """The run's schedule shape with peak `learning_rate` (default: the trunk's).
+
+  Every group (trunk, mixers, manifold leaves, puzzle table) follows the same shape, as in the published trainer.
+  """
+  return make_schedule(
+    config.schedule,
+    config.learning_rate if learning_rate is None else learning_rate,
+    config.warmup_steps,
+    total_steps,
+    config.min_ratio,
+    config.step_boundaries,
+    config.step_factors,
   )
 
 

@@ -50,6 +50,13 @@ def cayley_sgd(
 
   `method` '' is the manifold's default retraction, the exact Cayley transform for Stiefel. Re-projects every
   `stabilize` steps (0 = never). Source: Li et al. 2020 (arXiv 2002.01113), with the fixed-point solve made exact.
+
+  Raises as `cayley_adam` does.
+
+  >>> optimizer, x = jp.optim.cayley_sgd(0.1, jp.manifolds.Orthogonal()), jnp.eye(2)
+  >>> updates, state = optimizer.update(-jnp.array([[0.0, -1.0], [1.0, 0.0]]), optimizer.init(x), x)
+  >>> bool(jp.manifolds.Orthogonal().distance(x + updates) < 1e-6)
+  True
   """
   moments = scale_by_riemannian_momentum(manifold, momentum, transport)
   return _descent(learning_rate, manifold, moments, method, stabilize)
@@ -68,13 +75,14 @@ def cayley_adam(
 ) -> optax.GradientTransformation:
   """Riemannian Adam on any manifold; Cayley-Adam on Stiefel. See `scale_by_riemannian_adam` for the moments.
 
-  Example (the rotation nearest to a target):
-    >>> from jpmhc_jax.manifolds.parameters import Orthogonal
-    >>> optimizer = cayley_adam(0.05, Orthogonal())
-    >>> params = jnp.eye(2)
-    >>> updates, state = optimizer.update(-jnp.array([[0.0, -1.0], [1.0, 0.0]]), optimizer.init(params), params)
-    >>> bool(jnp.allclose(gram(params + updates, params + updates), jnp.eye(2), atol=1e-6))
-    True
+  Leaves are (*batch, n, p), float32 or float64. Raises ConfigError for unknown words and other dtypes, ValueError for
+  shapes that hold no point. Source: Li et al. 2020 (arXiv 2002.01113); Becigneul & Ganea 2019.
+
+  >>> optimizer, x = jp.optim.cayley_adam(0.1, jp.manifolds.Orthogonal()), jnp.eye(2)
+  >>> gradient = -jnp.array([[0.0, -1.0], [1.0, 0.0]])  # towards a quarter turn
+  >>> updates, state = optimizer.update(gradient, optimizer.init(x), x)
+  >>> print((x + updates).round(2)[1])  # a step of Frobenius norm 0.1 turns by 0.07
+  [0.07 1.  ]
   """
   moments = scale_by_riemannian_adam(manifold, b1, b2, eps, adaptive, transport)
   return _descent(learning_rate, manifold, moments, method, stabilize)
@@ -94,6 +102,11 @@ def grassmann_adam(
   """Adam for subspaces as published for JPmHC: horizontal gradient, elementwise moments, two Cayley sweeps, then QR.
 
   Source: arXiv 2602.18308 (learning rate 0.01, s = 2). adaptive="matrix" does not depend on the basis of the subspace.
+
+  >>> optimizer, x = jp.optim.grassmann_adam(0.01), jnp.eye(3)[:, :1]
+  >>> updates, state = optimizer.update(jnp.array([[1.0], [-1.0], [0.0]]), optimizer.init(x), x)
+  >>> print((x + updates).round(2).ravel())  # the line turns away from the second axis; along itself it cannot move
+  [1.   0.01 0.  ]
   """
   return cayley_adam(learning_rate, manifold, b1, b2, eps, adaptive, transport, method, stabilize)
 
@@ -110,6 +123,11 @@ def projected_muon(
   Muon's update has singular values near 1 whatever the gradient, so the learning rate must decay for convergence. The
   gradient is made tangent first: Muon's quintic is not monotone, and on the normal part of a Euclidean gradient that
   can turn the tangent part into ascent (seen on Procrustes, where it settles 0.05 away). Source: Jordan et al. 2024.
+
+  >>> optimizer, x = jp.optim.projected_muon(0.1), jnp.eye(3)[:, :2]
+  >>> updates, state = optimizer.update(jnp.ones((3, 2)), optimizer.init(x), x)
+  >>> bool(jp.manifolds.Stiefel().distance(x + updates) < 1e-5)
+  True
   """
 
   def last_two_axes(updates: Any) -> Any:
@@ -139,6 +157,14 @@ def landing(learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any 
   with d = |X^T X - I|_F, a = |psi X|_F, lambda = attraction. Start with d < 1, best on the manifold: between the radius
   and 1 it only contracts, and beyond 1 the first update goes to the projection.
   Source: Ablin & Peyre 2022; Ablin, Vary, Gao & Absil 2023 for n > p.
+
+  Raises ValueError and ConfigError as `cayley_adam` does.
+
+  >>> optimizer, x = jp.optim.landing(0.1), 1.1 * jnp.eye(2)
+  >>> updates, state = optimizer.update(jnp.zeros((2, 2)), optimizer.init(x), x)
+  >>> off = jp.manifolds.Orthogonal().distance
+  >>> bool(off(x + updates) < off(x))  # without a gradient it is pulled to the manifold
+  True
   """
 
   def step(point: jax.Array, gradient: jax.Array, rate: jax.Array) -> jax.Array:

@@ -58,6 +58,14 @@ def riemannian_gradient(manifold: Manifold) -> optax.GradientTransformation:
 
   A matrix with an entry above max^0.4 (float32: 3e15) is scaled down to it first: its square length stays a number.
   `init` warns of parameters off the manifold.
+
+  Raises ValueError without parameters and for shapes that hold no point, ConfigError for dtypes but float32 and
+  float64.
+
+  >>> sphere, x = jp.manifolds.Sphere(), jnp.array([[1.0], [0.0]])
+  >>> transform = jp.optim.riemannian_gradient(sphere)
+  >>> transform.update(jnp.array([[3.0], [4.0]]), transform.init(x), x)[0].tolist()  # what is left is tangent
+  [[0.0], [4.0]]
   """
 
   def gradient(point: jax.Array, ambient: jax.Array) -> jax.Array:
@@ -84,6 +92,14 @@ def scale_by_riemannian_momentum(
 
   transport="isometric": by the manifold's own transport from the last point, which is stored. "projection": onto the
   tangent space at the new point, which needs no stored point and shortens m a little.
+
+  Raises as `riemannian_gradient` does, and ConfigError for another transport.
+
+  >>> sphere, x = jp.manifolds.Sphere(), jnp.array([[1.0], [0.0]])
+  >>> transform = jp.optim.scale_by_riemannian_momentum(sphere, decay=0.5)
+  >>> first, state = transform.update(jnp.array([[0.0], [1.0]]), transform.init(x), x)
+  >>> transform.update(jnp.array([[0.0], [1.0]]), state, x)[0].tolist()
+  [[0.0], [1.5]]
   """
   check_choice("transport", transport, TRANSPORTS)
 
@@ -117,6 +133,14 @@ def scale_by_riemannian_adam(
   adaptive="none":         momentum with bias correction only.
 
   Sources: Li et al. 2020 (arXiv 2002.01113; matrix), JPmHC (arXiv 2602.18308; elementwise), Becigneul & Ganea 2019.
+
+  Raises as `riemannian_gradient` does, and ConfigError for an unknown `adaptive` or `transport`.
+
+  >>> sphere, x = jp.manifolds.Sphere(), jnp.array([[1.0], [0.0]])
+  >>> transform = jp.optim.scale_by_riemannian_adam(sphere)
+  >>> direction, state = transform.update(jnp.array([[0.0], [25.0]]), transform.init(x), x)
+  >>> direction.round(3).tolist()  # of length 1, whatever the gradient's
+  [[0.0], [1.0]]
   """
   check_choice("adaptive", adaptive, ADAPTIVE)
   check_choice("transport", transport, TRANSPORTS)
@@ -162,6 +186,14 @@ def retract(manifold: Manifold, method: str = "") -> optax.GradientTransformatio
 
   `method` is one of the manifold's retractions ('' takes its default). The step is projected to the tangent space
   first, so that anything (a clip, noise, Euclidean momentum) may stand before it in the chain.
+
+  Raises as `riemannian_gradient` does, and ConfigError for a retraction that the manifold lacks.
+
+  >>> sphere, x = jp.manifolds.Sphere(), jnp.array([[1.0], [0.0]])
+  >>> transform = jp.optim.retract(sphere, "normalise")
+  >>> update, state = transform.update(jnp.array([[0.0], [1.0]]), transform.init(x), x)
+  >>> print((x + update).round(3).ravel())
+  [0.707 0.707]
   """
 
   def step(point: jax.Array, vector: jax.Array) -> jax.Array:
@@ -184,6 +216,14 @@ def stabilize_every(manifold: Manifold, every: Any = 100) -> optax.GradientTrans
   The first update of a matrix that starts off the manifold goes to its projection and no further. Rounding moves a
   trajectory off it by about 1e-8 a step in float32; this puts it back. Works after any transformation, Riemannian or
   not: with every=1 it turns a Euclidean optimiser into a projected one.
+
+  Raises as `riemannian_gradient` does.
+
+  >>> sphere, x = jp.manifolds.Sphere(), jnp.array([[1.0], [0.0]])
+  >>> transform = jp.optim.stabilize_every(sphere, 1)
+  >>> update, state = transform.update(jnp.array([[2.0], [4.0]]), transform.init(x), x)
+  >>> print((x + update).round(3).ravel())
+  [0.6 0.8]
   """
 
   def init(params: Any) -> StabilizeState:

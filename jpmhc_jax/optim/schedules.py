@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError
 
 ScalarOrSchedule = float | int | jax.Array | Callable[..., Any]
@@ -37,6 +36,10 @@ def make_schedule(
 
   Raises ConfigError for an unknown kind, a negative warm-up, or boundaries and factors that do not pair up in order.
   Source: TinyRecursiveModels `cosine_schedule_with_warmup_lr_lambda`; step decay from arXiv 2602.18308.
+
+  >>> schedule = jp.optim.make_schedule("cosine", 0.4, warmup_steps=4, total_steps=8, min_ratio=0.0)
+  >>> [round(float(schedule(count)), 2) for count in (0, 3, 5, 7)]
+  [0.1, 0.4, 0.2, 0.0]
   """
   _check(kind, warmup_steps, total_steps, step_boundaries, step_factors)
   warmup = max(warmup_steps, 0)
@@ -58,22 +61,6 @@ def make_schedule(
     return jnp.where(step < warmup, learning_rate * step / max(1, warmup), after_warmup(step))
 
   return schedule
-
-
-def config_schedule(config: schema.Optimizer, total_steps: int, learning_rate: float | None = None) -> optax.Schedule:
-  """The run's schedule shape with peak `learning_rate` (default: the trunk's).
-
-  Every group (trunk, mixers, manifold leaves, puzzle table) follows the same shape, as in the published trainer.
-  """
-  return make_schedule(
-    config.schedule,
-    config.learning_rate if learning_rate is None else learning_rate,
-    config.warmup_steps,
-    total_steps,
-    config.min_ratio,
-    config.step_boundaries,
-    config.step_factors,
-  )
 
 
 def _check(

@@ -25,6 +25,11 @@ def sign_sgd_rows(
   (a NamedSharding with an empty spec) gathers ids and gradients first, which avoids a sharded sort.
 
   Source: TinyRecursiveModels `CastedSparseEmbeddingSignSGD_Distributed`.
+
+  >>> table = jnp.zeros((3, 2))
+  >>> gradients = jnp.array([[1.0, -5.0], [1.0, 2.0]])
+  >>> jp.optim.sign_sgd_rows(table, jnp.array([2, 2]), gradients, 0.5, 0.0).tolist()
+  [[0.0, 0.0], [0.0, 0.0], [-0.5, 0.5]]
   """
   if replicated is not None:
     ids, gradients = jax.lax.with_sharding_constraint((ids, gradients), replicated)

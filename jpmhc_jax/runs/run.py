@@ -46,9 +46,11 @@ class Run:
   `evaluations`, is read at the first use; so is the checkpoint, when `step`, `parameters` or `model` asks for it. Then
   a missing, damaged or foreign one raises CheckpointError.
 
-      run = jp.load("runs/sudoku")
-      steps, losses = run.metrics["train/loss"].steps, run.metrics["train/loss"].values
-      logits = run.model  # an nnx.Module
+  >>> run = jp.load(workdir)  # of a run of four steps
+  >>> run.step, run.metrics["train/loss"].steps.tolist()
+  (4, [1.0, 2.0, 3.0, 4.0])
+  >>> isinstance(run.model, nnx.Module), run.parameters.keys() == run.state.ema.keys()
+  (True, True)
   """
 
   def __init__(
@@ -179,8 +181,9 @@ def train(
   in the main thread only. `precision.deterministic` asks XLA, which listens before JAX's first use of a device only.
   In a run of several processes each calls this once, before anything else of JAX.
 
-      run = jp.train("configs/sudoku.py:tiny", "runs/sudoku", overrides={"steps": 200})
-      print(run.evaluations[-1].metrics["exact_accuracy"])
+  >>> run = jp.train(config, workdir)  # such as "configs/sudoku.py:tiny", "runs/sudoku"
+  >>> run.evaluations[-1].step, (run.workdir / "report.html").is_file()
+  (4, True)
   """
   resolved, folder = configs.resolve(config, overrides or {}), _folder(workdir)
   _check_evaluation(resolved)
@@ -200,17 +203,22 @@ def load(workdir: Folder, step: int | None = None, *, change: Change = lambda co
   step: of the checkpoint, the latest intact one by default. change: of the config with the mesh fitted to the devices
   that are here. Raises ConfigError for a folder that holds no run.
 
-      run = jp.load("runs/sudoku")
-      run.evaluate(max_examples=100)
+  >>> run = jp.load(workdir, step=2)
+  >>> run.step, run.config.connection.mixer
+  (2, 'cayley')
   """
   folder = _folder(workdir)
   return Run(configs.restore(folder / "config.json"), folder, step, change=change)
 
 
 def evaluate(workdir: Folder, step: int | None = None, **fields: Any) -> Mapping[str, float]:
-  """Metrics of a checkpoint on the held-out examples: `load(workdir, step).evaluate(**fields)`.
+  """Metrics of a checkpoint on the held-out examples by name: `load(workdir, step).evaluate(**fields)`.
 
-  jp.evaluate("runs/sudoku", max_examples=100)["exact_accuracy"]
+  Raises ConfigError, CheckpointError and Interrupted as `load` and `Run` do.
+
+  >>> metrics = jp.evaluate(workdir, max_examples=16)
+  >>> metrics["examples"], 0 <= metrics["exact_accuracy"] <= 1
+  (16.0, True)
   """
   return load(workdir, step).evaluate(**fields)
 
@@ -220,7 +228,8 @@ def report(workdirs: Folder | Sequence[Folder], out: Folder | None = None) -> pa
 
   Raises UserError where no folder holds a record, StorageError where the page cannot be written.
 
-      jp.report(["runs/cayley", "runs/sinkhorn"], "both.html")
+  >>> jp.report([workdir]).name
+  'report.html'
   """
   folders = [_folder(each) for each in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
   return write_report(folders, _folder(out) if out is not None else (folders or [pathlib.Path()])[0] / "report.html")

@@ -20,7 +20,14 @@ _PATIENT = Options(max_iterations=2000, warmup=100)  # for the few points that a
 
 
 class NotSolvedError(Exception):
-  """The Dyson equation was not solved; the message says why."""
+  """The Dyson equation was not solved; the message says why.
+
+  `predict` samples a product in its place.
+
+  >>> raise jp.spectral.NotSolvedError("the Dyson equation was left with a residual of 0.5, expected less than 0.001")
+  Traceback (most recent call last):
+  jpmhc_jax.spectral.dyson.NotSolvedError: the Dyson equation was left with a residual of 0.5, expected less than 0.001
+  """
 
   @classmethod
   def of(cls, residual: float) -> "NotSolvedError":

@@ -45,6 +45,10 @@ class JacobianSpectrum:
   floor: the singular value under which nothing is resolved; what lies there counts as the floor.
   residual: the largest defect of the Dyson equation. remark: why a prediction was sampled.
   chance: the W1 from the truth that random probes are expected to leave.
+
+  >>> law = jp.spectral.measure(lambda x: jnp.array([4.0, 1.0]) * x, jnp.zeros(2))
+  >>> law.top, law.quantile([0.25, 0.75]).round(4).tolist(), round(law.summary().mean_log, 4)  # log 2
+  (4.0, [1.0, 4.0], 0.6931)
   """
 
   log_values: Float[np.ndarray, " atoms"]
@@ -116,7 +120,7 @@ def predict(
   makes no sense, ValueError for shapes that do not fit and values that are not finite.
   Source: Helton, Rashidi Far, Speicher 2007; Haagerup, Thorbjørnsen 2005.
 
-  >>> law = predict(np.zeros((1, 2, 2)), sigma=1.0)  # a Gaussian matrix: the quarter circle on [0, 2]
+  >>> law = jp.spectral.predict(np.zeros((1, 2, 2)), sigma=1.0)  # a Gaussian matrix: the quarter circle on [0, 2]
   >>> round(law.top, 1)
   2.0
   """
@@ -131,7 +135,9 @@ def predict(
       support, residual = _edges(layers, law, grid[-1]), float(jnp.max(solved.residual))
       return JacobianSpectrum(*law, grid, drawn, support, "dyson", FLOOR, residual)
   law = compare.atoms(np.exp(np.minimum(solved.logs, _LARGEST_LOG)), floor=FLOOR)
-  return JacobianSpectrum(*law, *drawing(law), _ends(law, FLOOR), "sampled", FLOOR, remark=solved.remark)
+  return JacobianSpectrum(
+    *law, *drawing(law), _ends(np.exp(law.log_values), FLOOR), "sampled", FLOOR, remark=solved.remark
+  )
 
 
 def _edges(layers: Layers, law: compare.Atoms, end: float) -> tuple[float, float]:
@@ -144,10 +150,10 @@ def _edges(layers: Layers, law: compare.Atoms, end: float) -> tuple[float, float
   return float(least), float(greatest)
 
 
-def _ends(law: compare.Atoms, floor: float) -> tuple[float, float]:
-  """The least and the greatest atom above the floor; zeros without one."""
-  alive = np.exp(law.log_values[law.log_values > np.log(floor * (1 + 1e-9))])
-  return (float(alive[0]), float(alive[-1])) if alive.size else (0.0, 0.0)
+def _ends(values: np.ndarray, floor: float) -> tuple[float, float]:
+  """The least and the greatest value above the floor; zeros without one."""
+  alive = values[values > floor * (1 + 1e-9)]
+  return (float(alive.min()), float(alive.max())) if alive.size else (0.0, 0.0)
 
 
 def drawing(law: compare.Atoms, points: int = _POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -266,7 +272,7 @@ def measure(
   Raises ValueError for a point that is not of real floating-point numbers, UserError where the Jacobian is not finite.
   Source: Golub, Kahan 1965; Ubaru, Chen, Saad 2017.
 
-  >>> law = measure(lambda x: jnp.array([3.0, 1.0]) * x, jnp.zeros(2))
+  >>> law = jp.spectral.measure(lambda x: jnp.array([3.0, 1.0]) * x, jnp.zeros(2))
   >>> law.source, law.support
   ('exact', (1.0, 3.0))
   """
@@ -285,8 +291,8 @@ def measure(
   floor = float(np.max(samples[0][0])) * (_RESOLVED if exact else 2 / steps) or np.finfo(np.float32).tiny.item()
   law = _joined(samples, floor)
   chance = 0.5 * compare.w1(_joined(samples[::2], floor), _joined(samples[1::2] or samples, floor))
-  source = "exact" if exact else "lanczos"
-  return JacobianSpectrum(*law, *drawing(law), _ends(law, floor), source, floor, chance=chance)
+  source, ends = "exact" if exact else "lanczos", _ends(np.concatenate([values for values, _ in samples]), floor)
+  return JacobianSpectrum(*law, *drawing(law), ends, source, floor, chance=chance)
 
 
 def _operator(function: Callable[..., Array], at: Any, context: tuple[Any, ...]) -> measured.Operator:

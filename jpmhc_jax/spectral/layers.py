@@ -19,7 +19,13 @@ Real = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int
 
 
 class Layers(NamedTuple):
-  """A stack of L layers with n streams; layer 0 acts first. Build it with `full_noise` or `block_noise`."""
+  """A stack of L layers with n streams; layer 0 acts first. Build it with `full_noise` or `block_noise`.
+
+  >>> with jax.enable_x64(True):
+  ...   layers = jp.spectral.full_noise(np.eye(2)[None], 0.1)
+  >>> layers.depth, layers.streams, layers.variance.round(4).tolist()
+  (1, 2, [0.01])
+  """
 
   mixers: jax.Array  # (L, n, n)
   variance: jax.Array  # (L,)  sigma_l^2 in the normalisation of X above
@@ -72,6 +78,12 @@ def full_noise(mixers: Real, sigma: Real) -> Layers:
   """Layers whose noise couples every stream with every stream: Y = A (x) I + sigma X.
 
   mixers: (L, n, n); sigma: one standard deviation for all layers or (L,). Needs float64 (`jax.enable_x64`).
+
+  Raises ValueError for other shapes, a negative sigma, values that are not finite, and without float64.
+
+  >>> with jax.enable_x64(True):
+  ...   jp.spectral.full_noise(np.eye(2)[None], 0.1).read.tolist()
+  [[[1.0, 0.0], [0.0, 1.0]]]
   """
   mixers, sigma = _stack(mixers, sigma)
   eye = jnp.broadcast_to(jnp.eye(mixers.shape[1]), mixers.shape)
@@ -84,6 +96,13 @@ def block_noise(mixers: Real, sigma: Real, reads: Real, writes: Real) -> Layers:
   mixers: (L, n, n); sigma: number or (L,); reads a_l and writes b_l: (L, n). With m segments Y = A (x) I + sigma
   (B (x) I) W (A' (x) I) for W mp x mp i.i.d. N(0, 1/mp): reads A' (L, m, n), writes B (L, n, m). Needs float64
   (`jax.enable_x64`).
+
+  Raises ValueError as `full_noise` does, and for reads and writes that do not fit.
+
+  >>> with jax.enable_x64(True):
+  ...   layers = jp.spectral.block_noise(np.eye(2)[None], 0.1, np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]]))
+  ...   layers.read.tolist(), layers.write.tolist()
+  ([[[0.25, 0.25], [0.25, 0.25]]], [[[1.0, 0.0], [0.0, 0.0]]])
   """
   mixers, sigma = _stack(mixers, sigma)
   reads, writes = jnp.asarray(reads, jnp.float64), jnp.asarray(writes, jnp.float64)

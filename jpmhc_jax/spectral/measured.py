@@ -54,6 +54,10 @@ def operator(function: Callable[..., Array], at: Float[Array, "..."], *context: 
   """The Jacobian of `function(x, *context)` -> array, any shapes, with respect to x at a point.
 
   context: further arguments, pytrees of arrays. The same function object at another point compiles nothing anew.
+
+  >>> jacobian = jp.spectral.operator(lambda x, scale: scale * x, jnp.ones(2), jnp.array(3.0))
+  >>> jacobian.inputs, jp.spectral.measure(jacobian).top
+  (2, 3.0)
   """
   return Operator(Products(function), jnp.asarray(at), context)
 

@@ -74,6 +74,12 @@ def propagate(
   The branch ends in an output projection of variance 1/fan-in, so that its mean is zero and its variance adds.
   residual: what the mixer keeps of the variance (1 for an isometry, tr AᵀA/n otherwise, 0 for a plain network).
   With `norm` the branch divides by √v, and so does its Jacobian: σ_l² = σ_w² E φ'(√q Z)² / v.
+
+  Raises UserError for a sigma_w that is not positive or a depth below 1, ConfigError for an unknown activation.
+
+  >>> noise = jp.spectral.propagate("linear", sigma_w=0.1, depth=2).noise
+  >>> [round(float(sigma), 4) for sigma in noise]  # the second norm divides by √1.01
+  [0.1, 0.0995]
   """
   if sigma_w <= 0 or depth < 1:
     raise UserError(f"sigma_w={sigma_w}, depth={depth}: expected sigma_w > 0 and depth >= 1")
@@ -106,7 +112,11 @@ def fixed_point(activation: str, sigma_w: float, sigma_b: float = 0.0, iteration
 
 def critical_sigma_w(activation: str, variance: float = 1.0) -> float:
   """σ_w on the edge of chaos for a pre-activation variance q: σ_w² E φ'(√q Z)² = 1 (√2 for ReLU, 1 for tanh at q →
-  0)."""
+  0).
+
+  >>> round(jp.spectral.critical_sigma_w("relu"), 3)
+  1.414
+  """
   return float(1.0 / jnp.sqrt(slope_moment(activation, variance)))
 
 
@@ -114,5 +124,8 @@ def isometric_sigma_w(activation: str, depth: int, total_noise: float = 0.05, va
   """σ_w for which `depth` residual layers over isometric mixers add up to Σ_l σ_l² = total_noise.
 
   The singular values of J then spread over about exp(± 2 √total_noise): near dynamical isometry for total_noise ≪ 1.
+
+  >>> round(jp.spectral.isometric_sigma_w("linear", depth=5, total_noise=0.05), 3)
+  0.1
   """
   return float(jnp.sqrt(total_noise / (depth * slope_moment(activation, variance))))

@@ -280,6 +280,12 @@ def what_if(
   mixers: family names (drawn per `draw`), or name -> (depth, n, n) arrays, e.g. from a checkpoint (their depth counts,
   `depths` does not).
   sigma_w: weight scale; None takes the one that keeps Σ σ_l² = 0.05 over isometric mixers at the greatest depth.
+
+  Raises UserError for a question that no row answers, ConfigError for unknown words.
+
+  >>> report = jp.spectral.what_if({"plain": np.eye(2)[None]}, streams=2, sigma_w=0.2, activation="linear", points=96)
+  >>> report.recommendation, round(report.predictions[0].gradient_gain, 2)
+  ('plain', 1.02)
   """
   question = Question(mixers, streams, depths, activation, sigma_w, draw, noise, threshold, seed, points)
   return question.report(list(question.rows()))

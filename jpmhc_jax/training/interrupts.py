@@ -9,7 +9,14 @@ from jax.experimental import multihost_utils
 
 
 class Interrupted(Exception):
-  """The process was asked to stop; the state was saved."""
+  """The process was asked to stop; the state was saved.
+
+  The same call, or the same command, resumes.
+
+  >>> raise jp.Interrupted("SIGTERM at step 3: saved; run the same command to resume")
+  Traceback (most recent call last):
+  jpmhc_jax.training.interrupts.Interrupted: SIGTERM at step 3: saved; run the same command to resume
+  """
 
 
 class Interrupts:

@@ -24,7 +24,12 @@ REMEDY = (
 
 
 class NonFiniteLossError(Exception):
-  """The loss or the gradient became NaN or infinite, and the policy does not let the run go on."""
+  """The loss or the gradient became NaN or infinite, and the policy does not let the run go on.
+
+  >>> raise jp.NonFiniteLossError("step 3: loss nan, gradient norm nan")
+  Traceback (most recent call last):
+  jpmhc_jax.training.nonfinite.NonFiniteLossError: step 3: loss nan, gradient norm nan
+  """
 
 
 class RollBack(Exception):

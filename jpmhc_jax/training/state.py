@@ -15,8 +15,7 @@ import optax
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.optim.build import make_optimizer
-from jpmhc_jax.optim.schedules import config_schedule
+from jpmhc_jax.optim.build import config_schedule, make_optimizer
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.gradient_stats import LayerNorms
 from jpmhc_jax.training.tasks.base import Task

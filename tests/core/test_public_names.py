@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import doctests
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ NAMES = {
     predict propagate what_if
   """,
   "optim": """
-    adam_atan2 cayley_adam cayley_sgd grassmann_adam landing projected_muon retract riemannian_gradient
+    adam_atan2 cayley_adam cayley_sgd grassmann_adam landing make_schedule projected_muon retract riemannian_gradient
     scale_by_adam_atan2 scale_by_riemannian_adam scale_by_riemannian_momentum sign_sgd_rows stabilize_every
   """,
 }
@@ -42,6 +43,28 @@ def test_the_public_names_are_these_and_each_is_there(room):
   assert sorted(module.__all__) == sorted(NAMES[room].split())
   for name in module.__all__:
     assert getattr(module, name) is not None
+
+
+def _documented():
+  """Every public class and function once, by its dotted name; MANIFOLDS is a table."""
+  names = {}
+  for room in NAMES:
+    module, prefix = (jp, "") if room == "jpmhc_jax" else (getattr(jp, room), f"{room}.")
+    for name in module.__all__:
+      value = getattr(module, name)
+      if callable(value):
+        names.setdefault(value, f"{prefix}{name}")
+  return {name: value for value, name in names.items()}
+
+
+# The examples of a run need one: tests/runs has it.
+_ELSEWHERE = {"Run", "evaluate", "load", "report", "train"}
+_ELSEWHERE |= {"HyperConnection", "HyperConnectionFn", "StreamExpansion", "StreamExpansionFn"}
+
+
+@pytest.mark.parametrize("name", sorted(set(_documented()) - _ELSEWHERE))
+def test_the_examples_of_a_public_name_print_what_they_say(name):
+  assert doctests.failures(_documented()[name]) == ""
 
 
 def test_an_unknown_name_is_an_attribute_error():

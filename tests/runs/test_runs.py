@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import threading
 
+import doctests
 from flax import nnx
 import jax
 import ml_collections
@@ -139,3 +140,8 @@ def test_the_precision_of_products_is_the_run_s_inside_and_the_process_s_afterwa
   with processes_of(config):
     assert jax.config.jax_default_matmul_precision == "highest"
   assert jax.config.jax_default_matmul_precision is None
+
+
+@pytest.mark.parametrize("name", ["Run", "train", "load", "evaluate", "report"])
+def test_the_examples_print_what_they_say(name, trained):
+  assert doctests.failures(getattr(jp, name), config=_config(), workdir=trained.workdir) == ""
