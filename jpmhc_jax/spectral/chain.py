@@ -42,7 +42,9 @@ def messages(layers: Layers, z: Complex[Array, " points"], unknowns: Unknowns) -
   points = z.shape[0]
   eye = algebra.spread(jnp.eye(layers.streams, dtype=z.dtype), points)
 
-  def step(message, scalars, mixer, inner, outer):
+  def step(
+    message: Array, scalars: tuple[Array, Array], mixer: Array, inner: Array, outer: Array
+  ) -> tuple[Array, Array]:
     inside, outside = scalars
     mixer, inner, outer = (algebra.spread(m, points) for m in (mixer, inner, outer))
     shrink = algebra.inverse(eye - inside[None, None, :] * algebra.product(message, inner))
@@ -50,12 +52,12 @@ def messages(layers: Layers, z: Complex[Array, " points"], unknowns: Unknowns) -
     passed = algebra.product(algebra.product(gain, message), algebra.transpose(mixer))
     return outside[None, None, :] * outer + passed, gain
 
-  def from_left(left, layer):
+  def from_left(left: Array, layer: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
     mixer, read, write, alpha, beta = layer
     following, gain = step(left, (alpha, beta), mixer, read, write)
     return following, (left, gain)
 
-  def from_right(right, layer):
+  def from_right(right: Array, layer: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
     mixer, read, write, alpha, beta = layer
     preceding, gain = step(right, (beta, alpha), mixer.T, write, read)
     return preceding, (right, gain)
@@ -110,7 +112,7 @@ class Linearised(NamedTuple):
 def linearised(layers: Layers, messages: Messages) -> Linearised:
   """Everything `derivative` needs, from one pair of eliminations."""
 
-  def one(layer):
+  def one(layer: tuple[Array, ...]) -> tuple[Array, ...]:
     mixer, read, write, w, v, left_gain, right_gain, k0, k1, w1, variance = layer
     points = w.shape[-1]
     mixer, read, write = (algebra.spread(m, points) for m in (mixer, read, write))
@@ -142,7 +144,7 @@ def derivative(layers: Layers, linear: Linearised, tangent: Unknowns) -> Unknown
   from_left = beta * layers.write[..., None] + alpha * linear.left_alpha
   from_right = alpha * layers.read[..., None] + beta * linear.right_beta
 
-  def step(message, layer):
+  def step(message: Array, layer: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
     gain, source = layer
     following = source + algebra.congruence(gain, message)
     return following, (message, following)
@@ -150,7 +152,10 @@ def derivative(layers: Layers, linear: Linearised, tangent: Unknowns) -> Unknown
   zero = jnp.zeros_like(from_left[0])
   _, (left, left_next) = jax.lax.scan(step, zero, (linear.left_gain, from_left))
   _, (right_next, right) = jax.lax.scan(step, zero, (linear.right_gain, from_right), reverse=True)
-  contract = lambda weight, message: jnp.sum(weight * message, axis=(1, 2))  # noqa: E731
+
+  def contract(weight: Array, message: Array) -> Array:
+    return jnp.sum(weight * message, axis=(1, 2))
+
   return jnp.stack(
     [
       contract(linear.alpha_left, left_next) + contract(linear.alpha_right, right_next),

@@ -141,7 +141,10 @@ def spectrum(
   """
   stacks = [layers] if isinstance(layers, Layers) else layers
   turns = 3 * len(stacks)  # of about equal cost: the support and two rays of every stack
-  turn = lambda done: lambda share: tick((done + share) / turns)  # noqa: E731
+
+  def turn(done: int) -> Callable[[float], None]:
+    return lambda share: tick((done + share) / turns)
+
   bounds = np.log([support(each, floor, tick=turn(k)) for k, each in enumerate(stacks)])
   low, high = bounds[:, 0].min(), bounds[:, 1].max()
   x = jnp.exp(jnp.linspace(low, high, points))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def _solved(
 # u = Φ(u, θ)  ⇒  (1 − ∂Φ/∂u) du = ∂Φ/∂θ dθ: one more Krylov solve with Newton's operator, and none of the iterations.
 # The solution does not depend on the guess.
 @_solved.defjvp
-def _solved_jvp(options, primals, tangents):
+def _solved_jvp(options: Options, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
   layers, z, guess = primals
   unknowns, residual, iterations = _solved(layers, z, guess, options)
   _, moved = jax.jvp(lambda lay, at: chain.dyson_map(lay, at, unknowns)[0], primals[:2], tangents[:2])
@@ -87,7 +87,7 @@ def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = O
   points = z.shape[0]
   chunk = _chunk(layers, points, options)
 
-  def solve(neighbours, part):
+  def solve(neighbours: Array, part: Array) -> tuple[Array, Resolvent]:
     return _part(layers, part, neighbours, options)
 
   return _joined(jax.lax.scan(solve, _nothing(layers, chunk), _parts(z, chunk))[1], points)

@@ -241,7 +241,10 @@ def solve(
     reason = str(error)
   count, dimensions = len(stacks), sampled_size(stacks[0].streams)
   width = dimensions // stacks[0].streams
-  turn = lambda done: lambda share: tick((done + share) / count)  # noqa: E731
+
+  def turn(done: int) -> Callable[[float], None]:
+    return lambda share: tick((done + share) / count)
+
   logs = [stable_product.log_singular_values(each, width, seed, turn(seed)) for seed, each in enumerate(stacks)]
   products = f"{count} sampled product{'s' * (count > 1)} of {dimensions} dimensions"
   return Sampled(np.concatenate(logs), f"{reason}; the numbers are those of {products}")

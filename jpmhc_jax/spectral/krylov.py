@@ -34,12 +34,12 @@ def gmres(matvec: Callable[[Vector], Vector], rhs: Vector, dimension: int, resta
 
   dimension = min(dimension, rhs.shape[0])
 
-  def cycle(_, x):
+  def cycle(_: Array, x: Array) -> Array:
     first, size = _unit(rhs - matvec(x))
     basis = jnp.zeros((dimension + 1, *rhs.shape), rhs.dtype).at[0].set(first)
     hessenberg = jnp.zeros((rhs.shape[1], dimension + 1, dimension), rhs.dtype)
 
-    def grow(k, state):
+    def grow(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
       basis, hessenberg = state
       vector, weights = _orthogonalised(basis, matvec(basis[k]))
       vector, length = _unit(vector)

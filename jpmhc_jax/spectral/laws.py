@@ -35,7 +35,7 @@ class MarchenkoPastur:
 
   ratio: float = 1.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.ratio <= 1:
       raise ValueError(f"ratio={self.ratio}: expected 0 < columns/rows <= 1")
 

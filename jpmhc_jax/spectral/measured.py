@@ -81,12 +81,12 @@ def golub_kahan(
   The singular values of the upper bidiagonal matrix approximate the extreme ones of J; steps <= min(inputs, outputs).
   """
 
-  def orthogonal(vector, basis):
+  def orthogonal(vector: Array, basis: Array) -> Array:
     for _ in range(2):
       vector = vector - basis.T @ (basis @ vector)
     return vector
 
-  def unit(vector, reference):
+  def unit(vector: Array, reference: Array) -> tuple[Array, Array]:
     size = jnp.linalg.norm(vector)
     alive = ~(size <= 10 * jnp.finfo(vector.dtype).eps * reference)  # below: the Krylov space is exhausted; NaN goes on
     return jnp.where(alive, vector / jnp.where(alive, size, 1.0), 0.0), jnp.where(alive, size, 0.0)
@@ -97,7 +97,7 @@ def golub_kahan(
   left = jnp.zeros((steps, outputs), start.dtype)
   zeros = jnp.zeros(steps, start.dtype)
 
-  def step(k, state):
+  def step(k: Array, state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
     right, left, diagonal, above = state
     image = forward(right[k])
     u, alpha = unit(orthogonal(image, left), jnp.linalg.norm(image))

@@ -15,7 +15,7 @@ def gradient_energy(layers: Layers) -> Float[Array, " layers_and_one"]:
   Entry 0 is the first moment E tr JᵀJ / N; the last entry is 1.
   """
 
-  def back(state, layer):
+  def back(state: Array, layer: tuple[Array, ...]) -> tuple[Array, Array]:
     mixer, read, write, variance = layer
     size = variance * jnp.sum(write * state) / layers.streams
     following = mixer.T @ state @ mixer + size * read
@@ -34,7 +34,7 @@ def first_moment(layers: Layers) -> Float[Array, ""]:
 def log_first_moment(layers: Layers) -> Float[Array, ""]:
   """log of `first_moment`, at depths at which the moment itself leaves float64; −inf for a product that is zero."""
 
-  def back(state, layer):
+  def back(state: tuple[Array, Array], layer: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
     matrix, log_size = state
     mixer, read, write, variance = layer
     following = mixer.T @ matrix @ mixer + variance * jnp.sum(write * matrix) / layers.streams * read

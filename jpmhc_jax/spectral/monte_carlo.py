@@ -26,11 +26,11 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array, batch: int
   size = layers.streams * width
   read, write = _square_root(layers.read), _square_root(layers.write)
 
-  def couple(matrix, state):  # (A ⊗ I) state
+  def couple(matrix: Array, state: Array) -> Array:  # (A ⊗ I) state
     return (matrix @ state.reshape(layers.streams, width * state.shape[1])).reshape(state.shape)
 
-  def one(key):
-    def layer(jacobian, inputs):
+  def one(key: Array) -> Array:
+    def layer(jacobian: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
       mixer, read, write, variance, key = inputs
       noise = jax.random.normal(key, (size, size), jnp.float64) * jnp.sqrt(variance / size)
       return couple(mixer, jacobian) + couple(write, noise @ couple(read, jacobian)), None

@@ -9,6 +9,7 @@ Whatever path led there, a solution with all unknowns in the closed lower half-p
 strict contraction of that half-space in its own (Carathéodory) metric and has one fixed point (Earle, Hamilton 1970).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -61,10 +62,10 @@ def flat(unknowns: chain.Unknowns) -> Complex[Array, "unknowns points"]:
   return unknowns.reshape(-1, unknowns.shape[-1])
 
 
-def matvec(layers: Layers, linear: chain.Linearised, scale: chain.Unknowns):
+def matvec(layers: Layers, linear: chain.Linearised, scale: chain.Unknowns) -> Callable[[Array], Array]:
   """y -> (1 − D)y, D the derivative of the map in relative variables."""
 
-  def apply(y):
+  def apply(y: Array) -> Array:
     return y - flat(chain.derivative(layers, linear, y.reshape(scale.shape) * scale) / scale)
 
   return apply
@@ -74,7 +75,7 @@ def start(layers: Layers, z: Complex[Array, " points"]) -> tuple[chain.Unknowns,
   """Leading order at z moved up to where it dominates (both corners of R are second moments there), and E tr JᵀJ /
   N."""
 
-  def moment(state, layer):
+  def moment(state: Array, layer: tuple[Array, ...]) -> tuple[Array, Array]:
     mixer, inner, outer, variance = layer
     size = variance * jnp.sum(inner * state) / state.shape[0]
     return mixer @ state @ mixer.T + size * outer, size

@@ -84,7 +84,7 @@ def propagate(
   if sigma_w <= 0 or depth < 1:
     raise UserError(f"sigma_w={sigma_w}, depth={depth}: expected sigma_w > 0 and depth >= 1")
 
-  def layer(v, _):
+  def layer(v: Array, _: None) -> tuple[Array, tuple[Array | float, Array, Array]]:
     q = sigma_w**2 * (1.0 if norm else v) + sigma_b**2
     noise = jnp.sqrt(sigma_w**2 * slope_moment(activation, q) / (v if norm else 1.0))
     following = residual * v + second_moment(activation, q)

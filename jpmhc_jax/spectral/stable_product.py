@@ -45,7 +45,10 @@ def log_singular_values(
   rng = np.random.default_rng(seed)
   mixers, variance = np.asarray(layers.mixers), np.asarray(layers.variance)
   read, write = (_square_roots(np.asarray(each)) for each in (layers.read, layers.write))
-  couple = lambda matrix, state: (matrix @ state.reshape(n, -1)).reshape(state.shape)  # noqa: E731
+
+  def couple(matrix: np.ndarray, state: np.ndarray) -> np.ndarray:  # (A ⊗ I) state
+    return (matrix @ state.reshape(n, -1)).reshape(state.shape)
+
   u, log_d, t = np.eye(size), np.zeros(size), np.eye(size)
   for index in range(layers.depth):
     noise = rng.normal(size=(size, size)) * np.sqrt(variance[index] / size)

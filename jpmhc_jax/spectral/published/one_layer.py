@@ -17,7 +17,7 @@ import numpy as np
 from jpmhc_jax.core.errors import UserError
 
 
-def _defect(g, z, s, variance):
+def _defect(g: np.ndarray, z: np.ndarray, s: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
   u = 1 - variance * g
   denominator = z[:, None] * (u**2)[:, None] - s[None, :]
   value = np.mean(u[:, None] / denominator, axis=1) - g
@@ -25,7 +25,7 @@ def _defect(g, z, s, variance):
   return value, slope
 
 
-def _newton(g, z, s, variance, steps=60):
+def _newton(g: np.ndarray, z: np.ndarray, s: np.ndarray, variance: float, steps: int = 60) -> np.ndarray:
   """Damped Newton on every point at once; a step that does not reduce |F| or leaves the lower half-plane is halved."""
   value, slope = _defect(g, z, s, variance)
   for _ in range(steps):
@@ -53,11 +53,11 @@ def from_eigenvalues(s: np.ndarray, sigma: float, z: np.ndarray) -> np.ndarray:
   """The same from the eigenvalues of AᵀA, which is all that enters."""
   z = np.asarray(z, complex)
   variance, scale = sigma**2, np.max(s) + 4 * sigma**2 + np.abs(z)
-  g = None
+  g: np.ndarray | None = None
   for height in np.geomspace(4.0, 1e-8, 48):  # continuation from far above the axis
     at = z + 1j * height * scale
     g = _newton(1 / at if g is None else g, at, s, variance)
-  g = _newton(g, z, s, variance)
+  g = _newton(1 / z if g is None else g, z, s, variance)
   worst = float(np.max(np.abs(_defect(g, z, s, variance)[0])))
   if not worst < 1e-9:
     raise UserError(f"scalar Dyson: defect {worst:.1e}; move z further from the real axis or use spectral.dyson")

@@ -81,7 +81,7 @@ def subordination(
   """
   w = 1 / np.asarray(z, complex)
 
-  def h(transform, at):
+  def h(transform: Transform, at: np.ndarray) -> np.ndarray:
     one_plus_psi = transform(1 / at) / at
     return (1 - 1 / one_plus_psi) / at
 

@@ -14,6 +14,7 @@ Y_lᵀY_l in turn, which is not JᵀJ unless the mixers commute with their trans
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def _newton(
 ) -> tuple[jax.Array, jax.Array]:
   """Damped Newton at every point; returns the size of the last step relative to the unknowns too."""
 
-  def one(x, at):
-    def step(_, state):
+  def one(x: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(_: Any, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       x, _ = state
       jacobian = jax.jacfwd(_defect, holomorphic=True)(x, grams, variances, at)
       move = -jnp.linalg.solve(jacobian, _defect(x, grams, variances, at))
