@@ -172,6 +172,11 @@ class Model:
   loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
+  attention: str = field(
+    "auto",
+    "auto = on accelerators a fused kernel that stores no scores, where one serves the dtype; xla = formulas everywhere",
+    ("auto", "xla"),
+  )
   rematerialise: str = field(
     "products",
     "what the backward pass recomputes instead of storing: products = the streams and all else but the results of "

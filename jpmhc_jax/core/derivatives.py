@@ -83,6 +83,19 @@ class custom_derivative:  # noqa: N801, beside jax.custom_vjp
     return [fixed[i] if i in fixed else next(rest) for i in range(len(static) + len(primals))]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def valued(formula: Callable[..., Any], value: Any, *arguments: Any) -> Any:
+  """`value`, to be differentiated as formula(*arguments), which it equals: a kernel has run in place of the formula."""
+  return value
+
+
+@valued.defjvp
+def _valued_jvp(
+  formula: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]
+) -> tuple[Any, Any]:
+  return valued(formula, *primals), jax.jvp(formula, tuple(primals[1:]), tuple(tangents[1:]))[1]
+
+
 def _like(x: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 

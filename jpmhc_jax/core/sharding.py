@@ -58,19 +58,20 @@ def constrain(x: Float[Array, "..."], *names: str | None) -> Float[Array, "..."]
 
 def platform() -> str:
   """'cpu', 'gpu' or 'tpu': what is traced for. That of the ambient mesh, whose devices may be elsewhere (see
-  `training.plan.devices_of`); without a mesh that of this process.
+  `training.plan.devices_of`); without a mesh that of JAX's default device.
   """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device.platform if device is not None and device.platform else jax.default_backend()
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+  return getattr(device, "platform", device) or jax.default_backend()
 
 
-def batch_split(size: int) -> tuple[str, ...]:
-  """The axes of the ambient mesh that rows of a batch of this size are split over, for `jax.shard_map`.
+def split_over(name: str, size: int) -> tuple[str, ...]:
+  """The axes of the ambient mesh that an axis of an activation, 'batch' or 'heads', is split over by `jax.shard_map`.
 
-  (): there is no mesh, it has one device, it is manual already, or it does not divide the rows.
+  (): there is no mesh, it has one device, it is manual already, or it does not divide the size.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in BATCH if axis in mesh.axis_names and axis not in mesh.manual_axes)
+  mesh, rule = jax.sharding.get_abstract_mesh(), ACTIVATIONS[name]
+  several = rule if isinstance(rule, tuple) else (rule,)
+  axes = tuple(axis for axis in several if axis in mesh.axis_names and axis not in mesh.manual_axes)
   devices = math.prod(mesh.shape[axis] for axis in axes)
   return axes if devices > 1 and size % devices == 0 else ()
 

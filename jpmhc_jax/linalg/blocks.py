@@ -10,7 +10,7 @@ from jax import Array
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jpmhc_jax.core.sharding import batch_split, platform
+from jpmhc_jax.core.sharding import platform, split_over
 
 _BLOCK_BYTES = 32 * 1024  # one matrix a token; measured best of 256 to 2,048 tokens at n = 4 (AMD EPYC, 48 KiB of L1)
 
@@ -25,7 +25,7 @@ def by_blocks(function: Callable[..., Any], matrix: Array, *others: Array) -> An
   """
   arrays, axes = (matrix, *others), matrix.ndim - 2
   local = functools.partial(_on_one_device, function, axes)
-  split = batch_split(matrix.shape[2]) if axes else ()
+  split = split_over("batch", matrix.shape[2]) if axes else ()
   if not split:
     return local(*arrays)
 

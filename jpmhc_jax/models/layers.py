@@ -15,7 +15,8 @@ import numpy as np
 from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.core.sharding import constrain
 from jpmhc_jax.core.xla import finished
-from jpmhc_jax.models.products import attend, dense, kept, silu_gated
+from jpmhc_jax.models.attention import attend
+from jpmhc_jax.models.products import dense, kept, silu_gated
 
 # Standard deviation of a unit normal truncated at ±2: dividing by it makes the truncated variable's exactly 1.
 _TRUNCATED_STD = 0.8796256610342398
@@ -76,17 +77,26 @@ def rotate(x: Float[Array, "b l h k"], cos: np.ndarray, sin: np.ndarray) -> Floa
   return (wide * cos + turned * sin).astype(x.dtype)
 
 
-_BY_HEAD = ("batch", "heads", "positions", "features")
-
-
 class Attention(nnx.Module):
-  """Softmax attention without bias or dropout, bidirectional or causal; fused q, k, v projection; optional RoPE."""
+  """Softmax attention without bias or dropout, bidirectional or causal; fused q, k, v projection; optional RoPE.
 
-  def __init__(self, width: int, heads: int, *, rope_theta: float | None, rngs: nnx.Rngs, causal: bool = False):
+  implementation: 'auto' or 'xla'; see `attention.attend`.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    rope_theta: float | None,
+    rngs: nnx.Rngs,
+    causal: bool = False,
+    implementation: str = "auto",
+  ):
     head = width // heads
     self.qkv = weight(rngs, (width, 3, heads, head), width, ("embed", None, "heads", None))
     self.out = weight(rngs, (heads, head, width), width, ("heads", None, "embed"))
-    self.rope_theta, self.causal = rope_theta, causal
+    self.rope_theta, self.causal, self.implementation = rope_theta, causal, implementation
 
   @jax.named_scope("attention")
   def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -95,10 +105,8 @@ class Attention(nnx.Module):
     if self.rope_theta is not None:
       tables = rope_tables(x.shape[1], query.shape[-1], self.rope_theta)
       query, key = rotate(query, *tables), rotate(key, *tables)
-    # Heads before positions: each head's products are then plain matrix products on contiguous memory.
-    by_head = (constrain(jnp.swapaxes(part, 1, 2), *_BY_HEAD) for part in (query, key, value))
-    mixed = constrain(attend(*map(kept, by_head), self.causal), *_BY_HEAD)
-    return kept(dense(jnp.swapaxes(mixed, 1, 2), self.out[...].astype(x.dtype), axes=2))
+    mixed = attend(query, key, value, causal=self.causal, implementation=self.implementation)
+    return kept(dense(mixed, self.out[...].astype(x.dtype), axes=2))
 
 
 def swiglu_width(width: int, expansion: float, multiple: int) -> int:

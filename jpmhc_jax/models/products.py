@@ -78,21 +78,25 @@ def _outer_transposed_first(tokens: int, x: Array, y: Array) -> Array:
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-@functools.partial(custom_derivative, nondiff_argnums=(3,))
+@functools.partial(custom_derivative, nondiff_argnums=(3, 4))
 def attend(
-  query: Float[Array, "b h t k"], key: Float[Array, "b h s k"], value: Float[Array, "b h s k"], causal: bool = False
+  query: Float[Array, "b h t k"],
+  key: Float[Array, "b h s k"],
+  value: Float[Array, "b h s k"],
+  causal: bool = False,
+  scale: float | None = None,
 ) -> Float[Array, "b h t k"]:
-  """softmax(q kᵀ/√k) v; the softmax in float32 or wider. Saved for the backward pass: nothing of size t × s.
+  """softmax(scale q kᵀ) v; the softmax in float32 or wider. Saved for the backward pass: nothing of size t × s.
 
-  causal: position t sees the keys s <= t only.
+  causal: position t sees the keys s <= t only. scale: by default 1/√k.
   """
-  return _attend_forward(query, key, value, causal)[0]
+  return _attend_forward(query, key, value, causal, scale)[0]
 
 
 # The rows are divided by their sum behind the product with v: k numbers a row instead of s.
-def _attend_forward(query, key, value, causal):
+def _attend_forward(query, key, value, causal, scale):
   wide = jnp.promote_types(query.dtype, jnp.float32)
-  scores = jnp.einsum("bhtk,bhsk->bhts", query * _scale(query), key, preferred_element_type=wide)
+  scores = jnp.einsum("bhtk,bhsk->bhts", query * _scale(query, scale), key, preferred_element_type=wide)
   if causal:
     scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None], scores, -jnp.inf)
   largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -106,10 +110,10 @@ def _attend_forward(query, key, value, causal):
 # o = P v, P = softmax(s)  ⇒  v̄ = Pᵀ ō,  P̄ = ō vᵀ,  s̄ = P ∘ (P̄ − Σ_k ō o),  q̄ = s̄ k/√k,  k̄ = s̄ᵀ q/√k.
 # P = exp(s − log Σ exp s) is computed anew, as Pᵀ: then every product but one is a plain row-major one, and the odd one
 # (q̄ᵀ = kᵀ s̄ᵀ) transposes an array of size s × k, behind a barrier, instead of one of size s × t.
-def _attend_backward(causal, saved, cotangent):
+def _attend_backward(causal, scale, saved, cotangent):
   query, key, value, mixed, logsumexp = saved
   wide, dtype = logsumexp.dtype, query.dtype
-  query = query * _scale(query)
+  query = query * _scale(query, scale)
   transposed = functools.partial(jnp.einsum, "bhsk,bhtk->bhst", preferred_element_type=wide)
   weights = jnp.exp(transposed(key, query) - jnp.swapaxes(logsumexp, -1, -2))
   if causal:
@@ -120,11 +124,11 @@ def _attend_backward(causal, saved, cotangent):
   to_key = jnp.einsum("bhst,bhtk->bhsk", to_scores, query)
   to_query = jnp.einsum("bhks,bhst->bhkt", jax.lax.optimization_barrier(jnp.swapaxes(key, -1, -2)), to_scores)
   to_query = jax.lax.optimization_barrier(to_query)  # or the swap below goes into the product, which turns it round
-  return jnp.swapaxes(to_query, -1, -2) * _scale(key), to_key, to_value
+  return jnp.swapaxes(to_query, -1, -2) * _scale(key, scale), to_key, to_value
 
 
-def _scale(query: Array) -> Array:
-  return jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+def _scale(query: Array, scale: float | None) -> Array:
+  return jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, query.dtype)
 
 
 attend.defvjp(_attend_forward, _attend_backward)

@@ -113,7 +113,9 @@ class Block(nnx.Module):
       self.tokens = TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
     else:
       theta = model.rope_theta if model.positions == "rope" else None
-      self.tokens = Attention(model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal)
+      self.tokens = Attention(
+        model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal, implementation=model.attention
+      )
     self.features = SwiGLU(model.width, swiglu_width(model.width, model.expansion, model.mlp_multiple), rngs=rngs)
     self.connect_tokens: Connect
     self.connect_features: Connect

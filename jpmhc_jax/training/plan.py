@@ -20,7 +20,6 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step
@@ -144,7 +143,7 @@ def measure(setup: Setup, dataset: Dataset) -> Need:
   return Need(
     state=sizes | {"batch": 3 * sizes["batch"]},
     model_flops=flops_per_step(setup, dataset),
-    executed_flops=flops.count(step, state, batch, products_only=True),
+    executed_flops=flops_per_step(setup, dataset, recomputed=True),
     compile_s=seconds,
     **compiled,
   )

@@ -117,15 +117,17 @@ def memory_scalars() -> dict[str, float]:
   return values | ({"memory/device_peak_gib": max(known) / 2**30} if known else {})
 
 
-def flops_per_step(setup: Setup, dataset: Dataset) -> int:
+def flops_per_step(setup: Setup, dataset: Dataset, *, recomputed: bool = False) -> int:
   """Model FLOPs of one step over the global batch: every matrix product, forward and backward; nothing is compiled.
 
-  What rematerialisation computes twice counts once, and elementwise work is left out, as usual when a share of the
-  hardware's peak is meant. Loops count their trips. XLA's own cost analysis counts the body of a loop once, which for a
+  What rematerialisation computes twice counts once, unless `recomputed`, and elementwise work is left out, as usual
+  when a share of the hardware's peak is meant. Attention counts as its formulas, without the padding and the second
+  scores of a kernel. Loops count their trips. XLA's own cost analysis counts the body of a loop once, which for a
   recursive network is several times too few (2.9 for two cycles of two updates).
   """
-  if setup.config.model.rematerialise != "none":
-    model = dataclasses.replace(setup.config.model, rematerialise="none")
+  counted = {"attention": "xla"} | ({} if recomputed else {"rematerialise": "none"})
+  model = dataclasses.replace(setup.config.model, **counted)
+  if model != setup.config.model:
     setup = prepare(dataclasses.replace(setup.config, model=model), dataset, setup.mesh)
   state = jax.eval_shape(setup.create)
   return flops.count(make_train_step(setup), state, state.carry.data, products_only=True)

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from jpmhc_jax.connections.ops.contractions import einsum, seen
 from jpmhc_jax.connections.ops.pallas import bodies
-from jpmhc_jax.core.sharding import batch_split
+from jpmhc_jax.core.sharding import split_over
 
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
 _TRITON_KERNEL = 1 << 13  # numbers of W in shared memory at a time; Triton keeps up to four such parts
@@ -114,7 +114,7 @@ class Kernels:
     """Runs a body over all tokens, on every device's own part of them."""
     local = functools.partial(_call, self, body, [a.kind for a in arguments], results)
     values = [a.value for a in arguments]
-    split = batch_split(next(a.value.shape[0] for a in arguments if a.kind not in ("rows", "columns")))
+    split = split_over("batch", next(a.value.shape[0] for a in arguments if a.kind not in ("rows", "columns")))
     if not split:
       return local(*values)
     per_token, whole = PartitionSpec(split), PartitionSpec()

@@ -1,0 +1,199 @@
+"""Softmax attention: a fused kernel on accelerators, the formulas of `products` everywhere else.
+
+The formulas store the scores of all heads: 20.6 GB of float32 for a batch of 768 with 8 heads and 916 positions. The
+kernels store none. NVIDIA GPUs run cuDNN's flash attention (`jax.nn.dot_product_attention`), TPUs the splash attention
+that JAX ships, and every device of a mesh its own rows and heads. The kernels take 16-bit floats; float32, float64 and
+the CPU have the formulas. `precision.deterministic` needs nothing else: its flag makes XLA ask cuDNN for the backward
+pass that repeats bit for bit, and the TPU's kernel always does.
+
+The kernels have no forward mode and no second derivative; both are those of the formulas, which then store the scores.
+The choice is made where the program is traced: cuDNN's function asks for cuDNN already then, and the two kernels and
+the formulas save different arrays, so that they cannot be the branches of one `jax.lax.platform_dependent`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from jpmhc_jax.core import sharding
+from jpmhc_jax.core.derivatives import custom_derivative, valued
+from jpmhc_jax.core.sharding import constrain
+from jpmhc_jax.models import products
+from jpmhc_jax.models.products import kept
+
+IMPLEMENTATIONS = ("auto", "xla")
+_LANES = 128  # positions of a block of a TPU's kernel, or a multiple of it
+_MULTIPLE = {"gpu": 2, "tpu": _LANES}  # of positions that a kernel takes
+_BLOCK = 512  # positions of a block at most: its scores and their gradients fit a TPU's own memory
+_BY_HEAD = ("batch", "heads", "positions", "features")
+
+
+def attend(
+  query: Float[Array, "b t h k"],
+  key: Float[Array, "b t h k"],
+  value: Float[Array, "b t h k"],
+  *,
+  causal: bool = False,
+  implementation: str = "auto",
+) -> Float[Array, "b t h k"]:
+  """softmax(q kᵀ/√k) v of every head, the softmax in float32 or wider; a position sees those up to it if causal.
+
+  implementation: 'auto', a fused kernel where one serves, or 'xla', the formulas everywhere.
+  """
+  platform, length, head = sharding.platform(), query.shape[1], query.shape[-1]
+  form: _Formulas | Fused = _Formulas(causal)
+  if implementation != "xla" and not refusal(platform, head, query.dtype):
+    form, query = Fused(platform, length, causal), query * jnp.asarray(head**-0.5, query.dtype)
+  return form.restored(form(*(kept(form.arranged(part)) for part in (query, key, value))))
+
+
+def refusal(platform: str, head: int, dtype: jnp.dtype) -> str:
+  """Why no fused kernel serves heads of this width on a platform ('cpu', 'gpu', 'tpu'); '' where one does."""
+  if platform not in ("gpu", "tpu"):
+    return f"there is no fused kernel for a {platform}"
+  if dtype not in (jnp.bfloat16, jnp.float16)[: 2 if platform == "gpu" else 1]:
+    return f"the fused kernel takes 16-bit floats, not {jnp.dtype(dtype).name}"
+  return _refusal_of_cudnn(head, jnp.dtype(dtype)) if platform == "gpu" else ""
+
+
+@functools.cache
+def _refusal_of_cudnn(head: int, dtype: jnp.dtype) -> str:
+  """What JAX says of these heads, and of a GPU without cuDNN."""
+  probe = jax.ShapeDtypeStruct((1, 2, 1, head), dtype)
+  try:
+    jax.eval_shape(lambda *parts: jax.vjp(Fused("gpu", 2, causal=False).run, *parts)[0], probe, probe, probe)
+  except (NotImplementedError, RuntimeError, ValueError) as error:
+    return str(error)
+  # JAX does not look at the generation of the GPU; where it is elsewhere, it is one of `training.topology`.
+  capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
+  return "" if float(capability) >= 8 else f"cuDNN's needs compute capability 8.0, the GPU has {capability}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Formulas:
+  """Heads before positions: each head's products are then plain matrix products on contiguous memory."""
+
+  causal: bool
+  scale: float | None = None
+
+  def arranged(self, x: Float[Array, "b t h k"]) -> Float[Array, "b h t k"]:
+    return constrain(jnp.swapaxes(x, 1, 2), *_BY_HEAD)
+
+  def __call__(self, query: Array, key: Array, value: Array) -> Float[Array, "b h t k"]:
+    return products.attend(query, key, value, self.causal, self.scale)
+
+  def restored(self, x: Float[Array, "b h t k"]) -> Float[Array, "b t h k"]:
+    return jnp.swapaxes(constrain(x, *_BY_HEAD), 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+  """softmax(q kᵀ) v by the kernel of a platform, 'gpu' or 'tpu', for queries that are scaled already.
+
+  length: positions without padding. `interpret` runs a TPU's kernel anywhere, slowly.
+  """
+
+  platform: str
+  length: int
+  causal: bool
+  interpret: bool = False
+
+  def arranged(self, x: Float[Array, "b t h k"]) -> Array:
+    """As the kernel takes it: padded with zeros to whole blocks of positions, on a TPU with the heads before them."""
+    padded = jnp.pad(x, ((0, 0), (0, -self.length % _MULTIPLE[self.platform]), (0, 0), (0, 0)))
+    if self.platform == "gpu":
+      return constrain(padded, "batch", "positions", "heads", "features")
+    return constrain(jnp.swapaxes(padded, 1, 2), *_BY_HEAD)
+
+  def restored(self, x: Array) -> Float[Array, "b t h k"]:
+    """The inverse of `arranged`."""
+    return (x if self.platform == "gpu" else jnp.swapaxes(x, 1, 2))[:, : self.length]
+
+  def __call__(self, query: Array, key: Array, value: Array) -> Array:
+    """Attention of arranged arrays, differentiable in both modes and twice."""
+    return _fused(query, key, value, self)
+
+  def formula(self, query: Array, key: Array, value: Array) -> Array:
+    """The same by the formulas."""
+    form = _Formulas(self.causal, scale=1.0)
+    parts = (form.arranged(self.restored(part)) for part in (query, key, value))
+    return self.arranged(form.restored(form(*parts)))
+
+  def run(self, query: Array, key: Array, value: Array) -> Array:
+    """The kernel itself, on every device with its own rows and heads; differentiable once, in reverse mode."""
+    kernel = self._cudnn if self.platform == "gpu" else self._splash
+    heads = 2 if self.platform == "gpu" else 1
+    axes = [sharding.split_over("batch", query.shape[0]), None, None, None]
+    axes[heads] = sharding.split_over("heads", query.shape[heads])
+    if not any(axes):
+      return kernel(query, key, value)
+    spec = PartitionSpec(*axes)
+    return jax.shard_map(kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(query, key, value)
+
+  def _cudnn(self, query: Array, key: Array, value: Array) -> Float[Array, "b t h k"]:
+    batch, length = query.shape[:2]
+    keys = jnp.full(batch, self.length, jnp.int32) if self._padded(length) else None
+    return jax.nn.dot_product_attention(
+      query, key, value, scale=1.0, is_causal=self.causal, key_value_seq_lengths=keys, implementation="cudnn"
+    )
+
+  def _splash(self, query: Array, key: Array, value: Array) -> Float[Array, "b h t k"]:
+    heads, length = query.shape[1:3]
+    mask = (splash.CausalMask if self.causal else splash.FullMask)((length, length))
+    size = max(block for block in range(_LANES, _BLOCK + 1, _LANES) if length % block == 0)
+    kernel = splash.make_splash_mha_single_device(
+      splash.MultiHeadMask([mask] * heads), block_sizes=_blocks(size), interpret=self.interpret
+    )
+    padding = (jnp.arange(length) >= self.length).astype(jnp.int32)
+    segments = splash.SegmentIds(padding, padding) if self._padded(length) else None
+    return jax.vmap(lambda *parts: kernel(*parts, segment_ids=segments))(query, key, value)
+
+  def _padded(self, length: int) -> bool:
+    """Whether keys must be hidden: a causal mask hides those behind the last position from all before."""
+    return length > self.length and not self.causal
+
+
+def _blocks(size: int) -> splash.BlockSizes:
+  return splash.BlockSizes(
+    block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size, block_q_dq=size,
+    block_kv_dq=size,
+  )  # fmt: skip
+
+
+@functools.partial(custom_derivative, nondiff_argnums=(3,))
+def _fused(query: Array, key: Array, value: Array, kernel: Fused) -> Array:
+  return kernel.run(query, key, value)
+
+
+def _fused_forward(query, key, value, kernel):
+  """Saves the arguments and what the kernel's own rule saves: its result and the logarithms of the sums."""
+  arguments = (query, key, value)
+  constants = jax.lax.stop_gradient(arguments)
+  out, pullback = jax.vjp(kernel.run, *constants)
+  # The same arrays under one name each: what is named twice is stored twice.
+  named = {id(constant): argument for constant, argument in zip(constants, arguments, strict=True)}
+  named[id(out)] = kept(out)
+  pullback = jax.tree.map(lambda x: named[id(x)] if id(x) in named else kept(x), pullback)
+  return valued(kernel.formula, named[id(out)], *arguments), (arguments, pullback)
+
+
+def _fused_backward(kernel, saved, cotangent):
+  arguments, pullback = saved
+
+  def pulled(query, key, value, cotangent):
+    return jax.vjp(kernel.formula, query, key, value)[1](cotangent)
+
+  bars = jax.lax.stop_gradient(pullback)(jax.lax.stop_gradient(cotangent))
+  return valued(pulled, bars, *arguments, cotangent)
+
+
+def _fused_tangent(kernel, saved, *tangents):
+  return jax.jvp(kernel.formula, saved[0], tangents)[1]
+
+
+_fused.defvjp(_fused_forward, _fused_backward, _fused_tangent)
