@@ -50,6 +50,7 @@ def lines(plan: Any) -> list[str]:
   shown += [f"  {name:24s} {_size(size)}" for name, size in need.state.items() if size]
   shown += [f"  {'activations, temporaries':24s} {_size(need.temporaries)}", f"  {'program':24s} {_size(need.code)}"]
   shown += [f"  {'one device':24s} {_size(need.total)}{_verdict(plan)}"]
+  shown += [f"attention: {plan.attention}"] if plan.attention else []
   again = need.executed_flops / need.model_flops
   shown += [f"{need.model_flops:.4g} FLOPs a step over all devices, ×{again:.2f} with what is recomputed"]
   if need.compiler_flops is not None:

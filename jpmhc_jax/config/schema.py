@@ -174,7 +174,7 @@ class Model:
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
   attention: str = field(
     "auto",
-    "auto = on accelerators a fused kernel that stores no scores, where one serves the dtype; xla = formulas everywhere",
+    "auto = on accelerators a fused kernel that stores no scores, where one takes the dtype; xla = formulas everywhere",
     ("auto", "xla"),
   )
   rematerialise: str = field(

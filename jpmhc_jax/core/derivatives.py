@@ -90,9 +90,7 @@ def valued(formula: Callable[..., Any], value: Any, *arguments: Any) -> Any:
 
 
 @valued.defjvp
-def _valued_jvp(
-  formula: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]
-) -> tuple[Any, Any]:
+def _valued_jvp(formula: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
   return valued(formula, *primals), jax.jvp(formula, tuple(primals[1:]), tuple(tangents[1:]))[1]
 
 

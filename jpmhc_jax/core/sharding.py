@@ -60,7 +60,7 @@ def platform() -> str:
   """'cpu', 'gpu' or 'tpu': what is traced for. That of the ambient mesh, whose devices may be elsewhere (see
   `training.plan.devices_of`); without a mesh that of JAX's default device.
   """
-  device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.default_device.value
   return getattr(device, "platform", device) or jax.default_backend()
 
 
@@ -70,7 +70,7 @@ def split_over(name: str, size: int) -> tuple[str, ...]:
   (): there is no mesh, it has one device, it is manual already, or it does not divide the size.
   """
   mesh, rule = jax.sharding.get_abstract_mesh(), ACTIVATIONS[name]
-  several = rule if isinstance(rule, tuple) else (rule,)
+  several = (rule,) if isinstance(rule, str) else rule or ()
   axes = tuple(axis for axis in several if axis in mesh.axis_names and axis not in mesh.manual_axes)
   devices = math.prod(mesh.shape[axis] for axis in axes)
   return axes if devices > 1 and size % devices == 0 else ()

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jpmhc_jax.config import schema
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.derivatives import custom_derivative, valued
 from jpmhc_jax.core.sharding import constrain
@@ -59,6 +60,14 @@ def refusal(platform: str, head: int, dtype: jnp.dtype) -> str:
   if dtype not in (jnp.bfloat16, jnp.float16)[: 2 if platform == "gpu" else 1]:
     return f"the fused kernel takes 16-bit floats, not {jnp.dtype(dtype).name}"
   return _refusal_of_cudnn(head, jnp.dtype(dtype)) if platform == "gpu" else ""
+
+
+def method(model: schema.Model, dtype: jnp.dtype, platform: str) -> str:
+  """How a model's attention is computed on a platform, and why, for people."""
+  refused = "model.attention=xla" if model.attention == "xla" else refusal(platform, model.width // model.heads, dtype)
+  if refused:
+    return f"formulas, which store the scores ({refused})"
+  return {"gpu": "flash attention of cuDNN, whose workspace only a GPU tells", "tpu": "splash attention"}[platform]
 
 
 @functools.cache
@@ -175,11 +184,14 @@ def _fused_forward(query, key, value, kernel):
   arguments = (query, key, value)
   constants = jax.lax.stop_gradient(arguments)
   out, pullback = jax.vjp(kernel.run, *constants)
-  # The same arrays under one name each: what is named twice is stored twice.
+  # Each array has one name: what has two is stored twice.
   named = {id(constant): argument for constant, argument in zip(constants, arguments, strict=True)}
   named[id(out)] = kept(out)
-  pullback = jax.tree.map(lambda x: named[id(x)] if id(x) in named else kept(x), pullback)
-  return valued(kernel.formula, named[id(out)], *arguments), (arguments, pullback)
+
+  def saved(x: Array) -> Array:
+    return named[id(x)] if id(x) in named else kept(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+  return valued(kernel.formula, named[id(out)], *arguments), (arguments, jax.tree.map(saved, pullback))
 
 
 def _fused_backward(kernel, saved, cotangent):

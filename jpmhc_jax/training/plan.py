@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+import jax.numpy as jnp
 
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data import Dataset
+from jpmhc_jax.models.attention import method
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step
@@ -77,13 +79,17 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The need of a config. memory: bytes of one device, None when unknown. changes: measured when it does not fit."""
+  """The need of a config. memory: bytes of one device, None when unknown. changes: measured when it does not fit.
+
+  attention: how it is computed, '' for a model without.
+  """
 
   mesh: dict[str, int]
   device_kind: str
   parameters: int
   need: Need
   memory: int | None
+  attention: str
   changes: tuple[Change, ...]
 
   @property
@@ -109,7 +115,9 @@ def make_plan(
   say(f"compiling the step for {setup.mesh.size} × {device.device_kind} …")
   need = measure(setup, dataset)
   changes = tuple(_changes(config, dataset, devices, say)) if memory is not None and not need.fits(memory) else ()
-  return Plan(dict(setup.mesh.shape), device.device_kind, setup.parameter_count, need, memory, changes)
+  model, dtype = config.model, jnp.dtype(config.precision.compute)
+  attention = method(model, dtype, device.platform) if model.token_mixer == "attention" else ""
+  return Plan(dict(setup.mesh.shape), device.device_kind, setup.parameter_count, need, memory, attention, changes)
 
 
 def memory_of(device: jax.Device) -> int | None:

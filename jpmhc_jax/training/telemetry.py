@@ -125,8 +125,8 @@ def flops_per_step(setup: Setup, dataset: Dataset, *, recomputed: bool = False) 
   scores of a kernel. Loops count their trips. XLA's own cost analysis counts the body of a loop once, which for a
   recursive network is several times too few (2.9 for two cycles of two updates).
   """
-  counted = {"attention": "xla"} | ({} if recomputed else {"rematerialise": "none"})
-  model = dataclasses.replace(setup.config.model, **counted)
+  model = dataclasses.replace(setup.config.model, attention="xla")
+  model = model if recomputed else dataclasses.replace(model, rematerialise="none")
   if model != setup.config.model:
     setup = prepare(dataclasses.replace(setup.config, model=model), dataset, setup.mesh)
   state = jax.eval_shape(setup.create)
