@@ -15,7 +15,6 @@ import dataclasses
 import functools
 
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -152,26 +151,23 @@ class Fused:
     )
 
   def _splash(self, query: Array, key: Array, value: Array) -> Float[Array, "b h t k"]:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # nobody else waits for its import
+
     heads, length = query.shape[1:3]
-    mask = (splash.CausalMask if self.causal else splash.FullMask)((length, length))
     size = max(block for block in range(_LANES, _BLOCK + 1, _LANES) if length % block == 0)
+    parts = ("q", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     kernel = splash.make_splash_mha_single_device(
-      splash.MultiHeadMask([mask] * heads), block_sizes=_blocks(size), interpret=self.interpret
+      splash.MultiHeadMask([(splash.CausalMask if self.causal else splash.FullMask)((length, length))] * heads),
+      block_sizes=splash.BlockSizes(**{f"block_{part}": size for part in parts}),
+      interpret=self.interpret,
     )
     padding = (jnp.arange(length) >= self.length).astype(jnp.int32)
     segments = splash.SegmentIds(padding, padding) if self._padded(length) else None
-    return jax.vmap(lambda *parts: kernel(*parts, segment_ids=segments))(query, key, value)
+    return jax.vmap(functools.partial(kernel, segment_ids=segments))(query, key, value)
 
   def _padded(self, length: int) -> bool:
     """Whether keys must be hidden: a causal mask hides those behind the last position from all before."""
     return length > self.length and not self.causal
-
-
-def _blocks(size: int) -> splash.BlockSizes:
-  return splash.BlockSizes(
-    block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size, block_q_dq=size,
-    block_kv_dq=size,
-  )  # fmt: skip
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(3,))
