@@ -13,6 +13,7 @@ the formulas save different arrays, so that they cannot be the branches of one `
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,9 +157,10 @@ class Fused:
     heads, length = query.shape[1:3]
     size = max(block for block in range(_LANES, _BLOCK + 1, _LANES) if length % block == 0)
     parts = ("q", "kv", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks: dict[str, Any] = {f"block_{part}": size for part in parts}
     kernel = splash.make_splash_mha_single_device(
       splash.MultiHeadMask([(splash.CausalMask if self.causal else splash.FullMask)((length, length))] * heads),
-      block_sizes=splash.BlockSizes(**{f"block_{part}": size for part in parts}),
+      block_sizes=splash.BlockSizes(**blocks),
       interpret=self.interpret,
     )
     padding = (jnp.arange(length) >= self.length).astype(jnp.int32)
