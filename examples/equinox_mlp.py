@@ -27,7 +27,7 @@ class HyperConnection(eqx.Module):
   rule: jp.HyperConnectionFn = eqx.field(static=True)
 
   def __init__(self, mixer: jp.Mixer, *, key: jax.Array, **fields: Any):
-    self.rule = jp.HyperConnectionFn.of(mixer, **fields)
+    self.rule = jp.HyperConnectionFn(mixer, **fields)
     self.parameters = self.rule.init(key)
 
   def __call__(self, streams: jax.Array, sublayer: Callable[[jax.Array], jax.Array]) -> jax.Array:

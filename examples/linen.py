@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    rule = jp.HyperConnectionFn.of(jp.Sinkhorn(), streams=STREAMS, width=WIDTH)
+    rule = jp.HyperConnectionFn(jp.Sinkhorn(), streams=STREAMS, width=WIDTH)
     streams = jp.expand(nn.Dense(WIDTH)(images), STREAMS)
     for _ in range(DEPTH):
       mlp = nn.Sequential([nn.RMSNorm(), nn.Dense(2 * WIDTH), nn.gelu, nn.Dense(WIDTH)])

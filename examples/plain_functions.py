@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 import jpmhc_jax as jp
 
 STREAMS, WIDTH, DEPTH = 4, 32, 40
-CONNECTION = jp.HyperConnectionFn.of(jp.Cayley(), streams=STREAMS, width=WIDTH)
+CONNECTION = jp.HyperConnectionFn(jp.Cayley(), streams=STREAMS, width=WIDTH)
 
 
 def matrix(key: jax.Array, fan_in: int, fan_out: int) -> jax.Array:

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import peers, timing
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.connections.ops import base, vjp
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 Thunk = Callable[[], Any]
 MIXERS = ("identity", "cayley", "sinkhorn")
@@ -60,7 +60,7 @@ def our_block(
 ) -> tuple[Thunk, float]:
   """x' = H x + b ⊗ tanh(aᵀ x), with gradients for streams and parameters; the apply stage by an implementation."""
   connection = schema.Connection(mixer=mixer, streams=n, implementation=computed_by, **form)
-  rule = HyperConnectionFn.from_config(connection, d * connection.segments, 0)
+  rule = hyper_connection_fn(connection, d * connection.segments, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (tokens, n, d)).astype(dtype)
   return compiled_gradient(lambda p, x: rule(p, x, jnp.tanh), parameters, streams)

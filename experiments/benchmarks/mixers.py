@@ -18,7 +18,6 @@ machine can be asked piece by piece.
 import argparse
 from collections.abc import Callable
 import contextlib
-import dataclasses
 import functools
 import pathlib
 import sys
@@ -28,7 +27,6 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import peers, projections, timing
-from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import ConfigError
@@ -67,11 +65,10 @@ def projection_rows(streams: int, rounds: int) -> list[dict[str, Any]]:
   return rows
 
 
-def our_block(connection: schema.Connection, width: int) -> Callable[[], Any]:
+def our_block(rule: HyperConnectionFn) -> Callable[[], Any]:
   """A compiled forward and backward pass of one connection around tanh."""
-  rule = HyperConnectionFn.from_config(connection, width, 0)
   parameters = rule.init(jax.random.key(0))
-  shape = (TOKENS, connection.streams, width)
+  shape = (TOKENS, rule.streams, rule.width)
   x, cotangent = (jax.random.normal(jax.random.key(seed), shape) for seed in (1, 2))
 
   def both(parameters: Any, x: jax.Array, cotangent: jax.Array) -> Any:
@@ -87,7 +84,7 @@ def block_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
   candidates = {}
   for name in (family for family in FAMILIES if family != "birkhoff"):  # another name of sinkhorn
     with contextlib.suppress(ConfigError):  # a family that does not exist for so many streams
-      candidates[name] = our_block(schema.Connection(mixer=name, streams=streams), width)
+      candidates[name] = our_block(HyperConnectionFn(make(name), streams=streams, width=width))
   samples = timing.interleaved(candidates, rounds, warmup=1)
   rows = []
   for name in candidates:
@@ -101,9 +98,9 @@ def block_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
 def peer_rows(streams: int, width: int, rounds: int) -> list[dict[str, Any]]:
   """Theirs over ours; torch.compile's best effort counts too where it works."""
   rows = []
-  for family, (_, _, connection) in peers.SHARED.items():
+  for family, (_, _, convention) in peers.SHARED.items():
     theirs = functools.partial(peers.block, family, streams, width, TOKENS)
-    ours = our_block(dataclasses.replace(connection, streams=streams), width)
+    ours = our_block(convention.block(streams, width))
     candidates = {"ours": ours, "eager": theirs(False)}
     compiled = theirs(True)
     try:

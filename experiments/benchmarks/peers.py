@@ -13,15 +13,15 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax.config import schema
-from jpmhc_jax.connections.interop import CONVENTIONS
+from jpmhc_jax.connections.interop import Convention, CONVENTIONS
+from jpmhc_jax.mixers import Sinkhorn
 
 THREADS = os.cpu_count() or 1
 # What our converter makes of its mHC layers, with our gradient of Sinkhorn (the fixed point's) in place of theirs.
-_MHC = dataclasses.replace(CONVENTIONS["lucidrains_mhc"].config, options="clip=0,order=columns_first")
+_MHC = dataclasses.replace(CONVENTIONS["lucidrains_mhc"], mixer=Sinkhorn(clip=0.0, order="columns_first"))
 # Its families and ours: (module, what the layer is built with, our connection of any number of streams).
-SHARED: dict[str, tuple[str, dict[str, Any], schema.Connection]] = {
-  "HC": ("hyper_connections.hyper_connections", {}, CONVENTIONS["lucidrains_hc"].config),
+SHARED: dict[str, tuple[str, dict[str, Any], Convention]] = {
+  "HC": ("hyper_connections.hyper_connections", {}, CONVENTIONS["lucidrains_hc"]),
   "mHC, Sinkhorn-20": (
     "hyper_connections.manifold_constrained_hyper_connections", {"sinkhorn_iters": 20}, _MHC,
   ),

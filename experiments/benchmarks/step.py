@@ -23,6 +23,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnection, mix_and_write, read, write
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.models.layers import Attention, SwiGLU, swiglu_width
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
@@ -86,7 +87,9 @@ def parts(mixer: str, width: int, tokens: int) -> dict[str, Callable[[], Any]]:
   found = {name: _gradient(lambda x, layer=layer: layer(x), x) for name, layer in layers.items()}
   if mixer == "plain":
     return found
-  connection = HyperConnection(schema.Connection(mixer=mixer, streams=4), width=width, layer_index=0, rngs=nnx.Rngs(2))
+  connection = HyperConnection(
+    hyper_connection_fn(schema.Connection(mixer=mixer, streams=4), width, 0), rngs=nnx.Rngs(2)
+  )
   coefficients = jax.jit(connection.coefficients)(streams)
 
   def apply(streams: Any, coefficients: Any) -> Any:

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.connections.ops import base, xla, xla_tpu
 from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core import arguments, sharding
+from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.training.plan import devices_of
 
 LAYERS = 7  # no other axis is as long: an axis of it is a stack of what is stored for every layer
@@ -70,7 +70,7 @@ def body_traffic(body: str) -> tuple[int, int]:
 
 def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, streams: int, width: int) -> Any:
   """The compiled gradient of a scan over LAYERS layers."""
-  rule = HyperConnectionFn.from_config(schema.Connection(mixer="cayley", streams=streams), width, 0)
+  rule = hyper_connection_fn(schema.Connection(mixer="cayley", streams=streams), width, 0)
   place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(device))
   one = jax.eval_shape(rule.init, jax.random.key(0))
   parameters = jax.tree.map(lambda leaf: place((LAYERS, *leaf.shape), leaf.dtype), one)

@@ -18,7 +18,7 @@ from experiments.claim import Cache, Claim, Number, table
 from jpmhc_jax import mixers
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -34,7 +34,7 @@ def parameters(mixer: str) -> int:
   connection = schema.Connection(mixer=mixer, options=OPTIONS.get(mixer, ""))
   if mixer == "cayley":
     connection = configs.load(f"{ROOT}/configs/arc1.py:cayley").connection
-  shapes = jax.eval_shape(HyperConnectionFn.from_config(connection, WIDTH, 0).init, jax.random.key(0))
+  shapes = jax.eval_shape(hyper_connection_fn(connection, WIDTH, 0).init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

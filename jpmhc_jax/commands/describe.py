@@ -108,16 +108,16 @@ def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
   from rich.progress import track
 
   from jpmhc_jax.config import schema
-  from jpmhc_jax.connections import HyperConnectionFn
   from jpmhc_jax.core.errors import ConfigError
   from jpmhc_jax.mixers import FAMILIES, make
+  from jpmhc_jax.models.connections import hyper_connection_fn
 
   strength = schema.Connection().identity_bias
   console = Console(stderr=True)
   for name in track(FAMILIES, "families", console=console, transient=True, disable=not console.is_terminal):
     manifold = make(name)
     try:
-      rule = HyperConnectionFn.from_config(schema.Connection(mixer=name, streams=n), d, 0)
+      rule = hyper_connection_fn(schema.Connection(mixer=name, streams=n), d, layer_index=0)
       shapes = jax.eval_shape(rule.init, jax.random.key(0))
     except ConfigError as error:
       yield (name, manifold.traits.set, f"not for n = {n}", str(error), "", "", "", "", "")

@@ -17,8 +17,10 @@ def show_plan(
   `topology`: the devices to compile for when they are not those here (see `training.plan.devices_of`).
   """
   from jpmhc_jax import data
+  from jpmhc_jax.models import connections
   from jpmhc_jax.training.plan import devices_of, make_plan
 
+  connections.check(config)
   devices = devices_of(topology, config.mesh.slices) if topology else None
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
   plan = make_plan(

@@ -18,7 +18,6 @@ import ml_collections
 from ml_collections import config_flags
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.config.connection_fields import check_connection
 from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
 from jpmhc_jax.core.fields import check, check_bounds, convert
@@ -317,7 +316,6 @@ def validate(config: schema.Config) -> schema.Config:
     puzzle.width,
     f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
   )
-  check_connection(config.connection, model.width, "model.width")
   if model.kind == "decoder":
     require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
   if model.kind in ("decoder", "vit"):

@@ -4,6 +4,8 @@
 mixer with the form. `published=False` gives all of them the same, so that the mixer is all that differs.
 """
 
+from typing import Any
+
 import ml_collections
 
 from jpmhc_jax.core.errors import check_choice
@@ -17,19 +19,18 @@ VARIANTS = (
 )  # fmt: skip
 
 
+# What a variant sets beside its mixer, and what its paper used with it.
+_FIELDS: dict[str, dict[str, Any]] = {"trm": {"streams": 1}, "grassmann": {"parameterisation": "manifold"}}
+_JPMHC = {"read_write": "softmax", "norm": "layernorm", "norm_epsilon": 1e-5}
+_PUBLISHED: dict[str, dict[str, Any]] = {"cayley": {**_JPMHC, "bias": False}, "grassmann": {**_JPMHC, "bias": True}}
+
+
 def set_connection(config: ml_collections.ConfigDict, variant: str, *, published: bool) -> None:
   """Fills in `config.connection` for one of VARIANTS; 'trm' is the plain network without streams.
 
   Raises ConfigError for an unknown variant, with the nearest one.
   """
   check_choice("variant", variant, VARIANTS)
-  connection = config.connection
-  if variant == "trm":
-    connection.streams = 1
-    return
-  connection.streams = 4
-  connection.mixer = variant
-  connection.parameterisation = "manifold" if variant == "grassmann" else "logits"
-  if published and variant in ("cayley", "grassmann"):
-    connection.read_write, connection.norm, connection.bias = "softmax", "layernorm", variant == "grassmann"
-    connection.norm_epsilon = 1e-5
+  named = {} if variant == "trm" else {"mixer": variant, "parameterisation": "logits"}
+  fields = {"streams": 4, **named, **_FIELDS.get(variant, {}), **(_PUBLISHED.get(variant, {}) if published else {})}
+  config.connection.update(fields)

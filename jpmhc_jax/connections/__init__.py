@@ -2,12 +2,12 @@
 
 from jpmhc_jax.connections.block import COEFFICIENTS, Coefficients, HyperConnectionFn
 from jpmhc_jax.connections.expansion import expand, reduce, StreamExpansion, StreamExpansionFn
-from jpmhc_jax.connections.manifold_parameter import MANIFOLDS
 from jpmhc_jax.connections.module import HyperConnection
 from jpmhc_jax.connections.ops.vjp import mix_and_write, read, write
 from jpmhc_jax.connections.routing import Routing
+from jpmhc_jax.connections.spec import ConnectionFields, ConnectionSpec
 
 __all__ = [
-  "COEFFICIENTS", "Coefficients", "HyperConnection", "HyperConnectionFn", "MANIFOLDS", "Routing", "StreamExpansion",
-  "StreamExpansionFn", "expand", "mix_and_write", "read", "reduce", "write",
+  "COEFFICIENTS", "Coefficients", "ConnectionFields", "ConnectionSpec", "HyperConnection", "HyperConnectionFn",
+  "Routing", "StreamExpansion", "StreamExpansionFn", "expand", "mix_and_write", "read", "reduce", "write",
 ]  # fmt: skip

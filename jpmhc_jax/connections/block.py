@@ -11,9 +11,8 @@ segments exactly for the linear read and write with a mixer that starts at the i
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 import math
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -22,29 +21,17 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 import numpy as np
 
 from jpmhc_jax import mixers
-from jpmhc_jax.config import schema
-from jpmhc_jax.config.connection_fields import check_connection, connection_fields
 from jpmhc_jax.connections import generator
-from jpmhc_jax.connections.manifold_parameter import stored_mixer, StoredMixer
 from jpmhc_jax.connections.ops import base, fused_streams, segments, vjp
 from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams, Terms
-from jpmhc_jax.connections.routing import Routing
-from jpmhc_jax.core.errors import ConfigError, require
-from jpmhc_jax.core.scalars import whole
+from jpmhc_jax.connections.spec import ABLATIONS, ConnectionSpec
 from jpmhc_jax.linalg import linear
+from jpmhc_jax.manifolds.parameters import MANIFOLDS
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
 # F: x -> y, or x -> (y, …) with whatever else the sub-layer makes: a cache, an auxiliary loss, attention weights.
 SubLayer = Callable[[Float[Array, "*tokens d"]], Any]
-
-
-# Mixers for causal ablations: what a trained network loses without its own.
-ABLATIONS: dict[str, Callable[[int], np.ndarray | None]] = {
-  "identity": lambda n: None,
-  "mean": lambda n: np.full((n, n), 1 / n),
-  "permutation": lambda n: np.roll(np.eye(n), 1, axis=1),  # x'_i = x_(i+1): no stream stays in its place
-}
 
 
 # What a rematerialisation policy may save instead of the streams: n² + 2n numbers a token, against n·d.
@@ -72,142 +59,17 @@ def _named(coefficient: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class HyperConnectionFn:
-  """Everything about one connection but its parameters.
+class HyperConnectionFn(ConnectionSpec):
+  """One connection as pure functions of its parameters; for the fields see `ConnectionSpec`.
 
-  `stored` is set when the mixer is a matrix on its manifold (connection.parameterisation='manifold') instead of logits.
-
-  Example:
-    connection = HyperConnectionFn.from_config(schema.Connection(mixer="cayley"), width=64, layer_index=0)
-    parameters = connection.init(jax.random.key(0))
-    streams = connection(parameters, streams, lambda x: jnp.tanh(x))     # (*tokens, n, d) -> (*tokens, n, d)
+  >>> import jax, jax.numpy as jnp
+  >>> from jpmhc_jax.connections import expand
+  >>> from jpmhc_jax.mixers import Cayley
+  >>> connection = HyperConnectionFn(Cayley(alpha=0.5), streams=4, width=64)
+  >>> parameters = connection.init(jax.random.key(0))
+  >>> connection(parameters, expand(jnp.ones((2, 64)), 4), jnp.tanh).shape
+  (2, 4, 64)
   """
-
-  mixer: mixers.Mixer
-  streams: int
-  width: int
-  layer_index: int
-  routing: Routing = Routing()
-  generator: str = "dynamic"
-  gate_init: float = 0.01
-  activation: str = "none"
-  bias: bool = True
-  projection: str = "joint"
-  norm: str = "rmsnorm"
-  norm_epsilon: float = 1e-6
-  stored: StoredMixer | None = None
-  initialisation: str = "random"
-  init_scale: float = 0.02
-  identity_bias: float = 4.0
-  transpose: bool = False  # apply Hᵀ of what the mixer gives
-  implementation: str = "auto"  # see `ops.base.stream_ops`
-  ablation: str = "none"  # a key of ABLATIONS: the matrix that is applied in place of H
-  ablated_indices: tuple[int, ...] | None = (
-    None  # where one rule serves a stack, the `layer_index` of these; None = all
-  )
-
-  @classmethod
-  def of(
-    cls, mixer: mixers.Mixer, *, width: SupportsIndex, layer_index: SupportsIndex | None = None, **fields: Any
-  ) -> "HyperConnectionFn":
-    """The connection around a mixer object; `fields` are those of `config.Connection`, such as streams=4.
-
-    `layer_index`, the number of the layer, must be given where the start favours a stream by it.
-
-    Raises ConfigError as `from_config` does, and for a field that there is not.
-
-    >>> from jpmhc_jax.mixers import Cayley
-    >>> HyperConnectionFn.of(Cayley(alpha=0.5), streams=4, width=64).parameter_names
-    ('bias', 'projection')
-    """
-    for name in ("mixer", "options"):
-      require(name not in fields, name, fields.get(name), "nothing: the mixer is the first argument")
-    config = connection_fields(**fields, mixer=type(mixer).__name__)
-    return cls.from_config(config, width, layer_index, mixer)
-
-  @classmethod
-  def from_config(
-    cls,
-    config: schema.Connection,
-    width: SupportsIndex,
-    layer_index: SupportsIndex | None,
-    mixer: mixers.Mixer | None = None,
-  ) -> "HyperConnectionFn":
-    """The connection that the config describes; `mixer` stands in for the one that it names.
-
-    Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and
-    where mixer and parameterisation, or mixer and projection, do not fit.
-    """
-    config, d = check_connection(config, width)
-    index = 0 if layer_index is None else whole(layer_index)
-    if index is None:
-      raise ConfigError(f"layer_index={layer_index!r}: expected a whole number")
-    mixer = mixers.parse(config.mixer, config.options) if mixer is None else mixer
-    connection = cls(
-      mixer=mixer,
-      streams=config.streams,
-      width=d,
-      layer_index=index,
-      routing=Routing(config.read_write, config.temperature, config.segments, config.read_epsilon),
-      generator=config.generator,
-      gate_init=config.gate_init,
-      activation=config.activation,
-      bias=config.bias,
-      projection=config.projection,
-      norm=config.norm,
-      norm_epsilon=config.norm_epsilon,
-      stored=stored_mixer(mixer, config.mixer) if config.parameterisation == "manifold" else None,
-      initialisation=config.init,
-      init_scale=config.init_scale,
-      identity_bias=config.identity_bias,
-      transpose=config.transpose,
-      implementation=config.implementation,
-    )
-    connection._check_projection(config)
-    if layer_index is None and connection.favours_a_stream:
-      raise ConfigError("layer_index=None: expected the number of the layer, by which this start favours a stream")
-    return connection
-
-  def _check_projection(self, config: schema.Connection) -> None:
-    shape = self.mix_shape
-    rows = shape == (0,) or (len(shape) == 2 and shape[0] % self.streams == 0)
-    require(
-      rows or self.projection == "joint" or self.generator == "static",
-      "connection.projection",
-      config.projection,
-      f"mixer logits that are a matrix of rows for {self.streams} streams; those of {config.mixer!r} are {shape}: "
-      "use projection='joint'",
-    )
-
-  @property
-  def stream_width(self) -> int:
-    """Features of one stream: d, or d/m with m segments."""
-    return self.width // self.routing.segments
-
-  @property
-  def streams_seen(self) -> int:
-    """How many streams a logit is projected from: all, or its own."""
-    return 1 if self.projection == "per_stream" else self.streams
-
-  @property
-  def parameter_names(self) -> tuple[str, ...]:
-    """The keys of what `init` makes."""
-    dynamic = self.generator != "static"
-    present = {
-      "bias": self.bias or not dynamic,
-      "projection": dynamic,
-      "norm_scale": dynamic and self.norm == "layernorm",
-      "norm_shift": dynamic and self.norm == "layernorm",
-      "gate": self.generator == "gated",
-      "mixer": self.stored is not None,
-      "choice": self.blend is not None and self.blend.scores > 0,
-    }
-    return tuple(name for name, there in present.items() if there)
-
-  @property
-  def mix_shape(self) -> tuple[int, ...]:
-    """Leading axes of the mixer's logits; (0,) when the mixer takes none."""
-    return (0,) if self.stored else tuple(self.mixer.logit_shape(self.streams))
 
   def init(self, key: Key[Array, ""], layer_index: Int[Array, ""] | None = None) -> dict[str, Float[Array, "..."]]:
     """Fresh float32 parameters; see the class for the state they put the block in.
@@ -227,15 +89,10 @@ class HyperConnectionFn:
     if self.generator == "gated":
       parameters["gate"] = jnp.full((3,), self.gate_init, jnp.float32)
     if self.stored:
-      parameters["mixer"] = self.stored.initial(n, self.identity_bias)
+      parameters["mixer"] = MANIFOLDS[self.stored].project(self.mixer.initial_point(n, self.identity_bias))
     if self.blend and self.blend.scores:
       parameters["choice"] = jnp.zeros((self.blend.scores,), jnp.float32)
     return parameters
-
-  @functools.cached_property
-  def blend(self) -> mixers.Blend | None:
-    """The mixer, where it blends families by weights that follow the progress of the run."""
-    return mixers.scheduled(self.mixer)
 
   def choice_weights(self, parameters: Parameters) -> dict[str, Float[Array, ""]]:
     """Weight of every family of a learned choice by its name and options; nothing for the other mixers.
@@ -269,12 +126,6 @@ class HyperConnectionFn:
         f"what `init` of this connection makes (generator={self.generator!r}, norm={self.norm!r})"
       )
     return self.coefficients_of(parameters, self.logits(parameters, streams))
-
-  @property
-  def logit_sizes(self) -> tuple[int, int, int]:
-    """How many logits the read, the write and the mixer take, in this order."""
-    shapes = (*self.routing.logit_shapes(self.streams), self.mix_shape)
-    return tuple(math.prod(shape) for shape in shapes)  # type: ignore[return-value]
 
   def logits(
     self, parameters: Parameters, streams: Float[Array, "*tokens n d"] | FusedStreams
@@ -368,20 +219,12 @@ class HyperConnectionFn:
       return vjp.write(streams, coefficients.write, output)
     return vjp.mix_and_write(streams, coefficients.mix, coefficients.write, output, ops)
 
-  @property
-  def favours_a_stream(self) -> bool:
-    """Whether the read bias starts with stream layer_index mod n ahead, which tells equal streams apart.
-
-    A joint random projection does that alone; no projection, or one that the streams share, does not.
-    """
-    projects = self.generator != "static" and self.projection == "joint"
-    return self.initialisation != "zero" and not (self.initialisation == "random" and projects)
-
   def _initial_logits(self, layer_index: Array | None) -> Array:
     if not self.favours_a_stream:
       return jnp.asarray(self._logits_favouring(None), jnp.float32)
     every = np.stack([self._logits_favouring(stream) for stream in range(self.streams)])
     index = self.layer_index if layer_index is None else layer_index
+    assert index is not None  # or the rule were refused
     return jnp.asarray(every, jnp.float32)[index % self.streams]
 
   def _logits_favouring(self, favoured: int | None) -> np.ndarray:
@@ -391,13 +234,6 @@ class HyperConnectionFn:
       with jax.ensure_compile_time_eval():  # a constant, also where the model is built under jit
         parts.append(np.asarray(self.mixer.identity_logits(self.streams, self.identity_bias)).ravel())
     return np.concatenate(parts)
-
-  @property
-  def mixes(self) -> bool:
-    """Whether there is a mixer: not for the identity, whether it is the family's or an ablation of every layer."""
-    if self.ablation == "none":
-      return not self.mixer.is_identity
-    return self.ablated_indices is not None or ABLATIONS[self.ablation](self.streams) is not None
 
   def _mixer(self, parameters: Parameters, logits: Array) -> Array | None:
     if not self.mixes:
@@ -416,7 +252,7 @@ class HyperConnectionFn:
     if self.mixer.is_identity:
       return None
     if self.stored:
-      mixer = self.stored.mixer(parameters["mixer"])
+      mixer = self.mixer.of_point(parameters["mixer"])
     elif self.blend:
       mixer = self.blend.project_at(logits, self.streams, self._progress(parameters), parameters.get("choice"))
     else:

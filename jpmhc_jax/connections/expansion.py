@@ -7,8 +7,8 @@
 |        | + e_i, if a stream embedding     | nd      | head    | Σ_i (σ(Norm(vec x) W + b)_i + ε) x_i | n²d + n |
 
 With m segments stream i holds (d/m numbers of) segment i mod m, and the sums and means run over each segment's streams.
-Learned ends start as the copy and the mean when connection.init is 'zero' or 'round_robin'; 'random' adds a small noise
-that makes the streams differ. Sources: LSS (2606.03483), stream embedding (lucidrains), head (DeepSeek-V4, ε = 1e-6).
+Learned ends start as the copy and the mean, plus a small noise that makes the streams differ.
+Sources: LSS (2606.03483), stream embedding (lucidrains), head (DeepSeek-V4, ε = 1e-6).
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jpmhc_jax.config import schema
-from jpmhc_jax.config.connection_fields import check_connection
 from jpmhc_jax.connections.ops import segments
-from jpmhc_jax.core.errors import check_choice
+from jpmhc_jax.connections.routing import Routing
+from jpmhc_jax.core.errors import check_choice, require
+from jpmhc_jax.core.fields import check_number, check_whole
 
 HEAD_EPSILON = 1e-6
 _NORM_EPSILON = 1e-6
@@ -64,14 +64,25 @@ def reduce(streams: Float[Array, "*tokens n w"], how: str = "mean", m: int = 1) 
   return segments.join(streams, m, how)
 
 
-@dataclasses.dataclass(frozen=True)
+EXPANSIONS = ("copy", "scale", "linear")
+REDUCTIONS = ("mean", "sum", "learned", "head")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamExpansionFn:
   """Both ends as pure functions; parameters are a dict of float32 arrays, empty for copy and mean.
 
-  Example:
-    ends = StreamExpansionFn.from_config(schema.Connection(expand="scale", reduce="head"), width=64)
-    parameters = ends.init(jax.random.key(0))
-    x = ends.reduce(parameters, ends.expand(parameters, x))     # (*tokens, d) -> (*tokens, n, d) -> (*tokens, d)
+  streams, width, segments: n, d and m. expansion, reduction: the tables above; embedding: add e_i. noise: standard
+  deviation of the deviation from copy and mean at the start, in units of the weights' own size.
+
+  Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and for a
+  head with less than two streams per segment.
+
+  >>> import jax, jax.numpy as jnp
+  >>> ends = StreamExpansionFn(streams=4, width=64, expansion="scale", reduction="head")
+  >>> parameters = ends.init(jax.random.key(0))
+  >>> ends.reduce(parameters, ends.expand(parameters, jnp.ones((2, 64)))).shape
+  (2, 64)
   """
 
   streams: int
@@ -82,14 +93,20 @@ class StreamExpansionFn:
   reduction: str = "mean"
   noise: float = 0.0
 
-  @classmethod
-  def from_config(cls, config: schema.Connection, width: SupportsIndex) -> "StreamExpansionFn":
-    """The ends that the config describes, for a network of this width. Raises ConfigError as a connection does."""
-    config, d = check_connection(config, width)
-    noise = config.init_scale if config.init == "random" else 0.0
-    return cls(
-      config.streams, d, config.segments, config.expand, config.stream_embedding, config.reduce, noise
-    )  # fmt: skip
+  def __post_init__(self) -> None:
+    for name in ("streams", "width"):
+      object.__setattr__(self, name, check_whole(name, getattr(self, name), ge=1))
+    check_choice("expansion", self.expansion, EXPANSIONS)
+    check_choice("reduction", self.reduction, REDUCTIONS)
+    check_number("noise", self.noise, ge=0)
+    Routing(segments=self.segments).check(self.streams, self.width)
+    require(
+      self.reduction != "head" or self.streams >= 2 * self.segments,
+      "reduction",
+      self.reduction,
+      f"at least two streams per segment (streams={self.streams}, segments={self.segments}) to weigh; or 'mean' or "
+      "'learned'",
+    )
 
   def init(self, key: Key[Array, ""]) -> dict[str, Float[Array, "..."]]:
     """Fresh parameters: the copy and the mean, plus the noise."""
@@ -155,12 +172,15 @@ class StreamExpansionFn:
 class StreamExpansion(nnx.Module):
   """`StreamExpansionFn` as a Flax NNX module; every leaf carries its logical axes and its optimiser role.
 
-  ends = StreamExpansion(schema.Connection(expand="scale"), width=64, rngs=nnx.Rngs(0))
-  x = ends.reduce(connection(ends.expand(x), my_module))
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> ends = StreamExpansion(StreamExpansionFn(streams=4, width=64, expansion="scale"), rngs=nnx.Rngs(0))
+  >>> ends.reduce(ends.expand(jnp.ones((2, 64)))).shape
+  (2, 64)
   """
 
-  def __init__(self, config: schema.Connection, *, width: int, rngs: nnx.Rngs):
-    self.rule = StreamExpansionFn.from_config(config, width)
+  def __init__(self, rule: StreamExpansionFn, *, rngs: nnx.Rngs):
+    self.rule = rule
     if jax.eval_shape(self.rule.init, jax.random.key(0)):  # ends without parameters draw no random number
       for name, value in self.rule.init(rngs.params()).items():
         setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role="mixer"))

@@ -6,8 +6,7 @@
 | lucidrains_hc  | static_/dynamic_alpha…, static_/dynamic_beta…, norm.gamma       | none, Hᵀ                         |
 | lucidrains_mhc | the same, pre_branch_scale, residual_scale, h_post_scale        | Sinkhorn, columns first, Hᵀ      |
 
-    config, parameters = from_peer("deepseek", state_dict, streams=4, width=7168, prefix="layers.0.hc_attn_")
-    block = HyperConnectionFn.from_config(config, 7168, layer_index=0)
+    block, parameters = from_peer("deepseek", state_dict, streams=4, width=7168, prefix="layers.0.hc_attn_")
 
 Linear weights are (out, in) and flattened streams stream-major in all of them. A learned weight γ of an RMS norm is
 only a factor of the projection's rows: it is folded in on the way here and is the neutral one on the way back.
@@ -22,8 +21,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax.config import schema
+from jpmhc_jax import mixers
 from jpmhc_jax.connections.block import HyperConnectionFn, Parameters
+from jpmhc_jax.connections.routing import Routing
+from jpmhc_jax.connections.spec import ConnectionFields
 from jpmhc_jax.core.errors import check_choice, CheckpointError, nearest
 
 Arrays = Mapping[str, np.ndarray]
@@ -34,23 +35,28 @@ _TINY = 1e-24  # max(‖x‖, 1e-12) of torch's normalize, as an epsilon inside 
 class Convention:
   """One way to write a block down. `shapes(n, d)` are those of its arrays; `load` and `dump` are inverse."""
 
-  config: schema.Connection
+  mixer: mixers.Mixer
+  fields: ConnectionFields
   shapes: Callable[[int, int], dict[str, tuple[int, ...]]]
   load: Callable[[Arrays, int, int], Arrays]
   dump: Callable[[Arrays, int, int], Arrays]
 
+  def block(self, streams: int, width: int) -> HyperConnectionFn:
+    """The connection of ours that computes the same."""
+    return HyperConnectionFn(self.mixer, streams=streams, width=width, layer_index=0, **self.fields)
+
 
 def from_peer(
   convention: str, arrays: Mapping[str, Array | np.ndarray], *, streams: int, width: int, prefix: str = ""
-) -> tuple[schema.Connection, dict[str, Float[Array, "..."]]]:
-  """The config of the equal connection of ours, and its parameters.
+) -> tuple[HyperConnectionFn, dict[str, Float[Array, "..."]]]:
+  """The equal connection of ours, and its parameters.
 
   `arrays` may be a whole state dict; the block's names are those behind `prefix`. Raises CheckpointError for an array
   that is missing or has another number of elements.
   """
   check_choice("convention", convention, CONVENTIONS)
   chosen = CONVENTIONS[convention]
-  found = {}
+  block = {}
   for name, shape in chosen.shapes(streams, width).items():
     if prefix + name not in arrays:
       raise CheckpointError(
@@ -62,27 +68,25 @@ def from_peer(
       raise CheckpointError(
         f"{convention}: {prefix + name} has shape {array.shape}; {streams} streams of width {width} need {shape}"
       )
-    found[name] = array.reshape(shape)
-  parameters = chosen.load(found, streams, width)
-  config = dataclasses.replace(chosen.config, streams=streams)
-  return config, {name: jnp.asarray(value) for name, value in parameters.items()}
+    block[name] = array.reshape(shape)
+  parameters = chosen.load(block, streams, width)
+  return chosen.block(streams, width), {name: jnp.asarray(value) for name, value in parameters.items()}
 
 
 def to_peer(convention: str, parameters: Parameters, *, streams: int, width: int) -> dict[str, np.ndarray]:
   """The arrays by the peer's names and shapes.
 
-  Raises CheckpointError for parameters that are not those of a connection with the convention's config, and where the
-  peer has no room for them (one gate serves read and mixer of `lucidrains_hc`).
+  Raises CheckpointError for parameters that are not those of the convention's connection, and where the peer has no
+  room for them (one gate serves read and mixer of `lucidrains_hc`).
   """
   check_choice("convention", convention, CONVENTIONS)
   chosen = CONVENTIONS[convention]
-  rule = HyperConnectionFn.from_config(dataclasses.replace(chosen.config, streams=streams), width, layer_index=0)
-  for name, expected in jax.eval_shape(rule.init, jax.random.key(0)).items():
-    found = np.shape(parameters[name]) if name in parameters else "missing"
-    if found != expected.shape:
+  for name, expected in jax.eval_shape(chosen.block(streams, width).init, jax.random.key(0)).items():
+    shape = np.shape(parameters[name]) if name in parameters else "missing"
+    if shape != expected.shape:
       raise CheckpointError(
-        f"{convention}: parameter {name!r} is {found}, expected {expected.shape}: only connections with the config"
-        " that `from_peer` gives can go there"
+        f"{convention}: parameter {name!r} is {shape}, expected {expected.shape}: only connections such as"
+        " `from_peer` gives can go there"
       )
   ours = {name: np.asarray(value) for name, value in jax.device_get(dict(parameters)).items()}
   dumped = chosen.dump(ours, streams, width)
@@ -183,43 +187,38 @@ def _dump_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> 
 
 
 def _lucidrains(
-  config: schema.Connection, gates: tuple[str, str, str], shapes: tuple[tuple[int, ...], ...]
+  mixer: mixers.Mixer, fields: ConnectionFields, gates: tuple[str, str, str], shapes: tuple[tuple[int, ...], ...]
 ) -> Convention:
+  per_stream: ConnectionFields = {
+    "generator": "gated", "projection": "per_stream", "norm_epsilon": _TINY, "transpose": True,
+    "initialisation": "round_robin",
+  }  # fmt: skip
   return Convention(
-    config,
+    mixer,
+    {**per_stream, **fields},
     _lucidrains_shapes(dict(zip(gates, shapes, strict=True))),
     lambda p, n, d: _load_lucidrains(p, gates, n, d),
     lambda p, n, d: _dump_lucidrains(p, gates, n, d),
   )
 
 
-_PER_STREAM = schema.Connection(
-  generator="gated", projection="per_stream", norm_epsilon=_TINY, transpose=True, init="round_robin"
-)
-
 CONVENTIONS: dict[str, Convention] = {
   "jpmhc": Convention(
-    schema.Connection(
-      mixer="cayley_iterative", options="alpha=0.1,steps=2", read_write="softmax", norm="layernorm",
-      norm_epsilon=1e-5,
-    ),
+    mixers.CayleyIterative(alpha=0.1, steps=2),
+    {"routing": Routing("softmax"), "norm": "layernorm", "norm_epsilon": 1e-5},
     _jpmhc_shapes, _load_jpmhc, _dump_jpmhc,
   ),
   "deepseek": Convention(
-    schema.Connection(
-      mixer="sinkhorn_epsilon", options="sweeps=20,epsilon=1e-6", generator="gated", read_epsilon=1e-6,
-      norm_epsilon=1e-6, transpose=True,
-    ),
+    mixers.EpsilonSinkhorn(sweeps=20, epsilon=1e-6),
+    {"generator": "gated", "routing": Routing(epsilon=1e-6), "norm_epsilon": 1e-6, "transpose": True},
     _deepseek_shapes, _load_deepseek, _dump_deepseek,
   ),
   "lucidrains_hc": _lucidrains(
-    dataclasses.replace(_PER_STREAM, mixer="unconstrained", read_write="linear", activation="tanh"),
+    mixers.Unconstrained(), {"routing": Routing("linear"), "activation": "tanh"},
     ("dynamic_alpha_scale", "dynamic_beta_scale", "dynamic_alpha_scale"), ((), (), ()),
   ),
   "lucidrains_mhc": _lucidrains(
-    dataclasses.replace(
-      _PER_STREAM, mixer="sinkhorn", options="sweeps=20,clip=0,adjoint=unrolled,order=columns_first"
-    ),
+    mixers.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled", order="columns_first"), {},
     ("pre_branch_scale", "h_post_scale", "residual_scale"), ((1,), (), (1,)),
   ),
 }  # fmt: skip

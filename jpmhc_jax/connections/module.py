@@ -1,20 +1,18 @@
-"""A hyper-connection as a Flax NNX module: wrap any sub-layer F: (…, d) -> (…, d).
+"""A hyper-connection as a Flax NNX module around any sub-layer F: (…, d) -> (…, d)."""
 
-connection = HyperConnection(Cayley(alpha=0.5), streams=4, width=64, rngs=nnx.Rngs(0))
-streams = connection(streams, my_module)
-"""
-
-from typing import Any, SupportsIndex
+import dataclasses
+from typing import Any, SupportsIndex, Unpack
 
 from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from jpmhc_jax import mixers
-from jpmhc_jax.config import schema
 from jpmhc_jax.connections.block import Coefficients, HyperConnectionFn, SubLayer
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
+from jpmhc_jax.connections.spec import SizedConnectionFields
 from jpmhc_jax.core.errors import require
+from jpmhc_jax.core.fields import check_whole
 from jpmhc_jax.core.scalars import whole
 
 _AXES = {
@@ -35,32 +33,39 @@ class LayerIndex(nnx.Variable):
 class HyperConnection(nnx.Module):
   """Holds the parameters of a `HyperConnectionFn`; every leaf carries its logical axes and its optimiser role.
 
-  mixer: an object such as `Cayley(alpha=0.5)`, with other `fields` of a connection by name (streams=4,
-  generator="static"), or a whole connection of a config. `layer_index` is a whole number of
-  Python, NumPy or JAX, or a traced one in a stack of layers (`jax.vmap` over this constructor). Raises ConfigError as
-  `HyperConnectionFn.of` does.
+  mixer: an object such as `Cayley(alpha=0.5)`, with the fields of a `HyperConnectionFn` by name (streams=4, width=64,
+  generator="static"); or a whole `HyperConnectionFn`, without fields. `layer_index` is a whole number, or a traced one
+  in a stack of layers (`jax.vmap` over this constructor), for which the module keeps it. Raises ConfigError as
+  `HyperConnectionFn` does.
+
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> from jpmhc_jax.connections import expand, HyperConnection, reduce
+  >>> from jpmhc_jax.mixers import Cayley
+  >>> connection = HyperConnection(Cayley(alpha=0.5), streams=4, width=64, rngs=nnx.Rngs(0))
+  >>> reduce(connection(expand(jnp.ones((2, 64)), 4), jnp.tanh)).shape
+  (2, 64)
   """
 
   def __init__(
     self,
-    mixer: mixers.Mixer | schema.Connection,
+    mixer: mixers.Mixer | HyperConnectionFn,
     *,
-    width: SupportsIndex,
-    layer_index: SupportsIndex | Array | None = None,
     rngs: nnx.Rngs,
-    **fields: Any,
+    layer_index: SupportsIndex | Array | None = None,
+    **fields: Unpack[SizedConnectionFields],
   ):
     traced = layer_index if isinstance(layer_index, Array) and whole(layer_index) is None else None
-    index = layer_index if traced is None else 0
-    if isinstance(mixer, schema.Connection):
-      require(not fields, next(iter(fields), ""), fields, "no more fields beside a whole connection")
-      self.rule = HyperConnectionFn.from_config(mixer, width, index)
+    index = None if layer_index is None else 0 if traced is not None else check_whole("layer_index", layer_index)
+    if isinstance(mixer, HyperConnectionFn):
+      require(not fields, next(iter(fields), ""), fields, "no more fields beside a whole HyperConnectionFn")
+      self.rule = mixer if index is None else dataclasses.replace(mixer, layer_index=index)
     else:
-      self.rule = HyperConnectionFn.of(mixer, width=width, layer_index=index, **fields)
+      self.rule = HyperConnectionFn(mixer, **fields, layer_index=index)
     if traced is not None:
       self.layer_index = LayerIndex(traced, axes=())
     for name, value in self.rule.init(rngs.params(), traced).items():
-      role = self.rule.stored.role if name == "mixer" and self.rule.stored else "mixer"
+      role = f"manifold:{self.rule.stored}" if name == "mixer" else "mixer"
       setattr(self, name, nnx.Param(value, axes=_AXES.get(name, (None,) * value.ndim), role=role))
     if self.rule.blend:
       self.progress = Progress(jnp.zeros((), jnp.float32), axes=())

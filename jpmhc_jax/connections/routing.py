@@ -23,8 +23,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax.config.connection_fields import check_field
+from jpmhc_jax.core.errors import check_choice, require
+from jpmhc_jax.core.fields import check_number, check_whole
 
+FORMS = ("softmax", "sigmoid", "softmax_read", "linear")
 _OPEN = 40.0  # a logit of 40 is a weight of 1 in float32
 
 
@@ -32,7 +34,7 @@ _OPEN = 40.0  # a logit of 40 is a weight of 1 in float32
 class Routing:
   """One of the forms above; `temperature` is τ of the softmaxes, `epsilon` is ε of the sigmoid read.
 
-  Raises ConfigError for another form.
+  Raises ConfigError for another form, and for a number out of range.
 
   >>> routing = jp.Routing("sigmoid")
   >>> routing.logit_shapes(2), routing.read(jnp.zeros(2)).tolist()
@@ -45,7 +47,15 @@ class Routing:
   epsilon: float = 0.0
 
   def __post_init__(self) -> None:
-    check_field("read_write", self.form)
+    check_choice("form", self.form, FORMS)
+    check_number("temperature", self.temperature, gt=0)
+    check_number("epsilon", self.epsilon, ge=0)
+    object.__setattr__(self, "segments", check_whole("segments", self.segments))
+
+  def check(self, streams: int, width: int) -> None:
+    """Raises ConfigError unless there are at most so many segments as streams, and they divide the width."""
+    require(1 <= self.segments <= streams, "segments", self.segments, f"1 to streams={streams}; 1 = hyper-connections")
+    require(width % self.segments == 0, "segments", self.segments, f"a divisor of width={width}")
 
   def logit_shapes(self, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Leading axes of the read and the write logits."""

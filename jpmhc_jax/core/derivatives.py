@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import inspect
-from typing import Any
+from typing import Any, cast, Generic, ParamSpec, TypeVar
 
 import jax
 from jax import Array
@@ -18,8 +18,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
-class custom_derivative:  # noqa: N801, beside jax.custom_vjp
+
+class custom_derivative(Generic[_Arguments, _Result]):  # noqa: N801, beside jax.custom_vjp
   """A function f(*primals) whose derivative is given by a backward rule, usable in both modes and at any order.
 
   `defvjp(forward, backward, tangent=None)` takes what `jax.custom_vjp.defvjp` takes:
@@ -33,16 +36,16 @@ class custom_derivative:  # noqa: N801, beside jax.custom_vjp
   is asked for, and may close over no traced values. `nondiff_argnums` are static: hashable and no arrays.
   """
 
-  def __init__(self, function: Callable[..., Any], nondiff_argnums: Sequence[int] = ()):
+  def __init__(self, function: Callable[_Arguments, _Result], nondiff_argnums: Sequence[int] = ()):
     functools.update_wrapper(self, function)
     self._signature = inspect.signature(function)
     self._nondiff = tuple(nondiff_argnums)
     self._call = jax.custom_jvp(function, nondiff_argnums=self._nondiff)
 
-  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+  def __call__(self, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
     bound = self._signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    return self._call(*bound.args)
+    return cast(_Result, self._call(*bound.args))
 
   def defvjp(
     self, forward: Callable[..., Any], backward: Callable[..., Any], tangent: Callable[..., Any] | None = None

@@ -84,9 +84,26 @@ def check(values: Any, prefix: str = "") -> None:
 
 def check_bounds(field: dataclasses.Field, value: Any, name: str) -> None:
   """Raises ConfigError, which calls the field `name`, for a value outside its bounds and for NaN and infinities."""
+  _check_within(field.metadata["bounds"], value, name)
+
+
+def check_number(name: str, value: float | int, **bounds: Any) -> None:
+  """Raises ConfigError for a number outside of `bounds`, by the names in `Bounds`, and for NaN and infinities."""
+  _check_within(Bounds(**bounds), value, name)
+
+
+def check_whole(name: str, value: Any, **bounds: Any) -> int:
+  """A whole number of Python, NumPy or JAX as Python's. Raises ConfigError for all else, and outside of `bounds`."""
+  number = whole(value)
+  if number is None:
+    raise ConfigError(f"{name}={value!r}: expected a whole number")
+  check_number(name, number, **bounds)
+  return number
+
+
+def _check_within(bounds: Bounds, value: Any, name: str) -> None:
   numbers = value if isinstance(value, tuple) else (value,)
   require(all(math.isfinite(n) for n in numbers if isinstance(n, float)), name, value, "a finite number")
-  bounds = field.metadata["bounds"]
   require(bounds.hold(value), name, value, f"numbers of {bounds}" if isinstance(value, tuple) else str(bounds))
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import StreamExpansion
 from jpmhc_jax.core.sharding import constrain_hidden
+from jpmhc_jax.models.connections import stream_expansion_fn
 from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.models.trm import Block, Part, recomputing, Visitor
 
@@ -58,7 +59,8 @@ class Transformer(nnx.Module):
 
   def __init__(self, model: schema.Model, connection: schema.Connection, *, length: int, causal: bool, rngs: nnx.Rngs):
     self.model = model
-    self.ends = StreamExpansion(connection, width=model.width, rngs=rngs) if connection.streams > 1 else None
+    ends = stream_expansion_fn(connection, model.width)
+    self.ends = StreamExpansion(ends, rngs=rngs) if connection.streams > 1 else None
 
     def layer(key: Array, index: Array) -> Layer:
       return Layer(model, connection, length, index, nnx.Rngs(params=key), causal=causal)

@@ -27,6 +27,7 @@ import numpy as np
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, StreamExpansion
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
+from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
 from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
 from jpmhc_jax.models.products import SAVED
 
@@ -120,8 +121,9 @@ class Block(nnx.Module):
     self.connect_tokens: Connect
     self.connect_features: Connect
     if connection.streams > 1:
-      self.connect_tokens = HyperConnection(connection, width=model.width, layer_index=2 * layer, rngs=rngs)
-      self.connect_features = HyperConnection(connection, width=model.width, layer_index=2 * layer + 1, rngs=rngs)
+      rule = hyper_connection_fn(connection, model.width, layer_index=0)
+      self.connect_tokens = HyperConnection(rule, layer_index=2 * layer, rngs=rngs)
+      self.connect_features = HyperConnection(rule, layer_index=2 * layer + 1, rngs=rngs)
     else:
       self.connect_tokens = self.connect_features = _plain_residual
     self.epsilon = model.norm_epsilon
@@ -176,7 +178,7 @@ class TRM(nnx.Module):
     for layer in range(model.layers):
       setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs))
     if connection.streams > 1:
-      self.ends = StreamExpansion(connection, width=width, rngs=rngs)
+      self.ends = StreamExpansion(stream_expansion_fn(connection, width), rngs=rngs)
     self.h_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
     self.l_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
 

@@ -18,6 +18,7 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 from jpmhc_jax.evaluation.spectra import measure
+from jpmhc_jax.models import connections
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.report import write_report
 from jpmhc_jax.runs.session import Change, on_these_devices, open_run, prepared, processes_of, restore
@@ -186,6 +187,7 @@ def train(
   (4, True)
   """
   resolved, folder = configs.resolve(config, overrides or {}), _folder(workdir)
+  connections.check(resolved)
   _check_evaluation(resolved)
   with processes_of(resolved), loop.claimed(resolved, folder):
     parts = dataclasses.replace(open_run(resolved, folder), profile=profile)

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax import data, mixers
+from jpmhc_jax import data
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.core.names import digest, Point, run_names
+from jpmhc_jax.models import connections
 from jpmhc_jax.sweeps.definition import Budget, Cost, Sweep
 from jpmhc_jax.sweeps.space import Space, SweepError
 from jpmhc_jax.training import telemetry
@@ -142,7 +143,7 @@ class Planner:
     self._check_fields(point)
     try:
       config = configs.load(self.base, [*self.common, *_arguments(point)])
-      _check_mixer(config)
+      connections.check(config)
     except ConfigError as error:
       raise ConfigError(f"{', '.join(_arguments(point)) or 'the base config'}: {error}") from error
     return config
@@ -185,9 +186,3 @@ class Dice:
 
 def _arguments(point: Point) -> list[str]:
   return [f"--config.{field}={value}" for field, value in point.items()]
-
-
-def _check_mixer(config: schema.Config) -> None:
-  """A family that does not exist for so many streams, or an unknown option, is found before anything starts."""
-  if config.connection.streams > 1:
-    mixers.parse(config.connection.mixer, config.connection.options).logit_shape(config.connection.streams)

@@ -15,9 +15,9 @@ import optax
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.optim.build import config_schedule, make_optimizer
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.gradient_stats import LayerNorms
+from jpmhc_jax.training.optimizer import config_schedule, make_optimizer
 from jpmhc_jax.training.tasks.base import Task
 from jpmhc_jax.training.tasks.registry import kind_of
 

@@ -16,6 +16,7 @@ from jpmhc_jax.optim.build import config_schedule
 from jpmhc_jax.optim.ema import ema_update
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
+from jpmhc_jax.training.optimizer import config_schedule
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.tasks.base import Sums
 

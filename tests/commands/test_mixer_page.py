@@ -9,7 +9,7 @@ import pytest
 from jpmhc_jax import mixers
 from jpmhc_jax.commands.describe import mixer_markdown, mixer_rows
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
 
@@ -54,6 +54,6 @@ def test_the_readme_shows_columns_of_the_page():
 def test_parameters_are_the_stated_function_of_n_and_d(n, d):
   for manifold, logits in (("sinkhorn", n * n), ("cayley", n * n), ("circulant", n), ("kronecker", 2 * (n // 2)),
                            ("sphere", (n - 1) ** 2), ("householder", n * n + n + 1)):  # fmt: skip
-    rule = HyperConnectionFn.from_config(schema.Connection(streams=n, mixer=manifold), d, 0)
+    rule = hyper_connection_fn(schema.Connection(streams=n, mixer=manifold), d, 0)
     count = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0))))
     assert count == (n * d + 1) * (2 * n + logits), manifold

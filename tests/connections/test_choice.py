@@ -13,9 +13,9 @@ import tiny
 
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.mixers import make_diagnose
+from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.training.step import make_train_step
 
 STEPS = 240
@@ -23,7 +23,7 @@ STEPS = 240
 
 def connection(options="families=cayley/sinkhorn"):
   config = schema.Connection(mixer="choice", options=options, generator="static", streams=4)
-  return HyperConnectionFn.from_config(config, width=8, layer_index=0)
+  return hyper_connection_fn(config, width=8, layer_index=0)
 
 
 def at(parameters, share):
@@ -159,4 +159,4 @@ def test_bad_options_are_named(options, expected):
 def test_a_choice_is_not_stored_on_a_manifold():
   config = schema.Connection(mixer="choice", parameterisation="manifold")
   with pytest.raises(ConfigError, match="no manifold of their own"):
-    HyperConnectionFn.from_config(config, width=8, layer_index=0)
+    hyper_connection_fn(config, width=8, layer_index=0)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, generator, HyperConnection, HyperConnectionFn, reduce
+from jpmhc_jax.connections import expand, generator, HyperConnection, reduce
 from jpmhc_jax.connections.diagnostics import composite_diagnostics
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES, make
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 N, D = 4, 8
 TOKENS = (2, 3)
@@ -52,7 +53,7 @@ def test_at_the_start_equal_streams_give_the_plain_residual_network(family):
   exact = manifold.traits.row_sums_one and manifold.traits.exact
   slack = 0.0 if exact else manifold.identity_error(N, schema.Connection().identity_bias)
   x = _equal_streams()
-  rule = HyperConnectionFn.from_config(_config(mixer=family, init="zero"), D, 0)
+  rule = hyper_connection_fn(_config(mixer=family, init="zero"), D, 0)
   out = jax.jit(lambda p: rule(p, x, _sublayer))(rule.init(jax.random.key(0)))
   scale = float(jnp.max(jnp.abs(x)))
   np.testing.assert_allclose(out, x + _sublayer(x), atol=5e-6 + N * scale * slack)
@@ -63,7 +64,7 @@ def test_at_the_start_equal_streams_give_the_plain_residual_network(family):
 )
 def test_the_default_start_stays_near_the_plain_network_and_reads_are_weights(form, init):
   x = _equal_streams()
-  rule = HyperConnectionFn.from_config(_config(read_write=form, init=init), D, layer_index=2)
+  rule = hyper_connection_fn(_config(read_write=form, init=init), D, layer_index=2)
   parameters = rule.init(jax.random.key(0))
   out, (read, _, _) = jax.jit(lambda p: (rule(p, x, _sublayer), rule.coefficients(p, x)))(parameters)
   np.testing.assert_allclose(out, x + _sublayer(x), atol=0.2)
@@ -77,7 +78,7 @@ def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
 
   def energy_after_training(init, form, **fields):
     config = _config(init=init, read_write=form, bias=False, **fields)
-    rules = [HyperConnectionFn.from_config(config, D, k) for k in range(2)]
+    rules = [hyper_connection_fn(config, D, k) for k in range(2)]
     parameters = [rule.init(jax.random.key(k)) for k, rule in enumerate(rules)]
     x, target = jax.random.normal(jax.random.key(5), (16, D)), jax.random.normal(jax.random.key(6), (16, D))
 
@@ -108,7 +109,7 @@ def test_gradients_reach_the_projection_at_the_default_start():
   """The zero start of the softmax form gives its projection a gradient of exactly zero; the default does not."""
 
   def gradient(init):
-    rule = HyperConnectionFn.from_config(_config(init=init, read_write="softmax", bias=False), D, 0)
+    rule = hyper_connection_fn(_config(init=init, read_write="softmax", bias=False), D, 0)
     x = jax.random.normal(jax.random.key(2), (*TOKENS, D))
     weights = jax.random.normal(jax.random.key(3), (*TOKENS, D))
     loss = jax.jit(jax.grad(lambda p: jnp.sum(reduce(rule(p, expand(x, N), _sublayer)) * weights)))
@@ -120,7 +121,7 @@ def test_gradients_reach_the_projection_at_the_default_start():
 
 @pytest.mark.parametrize("generator", ["static", "dynamic", "gated"])
 def test_generators(generator):
-  rule = HyperConnectionFn.from_config(_config(generator=generator, init_scale=1.0), D, 0)
+  rule = hyper_connection_fn(_config(generator=generator, init_scale=1.0), D, 0)
   parameters = rule.init(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
   coefficients = jax.jit(rule.coefficients)(parameters, x)
@@ -187,7 +188,7 @@ def _normed(norm, x, parameters):
   ],
 )
 def test_a_projection_per_stream_gives_each_stream_its_own_rows_from_itself_alone(norm, fields):
-  rule = HyperConnectionFn.from_config(_config(projection="per_stream", norm=norm, **fields), D, 0)
+  rule = hyper_connection_fn(_config(projection="per_stream", norm=norm, **fields), D, 0)
   d, (read, write, mix) = rule.stream_width, (np.array(size) // N for size in rule.logit_sizes)
   with jax.enable_x64(True):
     keys = iter(jax.random.split(jax.random.key(3), 8))
@@ -216,16 +217,16 @@ def test_a_projection_per_stream_gives_each_stream_its_own_rows_from_itself_alon
 def test_mixers_without_a_row_for_each_stream_take_no_projection_per_stream():
   message = re.escape("'permutation' are (24,): use projection='joint'")
   with pytest.raises(ConfigError, match=f"connection.projection='per_stream': expected .* for 4 streams.*{message}"):
-    HyperConnectionFn.from_config(_config(mixer="permutation", projection="per_stream"), D, 0)
+    hyper_connection_fn(_config(mixer="permutation", projection="per_stream"), D, 0)
   for fields in (dict(generator="static"), dict(mixer="sinkhorn", parameterisation="manifold")):
-    HyperConnectionFn.from_config(_config(**{"mixer": "permutation", "projection": "per_stream"} | fields), D, 0)
+    hyper_connection_fn(_config(**{"mixer": "permutation", "projection": "per_stream"} | fields), D, 0)
 
 
 @pytest.mark.parametrize(
   "fields", [{}, {"projection": "per_stream"}, {"segments": 2}, {"mixer": "birkhoff_newton", "streams": 12}]
 )
 def test_a_block_of_no_tokens_has_gradients_of_zero(fields):
-  rule = HyperConnectionFn.from_config(_config(**fields), D, 0)
+  rule = hyper_connection_fn(_config(**fields), D, 0)
   x = jnp.zeros((0, 3, rule.streams, rule.stream_width))
   out, pullback = jax.vjp(lambda p: rule(p, x, jnp.tanh), rule.init(jax.random.key(0)))
   assert out.shape == x.shape
@@ -235,7 +236,7 @@ def test_a_block_of_no_tokens_has_gradients_of_zero(fields):
 @pytest.mark.parametrize("projection", ["joint", "per_stream"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm, projection):
-  rule = HyperConnectionFn.from_config(_config(norm=norm, projection=projection), D, 0)
+  rule = hyper_connection_fn(_config(norm=norm, projection=projection), D, 0)
   x = jax.random.normal(jax.random.key(0), (500, N, D), jnp.bfloat16)
   _, pullback = jax.vjp(lambda x: rule(rule.init(jax.random.key(1)), x, lambda read: read), x)
   large = [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.size >= x.size]
@@ -251,14 +252,16 @@ def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm, proje
 )
 def test_parameter_counts_at_the_published_size(fields, published):
   """Sinkhorn is published with 49,188 = 24·2048 + 36: 12 more than its 24 biases, which the paper does not explain."""
-  rule = HyperConnectionFn.from_config(_config(**fields), 512, 0)
+  rule = hyper_connection_fn(_config(**fields), 512, 0)
   shapes = jax.eval_shape(rule.init, jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
 
 
 @pytest.mark.parametrize("family", ["cayley", "iso", "sinkhorn", "grassmann"])
 def test_a_stored_mixer_is_one_matrix_on_its_set_with_a_role(family):
-  module = HyperConnection(_config(mixer=family, parameterisation="manifold"), width=D, layer_index=0, rngs=nnx.Rngs(0))
+  module = HyperConnection(
+    hyper_connection_fn(_config(mixer=family, parameterisation="manifold"), D, 0), rngs=nnx.Rngs(0)
+  )
   assert module.mixer.get_metadata("role").startswith("manifold:")
   x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
   mix = module.coefficients(x).mix
@@ -268,18 +271,18 @@ def test_a_stored_mixer_is_one_matrix_on_its_set_with_a_role(family):
 
 def test_a_family_without_a_stored_form_is_refused():
   with pytest.raises(ConfigError, match="parameterisation='manifold'.*'identity'.*use parameterisation='logits'"):
-    HyperConnectionFn.from_config(_config(mixer="identity", parameterisation="manifold"), D, 0)
+    hyper_connection_fn(_config(mixer="identity", parameterisation="manifold"), D, 0)
   with pytest.raises(ValueError, match=r"expected \(..., n=4, d=8\)"):
-    rule = HyperConnectionFn.from_config(_config(), D, 0)
+    rule = hyper_connection_fn(_config(), D, 0)
     rule(rule.init(jax.random.key(0)), jnp.zeros((2, 3, D)), _sublayer)
 
 
 def test_the_module_and_the_pure_form_agree():
   config = _config(init_scale=1.0)
-  module = HyperConnection(config, width=D, layer_index=1, rngs=nnx.Rngs(0))
+  module = HyperConnection(hyper_connection_fn(config, D, 1), rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-  np.testing.assert_array_equal(module(x, _sublayer), HyperConnectionFn.from_config(config, D, 1)(state, x, _sublayer))
+  np.testing.assert_array_equal(module(x, _sublayer), hyper_connection_fn(config, D, 1)(state, x, _sublayer))
   assert dataclasses.is_dataclass(module.rule)
 
 
@@ -296,7 +299,7 @@ def test_the_module_and_the_pure_form_agree():
 )
 def test_no_product_is_left_to_the_precision_of_the_device(settings):
   """By default a TPU multiplies float32 as bf16: streams that are only passed on would lose sixteen bits at a time."""
-  rule = HyperConnectionFn.from_config(schema.Connection(**settings), width=8, layer_index=0)
+  rule = hyper_connection_fn(schema.Connection(**settings), width=8, layer_index=0)
   parameters, x = rule.init(jax.random.key(0)), jnp.ones((3, rule.streams, rule.stream_width))
 
   def both(parameters, x):

@@ -40,7 +40,8 @@ class Published:
   def connection(self, n: int, layer_index: int) -> HyperConnectionFn:
     """Our block with these options."""
     return HyperConnectionFn(
-      self.manifold, n, D, layer_index=layer_index, routing=self.routing, generator=self.generator, norm=self.norm,
+      self.manifold, streams=n, width=D, layer_index=layer_index, routing=self.routing,
+      generator=self.generator, norm=self.norm,
       norm_epsilon=self.epsilon,
     )  # fmt: skip
 

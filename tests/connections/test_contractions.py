@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.connections.ops import contractions
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 FORMS = {
   "dynamic": {},
@@ -27,7 +27,7 @@ def test_no_intermediate_is_as_large_as_the_streams(form, dtype):
   if jax.__version_info__ < (0, 12):
     pytest.skip(f"the CPU's compiler of jax {jax.__version__} ignores barriers")
   config = schema.Connection(streams=8, init="random", **FORMS[form])
-  rule = HyperConnectionFn.from_config(config, 512 * config.segments, 0)
+  rule = hyper_connection_fn(config, 512 * config.segments, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.ShapeDtypeStruct((4096, 8, rule.stream_width), dtype)
 

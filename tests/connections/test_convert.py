@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn, StreamExpansionFn
+from jpmhc_jax.connections import StreamExpansionFn
 from jpmhc_jax.connections.interop import CONVENTIONS, from_peer, head_from_deepseek, head_to_deepseek, to_peer
 from jpmhc_jax.connections.layouts import from_layout, LAYOUTS, to_layout
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
@@ -22,8 +21,8 @@ def _random(convention, seed=0):
 
 
 def _block(convention, arrays, x, kernel, n=N, **fields):
-  config, parameters = from_peer(convention, arrays, streams=n, width=D)
-  rule = HyperConnectionFn.from_config(dataclasses.replace(config, **fields), D, layer_index=0)
+  rule, parameters = from_peer(convention, arrays, streams=n, width=D)
+  rule = dataclasses.replace(rule, **fields)
   assert parameters.keys() == rule.init(jax.random.key(0)).keys()
   return jax.jit(lambda p, x: rule(p, x, lambda u: u @ kernel))(parameters, jnp.asarray(x))
 
@@ -69,10 +68,9 @@ def test_the_published_coefficients_of_deepseek_come_out(shared):
   scale = np.concatenate([stored[f"alpha_{part}"] for part in ("pre", "post", "res")])
   arrays = {"layers.0.hc_attn_fn": stored["phi"].T, "layers.0.hc_attn_base": stored["b"]}
   with jax.enable_x64(True):
-    config, parameters = from_peer(
+    rule, parameters = from_peer(
       "deepseek", arrays | {"layers.0.hc_attn_scale": scale}, streams=N, width=D, prefix="layers.0.hc_attn_"
     )
-    rule = HyperConnectionFn.from_config(config, D, 0)
     read, mix, write = jax.jit(rule.coefficients)(parameters, jnp.asarray(stored["x"]))
     np.testing.assert_allclose(np.moveaxis(read, 0, -1), stored["H_pre"], atol=1e-12)
     np.testing.assert_allclose(np.moveaxis(write, 0, -1), stored["H_post"], atol=1e-12)
@@ -114,7 +112,7 @@ def test_the_head_of_deepseek_is_our_head():
   mixes = flat @ arrays["hc_head_fn"].T / np.sqrt((flat**2).mean(axis=-1, keepdims=True) + 1e-6)
   weights = 1 / (1 + np.exp(-(0.7 * mixes + arrays["hc_head_base"]))) + 1e-6
   with jax.enable_x64(True):
-    ends = StreamExpansionFn.from_config(schema.Connection(streams=N, reduce="head"), D)
+    ends = StreamExpansionFn(streams=N, width=D, reduction="head")
     parameters = head_from_deepseek(arrays, streams=N, width=D)
     out = ends.reduce(parameters, jnp.asarray(x))
     np.testing.assert_allclose(out, np.einsum("...n,...nd->...d", weights, x), atol=1e-12)

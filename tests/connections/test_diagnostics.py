@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import Coefficients, expand, HyperConnectionFn
+from jpmhc_jax.connections import Coefficients, expand
 from jpmhc_jax.connections.diagnostics import (
   alarms,
   composite_diagnostics,
@@ -21,6 +21,7 @@ from jpmhc_jax.connections.diagnostics import (
   stream_diagnostics,
 )
 from jpmhc_jax.mixers import Cayley, Identity, Sinkhorn
+from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.training.progress import ProgressBar
 
 N, TOKENS = 4, (2, 3)
@@ -181,7 +182,7 @@ def test_matrices_keep_rows_and_columns_and_at_most_the_sample_is_decomposed():
 
 def _of_logits(logits, **fields):
   """Logit diagnostics of a static connection whose bias is given, with every read and write logit at 0."""
-  rule = HyperConnectionFn.from_config(schema.Connection(**({"generator": "static"} | fields)), 8, 0)
+  rule = hyper_connection_fn(schema.Connection(**({"generator": "static"} | fields)), 8, 0)
   routing = sum(rule.logit_sizes[:2])
   bias = jnp.concatenate([jnp.zeros(routing), jnp.ravel(jnp.asarray(logits, jnp.float32))])
   return _values(jax.jit(lambda: logit_diagnostics(rule, {"bias": bias}, jnp.ones((1, N, 8))))())
@@ -226,7 +227,7 @@ def test_the_alarm_fires_where_the_gradient_is_gone(manifold, options, logits):
   [("choice", "", [0.0, 0.0, 0.5]), ("hybrid", "first=iso,second=identity,weight=0,final=1", None)],
 )
 def test_a_blend_that_went_over_to_the_identity_is_no_alarm(manifold, options, chosen):
-  rule = HyperConnectionFn.from_config(schema.Connection(mixer=manifold, options=options), 8, 0)
+  rule = hyper_connection_fn(schema.Connection(mixer=manifold, options=options), 8, 0)
   parameters = rule.init(jax.random.key(0)) | ({"choice": jnp.array(chosen)} if chosen else {})
   measure = jax.jit(lambda share: logit_diagnostics(rule, parameters | {"progress": share}, jnp.ones((5, N, 8))))
   for share in (0.0, 0.5, 0.6, 0.65, 0.69, 0.7, 0.9, 1.0):
@@ -236,7 +237,7 @@ def test_a_blend_that_went_over_to_the_identity_is_no_alarm(manifold, options, c
 
 
 def test_a_choice_of_a_family_whose_gradient_is_gone_is_still_an_alarm():
-  rule = HyperConnectionFn.from_config(schema.Connection(mixer="choice", generator="static"), 8, 0)
+  rule = hyper_connection_fn(schema.Connection(mixer="choice", generator="static"), 8, 0)
   parameters = rule.init(jax.random.key(0)) | {"choice": jnp.array([0.0, 0.5, 0.0]), "progress": jnp.ones(())}
   start = sum(rule.logit_sizes[:2]) + N * N  # after the logits of the first family, Iso
   frozen = parameters | {"bias": parameters["bias"].at[start : start + N * N].set(jnp.ravel(80.0 * jnp.eye(N) - 40.0))}
@@ -249,7 +250,7 @@ def test_transposed_mixers_and_segments_are_measured_as_they_are():
   x = jnp.asarray(rng.normal(size=(*TOKENS, N, 4)), jnp.float32)
   fields = dict(mixer="grassmann", read_write="linear", segments=2, init_scale=1.0)
   plain, turned = (
-    HyperConnectionFn.from_config(schema.Connection(**fields, transpose=transpose), 8, 0) for transpose in (False, True)
+    hyper_connection_fn(schema.Connection(**fields, transpose=transpose), 8, 0) for transpose in (False, True)
   )
   parameters = plain.init(jax.random.key(0))
   measure = jax.jit(lambda p: [connection_diagnostics(rule, p, x) for rule in (plain, turned)])

@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, reduce, StreamExpansion, StreamExpansionFn
+from jpmhc_jax.connections import expand, reduce, StreamExpansion
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.models import connections
+from jpmhc_jax.models.connections import stream_expansion_fn
 
 N, D, TOKENS = 4, 8, (2, 3)
 EXPANSIONS, REDUCTIONS = ("copy", "scale", "linear"), ("mean", "learned", "head")
 
 
 def _ends(**fields):
-  return StreamExpansionFn.from_config(schema.Connection(**({"streams": N} | fields)), D)
+  return stream_expansion_fn(schema.Connection(**({"streams": N} | fields)), D)
 
 
 def _input(seed=1):
@@ -107,8 +108,8 @@ def test_gradients_reach_every_parameter_of_the_ends():
 
 def test_the_module_and_the_pure_form_agree_and_every_leaf_has_a_role_and_axes():
   config = schema.Connection(streams=N, expand="scale", reduce="head", stream_embedding=True)
-  module = StreamExpansion(config, width=D, rngs=nnx.Rngs(0))
-  pure = StreamExpansionFn.from_config(config, D)
+  module = StreamExpansion(stream_expansion_fn(config, D), rngs=nnx.Rngs(0))
+  pure = stream_expansion_fn(config, D)
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   x = _input()
   streams = module.expand(x)
@@ -116,7 +117,7 @@ def test_the_module_and_the_pure_form_agree_and_every_leaf_has_a_role_and_axes()
   np.testing.assert_array_equal(module.reduce(streams), pure.reduce(state, streams))
   for leaf in jax.tree.leaves(nnx.state(module, nnx.Param), is_leaf=lambda v: isinstance(v, nnx.Variable)):
     assert leaf.get_metadata("role") == "mixer" and len(leaf.get_metadata("axes")) == leaf[...].ndim
-  bare = StreamExpansion(schema.Connection(streams=N), width=D, rngs=nnx.Rngs(0))
+  bare = StreamExpansion(stream_expansion_fn(schema.Connection(streams=N), D), rngs=nnx.Rngs(0))
   assert not jax.tree.leaves(nnx.state(bare))
 
 
@@ -130,12 +131,12 @@ def test_bfloat16_streams_keep_their_dtype():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    (dict(streams=4, segments=5), "connection.segments=5: expected 1 to connection.streams=4"),
-    (dict(streams=4, segments=3), "connection.segments=3: expected a divisor of model.width=512"),
-    (dict(streams=4, segments=4, reduce="head"), "connection.reduce='head': expected at least two streams a segment"),
+    (dict(streams=4, segments=5), "connection.segments=5: expected 1 to streams=4"),
+    (dict(streams=4, segments=3), "connection.segments=3: expected a divisor of width=512"),
+    (dict(streams=4, segments=4, reduce="head"), "connection.reduce='head': expected at least two streams per segment"),
   ],
 )
 def test_segments_that_cannot_work_are_refused(fields, message):
   config = dataclasses.replace(schema.Config(), connection=schema.Connection(**fields))
   with pytest.raises(ConfigError, match=message):
-    configs.validate(config)
+    connections.check(config)

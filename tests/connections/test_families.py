@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnectionFn, reduce
+from jpmhc_jax.connections import expand, reduce
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES, make
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 N, D, TOKENS = 4, 8, 6
 GENERATORS = ("static", "dynamic", "gated")
@@ -24,7 +25,7 @@ def _rules(family):
     for generator in GENERATORS:
       config = schema.Connection(mixer=family, generator=generator, parameterisation=parameterisation, streams=N)
       try:
-        rules[generator, parameterisation] = HyperConnectionFn.from_config(config, D, layer_index=1)
+        rules[generator, parameterisation] = hyper_connection_fn(config, D, layer_index=1)
       except ConfigError:
         assert parameterisation == "manifold"
   return rules
@@ -73,7 +74,7 @@ def test_parameters_gradients_and_start_of_every_generator_and_parameterisation(
     if point is None:
       off = manifold.identity_error(N, rule.identity_bias)
     else:
-      off = float(jnp.max(jnp.abs(rule.stored.mixer(point) - jnp.eye(N))))
+      off = float(jnp.max(jnp.abs(rule.mixer.of_point(point) - jnp.eye(N))))
     rows = 0.0 if manifold.traits.row_sums_one and manifold.traits.exact else N * off * float(jnp.max(jnp.abs(x)))
     # The random projection moves the start a little, the gate of 0.01 a hundredth of that, a static one not at all.
     slack = {"static": 5e-6, "gated": 5e-3, "dynamic": 0.3}[generator]

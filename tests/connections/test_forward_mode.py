@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnectionFn
+from jpmhc_jax.connections import expand
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 N, D = 4, 8
 FORMS = {
@@ -25,7 +26,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_jvp_and_the_hessian_of_a_connection_match_differences(form):
   fields = FORMS[form]
-  rule = HyperConnectionFn.from_config(schema.Connection(**({"mixer": "cayley", "streams": N} | fields)), D, 0)
+  rule = hyper_connection_fn(schema.Connection(**({"mixer": "cayley", "streams": N} | fields)), D, 0)
   with jax.enable_x64(True):
     cast = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731
     parameters = cast(rule.init(jax.random.key(0)))

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import generator, HyperConnection, HyperConnectionFn
+from jpmhc_jax.connections import generator, HyperConnection
 from jpmhc_jax.connections.ops import base, fused_streams, vjp, xla, xla_tpu
 from jpmhc_jax.connections.ops.pallas import Kernels, operators
 from jpmhc_jax.core import sharding
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 PLATFORMS = ("gpu", "tpu")
 OPERATORS = (*PLATFORMS, "by_stream")
@@ -224,8 +225,8 @@ def test_a_fall_back_is_announced():
   with pytest.warns(
     UserWarning, match="implementation='pallas_gpu': the devices are 'cpu'; the formulas in plain JAX run"
   ):
-    out = HyperConnection(config, width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
-  plain = HyperConnection(schema.Connection(streams=2), width=4, layer_index=0, rngs=nnx.Rngs(0))(x, jnp.tanh)
+    out = HyperConnection(hyper_connection_fn(config, 4, 0), rngs=nnx.Rngs(0))(x, jnp.tanh)
+  plain = HyperConnection(hyper_connection_fn(schema.Connection(streams=2), 4, 0), rngs=nnx.Rngs(0))(x, jnp.tanh)
   np.testing.assert_array_equal(out, plain)
 
 
@@ -247,7 +248,7 @@ def test_a_norm_without_a_kernel_is_announced():
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_streams_that_are_projected_each_alone_take_the_same_kernels(name):
-  rule = HyperConnectionFn.from_config(schema.Connection(projection="per_stream", norm="rmsnorm_per_stream"), 16, 0)
+  rule = hyper_connection_fn(schema.Connection(projection="per_stream", norm="rmsnorm_per_stream"), 16, 0)
   parameters = rule.init(jax.random.key(0))
   streams = jax.random.normal(jax.random.key(1), (5, 3, 4, 16))
 
@@ -288,7 +289,7 @@ ABLATED = {"identity": None, "mean": None, "permutation": (0,)}
 @pytest.mark.parametrize(("form", "ablation"), [*((f, "none") for f in FORMS), *(("dynamic", a) for a in ABLATED)])
 def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypatch):
   config = schema.Connection(**{"streams": 3, "init": "random", "init_scale": 1.0} | FORMS[form])
-  rule = HyperConnectionFn.from_config(config, 16, 0)
+  rule = hyper_connection_fn(config, 16, 0)
   rule = dataclasses.replace(rule, ablation=ablation, ablated_indices=ABLATED.get(ablation))
   parameters = rule.init(jax.random.key(0)) | {"layer_index": jnp.asarray(0)}
   streams = jax.random.normal(jax.random.key(1), (5, 3, rule.stream_width))
@@ -310,7 +311,7 @@ def test_blocks_by_kernels_are_blocks_by_formulas(name, form, ablation, monkeypa
 
 def test_second_derivatives_by_stream_are_those_of_the_formulas(monkeypatch):
   """What measures a Jacobian differentiates the backward pass, which hands factors on in place of their products."""
-  rule = HyperConnectionFn.from_config(schema.Connection(streams=3, init="random", init_scale=1.0), 8, 0)
+  rule = hyper_connection_fn(schema.Connection(streams=3, init="random", init_scale=1.0), 8, 0)
   parameters = rule.init(jax.random.key(0))
   x, c, v = (jax.random.normal(jax.random.key(seed), (5, 3, 8)) for seed in range(3))
 

@@ -1,5 +1,6 @@
 """What a user of the library gets wrong is said in words: fields, shapes, parameters."""
 
+import dataclasses
 import itertools
 
 from flax import nnx
@@ -10,14 +11,17 @@ import pytest
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, reduce, Routing, StreamExpansionFn
+from jpmhc_jax.connections.expansion import EXPANSIONS, REDUCTIONS
+from jpmhc_jax.connections.routing import FORMS
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import make, parse
+from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
 
 N, D = 4, 8
 
 
 def connection(width=D, **fields):
-  return HyperConnectionFn.from_config(schema.Connection(**({"streams": N} | fields)), width, 0)
+  return hyper_connection_fn(schema.Connection(**({"streams": N} | fields)), width, 0)
 
 
 @pytest.mark.parametrize(
@@ -29,26 +33,21 @@ def connection(width=D, **fields):
     ({"init": "zeros"}, "connection.init='zeros'"),
     ({"parameterisation": "matrix"}, "connection.parameterisation='matrix'"),
     ({"segments": 3, "width": 64}, "connection.segments=3: expected a divisor of width=64"),
-    ({"segments": 0}, "connection.segments=0: expected 1 to connection.streams=4"),
-    ({"segments": 5, "width": 40}, "connection.segments=5: expected 1 to connection.streams=4"),
+    ({"segments": 0}, "connection.segments=0: expected 1 to streams=4"),
+    ({"segments": 5, "width": 40}, "connection.segments=5: expected 1 to streams=4"),
     ({"streams": 0}, "connection.streams=0: expected at least 1"),
-    ({"width": 0}, "width=0: expected at least 1"),
+    ({"width": 0}, "model.width=0: expected at least 1"),
     ({"temperature": 0.0}, "connection.temperature=0.0: expected a positive number"),
     ({"init_scale": float("nan")}, "connection.init_scale=nan: expected a finite number"),
   ],
 )
-def test_fields_are_checked_as_those_of_a_config(fields, message):
-  width = fields.pop("width", D)
-  for build in (
-    lambda: connection(width, **fields),
-    lambda: StreamExpansionFn.from_config(schema.Connection(**fields), width),
-  ):
-    with pytest.raises(ConfigError, match=message):
-      build()
+def test_fields_of_a_config_are_refused_by_their_names_there(fields, message):
+  with pytest.raises(ConfigError, match=message):
+    connection(**fields)
 
 
 def test_an_unknown_form_or_reduction_is_not_taken_for_another():
-  with pytest.raises(ConfigError, match=r"connection.read_write='lineer'.*Did you mean 'linear'\?"):
+  with pytest.raises(ConfigError, match=r"form='lineer'.*Did you mean 'linear'\?"):
     Routing("lineer")
   with pytest.raises(ConfigError, match=r"how='maen'.*Did you mean 'mean'\?"):
     reduce(jnp.ones((2, N, D)), "maen")
@@ -103,11 +102,11 @@ def test_the_names_are_those_that_init_makes(generator, bias, norm):
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8, jnp.int32, np.array])
 def test_a_whole_number_of_any_library_is_a_layer_index_and_a_width(kind):
   config = schema.Connection(streams=N, init="round_robin")
-  rule = HyperConnectionFn.from_config(config, kind(D), kind(1))
-  plain = HyperConnectionFn.from_config(config, D, 1)
+  rule = hyper_connection_fn(config, kind(D), kind(1))
+  plain = hyper_connection_fn(config, D, 1)
   assert rule == plain and hash(rule) == hash(plain)
   assert (type(rule.layer_index), type(rule.width)) == (int, int)
-  module = HyperConnection(config, width=kind(D), layer_index=kind(1), rngs=nnx.Rngs(0))
+  module = HyperConnection(hyper_connection_fn(config, kind(D), kind(1)), rngs=nnx.Rngs(0))
   assert module.rule == rule and not hasattr(module, "layer_index")  # which only a stack of layers holds
   assert expand(jnp.ones(D), kind(N)).shape == (N, D)
   assert isinstance(make("sinkhorn", sweeps=kind(5)).sweeps, int) and parse("sinkhorn", "sweeps=5").sweeps == 5
@@ -116,4 +115,17 @@ def test_a_whole_number_of_any_library_is_a_layer_index_and_a_width(kind):
 @pytest.mark.parametrize("index", [True, np.arange(2)])
 def test_what_is_no_whole_number_is_no_layer_index(index):
   with pytest.raises(ConfigError, match="layer_index=.*: expected a whole number"):
-    HyperConnectionFn.from_config(schema.Connection(), D, index)
+    hyper_connection_fn(schema.Connection(), D, index)
+
+
+def test_the_config_and_the_library_have_the_same_choices_and_defaults():
+  assert hyper_connection_fn(schema.Connection(), D, 0) == HyperConnectionFn(
+    make("cayley"), streams=N, width=D, layer_index=0
+  )
+  assert stream_expansion_fn(schema.Connection(init="zero"), D) == StreamExpansionFn(streams=N, width=D)
+  library = spec.CHOICES | {"read_write": FORMS, "expand": EXPANSIONS, "reduce": REDUCTIONS}
+  library["init"] = library.pop("initialisation")
+  del library["ablation"]
+  in_a_config = {field.name: field.metadata["choices"] for field in dataclasses.fields(schema.Connection)}
+  assert library.items() <= in_a_config.items()
+  assert {name for name, choices in in_a_config.items() if choices} == {*library, "scope"}  # which is the model's

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, reduce
+from jpmhc_jax.connections import expand, HyperConnection, reduce
 from jpmhc_jax.connections.ops import segments
+from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.models.trm import TRM
 
 D, TOKENS = 8, (2, 3)
@@ -86,7 +87,7 @@ def test_a_static_mixer_meets_per_token_writes():
 @pytest.mark.parametrize("init", ["zero", "round_robin"])
 def test_the_linear_start_is_the_plain_residual_network_exactly(n, m, init):
   x = _input()
-  rule = HyperConnectionFn.from_config(_config(n, m, init=init, generator="gated"), D, 1)
+  rule = hyper_connection_fn(_config(n, m, init=init, generator="gated"), D, 1)
   streams = jax.jit(lambda p: rule(p, expand(x, n, m), _sublayer))(rule.init(jax.random.key(0)))
   plain = x + _sublayer(x)
   np.testing.assert_allclose(reduce(streams, "mean", m), plain, atol=3e-6 if init == "zero" else 0.05)
@@ -98,7 +99,7 @@ def test_bounded_forms_start_as_near_to_it_as_the_identity_bias_says(form):
   x = _input()
 
   def error(bias):
-    rule = HyperConnectionFn.from_config(_config(4, 2, read_write=form, init="zero", identity_bias=bias), D, 0)
+    rule = hyper_connection_fn(_config(4, 2, read_write=form, init="zero", identity_bias=bias), D, 0)
     out = rule(rule.init(jax.random.key(0)), expand(x, 4, 2), _sublayer)
     return float(jnp.max(jnp.abs(reduce(out, "mean", 2) - x - _sublayer(x))))
 
@@ -109,7 +110,7 @@ def test_bounded_forms_start_as_near_to_it_as_the_identity_bias_says(form):
 def test_one_segment_is_the_hyper_connection():
   """m = 1 through the general formulas: A (1, n), B (n, 1)."""
   n = 4
-  rule = HyperConnectionFn.from_config(_config(n, 1, init_scale=1.0), D, 0)
+  rule = hyper_connection_fn(_config(n, 1, init_scale=1.0), D, 0)
   parameters, x = rule.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (*TOKENS, n, D))
   read, mix, write = rule.coefficients(parameters, x)
   u = segments.read(x, read[None])
@@ -119,7 +120,7 @@ def test_one_segment_is_the_hyper_connection():
 
 def test_a_fractional_connection_with_all_widths_is_no_wider_than_the_vector():
   """m = n keeps d numbers a token, and with an orthogonal mixer and no sub-layer it keeps their norm."""
-  rule = HyperConnectionFn.from_config(_config(4, 4, init_scale=3.0, options="alpha=1.0"), D, 0)
+  rule = hyper_connection_fn(_config(4, 4, init_scale=3.0, options="alpha=1.0"), D, 0)
   x = expand(_input(), 4, 4)
   assert x.shape == (*TOKENS, 4, D // 4)
   out = rule(rule.init(jax.random.key(0)), x, jnp.zeros_like)
@@ -129,7 +130,7 @@ def test_a_fractional_connection_with_all_widths_is_no_wider_than_the_vector():
 
 @pytest.mark.parametrize(("n", "m"), [(4, 4), (4, 2)])
 def test_they_train_and_every_logit_gets_a_gradient(n, m):
-  rules = [HyperConnectionFn.from_config(_config(n, m), D, k) for k in range(2)]
+  rules = [hyper_connection_fn(_config(n, m), D, k) for k in range(2)]
   parameters = [rule.init(jax.random.key(k)) for k, rule in enumerate(rules)]
   x, target = jax.random.normal(jax.random.key(5), (32, D)), jax.random.normal(jax.random.key(6), (32, D))
 
@@ -151,10 +152,10 @@ def test_they_train_and_every_logit_gets_a_gradient(n, m):
 
 def test_the_module_and_the_pure_form_agree():
   config = _config(4, 2, init_scale=1.0)
-  module = HyperConnection(config, width=D, layer_index=1, rngs=nnx.Rngs(0))
+  module = HyperConnection(hyper_connection_fn(config, D, 1), rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (*TOKENS, 4, D // 2))
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-  np.testing.assert_array_equal(module(x, _sublayer), HyperConnectionFn.from_config(config, D, 1)(state, x, _sublayer))
+  np.testing.assert_array_equal(module(x, _sublayer), hyper_connection_fn(config, D, 1)(state, x, _sublayer))
   with pytest.raises(ValueError, match=r"expected \(..., n=4, d=4\) of 2 segments; `expand` makes them"):
     module(jnp.zeros((*TOKENS, 4, D)), _sublayer)
 
@@ -186,7 +187,7 @@ def test_a_recursive_model_of_segments_starts_as_the_plain_model(scope, n, m):
 
 
 def test_the_connection_of_a_config_has_its_segments():
-  rule = HyperConnectionFn.from_config(_config(4, 2), D, 0)
+  rule = hyper_connection_fn(_config(4, 2), D, 0)
   assert rule.routing.segments == 2 and rule.stream_width == 4
   assert dataclasses.replace(rule, transpose=True).coefficients(
     rule.init(jax.random.key(0)), jnp.ones((1, 4, 4))

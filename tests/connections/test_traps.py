@@ -16,6 +16,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnection, HyperConnectionFn
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 N, D, LENGTH = 4, 8, 5
 CASES = (
@@ -66,18 +67,18 @@ def _check_causal(rule):
 
 @pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_no_output_sees_a_future_token(fields):
-  rule = HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0, **fields), D, 0)
+  rule = hyper_connection_fn(schema.Connection(streams=N, init_scale=1.0, **fields), D, 0)
   _check_causal(rule)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_sees_a_future_token(family):
-  _check_causal(HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0, mixer=family), D, 0))
+  _check_causal(hyper_connection_fn(schema.Connection(streams=N, init_scale=1.0, mixer=family), D, 0))
 
 
 def test_the_check_of_causality_catches_a_pooled_generator():
-  rule = HyperConnectionFn.from_config(schema.Connection(streams=N, init_scale=1.0), D, 0)
+  rule = hyper_connection_fn(schema.Connection(streams=N, init_scale=1.0), D, 0)
   with pytest.raises(AssertionError):
     _check_causal(_as(Pooled, rule))
 
@@ -93,12 +94,15 @@ def _check_favoured(make):
 
 def test_the_favoured_stream_is_the_layer_index_and_never_drawn():
   config = schema.Connection(streams=N, init="round_robin", generator="static")
-  _check_favoured(lambda layer: HyperConnectionFn.from_config(config, D, layer))
+  _check_favoured(lambda layer: hyper_connection_fn(config, D, layer))
   with pytest.raises(AssertionError):
-    _check_favoured(lambda layer: _as(RandomStream, HyperConnectionFn.from_config(config, D, layer)))
+    _check_favoured(lambda layer: _as(RandomStream, hyper_connection_fn(config, D, layer)))
   with pytest.raises(ConfigError, match="layer_index=None: expected the number of the layer"):
-    HyperConnection(config, width=D, rngs=nnx.Rngs(0))
-  assert HyperConnection(schema.Connection(streams=N), width=D, rngs=nnx.Rngs(0)).rule.favours_a_stream is False
+    hyper_connection_fn(config, D)
+  assert (
+    HyperConnection(hyper_connection_fn(schema.Connection(streams=N), D), rngs=nnx.Rngs(0)).rule.favours_a_stream
+    is False
+  )
 
 
 @pytest.mark.parametrize("family", ["sinkhorn", "birkhoff_newton", "permutation", "kronecker"])
@@ -110,7 +114,7 @@ def test_doubly_stochastic_mixers_do_not_start_at_the_mean_matrix(family):
 
   def start(bias):
     config = schema.Connection(streams=N, mixer=family, generator="static", identity_bias=bias)
-    rule = HyperConnectionFn.from_config(config, D, 0)
+    rule = hyper_connection_fn(config, D, 0)
     return np.asarray(rule.coefficients(rule.init(jax.random.key(0)), jnp.ones((1, N, D))).mix)
 
   mean = np.full((N, N), 1 / N)

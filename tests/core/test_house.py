@@ -18,8 +18,8 @@ MAY_IMPORT = {
   "manifolds": {"core", "linalg"},
   "data": {"core", "config"},
   "spectral": {"core", "linalg", "mixers", "manifolds"},
-  "optim": {"core", "config", "linalg", "manifolds"},
-  "connections": {"core", "config", "linalg", "mixers", "manifolds"},
+  "optim": {"core", "linalg", "manifolds"},
+  "connections": {"core", "linalg", "mixers", "manifolds"},
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["models"] = LIBRARY - {"data", "spectral", "optim"}

@@ -82,26 +82,31 @@ def test_a_connection_is_built_from_a_mixer_object():
   connection = jp.HyperConnection(jp.Cayley(alpha=0.5), streams=4, width=8, rngs=nnx.Rngs(0))
   streams = connection(jp.expand(x, 4), jnp.tanh)
   np.testing.assert_allclose(jp.reduce(streams), x + jnp.tanh(x), atol=0.2)
-  rule = jp.HyperConnectionFn.of(jp.Cayley(alpha=0.5), streams=4, width=8)
+  rule = jp.HyperConnectionFn(jp.Cayley(alpha=0.5), streams=4, width=8)
   assert rule.mixer == jp.Cayley(alpha=0.5) and rule == connection.rule
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"stream": 4}, "unknown field 'connection.stream'.*'streams'"),
-    ({"streams": 0}, "connection.streams=0: expected at least 1"),
-    ({"options": "alpha=1"}, "options='alpha=1': expected nothing: the mixer is the first argument"),
+    ({"streams": 0}, "^streams=0: expected at least 1"),
+    ({"streams": 4, "norm": "rmsnrm"}, r"^norm='rmsnrm': expected one of .* Did you mean 'rmsnorm'\?"),
+    ({"streams": 4, "norm_epsilon": -1.0}, "^norm_epsilon=-1.0: expected at least 0"),
+    ({"streams": 4, "gate_init": float("inf")}, "^gate_init=inf: expected a finite number"),
+    ({"streams": 4, "initialisation": "round_robin"}, "^layer_index=None: expected the number of the layer"),
+    ({"streams": 4, "routing": jp.Routing(segments=3)}, "^segments=3: expected a divisor of width=8"),
   ],
 )
-def test_what_a_mixer_object_cannot_be_combined_with_is_said(fields, message):
-  for build in (jp.HyperConnectionFn.of, lambda *a, **k: jp.HyperConnection(*a, **k, rngs=nnx.Rngs(0))):
+def test_a_field_that_cannot_work_is_named(fields, message):
+  for build in (jp.HyperConnectionFn, lambda *a, **k: jp.HyperConnection(*a, **k, rngs=nnx.Rngs(0))):
     with pytest.raises(ConfigError, match=message):
       build(jp.Cayley(), width=8, **fields)
+    with pytest.raises(TypeError, match="stream"):
+      build(jp.Cayley(), width=8, stream=4)
 
 
 def test_what_else_a_sublayer_returns_passes_through():
-  rule = jp.HyperConnectionFn.of(jp.Iso(), streams=2, width=4)
+  rule = jp.HyperConnectionFn(jp.Iso(), streams=2, width=4)
   parameters, streams = rule.init(jax.random.key(0)), jp.expand(jnp.ones((3, 4)), 2)
   plain = rule(parameters, streams, jnp.tanh)
   written, cache, loss = rule(parameters, streams, lambda u: (jnp.tanh(u), {"keys": u}, jnp.sum(u)))

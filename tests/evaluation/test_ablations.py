@@ -17,6 +17,7 @@ from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.ablations import ablate
 from jpmhc_jax.evaluation.evaluator import Evaluator, results_folder
+from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.reporting.workdir import read_runs
 
@@ -64,7 +65,7 @@ def decoder(tmp_path_factory):
 @pytest.mark.parametrize("kind", BY_HAND)
 @pytest.mark.parametrize("fields", [{}, {"parameterisation": "manifold"}, {"generator": "static", "transpose": True}])
 def test_a_connection_applies_the_replacement_and_keeps_its_read_and_write(kind, fields):
-  module = HyperConnection(schema.Connection(init_scale=2.0, **fields), width=WIDTH, layer_index=0, rngs=nnx.Rngs(0))
+  module = HyperConnection(hyper_connection_fn(schema.Connection(init_scale=2.0, **fields), WIDTH, 0), rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (3, N, WIDTH))
   read, mix, write = module.coefficients(x)
   module.rule = dataclasses.replace(module.rule, ablation=kind)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import (  # fmt: skip
   best_generators,
@@ -25,6 +24,7 @@ from jpmhc_jax.mixers import (  # fmt: skip
   spectral_gap,
 )
 from jpmhc_jax.mixers.permutation import generators
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 
 def test_options_are_read_by_the_type_of_their_field():
@@ -190,7 +190,7 @@ def test_a_scheduled_blend_goes_from_one_family_to_the_other():
   assert manifold.follows_progress and not Hybrid(weight=0.2).follows_progress
   shares = [float(manifold.at(p)) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
   np.testing.assert_allclose(shares, [0.2, 0.2, 0.6, 1.0, 1.0], atol=1e-6)
-  rule = HyperConnectionFn.from_config(
+  rule = hyper_connection_fn(
     schema.Connection(mixer="hybrid", options="first=cayley,second=birkhoff_newton,weight=0,final=1"), 8, 0
   )
   parameters, streams = rule.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 4, 8))

@@ -9,10 +9,11 @@ import pytest
 
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnectionFn
+from jpmhc_jax.connections import expand
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES, Mixer, parse, register_mixer, Traits
+from jpmhc_jax.models.connections import hyper_connection_fn
 
 
 class Reflection(Mixer):
@@ -62,9 +63,7 @@ def test_a_registered_family_is_read_written_and_blended(mirror):
 
 @pytest.mark.parametrize("parameterisation", ["logits", "manifold"])
 def test_a_connection_mixes_measures_and_stores_a_registered_family(mirror, parameterisation):
-  rule = HyperConnectionFn.from_config(
-    schema.Connection(mixer="mirror", streams=3, parameterisation=parameterisation), 4, 0
-  )
+  rule = hyper_connection_fn(schema.Connection(mixer="mirror", streams=3, parameterisation=parameterisation), 4, 0)
 
   @jax.jit
   def measured(x):

@@ -12,8 +12,8 @@ import pytest
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.manifolds.parameters import Birkhoff, Grassmann, Iso, MANIFOLDS, Oblique, Orthogonal, Sphere, Stiefel
-from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
+from jpmhc_jax.training.optimizer import make_optimizer
 
 
 def descend(optimizer, loss, start, steps):

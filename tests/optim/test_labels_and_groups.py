@@ -13,9 +13,9 @@ import pytest
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
-from jpmhc_jax.optim.build import make_optimizer
 from jpmhc_jax.optim.ema import ema_init, ema_update
 from jpmhc_jax.optim.labels import label_tree, manifold_names
+from jpmhc_jax.training.optimizer import make_optimizer
 
 PARAMS = {"block": [{"kernel": jnp.ones((2, 3)), "mixer": jnp.ones(4)}], "table": jnp.ones((5, 2))}
 ROLES = {"block": [{"kernel": "trunk", "mixer": "mixer"}], "table": "puzzle"}

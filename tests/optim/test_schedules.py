@@ -7,8 +7,8 @@ import pytest
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.optim.build import config_schedule
 from jpmhc_jax.optim.schedules import make_schedule
+from jpmhc_jax.training.optimizer import config_schedule
 
 
 def test_golden_table(shared):

@@ -26,8 +26,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Clip, then one optimiser a group: trunk, mixers, matrices on manifolds; all follow the same schedule shape.
 
-  `roles` is a tree of strings of the parameters' structure (see `labels`); `manifold_geometries` maps the name in a
-  role `manifold:<name>` to its manifold (default: `manifolds.parameters.MANIFOLDS`). A leaf with role `puzzle` does
+  `roles` is a tree of strings of the parameters' structure (see `optim.labels`); `manifold_geometries` maps the name in
+  a role `manifold:<name>` to its manifold (default: `manifolds.parameters.MANIFOLDS`). A leaf with role `puzzle` does
   not move here: `sign_sgd_rows` moves its rows.
 
   Raises ConfigError for an uncovered leaf, an unknown role or optimiser, or a setting out of range.

@@ -1,0 +1,83 @@
+"""From a config to the library's objects: the one place where `config.Connection` becomes a mixer and a connection."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import re
+from typing import SupportsIndex
+
+from jpmhc_jax import mixers
+from jpmhc_jax.config import schema
+from jpmhc_jax.connections import HyperConnectionFn, Routing, StreamExpansionFn
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.fields import check_whole
+
+# Fields of the library's objects that a config calls otherwise.
+_CALLED = {
+  "width": "model.width", "layer_index": "layer_index", "initialisation": "connection.init",
+  "form": "connection.read_write", "epsilon": "connection.read_epsilon", "expansion": "connection.expand",
+  "embedding": "connection.stream_embedding", "reduction": "connection.reduce", "noise": "connection.init_scale",
+}  # fmt: skip
+
+
+def hyper_connection_fn(
+  config: schema.Connection, width: SupportsIndex, layer_index: SupportsIndex | None = None
+) -> HyperConnectionFn:
+  """The connection that the config describes, as pure functions.
+
+  Raises ConfigError as `HyperConnectionFn` and `mixers.parse` do, with the names that the fields have in a config.
+  """
+  mixer = mixers.parse(config.mixer, config.options)
+  with _named_as_in_a_config():
+    return HyperConnectionFn(
+      mixer,
+      streams=config.streams,
+      width=check_whole("width", width),
+      layer_index=None if layer_index is None else check_whole("layer_index", layer_index),
+      routing=Routing(config.read_write, config.temperature, config.segments, config.read_epsilon),
+      generator=config.generator,
+      gate_init=config.gate_init,
+      activation=config.activation,
+      bias=config.bias,
+      projection=config.projection,
+      norm=config.norm,
+      norm_epsilon=config.norm_epsilon,
+      parameterisation=config.parameterisation,
+      initialisation=config.init,
+      init_scale=config.init_scale,
+      identity_bias=config.identity_bias,
+      transpose=config.transpose,
+      implementation=config.implementation,
+    )
+
+
+def stream_expansion_fn(config: schema.Connection, width: SupportsIndex) -> StreamExpansionFn:
+  """The ends of the streams that the config describes. Raises ConfigError as `StreamExpansionFn` does."""
+  with _named_as_in_a_config():
+    return StreamExpansionFn(
+      streams=config.streams,
+      width=check_whole("width", width),
+      segments=config.segments,
+      expansion=config.expand,
+      embedding=config.stream_embedding,
+      reduction=config.reduce,
+      noise=config.init_scale if config.init == "random" else 0.0,
+    )
+
+
+def check(config: schema.Config) -> None:
+  """Raises ConfigError for connections that cannot work, before anything is built. One stream takes no mixer."""
+  connection = config.connection
+  if connection.streams == 1:
+    connection = dataclasses.replace(connection, mixer="identity", options="", parameterisation="logits")
+  hyper_connection_fn(connection, config.model.width, layer_index=0)
+  stream_expansion_fn(connection, config.model.width)
+
+
+@contextlib.contextmanager
+def _named_as_in_a_config() -> Iterator[None]:
+  try:
+    yield
+  except ConfigError as error:
+    name, rest = re.match(r"(\w*)(.*)", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
+    raise ConfigError(_CALLED.get(name, f"connection.{name}") + rest) from error
