@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, generator, HyperConnection, reduce
+from jpmhc_jax.connections import expand, generator, HyperConnection, HyperConnectionFn, reduce
 from jpmhc_jax.connections.diagnostics import composite_diagnostics
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import FAMILIES, make
@@ -270,7 +270,9 @@ def test_a_stored_mixer_is_one_matrix_on_its_set_with_a_role(family):
 
 
 def test_a_family_without_a_stored_form_is_refused():
-  with pytest.raises(ConfigError, match="parameterisation='manifold'.*'identity'.*use parameterisation='logits'"):
+  with pytest.raises(
+    ConfigError, match="parameterisation='manifold': expected 'logits'.*'identity' are no manifold"
+  ):
     hyper_connection_fn(_config(mixer="identity", parameterisation="manifold"), D, 0)
   with pytest.raises(ValueError, match=r"expected \(..., n=4, d=8\)"):
     rule = hyper_connection_fn(_config(), D, 0)
@@ -320,7 +322,7 @@ def test_a_rule_that_is_built_anew_is_the_same_static_argument():
 
   step, x = jax.jit(chex.assert_max_traces(apply, n=1), static_argnums=0), _equal_streams()
   for alpha in (0.5, jnp.float32(0.5)):
-    rule = HyperConnectionFn.of(make("cayley", alpha=alpha), streams=N, width=np.int32(D))
+    rule = HyperConnectionFn(make("cayley", alpha=alpha), streams=N, width=D)
     x = step(rule, rule.init(jax.random.key(0)), x)
   with pytest.raises(AssertionError, match="traced > 1 times"):
-    step(HyperConnectionFn.of(make("cayley", alpha=0.25), streams=N, width=D), rule.init(jax.random.key(0)), x)
+    step(HyperConnectionFn(make("cayley", alpha=0.25), streams=N, width=D), rule.init(jax.random.key(0)), x)

@@ -13,6 +13,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, reduce, Routing, StreamExpansionFn
 from jpmhc_jax.connections.expansion import EXPANSIONS, REDUCTIONS
 from jpmhc_jax.connections.routing import FORMS
+from jpmhc_jax.connections.spec import CHOICES
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import make, parse
 from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
@@ -123,7 +124,7 @@ def test_the_config_and_the_library_have_the_same_choices_and_defaults():
     make("cayley"), streams=N, width=D, layer_index=0
   )
   assert stream_expansion_fn(schema.Connection(init="zero"), D) == StreamExpansionFn(streams=N, width=D)
-  library = spec.CHOICES | {"read_write": FORMS, "expand": EXPANSIONS, "reduce": REDUCTIONS}
+  library = CHOICES | {"read_write": FORMS, "expand": EXPANSIONS, "reduce": REDUCTIONS}
   library["init"] = library.pop("initialisation")
   del library["ablation"]
   in_a_config = {field.name: field.metadata["choices"] for field in dataclasses.fields(schema.Connection)}

@@ -29,7 +29,9 @@ def read(
   streams: Float[Array, "*tokens n d"] | FusedStreams, weights: Float[Array, "n *per_token"], ops: StreamOps = xla
 ) -> _Vector:
   """u = Σ_j a_j x_j, in the streams' dtype."""
-  return (fused_streams.read if isinstance(streams, FusedStreams) else _read)(streams, weights, ops)
+  if isinstance(streams, FusedStreams):
+    return fused_streams.read(streams, weights, ops)
+  return _read(streams, weights, ops)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
@@ -62,8 +64,9 @@ def mix_and_write(
   ops: StreamOps = xla,
 ) -> _Streams:
   """x'_i = Σ_j H_ij x_j + b_i y, in the streams' dtype."""
-  operator = fused_streams.mix_and_write if isinstance(streams, FusedStreams) else _mix_and_write
-  return operator(streams, mixer, weights, output, ops)
+  if isinstance(streams, FusedStreams):
+    return fused_streams.mix_and_write(streams, mixer, weights, output, ops)
+  return _mix_and_write(streams, mixer, weights, output, ops)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(4,))
@@ -92,7 +95,9 @@ def write(
   streams: Float[Array, "*tokens n d"] | FusedStreams, weights: Float[Array, "n *per_token"], output: _Vector
 ) -> _Streams:
   """x'_i = x_i + b_i y: the identity mixer, without the product by I; XLA fuses it, so there is no kernel."""
-  return (fused_streams.write if isinstance(streams, FusedStreams) else _write)(streams, weights, output)
+  if isinstance(streams, FusedStreams):
+    return fused_streams.write(streams, weights, output)
+  return _write(streams, weights, output)
 
 
 @custom_derivative
@@ -119,7 +124,9 @@ def statistics(
 
   The kernel has m = n streams, or m = 1: then each stream is a token of its own, and per_kernel is (*tokens, n).
   """
-  return (fused_streams.statistics if isinstance(streams, FusedStreams) else _statistics)(streams, kernel, ops)
+  if isinstance(streams, FusedStreams):
+    return fused_streams.statistics(streams, kernel, ops)
+  return _statistics(streams, kernel, ops)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
