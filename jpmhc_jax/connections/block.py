@@ -43,7 +43,7 @@ class Coefficients(NamedTuple):
 
   With m > 1 segments read is (m, n, *tokens) and write (n, m, *tokens).
 
-  >>> rule = jp.HyperConnectionFn.of(jp.Cayley(), streams=2, width=3)
+  >>> rule = jp.HyperConnectionFn(jp.Cayley(), streams=2, width=3)
   >>> coefficients = rule.coefficients(rule.init(jax.random.key(0)), jnp.ones((5, 2, 3)))
   >>> coefficients.read.shape, coefficients.mix.shape, coefficients.write.shape
   ((2, 5), (2, 2, 5), (2, 5))
@@ -62,12 +62,9 @@ def _named(coefficient: Array) -> Array:
 class HyperConnectionFn(ConnectionSpec):
   """One connection as pure functions of its parameters; for the fields see `ConnectionSpec`.
 
-  >>> import jax, jax.numpy as jnp
-  >>> from jpmhc_jax.connections import expand
-  >>> from jpmhc_jax.mixers import Cayley
-  >>> connection = HyperConnectionFn(Cayley(alpha=0.5), streams=4, width=64)
+  >>> connection = jp.HyperConnectionFn(jp.Cayley(alpha=0.5), streams=4, width=64)
   >>> parameters = connection.init(jax.random.key(0))
-  >>> connection(parameters, expand(jnp.ones((2, 64)), 4), jnp.tanh).shape
+  >>> connection(parameters, jp.expand(jnp.ones((2, 64)), 4), jnp.tanh).shape
   (2, 4, 64)
   """
 

@@ -78,8 +78,7 @@ class StreamExpansionFn:
   Raises ConfigError for a field that is no choice or out of range, for segments that do not divide the width, and for a
   head with less than two streams per segment.
 
-  >>> import jax, jax.numpy as jnp
-  >>> ends = StreamExpansionFn(streams=4, width=64, expansion="scale", reduction="head")
+  >>> ends = jp.StreamExpansionFn(streams=4, width=64, expansion="scale", reduction="head")
   >>> parameters = ends.init(jax.random.key(0))
   >>> ends.reduce(parameters, ends.expand(parameters, jnp.ones((2, 64)))).shape
   (2, 64)
@@ -172,9 +171,7 @@ class StreamExpansionFn:
 class StreamExpansion(nnx.Module):
   """`StreamExpansionFn` as a Flax NNX module; every leaf carries its logical axes and its optimiser role.
 
-  >>> from flax import nnx
-  >>> import jax.numpy as jnp
-  >>> ends = StreamExpansion(StreamExpansionFn(streams=4, width=64, expansion="scale"), rngs=nnx.Rngs(0))
+  >>> ends = jp.StreamExpansion(jp.StreamExpansionFn(streams=4, width=64, expansion="scale"), rngs=nnx.Rngs(0))
   >>> ends.reduce(ends.expand(jnp.ones((2, 64)))).shape
   (2, 64)
   """

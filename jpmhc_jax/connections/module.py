@@ -38,12 +38,8 @@ class HyperConnection(nnx.Module):
   in a stack of layers (`jax.vmap` over this constructor), for which the module keeps it. Raises ConfigError as
   `HyperConnectionFn` does.
 
-  >>> from flax import nnx
-  >>> import jax.numpy as jnp
-  >>> from jpmhc_jax.connections import expand, HyperConnection, reduce
-  >>> from jpmhc_jax.mixers import Cayley
-  >>> connection = HyperConnection(Cayley(alpha=0.5), streams=4, width=64, rngs=nnx.Rngs(0))
-  >>> reduce(connection(expand(jnp.ones((2, 64)), 4), jnp.tanh)).shape
+  >>> connection = jp.HyperConnection(jp.Cayley(alpha=0.5), streams=4, width=64, rngs=nnx.Rngs(0))
+  >>> jp.reduce(connection(jp.expand(jnp.ones((2, 64)), 4), jnp.tanh)).shape
   (2, 64)
   """
 

@@ -67,12 +67,11 @@ def register_mixer(name: str) -> Callable[[_Class], _Class]:
   Raises ConfigError for a name that is taken or no lower-case word, and for a class that is no such mixer.
 
   >>> import dataclasses
-  >>> from jpmhc_jax.mixers import Cayley, parse, register_mixer
-  >>> @register_mixer("half_turn")
+  >>> @jp.register_mixer("half_turn")
   ... @dataclasses.dataclass(frozen=True)
-  ... class HalfTurn(Cayley):
+  ... class HalfTurn(jp.Cayley):
   ...   alpha: float = 2.0
-  >>> parse("half_turn", "alpha=1") == HalfTurn(alpha=1.0)
+  >>> jp.mixers.parse("half_turn", "alpha=1") == HalfTurn(alpha=1.0)
   True
   """
 

@@ -2,7 +2,7 @@
 
     optimizer = optim.cayley_adam(1e-2, manifolds.Stiefel())  # for leaves (*batch, n, p) with orthonormal columns
 
-The optimiser of a whole run, built from its config, is `optim.build`.
+The optimiser of a whole run, built from its config, is `training.optimizer`.
 """
 
 from jpmhc_jax.optim.adam_atan2 import adam_atan2, scale_by_adam_atan2

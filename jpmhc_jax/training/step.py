@@ -12,7 +12,6 @@ import optax
 
 from jpmhc_jax.core import rng
 from jpmhc_jax.models.deep_supervision import Batch
-from jpmhc_jax.optim.build import config_schedule
 from jpmhc_jax.optim.ema import ema_update
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes

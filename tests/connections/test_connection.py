@@ -270,9 +270,7 @@ def test_a_stored_mixer_is_one_matrix_on_its_set_with_a_role(family):
 
 
 def test_a_family_without_a_stored_form_is_refused():
-  with pytest.raises(
-    ConfigError, match="parameterisation='manifold': expected 'logits'.*'identity' are no manifold"
-  ):
+  with pytest.raises(ConfigError, match="parameterisation='manifold': expected 'logits'.*'identity' are no manifold"):
     hyper_connection_fn(_config(mixer="identity", parameterisation="manifold"), D, 0)
   with pytest.raises(ValueError, match=r"expected \(..., n=4, d=8\)"):
     rule = hyper_connection_fn(_config(), D, 0)
