@@ -22,12 +22,15 @@ _AXES = {
 }
 
 
-class Progress(nnx.Variable):
+class Progress(nnx.Variable[Array]):
   """Share of the run that is done, () float32 from 0 to 1. Nothing trains it: the training step writes it."""
 
 
-class LayerIndex(nnx.Variable):
+class LayerIndex(nnx.Variable[Array]):
   """Number of the layer, () int32; held where layers are stacked and one rule serves them all."""
+
+
+_HELD = (nnx.Param, Progress, LayerIndex)
 
 
 class HyperConnection(nnx.Module):
@@ -67,8 +70,7 @@ class HyperConnection(nnx.Module):
       self.progress = Progress(jnp.zeros((), jnp.float32), axes=())
 
   def _parameters(self) -> dict[str, Array]:
-    held = nnx.Param | Progress | LayerIndex
-    return {name: value[...] for name, value in vars(self).items() if isinstance(value, held)}
+    return {name: value[...] for name, value in vars(self).items() if isinstance(value, _HELD)}
 
   def choice_weights(self) -> dict[str, Float[Array, ""]]:
     """Weight of every family of a learned choice by its name; nothing for the other mixers."""

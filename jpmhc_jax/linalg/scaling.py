@@ -208,12 +208,15 @@ def implicit_vjp(
   # with means over a row weighted by P. Weighted differences instead of differences of sums, and a solve without
   # subtraction, keep float32 accurate where P is near a permutation: there the naive forms cancel to 1e-7 / (1 − P_ii).
   # The parts stand behind barriers: fused into what uses them they would be computed again for every entry.
-  apart = jax.lax.optimization_barrier
-  matrix, cotangent = apart((matrix, cotangent))
-  weights = apart(matrix / jnp.maximum(linear.total(matrix, 1), jnp.finfo(matrix.dtype).tiny))
-  right = linear.total(apart(matrix * _minus_row_mean(cotangent, weights)), 0)[0]
-  columns = apart(linear.laplacian_solve(apart(linear.matmul(linear.transpose(matrix), weights)), right))
+  matrix, cotangent = jax.lax.optimization_barrier((matrix, cotangent))
+  weights = _finished(matrix / jnp.maximum(linear.total(matrix, 1), jnp.finfo(matrix.dtype).tiny))
+  right = linear.total(_finished(matrix * _minus_row_mean(cotangent, weights)), 0)[0]
+  columns = _finished(linear.laplacian_solve(_finished(linear.matmul(linear.transpose(matrix), weights)), right))
   return matrix * _minus_row_mean(cotangent - columns[None], weights)
+
+
+def _finished(array: Array) -> Array:
+  return jax.lax.optimization_barrier(array)
 
 
 def _minus_row_mean(values: Array, weights: Array) -> Array:

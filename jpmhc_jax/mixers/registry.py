@@ -95,7 +95,7 @@ def _check_family(name: str, cls: type) -> None:
   if cls.__abstractmethods__:
     missing = ", ".join(sorted(cls.__abstractmethods__))
     raise ConfigError(f"{where}: {_place(cls)} lacks {missing}; implement what jpmhc_jax.Mixer asks for.")
-  if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+  if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):
     raise ConfigError(f"{where}: {_place(cls)} is no frozen dataclass; put @dataclasses.dataclass(frozen=True) on it.")
   kinds = _option_kinds(cls)
   for field in dataclasses.fields(cls):

@@ -16,7 +16,7 @@ The operators are those of `vjp`, which calls these for fused streams. They take
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from jaxtyping import Array, Float
 from jpmhc_jax.connections.ops import xla
 from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.core.derivatives import custom_derivative
+
+_Arrays = tuple[Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +83,11 @@ def _with_placeholders(streams: Float[Array, "*tokens n d"], terms: Terms) -> Fu
   return fused
 
 
-def _enter_forward(streams, terms, ops):
+def _enter_forward(streams: Array, terms: Terms, ops: StreamOps) -> tuple[FusedStreams, Array]:
   return enter(streams, terms, ops), streams
 
 
-def _enter_backward(terms, ops, streams, factors):
+def _enter_backward(terms: Terms, ops: StreamOps, streams: Array, factors: Any) -> tuple[Array]:
   to_streams = ops.streams_backward(
     streams,
     mixed=(factors.cotangent, factors.mixer) if terms.mix or terms.write else None,
@@ -108,11 +110,11 @@ def statistics(
   return ops.statistics(fused.streams, kernel)
 
 
-def _statistics_forward(fused, kernel, ops):
+def _statistics_forward(fused: FusedStreams, kernel: Array, ops: StreamOps) -> tuple[tuple[Array, Array], _Arrays]:
   return statistics(fused, kernel, ops), (fused.streams, kernel)
 
 
-def _statistics_backward(ops, saved, cotangents):
+def _statistics_backward(ops: StreamOps, saved: _Arrays, cotangents: tuple[Array, Array]) -> tuple[Any, ...]:
   streams, kernel = saved
   products, square = cotangents
   factors = _NOTHING._replace(kernel=kernel, products=products, square=square)
@@ -121,7 +123,7 @@ def _statistics_backward(ops, saved, cotangents):
 
 # The backward rules return factors, no cotangents: they have no transpose, and the forward rules are derivatives of the
 # formulas in plain JAX.
-def _statistics_tangent(ops, saved, fused, kernel):
+def _statistics_tangent(ops: StreamOps, saved: _Arrays, fused: FusedStreams, kernel: Array) -> tuple[Array, Array]:
   return jax.jvp(xla.statistics, saved, (fused.streams, kernel))[1]
 
 
@@ -135,17 +137,17 @@ def read(fused: FusedStreams, weights: Float[Array, "n *per_token"], ops: Stream
   return ops.read(fused.streams, weights).astype(fused.streams.dtype)
 
 
-def _read_forward(fused, weights, ops):
+def _read_forward(fused: FusedStreams, weights: Array, ops: StreamOps) -> tuple[Array, _Arrays]:
   return read(fused, weights, ops), (fused.streams, weights)
 
 
-def _read_backward(ops, saved, cotangent):
+def _read_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   streams, weights = saved
   factors = _NOTHING._replace(weights=_per_token(weights, 1, streams), vector=cotangent)
   return factors, ops.weights_backward(streams, weights, cotangent).astype(weights.dtype)
 
 
-def _read_tangent(ops, saved, fused, weights):
+def _read_tangent(ops: StreamOps, saved: _Arrays, fused: FusedStreams, weights: Array) -> Array:
   return jax.jvp(xla.read, saved, (fused.streams, weights))[1].astype(saved[0].dtype)
 
 
@@ -165,18 +167,20 @@ def mix_and_write(
   return ops.mix(fused.streams, mixer, weights, output).astype(fused.streams.dtype)
 
 
-def _mix_and_write_forward(fused, mixer, weights, output, ops):
+def _mix_and_write_forward(
+  fused: FusedStreams, mixer: Array, weights: Array, output: Array, ops: StreamOps
+) -> tuple[Array, _Arrays]:
   return mix_and_write(fused, mixer, weights, output, ops), (fused.streams, mixer, weights, output)
 
 
-def _mix_and_write_backward(ops, saved, cotangent):
+def _mix_and_write_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   streams, mixer, weights, output = saved
   factors = _NOTHING._replace(cotangent=cotangent, mixer=_per_token(mixer, 2, streams))
   gradients = ops.coefficients_backward(streams, mixer, weights, output, cotangent)
   return factors, *(g.astype(primal.dtype) for g, primal in zip(gradients, saved[1:], strict=True))
 
 
-def _mix_and_write_tangent(ops, saved, fused, *tangents):
+def _mix_and_write_tangent(ops: StreamOps, saved: _Arrays, fused: FusedStreams, *tangents: Array) -> Array:
   return jax.jvp(xla.mix, saved, (fused.streams, *tangents))[1].astype(saved[0].dtype)
 
 
@@ -192,15 +196,15 @@ def write(
   return (fused.streams + xla.write(weights, output)).astype(fused.streams.dtype)
 
 
-def _write_forward(fused, weights, output):
+def _write_forward(fused: FusedStreams, weights: Array, output: Array) -> tuple[Array, _Arrays]:
   return write(fused, weights, output), (weights, output)
 
 
-def _write_tangent(saved, fused, *tangents):
+def _write_tangent(saved: _Arrays, fused: FusedStreams, *tangents: Array) -> Array:
   return (fused.streams + jax.jvp(xla.write, saved, tangents)[1]).astype(fused.streams.dtype)
 
 
-def _write_backward(saved, cotangent):
+def _write_backward(saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   weights, output = saved
   to_weights, to_output = xla.write_backward(weights, output, cotangent)
   return _NOTHING._replace(cotangent=cotangent), to_weights.astype(weights.dtype), to_output.astype(output.dtype)

@@ -8,6 +8,8 @@ splits the width instead of widening it, and m < n the virtual-width one. Coeffi
 Sources: Frac-connections (2503.14125), virtual width (2511.11238).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -31,7 +33,7 @@ def _combined(
   return sum(terms, added).astype(added.dtype)
 
 
-def _combined_backward(saved, cotangent):
+def _combined_backward(saved: tuple[Any, Any, Any], cotangent: Array) -> tuple[Any, ...]:
   added, matrices, parts = saved
   to_matrices = (
     xla.summed_if_static(matrix, 2, outer_sums(cotangent, part, matrix))

@@ -12,6 +12,7 @@ In forward mode all back ends take the derivative of the formulas in plain JAX.
 """
 
 import functools
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -23,6 +24,7 @@ from jpmhc_jax.core.derivatives import custom_derivative
 
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
+_Arrays = tuple[Array, ...]
 
 
 def read(
@@ -35,21 +37,21 @@ def read(
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
-def _read(streams, weights, ops):
+def _read(streams: Array, weights: Array, ops: StreamOps) -> Array:
   return ops.read(streams, weights).astype(streams.dtype)
 
 
-def _read_forward(streams, weights, ops):
+def _read_forward(streams: Array, weights: Array, ops: StreamOps) -> tuple[Array, _Arrays]:
   return _read(streams, weights, ops), (streams, weights)
 
 
-def _read_backward(ops, saved, cotangent):
+def _read_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   streams, weights = saved
   to_streams = ops.streams_backward(streams, read=(cotangent, weights))
   return _like((to_streams, ops.weights_backward(streams, weights, cotangent)), saved)
 
 
-def _read_tangent(ops, saved, *tangents):
+def _read_tangent(ops: StreamOps, saved: _Arrays, *tangents: Array) -> Array:
   return jax.jvp(xla.read, saved, tangents)[1].astype(saved[0].dtype)
 
 
@@ -70,21 +72,23 @@ def mix_and_write(
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(4,))
-def _mix_and_write(streams, mixer, weights, output, ops):
+def _mix_and_write(streams: Array, mixer: Array, weights: Array, output: Array, ops: StreamOps) -> Array:
   return ops.mix(streams, mixer, weights, output).astype(streams.dtype)
 
 
-def _mix_and_write_forward(streams, mixer, weights, output, ops):
+def _mix_and_write_forward(
+  streams: Array, mixer: Array, weights: Array, output: Array, ops: StreamOps
+) -> tuple[Array, _Arrays]:
   return _mix_and_write(streams, mixer, weights, output, ops), (streams, mixer, weights, output)
 
 
-def _mix_and_write_backward(ops, saved, cotangent):
+def _mix_and_write_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   streams, mixer, weights, output = saved
   to_streams = ops.streams_backward(streams, mixed=(cotangent, mixer))
   return _like((to_streams, *ops.coefficients_backward(streams, mixer, weights, output, cotangent)), saved)
 
 
-def _mix_and_write_tangent(ops, saved, *tangents):
+def _mix_and_write_tangent(ops: StreamOps, saved: _Arrays, *tangents: Array) -> Array:
   return jax.jvp(xla.mix, saved, tangents)[1].astype(saved[0].dtype)
 
 
@@ -101,15 +105,15 @@ def write(
 
 
 @custom_derivative
-def _write(streams, weights, output):
+def _write(streams: Array, weights: Array, output: Array) -> Array:
   return (streams + xla.write(weights, output)).astype(streams.dtype)
 
 
-def _write_forward(streams, weights, output):
+def _write_forward(streams: Array, weights: Array, output: Array) -> tuple[Array, _Arrays]:
   return _write(streams, weights, output), (weights, output)
 
 
-def _write_backward(saved, cotangent):
+def _write_backward(saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   weights, output = saved
   return cotangent, *_like(xla.write_backward(weights, output, cotangent), saved)
 
@@ -130,22 +134,22 @@ def statistics(
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(2,))
-def _statistics(streams, kernel, ops):
+def _statistics(streams: Array, kernel: Array, ops: StreamOps) -> tuple[Array, Array]:
   return ops.statistics(streams, kernel)
 
 
-def _statistics_forward(streams, kernel, ops):
+def _statistics_forward(streams: Array, kernel: Array, ops: StreamOps) -> tuple[tuple[Array, Array], _Arrays]:
   return _statistics(streams, kernel, ops), (streams, kernel)
 
 
-def _statistics_backward(ops, saved, cotangents):
+def _statistics_backward(ops: StreamOps, saved: _Arrays, cotangents: tuple[Array, Array]) -> tuple[Any, ...]:
   streams, kernel = saved
   of_products, of_square = cotangents
   to_streams = ops.streams_backward(streams, projected=(kernel, of_products, of_square))
   return _like((to_streams, ops.kernel_backward(streams, kernel, of_products)), saved)
 
 
-def _statistics_tangent(ops, saved, *tangents):
+def _statistics_tangent(ops: StreamOps, saved: _Arrays, *tangents: Array) -> tuple[Array, Array]:
   return jax.jvp(xla.statistics, saved, tangents)[1]
 
 
@@ -158,7 +162,7 @@ def products(streams: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "
   return xla.products(streams, kernel)
 
 
-def _products_backward(saved, cotangent):
+def _products_backward(saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:
   streams, kernel = saved
   return _like(xla.products_backward(streams, kernel, cotangent), saved)
 
@@ -172,11 +176,11 @@ def normed_products(streams: _Streams, kernel: Float[Array, "n d k"], epsilon: f
   return xla.normed_products(streams, kernel, epsilon)
 
 
-def _normed_products_forward(streams, kernel, epsilon):
+def _normed_products_forward(streams: Array, kernel: Array, epsilon: float) -> tuple[Array, _Arrays]:
   return normed_products(streams, kernel, epsilon), (streams, kernel)
 
 
-def _normed_products_backward(epsilon, saved, cotangent):
+def _normed_products_backward(epsilon: float, saved: _Arrays, cotangent: Array) -> _Arrays:
   streams, kernel = saved
   return _like(xla.normed_products_backward(streams, kernel, epsilon, cotangent), saved)
 
@@ -192,12 +196,12 @@ def moments(
   return xla.moments(streams, kernel, epsilon)
 
 
-def _moments_forward(streams, kernel, epsilon):
+def _moments_forward(streams: Array, kernel: Array, epsilon: float) -> tuple[tuple[Array, Array, Array], _Arrays]:
   result = moments(streams, kernel, epsilon)
   return result, (streams, kernel, *result[1:])
 
 
-def _moments_backward(epsilon, saved, cotangents):
+def _moments_backward(epsilon: float, saved: _Arrays, cotangents: _Arrays) -> _Arrays:
   streams, kernel, mean, scale = saved
   return _like(xla.moments_backward(streams, kernel, mean, scale, *cotangents), (streams, kernel))
 
@@ -205,5 +209,5 @@ def _moments_backward(epsilon, saved, cotangents):
 moments.defvjp(_moments_forward, _moments_backward)
 
 
-def _like(gradients: tuple[Array, ...], primals: tuple[Array, ...]) -> tuple[Array, ...]:
+def _like(gradients: _Arrays, primals: _Arrays) -> _Arrays:
   return tuple(g.astype(primal.dtype).reshape(primal.shape) for g, primal in zip(gradients, primals, strict=True))

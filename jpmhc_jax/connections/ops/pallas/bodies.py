@@ -90,7 +90,7 @@ def read(shape: Shape, x: Any, a: Any, out: Any) -> None:
   """u = Σ_j a_j x_j."""
   weights = [_column(a, j) for j in range(shape.n)]
 
-  def chunk(first, carry):
+  def chunk(first: Any, carry: Any) -> Any:
     _store(out, shape.vector(first), _total([w * _load(x, shape.stream(j, first)) for j, w in enumerate(weights)]))
     return carry
 
@@ -100,7 +100,7 @@ def read(shape: Shape, x: Any, a: Any, out: Any) -> None:
 def weights_backward(shape: Shape, x: Any, g: Any, to_a: Any) -> None:
   """ā_j = Σ_d ū x_j."""
 
-  def chunk(first, sums):
+  def chunk(first: Any, sums: Any) -> Any:
     cotangent = _load(g, shape.vector(first))
     return tuple(s + _dot(cotangent, _load(x, shape.stream(j, first))) for j, s in enumerate(sums))
 
@@ -111,11 +111,11 @@ def mix(shape: Shape, x: Any, y: Any, h: Any, b: Any, out: Any) -> None:
   """x'_i = Σ_j H_ij x_j + b_i y; column i·n + j of h is H_ij."""
   n = shape.n
 
-  def chunk(first, carry):
+  def chunk(first: Any, carry: Any) -> Any:
     streams = [_load(x, shape.stream(j, first)) for j in range(n)]
     output = _load(y, shape.vector(first))
 
-    def stream(i):
+    def stream(i: Any) -> None:
       mixed = _total([_column(h, i * n + j) * streams[j] for j in range(n)])
       _store(out, shape.stream(i, first), mixed + _column(b, i) * output)
 
@@ -129,7 +129,7 @@ def coefficients_backward(shape: Shape, x: Any, y: Any, b: Any, g: Any, to_y: An
   """ȳ = Σ_i b_i x̄'_i,  H̄_ij = Σ_d x̄'_i x_j,  b̄_i = Σ_d x̄'_i y: one pass over x, y and x̄'."""
   n = shape.n
 
-  def chunk(first, sums):
+  def chunk(first: Any, sums: Any) -> Any:
     cotangents = [_load(g, shape.stream(i, first)) for i in range(n)]
     output = _load(y, shape.vector(first))
     _store(to_y, shape.vector(first), _total([_column(b, i) * cotangents[i] for i in range(n)]))
@@ -150,7 +150,7 @@ def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -
   if not shape.apart:
     shape = dataclasses.replace(shape, n=1, d=shape.n * shape.d)
 
-  def chunk(first, sums):
+  def chunk(first: Any, sums: Any) -> Any:
     products, square = sums
     for j in range(shape.n):
       stream = _load(x, shape.stream(j, first))
@@ -180,11 +180,11 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
     term = jnp.dot(cotangent, kernel, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
     return term + 2.0 * _column(given["square"], own) * _load(given["x"], shape.stream(j, first))
 
-  def chunk(first, carry):
+  def chunk(first: Any, carry: Any) -> Any:
     cotangents = [_load(given["cotangent"], shape.stream(i, first)) for i in range(shape.n) if "mixer" in given]
     vector = _load(given["vector"], shape.vector(first)) if "vector" in given else None
 
-    def stream(j):
+    def stream(j: Any) -> None:
       terms = []
       if "cotangent" in given and "mixer" not in given:
         terms.append(_load(given["cotangent"], shape.stream(j, first)))
