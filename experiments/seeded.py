@@ -73,19 +73,19 @@ class Arm:
     for k in range(self.config.steps):
       state, values = self.step(state, jax.device_put(batches.batch(k)))
       metrics.append(values.scalars())
-      if not np.isfinite(metrics[-1]["lm_loss"]):
+      if not np.isfinite(metrics[-1]["loss"]):
         break
       if watch and k + 1 in watch:
         watch[k + 1](state)
     return metrics
 
   def evaluate(self, state: TrainState) -> dict[str, float]:
-    """The evaluation metrics of the model's kind over the held-out examples."""
-    options, kind = self.config.evaluation, self.setup.kind
-    sums, count = dict.fromkeys(kind.per_example, 0.0), 0
+    """The evaluation metrics of the task over the held-out examples."""
+    options, task = self.config.evaluation, self.setup.task
+    sums, count = dict.fromkeys(task.per_example, 0.0), 0
     for batch in self.dataset.evaluation_batches(options.batch_size or self.config.batch_size, options.max_examples):
-      fed = jax.device_put({name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")})
+      fed = jax.device_put({name: values for name, values in batch.items() if name not in ("valid", "index")})
       result = jax.device_get(self.rollout(state.evaluated, state.buffers, state.table, fed))
       sums = {name: total + float(result[name][batch["valid"]].sum()) for name, total in sums.items()}
       count += int(batch["valid"].sum())
-    return kind.evaluation_metrics(sums, count)
+    return task.evaluation_metrics(sums, count)

@@ -30,11 +30,16 @@ _MIXERS = (
   "PermutationMixture", "Polar", "Quaternion", "Sinkhorn", "SpectralSphere", "Traits", "Transport", "Unconstrained",
   "register_mixer",
 )  # fmt: skip
+_DATA = ("ArrayDataset", "Dataset", "ExampleDataset", "TokenDataset", "register_dataset")
+_TASKS = ("SinglePass", "Task", "register_task")
 _HOME = {
   name: room
-  for room, names in (("connections", _CONNECTIONS), ("mixers", _MIXERS), ("runs", _RUNS), ("core.errors", _ERRORS))
+  for room, names in (
+    ("connections", _CONNECTIONS), ("mixers", _MIXERS), ("runs", _RUNS), ("core.errors", _ERRORS), ("data", _DATA),
+    ("training.tasks", _TASKS), ("core.fields", ("field",)),
+  )
   for name in names
-}
+}  # fmt: skip
 
 __all__ = ["__version__", *_HOME, *_ROOMS]
 

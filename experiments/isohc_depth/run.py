@@ -68,7 +68,7 @@ def one(arm: Arm, seed: int) -> dict[str, Any]:
   def finish(state: TrainState) -> None:
     last.append({"perplexity": arm.evaluate(state)["perplexity"], **through_depth(arm, state)})
 
-  losses = [m["lm_loss"] / arm.config.batch_size for m in arm.train(seed, {arm.config.steps: finish})]
+  losses = [m["loss"] / arm.config.batch_size for m in arm.train(seed, {arm.config.steps: finish})]
   diverged = 0 if np.isfinite(losses[-1]) else len(losses)
   result = (last[0] if last else {"perplexity": math.inf, "gradient": [], "cosine": []}) | {"diverged": diverged}
   return result | {"worst_loss": max(losses[20:], default=math.inf)}

@@ -48,12 +48,14 @@ def field_table(config: Any) -> Any:
   from rich.table import Table
 
   from jpmhc_jax.config import load as configs
+  from jpmhc_jax.config import plugins
 
   values = dict(configs.leaves(config))
   table = Table(title="values that differ from the default are bold")
   for heading in ("field", "value", "default", "meaning"):
     table.add_column(heading, overflow="fold")
-  for name, default, meaning, takes in configs.documentation():
+  for name, default, meaning, takes in configs.documentation(type(config)):
+    takes = takes or " | ".join(plugins.names_of(name, config.plugins))
     style = "bold" if values[name] != default else ""
     table.add_row(
       _text(name),

@@ -19,9 +19,11 @@ def show_plan(
   from jpmhc_jax import data
   from jpmhc_jax.models import connections
   from jpmhc_jax.training.plan import devices_of, make_plan
+  from jpmhc_jax.training.tasks import task_of
 
   connections.check(config)
   devices = devices_of(topology, config.mesh.slices) if topology else None
+  task_of(config)  # what cannot work is found before the data is built
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
   plan = make_plan(
     config, dataset, int(memory_gib * 2**30) or None, devices, lambda line: print(line, file=sys.stderr, flush=True)

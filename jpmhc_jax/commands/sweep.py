@@ -54,6 +54,7 @@ class Sweep:
     parser.epilog = "Overrides such as --config.steps=500 hold for every run; what the sweep sets comes after them."
 
   def run(self, options: argparse.Namespace) -> int:
+    from jpmhc_jax.config import load as configs
     from jpmhc_jax.sweeps import grid, ledger, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
     from jpmhc_jax.sweeps.space import check_size, SweepError
@@ -61,6 +62,7 @@ class Sweep:
     printed = options.dry_run or options.executor == "tpu"
     if options.search and printed:
       raise SweepError("--search draws its points while it runs: there is no list of commands to print")
+    configs.class_of(options.config, options.overrides)  # a sweep file may ask what a plugin's field takes
     sweep = load_sweep(options.sweep)
     book = ledger.Ledger(options.workdir, _about(options) | {"metric": sweep.metric})
     check = functools.partial(_check_metric, sweep.metric)

@@ -17,7 +17,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from jpmhc_jax.config import schema
+from jpmhc_jax.config import plugins, schema
 from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
 from jpmhc_jax.core.fields import check, check_bounds, convert
@@ -36,13 +36,29 @@ class _Values(ml_collections.ConfigDict):
     super().__setitem__(key, plain(value))
 
 
+class _Root(_Values):
+  """A whole config: setting `plugins` imports them and adds their groups of fields."""
+
+  def __setitem__(self, key: str, value: Any) -> None:
+    super().__setitem__(key, value)
+    if key == "plugins" and value:
+      plugins.load(_plugins_of(value))
+      for part, name, fields in plugins.groups(self.plugins):
+        if name not in self[part]:
+          with self[part].unlocked():
+            self[part][name] = _grouped(to_dict(fields()))
+
+
 def default() -> ml_collections.ConfigDict:
-  """The schema's defaults as a locked ConfigDict, ready for a config file to fill in."""
-  return _grouped(to_dict(schema.Config())).lock()
+  """The schema's defaults as a locked ConfigDict, ready for a config file to fill in.
+
+  `config.plugins = ("my_project.waves",)` imports plugins; their fields can be set from there on.
+  """
+  return _grouped(to_dict(schema.Config()), _Root).lock()
 
 
-def _grouped(values: Mapping[str, Any]) -> _Values:
-  return _Values({name: _grouped(value) if isinstance(value, Mapping) else value for name, value in values.items()})
+def _grouped(values: Mapping[str, Any], kind: type[_Values] = _Values) -> _Values:
+  return kind({name: _grouped(value) if isinstance(value, Mapping) else value for name, value in values.items()})
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
@@ -51,16 +67,28 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
   Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant
   that the file does not offer.
   """
+  return _apply(*_read(spec), overrides, plugins.offered())
+
+
+def class_of(spec: str, overrides: Sequence[str] = ()) -> type[schema.Config]:
+  """The class of `load(spec, overrides)`: the fields that it has by its plugins, whether or not the values fit."""
+  values, _ = _with_plugins(*_read(spec), overrides, plugins.offered())
+  return plugins.schema_of((*values["plugins"], *plugins.offered()))
+
+
+def _read(spec: str) -> tuple[Mapping[str, Any], str]:
+  """What a config file returns, and the folder that its plugins may lie in."""
   path, variant = file_and_variant("--config", spec, "configs/sudoku.py:tiny")
   try:
-    loaded = run_file(path, "get_config", variant)
+    with plugins.beside(str(path.parent)):
+      loaded = run_file(path, "get_config", variant)
   except (AttributeError, KeyError, TypeError) as error:
     raise _config_file_error(path, error) from error
   if not isinstance(loaded, ml_collections.ConfigDict):
     raise ConfigError(
       f"{path}: get_config() returned a {type(loaded).__name__}; expected what jpmhc_jax.config.load.default() is"
     )
-  return _apply(loaded, overrides)
+  return loaded.to_dict(), str(path.parent)
 
 
 def resolve(config: Resolvable, overrides: Mapping[str, Any] | None = None) -> schema.Config:
@@ -70,8 +98,11 @@ def resolve(config: Resolvable, overrides: Mapping[str, Any] | None = None) -> s
   """
   start = load(config) if isinstance(config, str) else config
   values = start.to_dict() if isinstance(start, ml_collections.ConfigDict) else to_dict(start)
-  for name, value in (overrides or {}).items():
-    check_field(name, value)
+  changes = dict(overrides or {})
+  cls = class_of_stored({**values, "plugins": changes.get("plugins", values.get("plugins", ()))})
+  values = _merged(to_dict(cls()), values)
+  for name, value in changes.items():
+    check_field(name, value, cls)
     *groups, last = name.split(".")
     group = values
     for each in groups:
@@ -96,7 +127,7 @@ def file_and_variant(option: str, spec: str, example: str) -> tuple[pathlib.Path
 
 def load_default(overrides: Sequence[str] = ()) -> schema.Config:
   """The defaults with `--config.a.b=value` overrides, checked; raises ConfigError as `load` does."""
-  return _apply(default(), overrides)
+  return _apply({}, "", overrides, plugins.offered())
 
 
 def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
@@ -127,19 +158,64 @@ def override(config: schema.Config, overrides: Sequence[str], groups: Sequence[s
     if not argument.startswith(tuple(f"--{_FLAG}.{group}." for group in groups)):
       names = " and ".join(map(repr, groups))
       raise ConfigError(f"{argument}: only fields of {names} can be overridden for an existing run")
-  return _apply(ml_collections.ConfigDict(to_dict(config)).lock(), overrides)
+  return _apply(to_dict(config), "", overrides)
 
 
-def _apply(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> schema.Config:
+def _apply(
+  values: Mapping[str, Any], folder: str, overrides: Sequence[str], offered: Sequence[str] = ()
+) -> schema.Config:
+  """offered: plugins that the config may use without naming them; it names those that it uses from here on."""
+  values, overrides = _with_plugins(values, folder, overrides, offered)
   _check_overrides(overrides)
   argv = ["jpmhc", *overrides]
   parsed = flags.FlagValues()
-  holder = config_flags.DEFINE_config_dict(_FLAG, values, flag_values=parsed, sys_argv=argv)
+  holder = config_flags.DEFINE_config_dict(_FLAG, _grouped(values).lock(), flag_values=parsed, sys_argv=argv)
   try:
     parsed(argv)
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(f"{error}{_expected_type(overrides, str(error))}") from error
-  return validate(from_dict(holder.value.to_dict()))
+  resolved = holder.value.to_dict()
+  for plugin in (plugin for plugin in offered if plugin not in resolved["plugins"]):
+    if plugins.uses(plugin, resolved):
+      resolved["plugins"] = (*resolved["plugins"], plugin)
+    else:
+      for part, name, _ in plugins.groups([plugin]):
+        del resolved[part][name]
+  return validate(from_dict(resolved))
+
+
+def _with_plugins(
+  values: Mapping[str, Any], folder: str, overrides: Sequence[str], offered: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+  """The values over the defaults of all fields that there are with the plugins, and the overrides of other fields."""
+  option = f"--{_FLAG}.plugins="
+  asked = [argument.removeprefix(option) for argument in overrides if argument.startswith(option)]
+  values = {**values, "plugins": _names_in(asked[-1])} if asked else values
+  named = _plugins_of(values.get("plugins", ()))
+  plugins.load((*named, *offered), folder or values.get("plugin_folder", ""))
+  defaults = to_dict(plugins.schema_of((*named, *offered))())
+  place = {"plugin_folder": folder} if folder and plugins.lie_in(named, folder) else {}
+  complete = _merged(defaults, {**values, "plugins": named, **place})
+  return complete, [argument for argument in overrides if not argument.startswith(option)]
+
+
+def _names_in(text: str) -> list[str]:
+  """The names in `a,b`, and in a tuple or list of them as Python writes it."""
+  return [name for part in text.strip("()[]").split(",") if (name := part.strip(" '\""))]
+
+
+def _plugins_of(value: Any) -> tuple[str, ...]:
+  """The value of the field `plugins`, checked before all others: the others depend on it."""
+  return convert(dict(schema_fields())["plugins"], value, "plugins")
+
+
+def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values, and the defaults of what is not among them."""
+  return {**defaults, **values} | {
+    name: _merged(defaults[name], value)
+    for name, value in values.items()
+    if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+  }
 
 
 def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
@@ -159,7 +235,7 @@ def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
 
 def _expected_of(last: str) -> str:
   """What the fields take whose dotted names end so; all of one name take the same."""
-  for name, value in leaves(schema.Config()):
+  for name, value in leaves(widest()()):
     if name.rsplit(".", 1)[-1] == last:
       return type(value).__name__ + (f" such as {value!r}" if value else "")
   return "no value of its own: a group, whose fields are set one by one"
@@ -186,8 +262,13 @@ def upgraded(values: Any) -> Any:
   return values
 
 
+def widest() -> type[schema.Config]:
+  """The class with the fields of every plugin that this process has imported."""
+  return plugins.schema_of(plugins.imported())
+
+
 def _known() -> list[str]:
-  return [name for name, _ in leaves(schema.Config())]
+  return [name for name, _ in leaves(widest()())]
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -202,7 +283,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 def _expected_type(overrides: Sequence[str], said: str) -> str:
   """What the field that the parser complains of takes; all overridden fields where it names none."""
-  values = dict(leaves(schema.Config()))
+  values = dict(leaves(widest()()))
   names = dict.fromkeys(argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0] for argument in overrides)
   named = [name for name in names if f"--{_FLAG}.{name}=" in said] or names
   expected = ", ".join(f"{name}: {type(values[name]).__name__} such as {values[name]!r}" for name in named)
@@ -214,8 +295,23 @@ def to_dict(config: Any) -> dict[str, Any]:
   return dataclasses.asdict(config)
 
 
-def from_dict(values: Any, cls: type = schema.Config, prefix: str = "") -> Any:
-  """Builds the dataclass from a nested mapping; unknown keys and wrong types are errors that name the field."""
+def from_dict(values: Any, needed_by: str = "") -> schema.Config:
+  """Builds the config from a nested mapping; unknown keys and wrong types are errors that name the field.
+
+  needed_by: what needs the plugins, where one cannot be imported.
+  """
+  stored = values if isinstance(values, Mapping) else {}
+  return _build(values, class_of_stored(stored, needed_by))
+
+
+def class_of_stored(values: Mapping[str, Any], needed_by: str = "") -> type[schema.Config]:
+  """The class of a stored config by its plugins, which are imported; raises ConfigError where one cannot be."""
+  named = _plugins_of(values.get("plugins", ()))
+  plugins.load(named, values.get("plugin_folder", ""), needed_by)
+  return plugins.schema_of(named)
+
+
+def _build(values: Any, cls: type, prefix: str = "") -> Any:
   if not isinstance(values, Mapping):
     raise ConfigError(f"{prefix[:-1] or 'config'}={values!r}: expected an object of fields")
   fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -227,22 +323,23 @@ def from_dict(values: Any, cls: type = schema.Config, prefix: str = "") -> Any:
 
 def _convert(field: dataclasses.Field, value: Any, name: str) -> Any:
   if field.default_factory is not dataclasses.MISSING:
-    return from_dict(value, field.default_factory, name + ".")  # type: ignore[arg-type]
+    return _build(value, field.default_factory, name + ".")  # type: ignore[arg-type]
   return convert(field, value, name)
 
 
-def check_field(name: str, value: Any) -> None:
+def check_field(name: str, value: Any, cls: type[schema.Config] = schema.Config) -> None:
   """Raises ConfigError for a value that the field cannot have in any config, and for a field that does not exist."""
-  fields = dict(_fields())
-  if name not in fields:
-    raise ConfigError(f"unknown field {name!r}.{_renamed(name) or nearest(name, fields)}")
-  check_bounds(fields[name], convert(fields[name], value, name), name)
+  known = dict(schema_fields(cls))
+  if name not in known:
+    raise ConfigError(f"unknown field {name!r}.{_renamed(name) or nearest(name, known)}")
+  check_bounds(known[name], convert(known[name], value, name), name)
 
 
-def _fields(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+def schema_fields(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+  """Yields ('optimizer.learning_rate', its field) for every field of a config's class."""
   for field in dataclasses.fields(cls):
     if field.default_factory is not dataclasses.MISSING:
-      yield from _fields(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+      yield from schema_fields(field.default_factory, f"{prefix}{field.name}.")  # type: ignore[arg-type]
     else:
       yield prefix + field.name, field
 
@@ -262,7 +359,7 @@ def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple
 
   What it takes: 'its | choices', or its bounds in words; empty for any value.
   """
-  for name, field in _fields(cls, prefix):
+  for name, field in schema_fields(cls, prefix):
     yield (
       name,
       field.default,
@@ -272,9 +369,13 @@ def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple
 
 
 def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:
-  """(field, value in a, value in b) for every field that differs."""
-  other = dict(leaves(b))
-  return [(name, value, other[name]) for name, value in leaves(a) if value != other[name]]
+  """(field, value in a, value in b) for every field that differs; one that only one of them has counts as its default.
+
+  Where plugins lie is no difference.
+  """
+  defaults = dict(leaves(type(a)())) | dict(leaves(type(b)()))
+  ours, theirs = (defaults | dict(leaves(config)) for config in (a, b))
+  return [(name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name] and name != "plugin_folder"]
 
 
 def save(config: schema.Config, path: pathlib.Path) -> None:
@@ -285,7 +386,8 @@ def save(config: schema.Config, path: pathlib.Path) -> None:
 def restore(path: pathlib.Path) -> schema.Config:
   """Reads what `save` wrote. Raises ConfigError when the file is missing, cannot be read or is no config."""
   try:
-    return from_dict(upgraded(read_json(path, remedy="restore it from a backup or train in a new workdir")))
+    stored = read_json(path, remedy="restore it from a backup or train in a new workdir")
+    return from_dict(upgraded(stored), needed_by=f"the run in {path.parent}")
   except (FileNotFoundError, NotADirectoryError) as error:
     raise ConfigError(f"{path}: no such file; is {path.parent} a workdir of `jpmhc train`?") from error
   except OSError as error:
@@ -296,6 +398,7 @@ def restore(path: pathlib.Path) -> schema.Config:
 
 def validate(config: schema.Config) -> schema.Config:
   """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
+  plugins.check(config)
   c, model = config, config.model
   check(config)
   require(
@@ -316,21 +419,6 @@ def validate(config: schema.Config) -> schema.Config:
     puzzle.width,
     f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
   )
-  if model.kind == "decoder":
-    require(model.token_mixer == "attention", "model.token_mixer", model.token_mixer, "'attention', which is causal")
-  if model.kind in ("decoder", "vit"):
-    require(
-      model.rematerialise != "call",
-      "model.rematerialise",
-      "call",
-      "none, products, coefficients or block: a transformer is one call",
-    )
-    require(
-      not c.evaluation.wrong_puzzle,
-      "evaluation.wrong_puzzle",
-      True,
-      f"False with model.kind={model.kind}, which sees no puzzle identifier",
-    )
   optimizer = c.optimizer
   require(
     len(optimizer.step_boundaries) == len(optimizer.step_factors),

@@ -117,7 +117,7 @@ class ImageData:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  kind: str = field("arc", "which builder makes the examples", ("arc", "sudoku", "maze", "text", "images"))
+  kind: str = field("arc", "the data set: arc, sudoku, maze, text, images, or one that a plugin registers")
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop", ge=0)
   epochs_per_interval: int = field(
     100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
@@ -153,9 +153,8 @@ class Puzzle:
 class Model:
   kind: str = field(
     "trm",
-    "model family: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text, vit = vision "
-    "transformer over data.kind=images",
-    ("trm", "decoder", "vit"),
+    "the task: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text, vit = vision "
+    "transformer over data.kind=images, or one that a plugin registers",
   )
   width: int = field(512, "d: features of one stream", ge=1)
   heads: int = field(8, "attention heads", ge=1)
@@ -382,6 +381,11 @@ class Config:
     ge=0,
   )
   batch_size: int = field(768, "global batch", ge=1)
+  plugins: tuple[str, ...] = field(
+    (),
+    "modules that register tasks, data sets and mixers of your own: installed, beside the config file, on PYTHONPATH",
+  )
+  plugin_folder: str = field("", "where plugins lie that are no installed package: the config file's folder", path=True)
   accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry", ge=1)
   mesh: Mesh = group(Mesh, "device mesh")
   processes: Processes = group(Processes, "processes of one run on several hosts")

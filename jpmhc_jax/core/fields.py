@@ -114,6 +114,10 @@ def convert(field: dataclasses.Field, value: Any, name: str) -> Any:
   Raises ConfigError that calls the field `name` for a value of another kind, none of its choices, or no path here.
   """
   default, value = field.default, plain(value)
+  if isinstance(default, tuple) and all(isinstance(part, str) for part in default):
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+      raise ConfigError(f"{name}={value!r}: expected texts such as {default or ('a', 'b')!r}")
+    return tuple(value)
   if isinstance(default, tuple):
     numbers = [plain(v) for v in value] if isinstance(value, list | tuple) else [None]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):

@@ -10,17 +10,20 @@ from jpmhc_jax.data.arc_builder import draw_groups, draw_offsets, Group, LegacyR
 from jpmhc_jax.data.arc_grids import VOCABULARY
 from jpmhc_jax.data.arc_tasks import LARGEST_SIDE, load_tasks, Task
 from jpmhc_jax.data.batches import BatchPlan, Split
-from jpmhc_jax.data.dataset import Dataset, digest
+from jpmhc_jax.data.dataset import digest
+from jpmhc_jax.data.registry import register_dataset
+from jpmhc_jax.data.tokens import TokenDataset
 
 
-def build_arc(config: Data, *, batch_size: int, seed: int) -> Dataset:
+@register_dataset("arc", voting=True)
+def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   """Loads, checks, augments and places the tasks (full ARC-1 with 1,000 copies: about 20 s, 0.5 GB)."""
   _check(config.arc)
   groups, names, train, evaluation = build_splits(load_tasks(config.arc), config.arc)
   if not train.examples:
     raise ConfigError(f"data.arc.subsets={config.arc.subsets!r}: nothing to train on; include a subset with tasks.")
   scored = [group.task for group in groups if group.evaluation]
-  return Dataset(
+  return TokenDataset(
     kind="arc",
     side=config.arc.canvas,
     vocab_size=VOCABULARY,

@@ -12,7 +12,7 @@ import re
 from jaxtyping import Bool, Integer, UInt8
 import numpy as np
 
-PAD, END, FIRST_COLOUR = 0, 1, 2
+END, FIRST_COLOUR = 1, 2  # 0 is PAD
 COLOURS = 10
 VOCABULARY = COLOURS + FIRST_COLOUR
 SEPARATOR = "|||"

@@ -10,8 +10,9 @@ draw as in TRM's puzzle_dataset.py, so step counts agree with it; the order insi
 from collections.abc import Callable
 import dataclasses
 import threading
+from typing import Any
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError
@@ -22,17 +23,23 @@ _ORDER_STREAM = 0x0DE5  # keeps the draws inside a batch apart from every other 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Examples in puzzles in groups; `encode` makes the tokens of any of them on demand.
+  """Examples in puzzles in groups; `encode` makes any of them on demand.
 
   group_starts: first puzzle of each group, then the number of puzzles.
   puzzle_starts: first example of each puzzle, then the number of examples.
-  identifiers: of each puzzle. encode: example numbers (b,) -> inputs and labels (b, s), PAD = 0.
+  identifiers: of each puzzle. encode: example numbers (b,) -> what the data set's `read` makes arrays of.
   """
 
   group_starts: Int[np.ndarray, "groups_and_1"]
   puzzle_starts: Int[np.ndarray, "puzzles_and_1"]
   identifiers: Int[np.ndarray, "puzzles"]
-  encode: Callable[[np.ndarray], tuple[UInt8[np.ndarray, "b s"], UInt8[np.ndarray, "b s"]]]
+  encode: Callable[[np.ndarray], Any]
+
+  @classmethod
+  def of_singles(cls, examples: int, encode: Callable[[np.ndarray], Any]) -> "Split":
+    """Every example is a puzzle and a group of its own, without a name."""
+    starts = np.arange(examples + 1)
+    return cls(starts, starts, np.zeros(examples, np.int32), encode)
 
   @property
   def groups(self) -> int:

@@ -1,19 +1,18 @@
-"""What a trainer and an evaluator see of a data set, whatever its kind."""
+"""What a trainer and an evaluator see of a data set, whatever its kind, and the part that most data sets share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 import numpy as np
 
 from jpmhc_jax.core.errors import DataError
-from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.data.batches import BatchPlan, Split
 
-PAD = 0
-IGNORED_LABEL = -100
 BLANK = "<blank>"
 
 Batch = dict[str, np.ndarray]
@@ -27,7 +26,7 @@ def digest(*parts: str | np.ndarray) -> str:
   """
   sha = hashlib.sha256()
   for part in parts:
-    data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else bytes(np.ascontiguousarray(part))
+    data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
     sha.update(len(data).to_bytes(8, "big"))
     sha.update(data)
   return sha.hexdigest()
@@ -55,52 +54,97 @@ class Coverage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class ElementSpec:
+  """What one row of an array of a batch is."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+@runtime_checkable
+class Dataset(Protocol):
   """Training batches as a pure function of (seed, step), evaluation batches in stored order.
 
-  side: of the square token canvas, 0 where the tokens are no grid. length: of a row; 0 takes side².
-  image: set where the rows are images, which have one label each, class + 1.
-  identifiers: name of every puzzle identifier, "<blank>" first.
-  test_puzzles: scored ARC tasks by name in the public JSON layout with answers; empty for other kinds.
-  notes: facts for `describe`. content: hash of everything that the examples are made of.
+  A batch maps names to arrays (b, …) of any dtype that JAX has; all batches have the names, dtypes and shapes of
+  `element_spec`. kind: the name in `data.kind`. identifiers: what the rows of a task's table stand for, "<blank>"
+  first.
+  """
+
+  @property
+  def kind(self) -> str: ...
+
+  @property
+  def identifiers(self) -> Sequence[str]: ...
+
+  @property
+  def element_spec(self) -> Mapping[str, ElementSpec]:
+    """Shape and dtype of one row of each array."""
+    ...
+
+  def batch(self, step: int, rows: Rows = slice(None)) -> Batch:
+    """Rows of the global batch of a step: the same for the same (seed, step) on every host, in every order of calls."""
+    ...
+
+  def coverage(self, max_examples: int = 0) -> Coverage:
+    """Of an evaluation on at most max_examples (0 = all)."""
+    ...
+
+  def evaluation_batches(self, batch_size: int, max_examples: int = 0, rows: slice = slice(None)) -> Sequence[Batch]:
+    """Batches over the held-out examples in stored order, with `valid` and `index`; see EvaluationBatches."""
+    ...
+
+  def example(self, batch: Batch, result: Mapping[str, np.ndarray], row: int) -> dict[str, Any] | None:
+    """What the report shows of a held-out example and the answer to it: plain JSON values. None for nothing.
+
+    `kind` names a drawing of `reporting.examples`.
+    """
+    ...
+
+  def describe(self) -> dict[str, Any]:
+    """Counts for logs and the report, and the fingerprint."""
+    ...
+
+  def fingerprint(self) -> str:
+    """Hash of the examples and of the identifiers: two runs with the same fingerprint train on the same rows."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleDataset(abc.ABC):
+  """A `Dataset` over numbered examples: a subclass says how they are read.
+
+  plan: the examples of every step. content: hash of everything that the examples are made of. notes: facts for
+  `describe`.
   """
 
   kind: str
-  side: int
-  vocab_size: int
-  identifiers: Sequence[str]
   train: Split
   evaluation: Split
   plan: BatchPlan
   content: str
-  test_puzzles: Mapping[str, Mapping[str, list]] = dataclasses.field(default_factory=dict)
+  identifiers: Sequence[str] = (BLANK,)
   notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  length: int = 0
-  image: ImageFormat | None = None
-  pad_id: int = PAD
-  ignored_label: int = IGNORED_LABEL
-
   @property
-  def sequence_length(self) -> int:
-    return self.length or self.side**2
+  def padding(self) -> Mapping[str, int]:
+    """What fills the last evaluation batch up, by name of the array; 0 where it says nothing."""
+    return {}
 
-  @property
-  def label_length(self) -> int:
-    """Labels of a row: one for each token, or one for an image."""
-    return 1 if self.image else self.sequence_length
+  def read(self, split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
+    """The arrays of these examples."""
+    return split.encode(examples)
 
-  @property
-  def num_identifiers(self) -> int:
-    return len(self.identifiers)
+  def example(self, batch: Batch, result: Mapping[str, np.ndarray], row: int) -> dict[str, Any] | None:
+    return None
+
+  @functools.cached_property
+  def element_spec(self) -> Mapping[str, ElementSpec]:
+    row = self._read(self.train, np.zeros(1, np.int64))
+    return {name: ElementSpec(values.shape[1:], values.dtype) for name, values in row.items()}
 
   def batch(self, step: int, rows: Rows = slice(None)) -> Batch:
-    """Rows of the global batch of a step, int32: inputs (b, s), labels (b, s or 1) with −100 ignored,
-    puzzle_identifiers (b,).
-
-    The same for the same (seed, step) on every host and in every order of calls; only the asked rows are encoded.
-    """
-    return _collate(self.train, self.plan.examples(step)[rows])
+    """Rows of the global batch of a step; only the asked rows are read."""
+    return self._read(self.train, self.plan.examples(step)[rows])
 
   def coverage(self, max_examples: int = 0) -> Coverage:
     """Of an evaluation on at most max_examples (0 = all)."""
@@ -111,7 +155,8 @@ class Dataset:
     self, batch_size: int, max_examples: int = 0, rows: slice = slice(None)
   ) -> "EvaluationBatches":
     """Batches over the held-out examples in stored order, at most max_examples (0 = all); see EvaluationBatches."""
-    return EvaluationBatches(self.evaluation, batch_size, self.coverage(max_examples).examples, rows)
+    read = functools.partial(self._read, self.evaluation)
+    return EvaluationBatches(read, self.padding, batch_size, self.coverage(max_examples).examples, rows)
 
   def describe(self) -> dict[str, Any]:
     """Counts for logs and the report, and the fingerprint."""
@@ -121,29 +166,35 @@ class Dataset:
       for name, split in splits.items()
       for what in ("groups", "puzzles", "examples")
     }
-    return {
-      "kind": self.kind,
-      "vocab_size": self.vocab_size,
-      "sequence_length": self.sequence_length,
-      "identifiers": self.num_identifiers,
-      **counts,
-      **self.notes,
-      "sha256": self.content,
-    }
+    return {"kind": self.kind, **self.sizes(), **counts, **self.notes, "sha256": self.content}
+
+  def sizes(self) -> dict[str, Any]:
+    """What `describe` says of one example."""
+    return {name: f"{spec.dtype}{list(spec.shape)}" for name, spec in self.element_spec.items()}
 
   def fingerprint(self) -> str:
-    """Hash of the examples and of the identifier map: two runs with the same fingerprint train on the same rows."""
+    """`content`."""
     return self.content
+
+  def _read(self, split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
+    try:
+      return self.read(split, examples)
+    except OSError as error:  # a file that is gone, or a disk that fails, while the run reads it
+      raise DataError(
+        f"{error.filename or 'data'}: cannot be read any more ({error.strerror or error}); bring it back and run the "
+        "same command to resume from the last checkpoint"
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationBatches:
+class EvaluationBatches(Sequence[Batch]):
   """Batches of the held-out examples, each with `valid` (b,) bool and `index` (b,) int64, the example number.
 
-  The last batch is padded at its end: inputs PAD, labels −100, identifier 0, valid False, index −1.
+  The last batch is padded at its end: `padding` by name of the array, 0 for the others; valid False, index −1.
   """
 
-  split: Split
+  read: Callable[[Int[np.ndarray, "b"]], Batch]
+  padding: Mapping[str, int]
   batch_size: int
   examples: int
   rows: slice = dataclasses.field(default_factory=lambda: slice(None))
@@ -158,30 +209,16 @@ class EvaluationBatches:
   def __iter__(self) -> Iterator[Batch]:
     return (self[i] for i in range(len(self)))
 
-  def __getitem__(self, i: int) -> Batch:
+  def __getitem__(self, i: int) -> Batch:  # type: ignore[override]
     if not -len(self) <= i < len(self):
       raise IndexError(f"evaluation batch {i} of {len(self)}")
     index = (i % len(self)) * self.batch_size + np.arange(self.batch_size)[self.rows]
     valid = index < self.examples
-    batch = _collate(self.split, index[valid])
     missing = int((~valid).sum())
-    fill = {"inputs": PAD, "labels": IGNORED_LABEL, "puzzle_identifiers": 0}
-    padded = {name: _pad_rows(value, missing, fill[name]) for name, value in batch.items()}
+    padded = {
+      name: _pad_rows(values, missing, self.padding.get(name, 0)) for name, values in self.read(index[valid]).items()
+    }
     return padded | {"valid": valid, "index": np.where(valid, index, -1)}
-
-
-def _collate(split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
-  try:
-    inputs, labels = split.encode(examples)
-  except OSError as error:  # a file that is gone, or a disk that fails, while the run reads it
-    raise DataError(
-      f"{error.filename or 'data'}: cannot be read any more ({error.strerror or error}); bring it back and run the "
-      "same command to resume from the last checkpoint"
-    ) from error
-  labels = labels.astype(np.int32)
-  labels[labels == PAD] = IGNORED_LABEL
-  identifiers = split.identifiers[split.puzzle_of(examples)].astype(np.int32)
-  return {"inputs": inputs.astype(np.int32), "labels": labels, "puzzle_identifiers": identifiers}
 
 
 def _pad_rows(values: np.ndarray, rows: int, fill: int) -> np.ndarray:

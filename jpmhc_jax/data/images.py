@@ -16,6 +16,7 @@ import lzma
 import math
 import pathlib
 import struct
+from typing import Any
 import zipfile
 import zlib
 
@@ -27,7 +28,9 @@ from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.core.reading import check_regular, memory_limit, size
 from jpmhc_jax.data.batches import BatchPlan, Split
-from jpmhc_jax.data.dataset import BLANK, Dataset, digest
+from jpmhc_jax.data.dataset import Batch, digest
+from jpmhc_jax.data.registry import register_dataset
+from jpmhc_jax.data.tokens import TokenDataset
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MOST_CLASSES = 255  # labels are stored in a byte, 0 kept free
@@ -41,7 +44,29 @@ _DAMAGE = (
 _HEADER_BYTES = 1 << 16  # numpy reads no header longer than 10,000
 
 
-def build_images(config: Data, *, batch_size: int, seed: int) -> Dataset:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageDataset(TokenDataset):
+  """Rows of pixel values with one label each, class + 1."""
+
+  image: ImageFormat
+
+  def example(self, batch: Batch, result: Mapping[str, np.ndarray], row: int) -> dict[str, Any] | None:
+    """The picture with its class, beside the likeliest class."""
+    image = self.image
+    return {
+      "kind": "images",
+      "task": f"image {int(batch['index'][row])}",
+      "test": 0,
+      "input": batch["inputs"][row].reshape(image.height, image.width, image.channels).tolist(),
+      "top": image.top,
+      "truth": int(batch["labels"][row, 0]) - 1,
+      "predictions": [{"class": int(result["predictions"][row, 0])}],
+      "solved_at": 1 if result["accuracy"][row] else None,
+    }
+
+
+@register_dataset("images")
+def build_images(config: Data, *, batch_size: int, seed: int) -> ImageDataset:
   """Reads the images and wraps them in batches.
 
   Raises ConfigError for a field out of range or without scikit-learn, DataError for a file that is not as described.
@@ -56,12 +81,11 @@ def build_images(config: Data, *, batch_size: int, seed: int) -> Dataset:
   image = ImageFormat(height, width, channels, top, classes)
   moves = tuple((row, column) for row in _reach(options.shift) for column in _reach(options.shift))
   train = _split(arrays["x_train"], arrays["y_train"], moves, options.mirror)
-  return Dataset(
+  return ImageDataset(
     kind="images",
     side=0,
     length=image.values,
     vocab_size=top + 1,
-    identifiers=[BLANK],
     train=train,
     evaluation=_split(arrays["x_test"], arrays["y_test"], ((0, 0),), False),
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),

@@ -17,25 +17,28 @@ from jpmhc_jax.config.schema import Data, MazeData
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.arc_grids import dihedral, DIHEDRAL_ORDER
 from jpmhc_jax.data.batches import BatchPlan, Split
-from jpmhc_jax.data.dataset import BLANK, Dataset, digest
+from jpmhc_jax.data.dataset import digest
+from jpmhc_jax.data.registry import register_dataset
+from jpmhc_jax.data.tokens import TokenDataset
 
 WALL, FLOOR, START, GOAL, PATH = 1, 2, 3, 4, 5
 _BUILDER_SEED = 0
 _PATIENCE = 300  # carvings in a row without a new maze before giving up
 
 
-def build_maze(config: Data, *, batch_size: int, seed: int) -> Dataset:
+@register_dataset("maze")
+def build_maze(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   """Generates the mazes (11×11: under a millisecond each) and wraps them in batches."""
   options = config.maze
   _check(options)
   inputs, labels = generate(options)
   held = options.test_mazes
   train = _split(inputs[held:], labels[held:], copies=DIHEDRAL_ORDER if options.dihedral else 1)
-  return Dataset(
+  return TokenDataset(
     kind="maze",
+    drawn_as="maze",
     side=options.side,
     vocab_size=PATH + 1,
-    identifiers=[BLANK],
     train=train,
     evaluation=_split(inputs[:held], labels[:held], copies=1),
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),

@@ -14,25 +14,28 @@ import numpy as np
 from jpmhc_jax.config.schema import Data, SudokuData
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.batches import BatchPlan, Split
-from jpmhc_jax.data.dataset import BLANK, Dataset, digest
+from jpmhc_jax.data.dataset import digest
+from jpmhc_jax.data.registry import register_dataset
 from jpmhc_jax.data.sudoku_grids import BOXES, dig, filled, mix, symmetry_class, units
+from jpmhc_jax.data.tokens import TokenDataset
 
 _BUILDER_SEED = 0
 _CHUNK = 64  # puzzles generated between two looks at their symmetry classes
 
 
-def build_sudoku(config: Data, *, batch_size: int, seed: int) -> Dataset:
+@register_dataset("sudoku")
+def build_sudoku(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   """Generates the puzzles (4×4: 0.1 ms each, 9×9: 2 ms each, more beyond 50 holes) and wraps them in batches."""
   options = config.sudoku
   _check(options)
   puzzles, solutions = generate(options)
   held = options.test_puzzles
   train = _split(puzzles[held:], solutions[held:], options.side, copies=options.shuffles + 1)
-  return Dataset(
+  return TokenDataset(
     kind="sudoku",
+    drawn_as="sudoku",
     side=options.side,
     vocab_size=options.side + 2,
-    identifiers=[BLANK],
     train=train,
     evaluation=_split(puzzles[:held], solutions[:held], options.side, copies=1),
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),

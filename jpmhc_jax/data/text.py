@@ -25,8 +25,11 @@ import numpy as np
 from jpmhc_jax.config.schema import Data, TextData
 from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.core.reading import memory_limit, read_bytes, shown, size
+from jpmhc_jax.core.tokens import PAD
 from jpmhc_jax.data.batches import BatchPlan, Split
-from jpmhc_jax.data.dataset import BLANK, Dataset, digest, PAD
+from jpmhc_jax.data.dataset import digest
+from jpmhc_jax.data.registry import register_dataset
+from jpmhc_jax.data.tokens import TokenDataset
 
 BYTES = 256
 _LEFT_OUT = {
@@ -35,7 +38,8 @@ _LEFT_OUT = {
 }  # fmt: skip
 
 
-def build_text(config: Data, *, batch_size: int, seed: int) -> Dataset:
+@register_dataset("text")
+def build_text(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   """Reads the sources (about 10 MB, under a second) and wraps their windows in batches.
 
   Raises ConfigError for a field out of range or a folder without sources, DataError for a file with a zero byte or a
@@ -59,12 +63,11 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> Dataset:
       "run was made with, or set data.text.sha256='' to take what is there"
     )
   train, evaluation = _split(kept, options.window), _split(held, options.window, shuffle=True)
-  return Dataset(
+  return TokenDataset(
     kind="text",
     side=0,
     length=options.window,
     vocab_size=BYTES,
-    identifiers=[BLANK],
     train=train,
     evaluation=evaluation,
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
@@ -151,12 +154,7 @@ def _split(texts: Sequence[np.ndarray], window: int, shuffle: bool = False) -> S
   ends = np.repeat(file_starts[1:], [len(of_file) for of_file in windows])
   corpus = np.concatenate([part for text in texts for part in (np.zeros(1, np.uint8), text)])
   order = np.random.default_rng(0).permutation(starts.size) if shuffle else np.arange(starts.size)
-  return Split(
-    group_starts=np.arange(starts.size + 1),
-    puzzle_starts=np.arange(starts.size + 1),
-    identifiers=np.zeros(starts.size, np.int32),
-    encode=Windows(corpus, starts[order], ends[order], window),
-  )
+  return Split.of_singles(starts.size, Windows(corpus, starts[order], ends[order], window))
 
 
 def _check(options: TextData) -> None:

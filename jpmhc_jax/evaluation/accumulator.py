@@ -1,6 +1,6 @@
 """What one pass over held-out examples counts: sums for the means, examples to show, ARC votes; and its files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import gzip
@@ -8,13 +8,10 @@ import pathlib
 from typing import Any
 import zlib
 
-from jaxtyping import Int
 import numpy as np
 
 from jpmhc_jax.core.files import from_json, storing, to_json, write_atomically
-from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.data.dataset import IGNORED_LABEL, PAD
 from jpmhc_jax.evaluation.arc import ArcVotes
 from jpmhc_jax.training.hosts import distributed
 
@@ -24,7 +21,7 @@ EXAMPLES = 60  # shown in the report
 class EvalAccumulator:
   """Sums over valid examples. Tallies of consecutive ranges of examples merge into that of the whole range.
 
-  names: the per-example arrays that are summed. voting: count ARC votes instead of keeping grids to show.
+  names: the per-example arrays that are summed. voting: count ARC votes instead of keeping examples to show.
   """
 
   def __init__(self, dataset: Dataset, names: Sequence[str], voting: bool):
@@ -32,7 +29,7 @@ class EvalAccumulator:
     self.sums = dict.fromkeys(names, 0.0)
     self.count = 0
     self.examples: list[dict[str, Any]] = []
-    self.votes = ArcVotes(dataset.identifiers, dataset.side) if voting else None
+    self.votes = ArcVotes(dataset.identifiers, dataset.side) if voting else None  # type: ignore[attr-defined]
 
   def add(self, batch: dict[str, np.ndarray], result: dict[str, np.ndarray]) -> None:
     """Counts one batch; rows that are not `valid` are padding."""
@@ -43,11 +40,9 @@ class EvalAccumulator:
     if self.votes is not None:
       q = result["q_halt"].astype(np.float32)
       self.votes.add(batch["puzzle_identifiers"], batch["inputs"], result["predictions"], q, valid)
-    elif len(self.examples) < EXAMPLES and (self._dataset.side or self._dataset.image):
-      shown = (
-        _pictures(batch, result, self._dataset.image) if self._dataset.image else _grids(batch, result, self._dataset)
-      )
-      self.examples = (self.examples + shown)[:EXAMPLES]
+    elif len(self.examples) < EXAMPLES:
+      rows = np.flatnonzero(valid)[: EXAMPLES - len(self.examples)]
+      self.examples += filter(None, (self._dataset.example(batch, result, int(row)) for row in rows))
 
   def merge(self, other: "EvalAccumulator") -> None:
     """Adds a tally of later examples."""
@@ -70,46 +65,6 @@ class EvalAccumulator:
     if state["votes"] is not None:
       tally.votes = ArcVotes.from_state(dataset.identifiers, state["votes"])
     return tally
-
-
-def _grids(batch: dict[str, np.ndarray], result: dict[str, np.ndarray], dataset: Dataset) -> list[dict[str, Any]]:
-  """Sudoku and maze rows as square grids of tokens."""
-  shown = []
-  for row in np.flatnonzero(batch["valid"]):
-    square = [
-      values[row].reshape(dataset.side, dataset.side).tolist()
-      for values in (batch["inputs"], batch["labels"], result["predictions"])
-    ]
-    exact = bool(result["exact_accuracy"][row])
-    shown.append(
-      {
-        "kind": dataset.kind,
-        "task": f"{dataset.kind} {int(batch['index'][row])}",
-        "test": 0,
-        "input": square[0],
-        "truth": square[1],
-        "predictions": [{"grid": square[2], "votes": 1, "q": float(1 / (1 + np.exp(-result["q_halt"][row])))}],
-        "solved_at": 1 if exact else None,
-      }
-    )
-  return shown
-
-
-def _pictures(batch: dict[str, np.ndarray], result: dict[str, np.ndarray], image: ImageFormat) -> list[dict[str, Any]]:
-  """Images with their class and the likeliest one."""
-  return [
-    {
-      "kind": "images",
-      "task": f"image {int(batch['index'][row])}",
-      "test": 0,
-      "input": batch["inputs"][row].reshape(image.height, image.width, image.channels).tolist(),
-      "top": image.top,
-      "truth": int(batch["labels"][row, 0]) - 1,
-      "predictions": [{"class": int(result["predictions"][row, 0])}],
-      "solved_at": 1 if result["accuracy"][row] else None,
-    }
-    for row in np.flatnonzero(batch["valid"])
-  ]
 
 
 Tally = dict[str, Any]
@@ -168,45 +123,3 @@ class EvalProgress:
       return saved["tally"] if (saved["identity"], saved["batches"]) == (self.identity, batches) else None
     except (OSError, EOFError, KeyError, TypeError, ValueError, zlib.error):
       return None  # damaged: the pass starts again
-
-
-WRITTEN_ON, WINDOWS = 32, 12  # bytes written on, which is as many forward passes; windows kept
-
-Answer = Callable[[Mapping[str, np.ndarray]], Int[np.ndarray, "b s"]]
-
-
-def continuations(batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]]:
-  """Prompt, true continuation and the model's of the batch's first windows, as `evaluation/step_N.json` keeps them.
-
-  The model sees all of a window but its last bytes (32, at most half) and always takes the likeliest next byte.
-  answer: (batch with inputs) -> the likeliest byte behind each of its bytes. Every process must call it alike.
-  """
-  inputs, length = batch["inputs"].copy(), batch["inputs"].shape[1]
-  count = min(WRITTEN_ON, length // 2)
-  start = length - count
-  written = np.zeros((len(inputs), count), np.int32)
-  for i in range(count):
-    written[:, i] = answer({**batch, "inputs": inputs})[:, start - 1 + i]
-    inputs[:, start + i] = written[:, i]
-  truth = batch["labels"][:, start - 1 : -1]
-  rows = np.flatnonzero(batch["valid"] & (truth[:, 0] != IGNORED_LABEL))[:WINDOWS]
-  return [_example(int(batch["index"][row]), batch["inputs"][row, :start], truth[row], written[row]) for row in rows]
-
-
-def _example(index: int, prompt: np.ndarray, truth: np.ndarray, written: np.ndarray) -> dict[str, Any]:
-  truth = truth[truth != IGNORED_LABEL]  # a file may end before its window
-  written = written[: len(truth)]
-  return {
-    "kind": "text",
-    "task": f"text {index}",
-    "test": 0,
-    "input": _text(prompt),
-    "truth": _text(truth),
-    "predictions": [{"text": _text(written)}],
-    "solved_at": 1 if np.array_equal(written, truth) else None,
-  }
-
-
-def _text(tokens: Int[np.ndarray, " s"]) -> str:
-  """Bytes as text; the byte in front of a file is left out, halves of characters become U+FFFD."""
-  return bytes(tokens[tokens != PAD].astype(np.uint8)).decode("utf-8", "replace")

@@ -23,29 +23,31 @@ import jax
 from jaxtyping import Array
 import numpy as np
 
+from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
 from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
 from jpmhc_jax.core.reading import memory_limit, read_gzip
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation import ablations
-from jpmhc_jax.evaluation.accumulator import continuations, EvalAccumulator, EvalProgress, EXAMPLES
+from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EvalProgress, EXAMPLES
 from jpmhc_jax.evaluation.arc import ArcVotes
-from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.integrity import fingerprint
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.tasks.registry import kind_of
+from jpmhc_jax.training.tasks.base import Batch
+from jpmhc_jax.training.tasks.registry import task_of
 
 
 class Evaluator:
   """Callable on (state, step). The votes of each evaluation stay in the workdir, so that pooling survives restarts."""
 
   def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path):
-    self.setup, self.dataset, self.workdir = setup, dataset, workdir
+    self.setup, self.workdir = setup, workdir
+    self.dataset: Any = dataset  # one whose copies vote has `test_puzzles` and `side`
     self.folder = results_folder(setup.config.evaluation, workdir)
     evaluated, self.replaced = ablations.ablate(setup)
     self.rollout = make_rollout(evaluated)
@@ -56,9 +58,10 @@ class Evaluator:
     self.share = share_of(meshes.batch_sharding(setup.mesh), size)
     self.batches = dataset.evaluation_batches(len(self.share.numbers), evaluation.max_examples)
     self.coverage = dataset.coverage(evaluation.max_examples)
-    self.votes_arc = dataset.kind == "arc"
-    self.main_metric = "pass@2" if self.votes_arc else setup.kind.main_metric
-    self.higher_is_better = setup.kind.higher_is_better
+    self.voting, task = data.votes(setup.config.data), setup.task
+    self.main_metric, self.higher_is_better = (
+      ("pass@2", True) if self.voting else (task.main_metric, task.higher_is_better)
+    )
 
   def __call__(self, state: TrainState, step: int) -> dict[str, float]:
     """Scalar metrics of this state; also written with examples to `evaluation/step_N.json` (see `path`).
@@ -66,7 +69,7 @@ class Evaluator:
     Raises Interrupted when the process is asked to stop meanwhile; what was counted is on disk then.
     """
     partials = [self._partial(state, f"{step}{self.coverage.suffix}")]
-    own = self._pass(state, partials[0], self.votes_arc)
+    own = self._pass(state, partials[0], self.voting)
     wrong = None
     if self.setup.config.evaluation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
@@ -95,7 +98,7 @@ class Evaluator:
     """The tally of all examples on process 0; that of its own share elsewhere."""
     save_every = self.setup.config.evaluation.save_every
     start, saved = partial.load()
-    names = self.setup.kind.per_example
+    names = self.setup.task.per_example
     tally = EvalAccumulator.from_state(self.dataset, saved) if saved else EvalAccumulator(self.dataset, names, voting)
     for done, (batch, result) in enumerate(self._results(state, start, permutation), start=start + 1):
       tally.add(batch, result)
@@ -107,13 +110,13 @@ class Evaluator:
           f"asked to stop in an evaluation, after {done} of {self._length()} batches: saved; run the same command to "
           "resume"
         )
-    if self.dataset.kind == "text":
-      tally.examples = continuations(self._batch(0), lambda batch: self._answers(state, batch))
+    samples = self.setup.task.samples(self._batch(0), lambda batch: self._answers(state, batch))
+    if samples is not None:
+      tally.examples = samples
     return self._merged(tally)
 
   def _answers(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    fed = {name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")}
-    result = self.rollout(state.evaluated, state.buffers, state.table, self.share.place(fed))
+    result = self.rollout(state.evaluated, state.buffers, state.table, self.share.place(_arrays(batch)))
     return self.share.collect({"predictions": result["predictions"]})["predictions"]
 
   def _merged(self, tally: EvalAccumulator) -> EvalAccumulator:
@@ -148,9 +151,10 @@ class Evaluator:
     waiting = None
     for i in range(start, self._length()):
       batch = self._batch(i)
-      fed = {name: batch[name] for name in ("inputs", "labels", "puzzle_identifiers")}
+      fed = _arrays(batch)
       if permutation is not None:
-        fed["puzzle_identifiers"] = permutation[fed["puzzle_identifiers"]]
+        ids = self.setup.task.table_ids
+        fed[ids] = permutation[fed[ids]]
       result = self.rollout(state.evaluated, state.buffers, state.table, self.share.place(fed))
       if waiting is not None:
         yield waiting[0], self.share.collect(waiting[1])
@@ -173,7 +177,8 @@ class Evaluator:
       if wrong is not None:
         means = self._means(wrong)
         metrics |= {f"wrong_puzzle/{name}": means[name] for name in ("accuracy", "exact_accuracy")}
-      result = {"step": step, "metrics": metrics, "examples": examples}
+      judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
+      result = {"step": step, "metrics": metrics, "judged_by": judged, "examples": examples}
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
@@ -182,7 +187,7 @@ class Evaluator:
     return metrics
 
   def _means(self, tally: EvalAccumulator) -> dict[str, float]:
-    return self.setup.kind.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
+    return self.setup.task.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
 
   def _pooled(self, votes: ArcVotes, step: int) -> ArcVotes:
     """The votes of all evaluations of the same examples up to this one, the earliest first."""
@@ -212,7 +217,7 @@ class Evaluator:
   def _other_puzzles(self) -> np.ndarray:
     """For every identifier another one, whose embedding the ablation uses instead (blank stays blank)."""
     key = rng.key_for(self.setup.config.seed, "wrong_puzzle")
-    ids = np.arange(self.dataset.num_identifiers)
+    ids = np.arange(len(self.dataset.identifiers))
     ids[1:] = 1 + np.asarray(jax.random.permutation(key, len(ids) - 1))
     return ids
 
@@ -228,6 +233,11 @@ def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> path
   return folder / f"ablation_{evaluation.ablation}_{ablations.folder_name(evaluation.ablation_layers)}"
 
 
+def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What the model sees of an evaluation batch."""
+  return {name: values for name, values in batch.items() if name not in ("valid", "index")}
+
+
 def _steps(folder: pathlib.Path, prefix: str, suffix: str) -> list[int]:
   names = (path.name.removeprefix(prefix).removesuffix(suffix) for path in folder.glob(f"{prefix}*{suffix}"))
   return [int(name) for name in names if name.isdigit()]
@@ -238,16 +248,15 @@ Rollout = Callable[[Any, Any, Array | None, Batch], Predictions]
 
 
 def make_rollout(setup: Setup) -> Rollout:
-  """A jitted (params, buffers, table, batch) -> what `setup.kind.answer` says of every row.
+  """A jitted (params, buffers, table, batch) -> what `Task.predict` says of every row.
 
-  The batch's `puzzle_identifiers` are read as given, so an ablation can permute them.
+  The numbers of the table's rows are read as given, so an ablation can permute them.
   """
   by_row = meshes.batch_sharding(setup.mesh)
 
   def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
     model = setup.model(params, buffers)
-    rows = None if table is None else table[batch["puzzle_identifiers"]]
-    return setup.kind.answer(model, rows, batch, setup.config)
+    return setup.task.predict(model, setup.rows(table, batch), batch, setup.config)
 
   layout = setup.shardings
   inputs = (layout.params, layout.buffers, layout.table, by_row)
@@ -259,9 +268,9 @@ _ONE_TASK = {"": {"test": [{"input": [[0]], "output": [[0]]}]}}
 
 def metric_names(config: schema.Config) -> tuple[str, ...]:
   """Names in `evaluation/step_N.json` of a run of this config. Raises ConfigError where model and data do not fit."""
-  kind = kind_of(config)
-  names = [*kind.evaluation_metrics(dict.fromkeys(kind.per_example, 0.0), 0), "examples"]
-  if config.data.kind == "arc":
+  task = task_of(config)
+  names = [*task.evaluation_metrics(dict.fromkeys(task.per_example, 0.0), 0), "examples"]
+  if data.votes(config.data):
     voted = list(ArcVotes([""]).results(_ONE_TASK))
     names += voted
     names += [f"pooled/{name}" for name in voted] if config.evaluation.pooled else []

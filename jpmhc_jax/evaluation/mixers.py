@@ -14,6 +14,8 @@ from jpmhc_jax.training.state import Setup, TrainState
 def make_diagnose(setup: Setup) -> Callable[[TrainState], Mapping[str, float]] | None:
   """A function from a state to `mixer/<connection>/<diagnostic>` scalars; None for a network without streams.
 
+  Empty for a task whose `capture` looks at no connection.
+
   It looks at one pass over the carry's examples (of a TRM, one reasoning update): the streams that enter each
   connection, its coefficients, and the product of the mixers over the network (`mixer/composite/…`).
   """
@@ -30,13 +32,15 @@ def make_diagnose(setup: Setup) -> Callable[[TrainState], Mapping[str, float]] |
 
 def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, carry: Any) -> dict[str, Array]:
   model = setup.model(params, buffers)
-  rows = None if table is None else table[carry.data["puzzle_identifiers"]]
+  rows = setup.rows(table, carry.data)
 
   def probe(connection: Any, streams: Array) -> tuple[dict[str, Array], Array | None]:
     found, mix = connection.diagnostics(streams)
     return found | {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}, mix
 
-  seen = setup.kind.inspect(model, rows, carry, probe)
+  seen = setup.task.capture(model, rows, carry, probe)
+  if not seen:
+    return {}
   values = {f"{name}/{diagnostic}": v for name, (found, _) in seen.items() for diagnostic, v in found.items()}
   composite = composite_diagnostics([mix for _, mix in seen.values()])
   energies = [found["difference_energy"] for found, _ in seen.values()]

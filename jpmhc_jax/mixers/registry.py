@@ -7,6 +7,7 @@ import typing
 from typing import Any, TypeVar
 
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
+from jpmhc_jax.core.registrations import Origin, ORIGINS
 from jpmhc_jax.core.scalars import plain
 from jpmhc_jax.mixers.base import Mixer
 from jpmhc_jax.mixers.birkhoff import BirkhoffNewton, EpsilonSinkhorn, Sinkhorn
@@ -77,7 +78,7 @@ def register_mixer(name: str) -> Callable[[_Class], _Class]:
 
   def add(cls: _Class) -> _Class:
     _check_family(name, cls)
-    FAMILIES[name] = cls
+    FAMILIES[name], ORIGINS["connection.mixer"][name] = cls, Origin.of(cls)
     return cls
 
   return add

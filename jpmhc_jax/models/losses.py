@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-IGNORED = -100
+from jpmhc_jax.core.tokens import IGNORED
 
 
 def stablemax_terms(logits: Float[Array, "..."]) -> Float[Array, "..."]:

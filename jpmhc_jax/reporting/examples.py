@@ -1,11 +1,14 @@
-"""Examples of a report, each beside the model's answers: puzzle grids, images and texts.
+"""Examples of a report, each beside the model's answers: puzzle grids, images, texts and plain numbers.
 
-Grids (ARC colours, Sudoku digits, mazes) are small SVG drawings: a run of equal cells becomes one rectangle of a path,
-so a 30x30 grid takes a few kilobytes. Each drawing carries its content in words (`<desc>`), row by row.
+`DRAWINGS` has a drawing for each `kind` of example that an evaluation records; a plugin may add its own. Grids (ARC
+colours, Sudoku digits, mazes) are small SVG drawings: a run of equal cells becomes one rectangle of a path, so a 30x30
+grid takes a few kilobytes. Each drawing carries its content in words (`<desc>`), row by row.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
 import io
 import math
 import os.path
@@ -21,29 +24,90 @@ MAZE_CELLS = "# SGo"  # wall, floor, start, goal, path; tokens 1..5 in this orde
 MAZE_NAMES = {"#": "wall", " ": "floor", "S": "start", "G": "goal", "o": "path"}
 
 
+Predictions = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """How examples of one kind are drawn. legend: what the marks mean. numbered: a task has several of them."""
+
+  draw: Callable[[Mapping[str, Any], Predictions], Markup]
+  legend: str = ""
+  numbered: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GridStyle:
+  """How grids of one kind look. body: (grid, given) -> its marks. spell: a cell in words. voted: answers have votes."""
+
+  body: Callable[[Sequence[Sequence[Any]], Any], list[Markup]]
+  spell: Callable[[Any], str] = str
+  voted: bool = False
+
+
+def draw_example(example: Mapping[str, Any]) -> Markup:
+  """One example as a card: its name, whether it was solved, and the drawing of its kind; numbers for a kind unknown."""
+  drawing = DRAWINGS.get(str(example.get("kind", "arc")), DRAWINGS["values"])
+  listed = example.get("predictions")
+  predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
+  title = f"{example.get('task', '?')}" + (f" · test {example.get('test', 0)}" if drawing.numbered else "")
+  at, judged = example.get("solved_at"), "solved_at" in example
+  verdict = "solved" if at == 1 else f"solved by answer {at}" if at else "not solved"
+  badge = tag("span", verdict, class_=f"badge {'good' if at else 'bad'}") if judged else None
+  heading = tag("p", tag("strong", title), " ", badge)
+  look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
+  label = f"{title}, {verdict}" if judged else title
+  return tag("article", heading, drawing.draw(example, predictions), aria_label=label, **look)
+
+
+def draw_grids(kind: str, example: Mapping[str, Any], predictions: Predictions) -> Markup:
+  """Input, truth and answers in order, each with votes and mean halting probability."""
+  truth, given = example.get("truth"), example.get("input")
+  figures = [_grid_figure(kind, given, "Input", given=given), _grid_figure(kind, truth, "Truth", given=given)]
+  for i, prediction in enumerate(predictions, start=1):
+    label = "Answer" if len(predictions) == 1 else f"Answer {i}"
+    grid, details = prediction.get("grid"), _votes_and_q(prediction, STYLES[kind].voted)
+    figures.append(_grid_figure(kind, grid, label, details, truth, given, right=grid == truth))
+  if not predictions:
+    figures.append(markup.note("No answer was recorded."))
+  return tag("div", *figures, class_="grids")
+
+
+def _votes_and_q(prediction: Mapping[str, Any], voted: bool) -> str:
+  votes, q = prediction.get("votes"), prediction.get("q")
+  words = []
+  if voted and isinstance(votes, int | float):
+    words.append(f"{markup.format_number(votes)} vote{'' if votes == 1 else 's'}")
+  if isinstance(q, int | float):
+    words.append(f"q\N{NO-BREAK SPACE}{q:.2f}")
+  return " · ".join(words)
+
+
+def _grid_figure(
+  kind: str, grid: Any, label: str, details: str = "", truth: Any = None, given: Any = None, right: bool | None = None
+) -> Markup:
+  mark = None if right is None else tag("span", "✓" if right else "✗", class_="right" if right else "not-right")
+  state = "" if right is None else ", right" if right else ", wrong"
+  drawing = draw_grid(kind, grid, f"{label}{state}", truth, given)
+  caption = tag("figcaption", label, " " if mark else None, mark)
+  return tag("figure", caption, drawing, tag("small", details) if details else None)
+
+
 def draw_grid(kind: str, grid: Any, label: str, truth: Any = None, given: Any = None) -> Markup:
-  """One grid of `kind` arc, sudoku or maze. Cells unlike `truth` are framed; the `given` digits of a Sudoku are bold.
+  """One grid in the style of `kind`. Cells unlike `truth` are framed; the `given` digits of a Sudoku are bold.
 
   grid: rows of cells. ARC: colours 0..9. Sudoku: tokens, 1 = blank, digit + 1. Maze: tokens 1..5 or '# SGo'.
   An empty grid, and one that is not a grid at all, is drawn as a hatched box that says so.
   """
   if not _is_grid(grid):
     return _placeholder(label, "empty answer" if grid in ([], [[]]) else "not a grid")
-  rows, cols = len(grid), len(grid[0])
-  if kind == "sudoku":
-    body = _sudoku(grid, given)
-  elif kind == "maze":
-    body = _cells([[f"maze-{MAZE_NAMES.get(_maze_cell(cell), 'other')}" for cell in row] for row in grid])
-  else:
-    body = _cells([[f"c{cell}" if cell in range(10) else "other" for cell in row] for row in grid])
-  spell = {"maze": _maze_cell, "sudoku": _sudoku_cell}.get(kind, str)
-  words = "; ".join(" ".join(spell(cell) for cell in row) for row in grid)
+  rows, cols, style = len(grid), len(grid[0]), STYLES[kind]
+  words = "; ".join(" ".join(style.spell(cell) for cell in row) for row in grid)
   return tag(
     "svg",
     tag("title", f"{label}, {rows} by {cols}"),
     tag("desc", words),
-    *body,
-    None if kind == "sudoku" else _rules(rows, cols),
+    *style.body(grid, given),
     _differences(grid, truth),
     viewBox=f"-.06 -.06 {cols + 0.12:g} {rows + 0.12:g}",
     role="img",
@@ -102,6 +166,16 @@ def _differences(grid: Sequence[Sequence[Any]], truth: Any) -> Markup | None:
   return tag("path", d=path, class_="wrong") if path else None
 
 
+def _arc(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
+  cells = _cells([[f"c{cell}" if cell in range(10) else "other" for cell in row] for row in grid])
+  return [*cells, _rules(len(grid), len(grid[0]))]
+
+
+def _maze(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
+  cells = _cells([[f"maze-{MAZE_NAMES.get(_maze_cell(cell), 'other')}" for cell in row] for row in grid])
+  return [*cells, _rules(len(grid), len(grid[0]))]
+
+
 def _sudoku(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
   side = len(grid)
   box_rows = math.isqrt(side)  # 4 -> 2x2, 6 -> 2x3, 9 -> 3x3
@@ -118,7 +192,7 @@ def _sudoku(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
   return [paper, *cells, _rules(side, side), tag("path", d=thick, class_="boxes")]
 
 
-def draw_picture(example: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> Markup:
+def draw_picture(example: Mapping[str, Any], predictions: Predictions) -> Markup:
   """The picture, magnified without smoothing, over what it is and what it was taken for."""
   truth = example.get("truth")
   taken = ", ".join(str(prediction.get("class", "?")) for prediction in predictions) or "not recorded"
@@ -145,7 +219,7 @@ def _png(pixels: Any, top: Any) -> str | None:
   return base64.b64encode(file.getvalue()).decode()
 
 
-def draw_text(example: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> Markup:
+def draw_text(example: Mapping[str, Any], predictions: Predictions) -> Markup:
   """The three as preformatted text; of a continuation, what follows the first difference from the truth is marked."""
   truth = example.get("truth")
   figures = [_figure("Prompt", example.get("input")), _figure("Truth", truth)]
@@ -163,3 +237,33 @@ def _figure(label: str, text: Any, truth: Any = None) -> Markup:
   rest = tag("mark", text[right:]) if right < len(text) else None
   counted = tag("small", f"{right} of {len(truth)} characters before the first difference") if truth else None
   return tag("figure", tag("figcaption", label), tag("pre", text[:right], rest, tabindex="0"), counted)
+
+
+def draw_values(example: Mapping[str, Any], predictions: Predictions) -> Markup:
+  """The first numbers of each array of the example, and of what was predicted."""
+  given = example.get("input")
+  rows = list(given.items()) if isinstance(given, Mapping) else [("input", given)]
+  rows += [("prediction", prediction.get("values")) for prediction in predictions]
+  return markup.table(
+    f"Numbers of {example.get('task')}", ["", "numbers"], [[name, _numbers(values)] for name, values in rows]
+  )
+
+
+def _numbers(values: Any) -> str:
+  listed = values if isinstance(values, list) else [values]
+  return "  ".join(markup.format_number(v) if isinstance(v, int | float) else str(v) for v in listed)
+
+
+STYLES = {
+  "arc": GridStyle(_arc, voted=True),
+  "sudoku": GridStyle(_sudoku, _sudoku_cell),
+  "maze": GridStyle(_maze, _maze_cell),
+}
+DRAWINGS = {
+  kind: Drawing(functools.partial(draw_grids, kind), "Red frames mark wrong cells.", numbered=style.voted)
+  for kind, style in STYLES.items()
+} | {
+  "text": Drawing(draw_text, "Marked is what follows the first difference."),
+  "images": Drawing(draw_picture),
+  "values": Drawing(draw_values),
+}

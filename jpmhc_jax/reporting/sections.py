@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jpmhc_jax.config import schema
+from jpmhc_jax.config import load as configs
 from jpmhc_jax.reporting import choice, curves, depth, markup, spectra
-from jpmhc_jax.reporting.examples import draw_grid, draw_picture, draw_text
+from jpmhc_jax.reporting.examples import draw_example, DRAWINGS
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
-from jpmhc_jax.reporting.workdir import Evaluation, Run
+from jpmhc_jax.reporting.workdir import Evaluation, fields_of, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +143,19 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   examples = evaluation.examples[:limit]
   count = len(examples)
   solved = sum(example.get("solved_at") is not None for example in examples)
+  choose = _solved_filter(run.anchor, count, solved) if any("solved_at" in example for example in examples) else None
+  large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
+  filters = tag("form", choose, markup.search("Task", "id"), large, tag("output", class_="quiet"), class_="filters")
+  kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
+  drawing = DRAWINGS.get(str(examples[0].get("kind", "arc")) if examples else "")
+  legend = drawing.legend if drawing else ""
+  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
+  intro = tag("p", words, class_="quiet")
+  cards = map(draw_example, examples)
+  return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
+
+
+def _solved_filter(anchor: str, count: int, solved: int) -> Markup:
   options = (
     ("all", f"all {count}"),
     ("solved", f"solved {solved}"),
@@ -151,62 +164,12 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   radios = [
     tag(
       "label",
-      tag("input", type="radio", name=f"{run.anchor}-filter", value=value, checked=value == "all"),
+      tag("input", type="radio", name=f"{anchor}-filter", value=value, checked=value == "all"),
       tag("span", words),
     )  # fmt: skip
     for value, words in options
   ]
-  choose = tag("fieldset", tag("legend", "Show", class_="hidden"), *radios)
-  large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
-  filters = tag("form", choose, markup.search("Task", "id"), large, tag("output", class_="quiet"), class_="filters")
-  kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
-  marks = {"text": "Marked is what follows the first difference.", "images": ""}
-  legend = marks.get(examples[0].get("kind", "") if examples else "", "Red frames mark wrong cells.")
-  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
-  intro = tag("p", words, class_="quiet")
-  cards = [example_card(example) for example in examples]
-  return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
-
-
-def example_card(example: Mapping[str, Any]) -> Markup:
-  """One puzzle: input, truth and answers in order, each with votes and mean halting probability; a text; a picture."""
-  kind = example.get("kind", "arc")
-  truth, question = example.get("truth"), example.get("input")
-  at = example.get("solved_at")
-  verdict = "solved" if at == 1 else f"solved by answer {at}" if at else "not solved"
-  badge = tag("span", verdict, class_=f"badge {'good' if at else 'bad'}")
-  title = f"{example.get('task', '?')}" + (f" · test {example.get('test', 0)}" if kind == "arc" else "")
-  listed = example.get("predictions")
-  predictions = [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
-  drawers = {"text": draw_text, "images": draw_picture}
-  drawn = drawers[kind](example, predictions) if kind in drawers else _grids(kind, question, truth, predictions)
-  heading = tag("p", tag("strong", title), " ", badge)
-  look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
-  return tag("article", heading, drawn, aria_label=f"{title}, {verdict}", **look)
-
-
-def _grids(kind: str, question: Any, truth: Any, predictions: Sequence[Mapping[str, Any]]) -> Markup:
-  figures = [
-    _grid_figure(kind, question, "Input", given=question),
-    _grid_figure(kind, truth, "Truth", given=question),
-  ]
-  for i, prediction in enumerate(predictions, start=1):
-    label = "Answer" if len(predictions) == 1 else f"Answer {i}"
-    grid, details = prediction.get("grid"), _votes_and_q(prediction, kind)
-    figures.append(_grid_figure(kind, grid, label, details, truth, question, right=grid == truth))
-  if not predictions:
-    figures.append(markup.note("No answer was recorded."))
-  return tag("div", *figures, class_="grids")
-
-
-def _votes_and_q(prediction: Mapping[str, Any], kind: str) -> str:
-  votes, q = prediction.get("votes"), prediction.get("q")
-  words = []
-  if kind == "arc" and isinstance(votes, int | float):  # only ARC answers are voted on
-    words.append(f"{markup.format_number(votes)} vote{'' if votes == 1 else 's'}")
-  if isinstance(q, int | float):
-    words.append(f"q\N{NO-BREAK SPACE}{q:.2f}")
-  return " · ".join(words)
+  return tag("fieldset", tag("legend", "Show", class_="hidden"), *radios)
 
 
 def mixers(run: Run) -> Markup:
@@ -227,7 +190,7 @@ def configuration(run: Run) -> Markup:
   """Fields that differ from the defaults, with their meaning; then the whole configuration."""
   if not run.config:
     return markup.note("The configuration was not recorded.")
-  known = schema_fields()
+  known = dict(configs.schema_fields(fields_of(run.config)))
   changed = {k: v for k, v in run.config.items() if k not in known or _plain(known[k].default) != _plain(v)}
   rows = [
     [
@@ -281,19 +244,6 @@ def earlier_starts(run: Run) -> Markup | None:
   return markup.table("Earlier starts of this run", ["start", *names], rows)
 
 
-def schema_fields() -> dict[str, dataclasses.Field]:
-  """Dotted name -> field of every leaf of the configuration schema."""
-
-  def walk(group: Any, prefix: str) -> dict[str, dataclasses.Field]:
-    found: dict[str, dataclasses.Field] = {}
-    for item in dataclasses.fields(group):
-      value, name = getattr(group, item.name), f"{prefix}{item.name}"
-      found |= walk(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: item}
-    return found
-
-  return walk(schema.Config(), "")
-
-
 def _plain(value: Any) -> Any:
   return list(value) if isinstance(value, tuple) else value
 
@@ -306,13 +256,3 @@ def _value(value: Any) -> Cell:
 def _figure(value: float, share: bool, remark: str) -> Markup:
   shown = tag("data", markup.format_number(value, share), value=repr(value))
   return join([shown, tag("small", remark)])
-
-
-def _grid_figure(
-  kind: str, grid: Any, label: str, details: str = "", truth: Any = None, given: Any = None, right: bool | None = None
-) -> Markup:
-  mark = None if right is None else tag("span", "✓" if right else "✗", class_="right" if right else "not-right")
-  state = "" if right is None else ", right" if right else ", wrong"
-  drawing = draw_grid(kind, grid, f"{label}{state}", truth, given)
-  caption = tag("figcaption", label, " " if mark else None, mark)
-  return tag("figure", caption, drawing, tag("small", details) if details else None)

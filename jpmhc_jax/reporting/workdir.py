@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.core.errors import DataError
-from jpmhc_jax.core.metrics import headline
+from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.metrics import headline, judged_by
 from jpmhc_jax.core.reading import check_regular, read_json
 from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.reporting.markup import slug
@@ -42,6 +41,7 @@ class Evaluation:
   metrics: Mapping[str, float]
   examples: Sequence[Mapping[str, Any]] = ()
   coverage: Coverage | None = None
+  judged_by: tuple[str, bool] | None = None  # the main metric of the run's task, and whether larger is better
 
   @property
   def remark(self) -> str:
@@ -114,7 +114,8 @@ class Run:
     """Name of the metric this run is judged by, and whether larger is better."""
     recorded = {name for evaluation in self.evaluations for name in evaluation.metrics}
     asked = self.asked if self.asked in recorded else self.config.get("checkpoint.best_metric", "")
-    return headline(recorded, asked)
+    main = next((e.judged_by for e in reversed(self.evaluations) if e.judged_by), None)
+    return headline(recorded, asked, main)
 
   def best(self, by: tuple[str, bool] | None = None) -> Evaluation | None:
     """The best evaluation by the headline metric, or by another; the first of equals, None without a finite one."""
@@ -177,7 +178,7 @@ def read_run(path: Path, name: str, anchor: str) -> Run:
   problems: list[str] = []
   config = flatten(configs.upgraded(_object(path / "config.json", problems)))
   # A field that an older version of the code did not know had what is its default now.
-  config |= {name: default for name, default in _defaults().items() if config and name not in config}
+  config |= {name: default for name, default in _defaults(config, problems).items() if config and name not in config}
   environment = flatten(_object(path / "environment.json", problems))
   series = _series(path / "metrics.jsonl", problems)
   found = _evaluations(path / "evaluation", problems)
@@ -195,9 +196,19 @@ def _is_own(evaluation: Evaluation, asked: Any) -> bool:
   return not isinstance(asked, int) or not 0 < asked < evaluation.metrics.get("examples", 0)
 
 
-@functools.cache
-def _defaults() -> dict[str, Any]:
-  return {name: list(value) if isinstance(value, tuple) else value for name, value in configs.leaves(schema.Config())}
+def _defaults(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+  leaves = configs.leaves(fields_of(config, problems)())
+  return {name: list(value) if isinstance(value, tuple) else value for name, value in leaves}
+
+
+def fields_of(config: Mapping[str, Any], problems: list[str] | None = None) -> type[schema.Config]:
+  """The class of a run's flat config; without the fields of plugins where one cannot be imported, which is said."""
+  try:
+    return configs.class_of_stored(config)
+  except ConfigError as error:
+    if problems is not None:
+      problems.append(f"the fields of plugins have no meaning here: {error}")
+    return schema.Config
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -277,7 +288,7 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    found.append(Evaluation(step, numbers, examples, _coverage(record.get("partial"))))
+    found.append(Evaluation(step, numbers, examples, _coverage(record.get("partial")), judged_by(record)))
   return sorted(found, key=lambda evaluation: evaluation.step)
 
 

@@ -21,6 +21,7 @@ from jpmhc_jax.training.checkpoint import Checkpoints, Restored
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.mesh import fitted, make_mesh
 from jpmhc_jax.training.state import prepare, Setup
+from jpmhc_jax.training.tasks import task_of
 from jpmhc_jax.training.workdir import agreed
 
 Change = Callable[[schema.Config], schema.Config]
@@ -39,6 +40,7 @@ def open_run(config: schema.Config, workdir: pathlib.Path) -> loop.Run:
 
 def prepared(config: schema.Config, *, trains: bool) -> tuple[Setup, Dataset]:
   """Model layout and data; trains=False: for a run that is only looked at, on any number of devices."""
+  task_of(config)  # what cannot work is found before the data is built
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
   return prepare(config, dataset, make_mesh(config.mesh), trains=trains), dataset
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.files import storing, sweep, to_json, write_atomically
-from jpmhc_jax.core.metrics import headline
+from jpmhc_jax.core.metrics import headline, judged_by
 from jpmhc_jax.core.reading import json_line, read_json
 from jpmhc_jax.sweeps import job
 from jpmhc_jax.sweeps.plan import Planned
@@ -105,10 +105,19 @@ def scores(workdir: pathlib.Path, asked: str = "") -> tuple[str, bool, list[tupl
   """
   evaluations = list(_evaluations(workdir / "metrics.jsonl"))
   recorded = {name for _, values in evaluations for name in values}
-  choice = headline(recorded, asked)
+  choice = headline(recorded, asked, _main_metric(workdir / "evaluation"))
   if choice is None or (asked and asked not in recorded):
     return None
   return *choice, [(step, values[choice[0]]) for step, values in evaluations if choice[0] in values]
+
+
+def _main_metric(folder: pathlib.Path) -> tuple[str, bool] | None:
+  """What the run's task is judged by, as its evaluations say."""
+  path = next(folder.glob("step_*.json"), None)
+  try:
+    return judged_by(read_json(path)) if path else None
+  except (OSError, DataError, AttributeError):
+    return None
 
 
 def _evaluations(path: pathlib.Path) -> Iterator[tuple[int, dict[str, float]]]:

@@ -22,6 +22,7 @@ from jpmhc_jax.sweeps.space import Space, SweepError
 from jpmhc_jax.training import telemetry
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
+from jpmhc_jax.training.tasks import task_of
 
 _DRAWS, _EXAMPLES = 2000, 100  # points of a search that are looked at before the first trial
 Check = Callable[[schema.Config], None]
@@ -86,6 +87,11 @@ class Planner:
     self.flops_per_step, self.names = flops_per_step, dict(known or {})  # key -> name
     self.check = check  # raises UserError for a config whose runs could not be compared
 
+  @functools.cached_property
+  def fields(self) -> type[schema.Config]:
+    """The class of the runs' configs: their fields, with those of plugins."""
+    return configs.class_of(self.base, self.common)
+
   def all(self, points: Iterable[Point]) -> list[Planned]:
     """One run a point, in order; points that resolve to the same config are one run.
 
@@ -143,6 +149,7 @@ class Planner:
     self._check_fields(point)
     try:
       config = configs.load(self.base, [*self.common, *_arguments(point)])
+      task_of(config)
       connections.check(config)
     except ConfigError as error:
       raise ConfigError(f"{', '.join(_arguments(point)) or 'the base config'}: {error}") from error
@@ -152,7 +159,7 @@ class Planner:
     """Types as a config file must have them: what is typed on a command line is parsed more freely."""
     for field, value in point.items():
       try:
-        configs.check_field(field, value)
+        configs.check_field(field, value, self.fields)
       except ConfigError as error:
         raise ConfigError(f"{_arguments({field: value})[0]}: {error}") from error
 

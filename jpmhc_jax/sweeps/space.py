@@ -325,9 +325,9 @@ def _value(call: str, value: Any) -> Any:
 
 
 def _takes_whole_numbers(field: str) -> bool:
-  from jpmhc_jax.config import load, schema  # a job, which reads this room, does without
+  from jpmhc_jax.config import load  # a job, which reads this room, does without
 
-  return type(dict(load.leaves(schema.Config())).get(field)) is int
+  return type(dict(load.leaves(load.widest()())).get(field)) is int
 
 
 def _is_iterable(values: Any) -> bool:

@@ -34,7 +34,7 @@ from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
 from jpmhc_jax.training.prefetch import DevicePrefetcher
 from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.step import make_train_step, Metrics, StepFunction
+from jpmhc_jax.training.step import make_train_step, Metrics, OF_THE_STEP, StepFunction
 from jpmhc_jax.training.telemetry import Telemetry
 from jpmhc_jax.training.workdir import claim_workdir, claimed, describe_environment, save_environment
 from jpmhc_jax.training.writers import Writers
@@ -84,12 +84,12 @@ def train(run: Run, command: list[str]) -> TrainState:
 
 def _train(run: Run, command: list[str]) -> TrainState:
   config = run.config
-  asked = config.checkpoint.best_metric
+  asked, main = config.checkpoint.best_metric, run.evaluate.main_metric
   checkpoints = Checkpoints(
     run.workdir / "checkpoints",
     keep=config.checkpoint.keep,
-    best_metric=asked or run.evaluate.main_metric,
-    higher_is_better=larger_is_better(asked) if asked else run.evaluate.higher_is_better,
+    best_metric=asked or main,
+    higher_is_better=run.evaluate.higher_is_better if asked in ("", main) else larger_is_better(asked),
   )
   step_function, policy = make_train_step(run.setup), Policy(config.optimizer)
   offset: int | None = None
@@ -244,7 +244,7 @@ class _Loop:
 
   def _not_finite(self, pending: _Dispatched, values: Mapping[str, float], state: TrainState) -> None:
     run, step = self.parts, pending.finished
-    what = f"step {step}: loss {values['lm_loss']}, gradient norm {values['gradient_norm']}"
+    what = f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}"
     saved = max(self.checkpoints.steps(), default=0)
     verdict = self.policy.judge(saved)
     if verdict == "rollback":
@@ -261,8 +261,8 @@ class _Loop:
     good = [values for values in self.window if values["finite"]]
     scalars: dict[str, float] = {}
     if good:
-      sums = {name: sum(v[name] for v in good) for name in good[0]}
-      means = self.parts.setup.kind.summarise(sums, config.batch_size * len(good))
+      sums = {name: sum(v[name] for v in good) for name in good[0] if name not in OF_THE_STEP}
+      means = self.parts.setup.task.summarise(sums, config.batch_size * len(good))
       scalars |= {f"train/{name}": value for name, value in means.items()}
       scalars["train/gradient_norm"] = good[-1]["gradient_norm"]
     if len(good) < len(self.window):

@@ -69,32 +69,36 @@ def diagnose(
   batch: Any,
   mixers: Callable[[TrainState], Mapping[str, float]] | None,
 ) -> str:
-  """Where the numbers break, in words: parameters, then layers in network order, then gradients.
+  """Where the numbers break, in words: parameters, batch, then layers in network order, then gradients.
 
-  Repeats the supervision steps of the last good parameters on the batch from fresh latents, `mixers` looking at every
+  Repeats the steps on the batch of the last good parameters from a fresh carry, `mixers` looking at every
   connection, until something is not finite. One compilation, only after a failure.
   """
   bad = _not_finite(state.params)
   if bad:
     return f"parameters {_listed(bad)} are not finite"
+  if bad := _not_finite(batch):
+    return f"the batch's {_listed(bad)} are not finite; remove such examples from the data"
   carry = _fresh(setup, state, batch)
   values: Mapping[str, float] = {}
   advance = _advancing(setup)
-  for step in range(setup.config.model.recursion.max_steps):
+  count = setup.task.steps_per_batch(setup.config)
+  for step in range(count):
+    place = f"supervision step {step + 1}" if count > 1 else "the step"
     looked = dataclasses.replace(state, carry=carry)
     values = mixers(looked) if mixers else {}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
       layer = broken[0].split("/")[1]
       seen = ", ".join(f"{name.split('/')[-1]} {value:.3g}" for name, value in values.items() if f"/{layer}/" in name)
-      return f"supervision step {step + 1} breaks first at {layer} ({seen}); {_largest(state.params)}"
+      return f"{place} breaks first at {layer} ({seen}); {_largest(state.params)}"
     loss, gradients, carry = advance(looked)
     if not math.isfinite(loss):
       where = f"after {_layers(values)}" if values else "in the network or its head"
-      return f"loss {loss} at supervision step {step + 1}, {where}; {_largest(state.params)}"
+      return f"loss {loss} at {place}, {where}; {_largest(state.params)}"
     if gradients:
       return f"the loss is finite, the gradients of {_listed(gradients)} are not; {_largest(state.params)}"
-  return f"not repeatable from fresh latents: it came from the carry of earlier steps; {_largest(state.params)}"
+  return f"not repeatable from a fresh carry: it came from the carry of earlier steps; {_largest(state.params)}"
 
 
 def _fresh(setup: Setup, state: TrainState, batch: Any) -> Any:
@@ -108,8 +112,8 @@ def _advancing(setup: Setup) -> Callable[[TrainState], tuple[float, list[str], A
   """state -> (loss, leaves with a gradient that is no number, the carry one supervision step on)."""
 
   def loss(params: Any, state: TrainState) -> Any:
-    rows = None if state.table is None else state.table[state.carry.data["puzzle_identifiers"]]
-    return setup.kind.objective(setup.model(params, state.buffers), rows, state.carry, setup.config, None)
+    rows = setup.rows(state.table, state.carry.data)
+    return setup.task.objective(setup.model(params, state.buffers), rows, state.carry, setup.config, None)
 
   compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
 

@@ -19,7 +19,7 @@ from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.gradient_stats import LayerNorms
 from jpmhc_jax.training.optimizer import config_schedule, make_optimizer
 from jpmhc_jax.training.tasks.base import Task
-from jpmhc_jax.training.tasks.registry import kind_of
+from jpmhc_jax.training.tasks.registry import task_of
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +29,7 @@ class TrainState:
 
   step: finished steps, () int32; params, ema: float32 masters and their average (None when off); optimizer: optax
   state; buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: what the
-  model's kind keeps from step to step.
+  task keeps from step to step.
   """
 
   step: Any
@@ -48,10 +48,10 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What a run keeps constant: model family and graph, optimiser, mesh, and the layout of the state."""
+  """What a run keeps constant: task, model graph, optimiser, mesh, and the layout of the state."""
 
   config: schema.Config
-  kind: Task
+  task: Task
   graph: nnx.GraphDef
   optimizer: optax.GradientTransformation
   mesh: Mesh
@@ -64,6 +64,10 @@ class Setup:
     """The model with these parameters and buffers."""
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
 
+  def rows(self, table: Array | None, batch: Any) -> Array | None:
+    """The table's rows of a batch (b, w); None without a table."""
+    return None if table is None else table[batch[self.task.table_ids]]
+
   def learning_rate(self, finished_steps: int) -> float:
     """The trunk's learning rate of the next step."""
     return float(self._schedule(finished_steps))
@@ -74,14 +78,20 @@ class Setup:
 
 
 def build_model(config: schema.Config, dataset: Dataset, key: Array) -> nnx.Module:
-  """The model of the config for this data set's vocabulary and sequence length."""
-  return kind_of(config).build(config, dataset, nnx.Rngs(params=key))
+  """The model of the config for this data set's examples."""
+  return task_of(config).build(config, dataset, nnx.Rngs(params=key))
 
 
-def _metadata(state: nnx.State, name: str) -> Any:
-  return nnx.to_pure_dict(
-    jax.tree.map(lambda v: v.get_metadata(name), state, is_leaf=lambda v: isinstance(v, nnx.Variable))
-  )
+def _axes(state: nnx.State) -> Any:
+  """The logical axes of every variable; one that names none, as those of Flax's own layers, is split nowhere."""
+  return _metadata(state, "axes", lambda variable: (None,) * len(variable.shape))
+
+
+def _metadata(state: nnx.State, name: str, default: Callable[[nnx.Variable], Any]) -> Any:
+  def one(variable: nnx.Variable) -> Any:
+    return variable.get_metadata(name, default(variable))
+
+  return nnx.to_pure_dict(jax.tree.map(one, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
 
 
 def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool = True) -> Setup:
@@ -96,7 +106,7 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
   graph, params, buffers = nnx.split(  # type: ignore[misc]
     jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...
   )
-  axes, roles = _metadata(params, "axes"), _metadata(params, "role")
+  axes, roles = _axes(params), _metadata(params, "role", lambda _: "trunk")
   optimizer = make_optimizer(config.optimizer, roles, config.steps)
   create = _creator(config, dataset, optimizer)
   shapes = jax.eval_shape(create)
@@ -108,14 +118,14 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
     params=of_params,
     ema=None if shapes.ema is None else of_params,
     optimizer=_like_params(shapes.optimizer, shapes.params, of_params, whole),
-    buffers=meshes.shardings(mesh, shapes.buffers, _metadata(buffers, "axes")),
+    buffers=meshes.shardings(mesh, shapes.buffers, _axes(buffers)),
     table=None if shapes.table is None else meshes.shardings(mesh, shapes.table, ("puzzles", None)),
     carry=jax.tree.map(lambda _: by_row, shapes.carry),
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
   return Setup(
     config=config,
-    kind=kind_of(config),
+    task=task_of(config),
     graph=graph,
     optimizer=optimizer,
     mesh=mesh,
@@ -143,13 +153,12 @@ def _like_params(optimizer: Any, params: Any, of_params: Any, otherwise: NamedSh
 def _creator(
   config: schema.Config, dataset: Dataset, optimizer: optax.GradientTransformation
 ) -> Callable[[], TrainState]:
-  key, kind = rng.key_for(config.seed, "parameters"), kind_of(config)
-  table = kind.table_shape(config, dataset)
-  widths = {"inputs": (dataset.sequence_length,), "labels": (dataset.label_length,), "puzzle_identifiers": ()}
+  key, task = rng.key_for(config.seed, "parameters"), task_of(config)
+  table = task.table_shape(config, dataset)
 
   def create() -> TrainState:
     model = build_model(config, dataset, key)
-    zeros = {name: jnp.zeros((config.batch_size, *width), jnp.int32) for name, width in widths.items()}
+    zeros = {name: jnp.zeros((config.batch_size, *row.shape), row.dtype) for name, row in dataset.element_spec.items()}
     _, params, buffers = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     return TrainState(
@@ -159,7 +168,7 @@ def _creator(
       optimizer=optimizer.init(params),
       buffers=nnx.to_pure_dict(buffers),
       table=None if table is None else jnp.zeros(table),
-      carry=kind.initial_carry(model, zeros),
+      carry=task.initial_carry(model, zeros),
     )
 
   return create

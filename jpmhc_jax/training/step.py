@@ -11,13 +11,12 @@ import numpy as np
 import optax
 
 from jpmhc_jax.core import rng
-from jpmhc_jax.models.deep_supervision import Batch
 from jpmhc_jax.optim.ema import ema_update
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.optimizer import config_schedule
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.tasks.base import Sums
+from jpmhc_jax.training.tasks.base import Batch, Sums
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +40,7 @@ class Metrics:
     return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
+OF_THE_STEP = ("gradient_norm", "finite")  # metrics that are no sums over rows
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -56,7 +56,7 @@ def make_train_step(setup: Setup) -> StepFunction:
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     carry = refresh_carry(setup, state, batch)
-    rows = None if state.table is None else state.table[carry.data["puzzle_identifiers"]]
+    rows = setup.rows(state.table, carry.data)
     (grads, row_grads), carry, scalars = accumulate(setup, state, carry, rows)
     with jax.named_scope("optimizer"):
       updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
@@ -64,12 +64,12 @@ def make_train_step(setup: Setup) -> StepFunction:
     table = state.table
     if row_grads is not None:
       decay = config.optimizer.puzzle.weight_decay
-      ids = carry.data["puzzle_identifiers"]
+      ids = carry.data[setup.task.table_ids]
       table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
     ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
     scalars["gradient_norm"] = optax.tree.norm(grads)
     buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
-    finite = jnp.isfinite(scalars["lm_loss"] + optax.tree.norm((grads, row_grads)))
+    finite = jnp.isfinite(scalars["loss"] + optax.tree.norm((grads, row_grads)))
     scalars["finite"] = finite.astype(jnp.float32)
     # The carry is started anew rather than kept: the old one would have to outlive the step, at the cost of its size.
     new = (params, ema, optimizer, table, carry)
@@ -99,26 +99,27 @@ def with_progress(buffers: Any, share: Array) -> Any:
 def fresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
   """The carry before the first step; `batch` only gives shapes."""
   model = setup.model(state.params, state.buffers)
-  return setup.kind.initial_carry(model, jax.tree.map(jnp.zeros_like, batch))
+  return setup.task.initial_carry(model, jax.tree.map(jnp.zeros_like, batch))
 
 
 def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
   """The carry of the next step."""
   model = setup.model(state.params, state.buffers)
-  return setup.kind.refresh(model, state.carry, batch)
+  return setup.task.refresh(model, state.carry, batch)
 
 
 def accumulate(
   setup: Setup, state: TrainState, carry: Any, rows: Array | None
 ) -> tuple[tuple[Any, Array | None], Any, Sums]:
-  """Gradients of the mean loss over the global batch; micro-batch k takes every accumulation-th row of the carry.
+  """Gradients of the mean loss over the global batch, the carry after the step, and sums over rows, `loss` among them.
 
-  Rows are dealt round robin, so that each device keeps its own rows and nothing moves between devices.
+  Micro-batch k takes every accumulation-th row of the carry. Rows are dealt round robin, so that each device keeps its
+  own rows and nothing moves between devices.
   """
   config, pieces = setup.config, setup.config.accumulation
 
   def loss(params: Any, rows: Array | None, carry: Any, key: Array) -> tuple[Array, tuple[Any, Sums]]:
-    return setup.kind.objective(setup.model(params, state.buffers), rows, carry, config, key)
+    return setup.task.objective(setup.model(params, state.buffers), rows, carry, config, key)
 
   differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
   key = rng.key_for(config.seed, "halting", state.step)
@@ -126,8 +127,8 @@ def accumulate(
   def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Sums]]:
     carry, rows, index = piece
     halting = jax.random.fold_in(key, index)
-    (_, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry, halting)
-    return jax.tree.map(jnp.add, total, grads), (carry, row_grads, metrics)
+    (value, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry, halting)
+    return jax.tree.map(jnp.add, total, grads), (carry, row_grads, metrics | {"loss": value})
 
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   if pieces == 1:

@@ -34,7 +34,7 @@ FREE = (
 )
 
 # What the processes of one start may each set as they like: no collective depends on it, or all are past it.
-OWN = ("data.prefetch", "processes.start_timeout_s")
+OWN = ("data.prefetch", "plugin_folder", "processes.start_timeout_s")
 
 _SHOWN_S = 10.0  # in which a network file system shows every process what process 0 wrote
 _WRITTEN = ("evaluation", "evaluation/*", "checkpoints", "checkpoints/*")  # folders with files that are replaced

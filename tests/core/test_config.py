@@ -12,6 +12,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import fields
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.training.tasks import task_of
 
 GOOD = """
 from jpmhc_jax.config.load import default
@@ -220,7 +221,7 @@ def test_the_fields_of_any_dataclass_are_checked_by_their_bounds():
 
 def test_permuted_puzzles_need_a_model_that_sees_them():
   with pytest.raises(ConfigError, match="evaluation.wrong_puzzle=True: expected False with model.kind=decoder"):
-    configs.load("configs/stdlib_lm.py:tiny", ["--config.evaluation.wrong_puzzle=True"])
+    task_of(configs.load("configs/stdlib_lm.py:tiny", ["--config.evaluation.wrong_puzzle=True"]))
 
 
 def test_numbers_of_numpy_and_jax_are_numbers_in_config_files_and_dicts():

@@ -11,10 +11,9 @@ import pytest
 import tiny
 
 from jpmhc_jax import main
-from jpmhc_jax.config import schema
+from jpmhc_jax.config import plugins, schema
 from jpmhc_jax.evaluation.spectra import measure, trm
 from jpmhc_jax.models.trm import supervision_step
-from jpmhc_jax.training.tasks.registry import KINDS
 
 EFFORT = measure.Effort(examples=1, tokens=2, points=64, carry_points=32, exact_limit=700, steps=48)
 
@@ -94,8 +93,9 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
   assert_allclose(product, np.diag([inside.mean(), 0]), atol=1e-6)
 
 
-def test_every_kind_of_model_has_spectra():
-  assert set(measure.NETWORKS) == set(KINDS)
+def test_every_task_of_ours_has_spectra():
+  for name in plugins.TASKS.names(()):
+    assert measure.network_of.dispatch(plugins.TASKS[name].value) is not measure.network_of.dispatch(object), name
 
 
 @pytest.mark.slow

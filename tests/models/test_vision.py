@@ -14,7 +14,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.images import ImageFormat
 from jpmhc_jax.models.vision import VisionTransformer
-from jpmhc_jax.training.tasks.vision import class_sums
+from jpmhc_jax.training.tasks.vision import class_losses
 
 IMAGE = ImageFormat(height=4, width=6, channels=3, top=255, classes=5)
 MODEL = schema.Model(
@@ -53,8 +53,8 @@ def test_patches_must_tile_the_image():
 
 def test_the_loss_is_that_of_the_class_and_padding_has_none():
   logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))
-  sums = class_sums(logits, jnp.array([[1], [3], [-100]]), "softmax")
-  np.testing.assert_allclose(sums["lm_loss"], -np.log([0.7, 0.1, 1.0]), atol=1e-6)
+  sums = class_losses(logits, jnp.array([[1], [3], [-100]]), "softmax")
+  np.testing.assert_allclose(sums["loss"], -np.log([0.7, 0.1, 1.0]), atol=1e-6)
   np.testing.assert_array_equal(sums["accuracy"], [1.0, 0.0, 0.0])
 
 
@@ -67,5 +67,5 @@ def test_it_learns_the_digits():
   )
   _, metrics = tiny.run(config, 100)
   chance = np.log(10) * 64
-  assert metrics[0]["lm_loss"] > 0.8 * chance and metrics[-1]["lm_loss"] < 0.65 * chance
+  assert metrics[0]["loss"] > 0.8 * chance and metrics[-1]["loss"] < 0.65 * chance
   assert metrics[-1]["accuracy"] > 0.4 * 64

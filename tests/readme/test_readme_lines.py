@@ -1,9 +1,12 @@
 """Every command, option, recipe, field, path and block of Python on the project's pages is what the program takes."""
 
+import dataclasses
+
 import checks
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pages import Code, code, lines, PAGES, ROOT
 import pytest
 
@@ -56,7 +59,8 @@ def test_what_sentences_name_is_there(page):
 
 def test_every_block_of_python_runs():
   x = jax.random.normal(jax.random.key(0), (2, 3, 64))
-  scope = {"jax": jax, "jnp": jnp, "nnx": nnx, "schema": schema, **vars(sweeps), **vars(connections)}
+  scope = {"jax": jax, "jnp": jnp, "np": np, "nnx": nnx, "schema": schema, "dataclasses": dataclasses}
+  scope |= vars(sweeps) | vars(connections)
   scope |= {"x": x, "my_module": nnx.Linear(64, 64, rngs=nnx.Rngs(1)), "streams": connections.expand(x, 4)}
   blocks = [block for block in BLOCKS if block.language == "python"]
   assert blocks

@@ -8,12 +8,12 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from jpmhc_jax.reporting.sections import example_card
+from jpmhc_jax.reporting.examples import draw_example
 
 
 def _card(pixels, top=255):
   example = {"kind": "images", "task": "image 7", "input": pixels, "top": top, "truth": 3, "solved_at": None}
-  return str(example_card(example | {"predictions": [{"class": 5}]}))
+  return str(draw_example(example | {"predictions": [{"class": 5}]}))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.data import Dataset
+from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.training import loop, nonfinite
 from jpmhc_jax.training import step as steps
@@ -50,7 +50,7 @@ def _lines(workdir):
 @pytest.fixture
 def poisoned(monkeypatch):
   """Gradients are NaN while an example of a poisoned batch is in the carry; returns the set of such batches."""
-  batches, batch, accumulate = set(), Dataset.batch, steps.accumulate
+  batches, batch, accumulate = set(), TokenDataset.batch, steps.accumulate
 
   def marked(self, step, rows=slice(None)):
     found = batch(self, step, rows)
@@ -61,7 +61,7 @@ def poisoned(monkeypatch):
     bad = jnp.where(jnp.any(carry.data["puzzle_identifiers"] == POISON), jnp.nan, 0.0)
     return (jax.tree.map(lambda g: g + bad, grads), row_grads), after, metrics
 
-  monkeypatch.setattr(Dataset, "batch", marked)
+  monkeypatch.setattr(TokenDataset, "batch", marked)
   monkeypatch.setattr(steps, "accumulate", spoiled)
   return batches
 
@@ -105,9 +105,9 @@ def test_rollback_returns_to_the_checkpoint_and_reads_on_behind_the_bad_batch(po
   read = []
   monkeypatch.chdir(tmp_path)
   run = _run(_config("rollback"), pathlib.Path("a"))  # goes back wherever it is
-  batch = Dataset.batch
+  batch = TokenDataset.batch
   monkeypatch.setattr(
-    Dataset, "batch", lambda self, step, rows=slice(None): read.append(step) or batch(self, step, rows)
+    TokenDataset, "batch", lambda self, step, rows=slice(None): read.append(step) or batch(self, step, rows)
   )
   whole = loop.train(run, ["train"])
   used = [step for step in read if step]  # batch 0 gives the shapes, too
@@ -148,4 +148,4 @@ def test_the_diagnosis_names_parameters_layer_or_gradient():
   }
   found = nonfinite.diagnose(setup, state, batch, lambda looked: seen)
   assert found.startswith("supervision step 1 breaks first at block0.features (norm inf, cosine 1); largest parameters")
-  assert nonfinite.diagnose(setup, state, batch, diagnose).startswith("not repeatable from fresh latents")
+  assert nonfinite.diagnose(setup, state, batch, diagnose).startswith("not repeatable from a fresh carry")

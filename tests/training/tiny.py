@@ -74,7 +74,7 @@ def run(c: schema.Config, steps: int, prepared: Setup | None = None):
 def trace_once(patch: pytest.MonkeyPatch, prepared: Setup) -> None:
   """Makes it an AssertionError to trace the task's objective, and so the step around it, more than once."""
   chex.clear_trace_counter()
-  patch.setattr(prepared.kind, "objective", chex.assert_max_traces(prepared.kind.objective, n=1))
+  patch.setattr(prepared.task, "objective", chex.assert_max_traces(prepared.task.objective, n=1))
 
 
 def model_of(prepared: Setup, state: Any) -> Any:

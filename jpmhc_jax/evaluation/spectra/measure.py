@@ -15,6 +15,7 @@ large on a tiny TRM).
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import pathlib
 import shlex
 from typing import Any
@@ -35,16 +36,35 @@ from jpmhc_jax.spectral.jacobian import measure as law_of
 from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import block_noise, Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
+from jpmhc_jax.training.tasks.base import Task, TransformerPass
+from jpmhc_jax.training.tasks.trm import DeepSupervision
 
 FILE = "spectrum.json"
 _MEASURING = 0.7  # share of the time, roughly; the rest is for the design rules
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = trm.Network | transformer.Network
-NETWORKS: dict[str, type[Network]] = {
-  "trm": trm.Network,
-  "decoder": transformer.Network,
-  "vit": transformer.Network,
-}
+
+
+@functools.singledispatch
+def network_of(task: Task, setup: Setup) -> Network:
+  """The task's network as functions to be linearised; `network_of.register(MyTask)` adds that of a task of one's own.
+
+  Raises UserError for a task without one.
+  """
+  raise UserError(
+    f"model.kind={setup.config.model.kind!r}: Jacobian spectra are measured for tasks with a network to linearise; "
+    "register one by jpmhc_jax.evaluation.spectra.measure.network_of"
+  )
+
+
+@network_of.register
+def _(task: DeepSupervision, setup: Setup) -> Network:
+  return trm.Network.of(setup.graph, setup.config.model)
+
+
+@network_of.register
+def _(task: TransformerPass, setup: Setup) -> Network:
+  return transformer.Network.of(setup.graph, setup.config.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +121,13 @@ class Linearised:
 def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effort: Effort) -> Linearised:
   """Runs the network on the batch of `step` and reads its coefficients off."""
   config = setup.config
-  if config.model.kind not in NETWORKS:
-    raise UserError(f"model.kind={config.model.kind!r}: Jacobian spectra are measured for {', '.join(NETWORKS)}")
   if config.precision.compute != "float32":
     precision = dataclasses.replace(config.precision, compute="float32")
     setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh, trains=False)
   arrays: tuple[Any, Any] = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
   batch = {name: np.asarray(rows[: effort.examples]) for name, rows in dataset.batch(step).items()}
-  rows = None if state.table is None else jnp.asarray(jax.device_get(state.table)[batch["puzzle_identifiers"]])
-  network = NETWORKS[config.model.kind].of(setup.graph, config.model)
+  rows = setup.rows(None if state.table is None else jnp.asarray(jax.device_get(state.table)), batch)
+  network = network_of(setup.task, setup)
   latents, x, parts = network.start(*arrays, jnp.asarray(batch["inputs"]), rows)
   key = rng.key_for(config.seed, "spectrum", step)
   tokens = jax.random.choice(key, x.shape[0] * x.shape[1], (effort.tokens,), replace=False)

@@ -1,93 +1,94 @@
-"""`Task`, all that training and evaluation know of a family of models, and `SinglePass`, the part transformers share.
+"""`Task`, all that training and evaluation know of what a run learns, and `SinglePass`, the part that most tasks share.
 
-The trainer, the checkpoints, the evaluator and the diagnostics know a model only through this protocol: a family adds
-a class, not an `if` there. `registry` lists the families.
+The trainer, the checkpoints, the evaluator and the diagnostics know a model only through its task: a new one is a
+class under `@register_task`, not an `if` there.
 """
 
 import abc
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Protocol, runtime_checkable, TypeVar
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
+import numpy as np
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.data import Dataset
-from jpmhc_jax.models.deep_supervision import Batch
+from jpmhc_jax.core.errors import require
 
-M = TypeVar("M", bound=nnx.Module)
+Batch = dict[str, Array]
 Sums = dict[str, Float[Array, ""]]
 Probe = Callable[[Any, Float[Array, "*tokens n d"]], Any]  # (connection, the streams that enter it) -> arrays
+Answer = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch on the host -> the `predictions` of `predict`
 
 
-@runtime_checkable
-class Task(Protocol):
-  """A family of models.
+class Task(abc.ABC):
+  """What a run learns: the model, its objective, its metrics and its predictions.
 
-  data_kinds: data that it can learn from. per_example: names of the arrays (b,) of `answer` that evaluation sums up.
-  main_metric: of `evaluation_metrics`, ranks checkpoints. A carry is a pytree of arrays (b, …) that persists from one
-  step to the next and holds, as `carry.data`, the examples that the step works on.
+  data_kinds: names of data sets that it can learn from; () for any. per_example: names of the arrays (b,) of `predict`
+  that evaluation sums up. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the report. table_ids: the
+  array of a batch that numbers the rows of the table, for a task that has one.
+  A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
+  that the step works on.
   """
 
-  data_kinds: tuple[str, ...]
-  per_example: tuple[str, ...]
-  main_metric: str
-  higher_is_better: bool
+  data_kinds: tuple[str, ...] = ()
+  per_example: tuple[str, ...] = ("loss",)
+  main_metric: str = "loss"
+  higher_is_better: bool = False
+  table_ids: str = "puzzle_identifiers"
 
-  def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> nnx.Module:
-    """The model for the data set's vocabulary and sequence length."""
-    ...
+  def check(self, config: schema.Config) -> None:
+    """Raises ConfigError for fields that cannot work with this task."""
+    return None
 
-  def table_shape(self, config: schema.Config, dataset: Dataset) -> tuple[int, int] | None:
-    """(rows, width) of the table with one learned row per puzzle identifier; None without one."""
-    ...
+  @abc.abstractmethod
+  def build(self, config: schema.Config, dataset: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """The model for the data set's examples."""
 
-  def initial_carry(self, model: Any, batch: dict[str, Array]) -> Any:
+  def table_shape(self, config: schema.Config, dataset: Any) -> tuple[int, int] | None:
+    """(rows, width) of a table with one learned row per identifier; None without one."""
+    return None
+
+  def steps_per_batch(self, config: schema.Config) -> int:
+    """How many steps an example stays in the carry at most."""
+    return 1
+
+  @abc.abstractmethod
+  def initial_carry(self, model: Any, batch: Batch) -> Any:
     """The carry before the first step; `batch` has the shapes and dtypes of the data, all zeros."""
-    ...
 
-  def refresh(self, model: Any, carry: Any, batch: dict[str, Array]) -> Any:
+  @abc.abstractmethod
+  def refresh(self, model: Any, carry: Any, batch: Batch) -> Any:
     """The carry with which the next step starts."""
-    ...
 
+  @abc.abstractmethod
   def objective(
     self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
   ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    """Loss summed over rows, (carry after the step, metrics summed over rows; `lm_loss` is one of them)."""
-    ...
+    """Loss summed over rows, (carry after the step, metrics summed over rows)."""
 
   def summarise(self, sums: dict[str, float], rows: int) -> dict[str, float]:
-    """Means from the metrics of `objective`, summed over steps with `rows` rows in all; `loss` is one of them."""
-    ...
+    """Means from `loss` and the metrics of `objective`, summed over steps with `rows` rows in all; `loss` is one."""
+    return {name: total / rows for name, total in sums.items()}
 
-  def answer(
-    self, model: Any, rows: Float[Array, "b w"] | None, batch: dict[str, Array], config: schema.Config
-  ) -> dict[str, Array]:
-    """`predictions` (b, s) and the arrays (b,) named in `per_example`, for held-out examples."""
-    ...
+  @abc.abstractmethod
+  def predict(self, model: Any, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
+    """The arrays (b,) named in `per_example` for held-out examples, and `predictions` (b, …) for what is shown."""
 
   def evaluation_metrics(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-    """Metrics from the sums of `per_example` over all valid examples."""
-    ...
+    """Metrics from the sums of `per_example` over all valid examples: their means."""
+    return {name: total / max(examples, 1) for name, total in sums.items()}
 
-  def inspect(self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, probe: Probe) -> dict[str, Any]:
-    """`probe` of every connection, by name, in the order in which the streams pass them."""
-    ...
+  def capture(self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, probe: Probe) -> dict[str, Any]:
+    """`probe` of every connection, by name, in the order in which the streams pass them; {} where none is looked at."""
+    return {}
 
-
-def build(model: Callable[..., M], config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> M:
-  """A model for the data set's vocabulary and sequence length, in the config's compute dtype."""
-  return model(
-    config.model,
-    config.connection,
-    vocab_size=dataset.vocab_size,
-    sequence_length=dataset.sequence_length,
-    dtype=jnp.dtype(config.precision.compute),
-    rngs=rngs,
-  )
+  def samples(self, batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]] | None:
+    """Examples for the report that take calls of their own, as plain JSON values; None leaves it to the data set."""
+    return None
 
 
 @jax.tree_util.register_dataclass
@@ -98,15 +99,12 @@ class LastBatch:
   data: Any
 
 
-class SinglePass(abc.ABC):
-  """The part of `Task` that all transformers share: one pass over a batch, of which only the batch stays."""
+class SinglePass(Task):
+  """A task that looks at a batch once: a subclass says how to `build` the model and what its `losses` are."""
 
   @abc.abstractmethod
-  def losses(self, logits: Float[Array, "b ..."], labels: Int[Array, "b ..."], loss: str) -> Sums:
-    """Metrics summed over rows; `lm_loss` is what training minimises."""
-
-  def table_shape(self, config: schema.Config, dataset: Dataset) -> None:
-    return None
+  def losses(self, model: Any, batch: Batch, config: schema.Config) -> dict[str, Float[Array, "b"]]:
+    """Per row: `loss`, which training minimises, and the metrics of `per_example`."""
 
   def initial_carry(self, model: Any, batch: Batch) -> LastBatch:
     return LastBatch(batch)
@@ -117,10 +115,32 @@ class SinglePass(abc.ABC):
   def objective(
     self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
   ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    sums = self.losses(model(carry.data["inputs"]), carry.data["labels"], config.model.loss)
-    return sums["lm_loss"], (carry, sums)
+    sums = {name: jnp.sum(values) for name, values in self.losses(model, carry.data, config).items()}
+    return sums["loss"], (carry, sums)
 
-  def inspect(self, model: Any, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe) -> dict[str, Any]:
+  def predict(self, model: Any, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
+    return self.losses(model, batch, config)
+
+
+class TransformerPass(SinglePass):
+  """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
+
+  def check(self, config: schema.Config) -> None:
+    model = config.model
+    require(
+      not config.evaluation.wrong_puzzle,
+      "evaluation.wrong_puzzle",
+      True,
+      f"False with model.kind={model.kind}, which sees no puzzle identifier",
+    )
+    require(
+      model.rematerialise != "call",
+      "model.rematerialise",
+      "call",
+      "none, products, coefficients or block: a transformer is one call",
+    )
+
+  def capture(self, model: Any, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe) -> dict[str, Any]:
     """One pass over the latest batch: "block0.tokens", "block0.features", "block1.tokens", …"""
     _, probed = model.run(model.embed(carry.data["inputs"]), probe)
     return {

@@ -2,17 +2,23 @@
 
 from collections.abc import Mapping
 import math
+from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.data import Dataset
+from jpmhc_jax.core.errors import require
+from jpmhc_jax.core.tokens import IGNORED, PAD
+from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.decoder import Decoder
-from jpmhc_jax.models.deep_supervision import Batch
-from jpmhc_jax.models.losses import IGNORED, TOKEN_LOSSES
-from jpmhc_jax.training.tasks.base import build, SinglePass, Sums
+from jpmhc_jax.models.losses import TOKEN_LOSSES
+from jpmhc_jax.training.tasks.base import Answer, Batch, TransformerPass
+from jpmhc_jax.training.tasks.registry import register_task
+
+LONGEST, SHOWN = 32, 12  # bytes written on, which is as many forward passes; windows shown
 
 
 def byte_sums(logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss: str) -> dict[str, Float[Array, "b"]]:
@@ -25,29 +31,40 @@ def byte_sums(logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss
   }
 
 
-class NextByte(SinglePass):
+@register_task("decoder")
+class NextByte(TransformerPass):
   """See `Task`. A row's loss is the mean over its bytes; evaluation weighs every byte the same."""
 
-  data_kinds: tuple[str, ...] = ("text",)
-  per_example: tuple[str, ...] = ("nats", "bytes", "right")
-  main_metric: str = "bits_per_byte"
-  higher_is_better: bool = False
+  data_kinds = ("text",)
+  per_example = ("nats", "bytes", "right")
+  main_metric = "bits_per_byte"
 
-  def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> Decoder:
-    return build(Decoder, config, dataset, rngs)
+  def check(self, config: schema.Config) -> None:
+    super().check(config)
+    mixer = config.model.token_mixer
+    require(mixer == "attention", "model.token_mixer", mixer, "'attention', which is causal")
 
-  def losses(self, logits: Float[Array, "b l vocab"], labels: Int[Array, "b l"], loss: str) -> Sums:
-    sums = byte_sums(logits, labels, loss)
+  def build(self, config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> Decoder:
+    return Decoder(
+      config.model,
+      config.connection,
+      vocab_size=dataset.vocab_size,
+      sequence_length=dataset.sequence_length,
+      dtype=jnp.dtype(config.precision.compute),
+      rngs=rngs,
+    )
+
+  def losses(self, model: Decoder, batch: Batch, config: schema.Config) -> dict[str, Float[Array, "b"]]:
+    sums = byte_sums(model(batch["inputs"]), batch["labels"], config.model.loss)
     divisor = jnp.maximum(sums["bytes"], 1.0)
-    return {"lm_loss": jnp.sum(sums["nats"] / divisor), "byte_accuracy": jnp.sum(sums["right"] / divisor)}
+    return {"loss": sums["nats"] / divisor, "byte_accuracy": sums["right"] / divisor}
 
   def summarise(self, sums: dict[str, float], rows: int) -> dict[str, float]:
-    loss = sums["lm_loss"] / rows
-    return {"loss": loss, "bits_per_byte": loss / math.log(2), "byte_accuracy": sums["byte_accuracy"] / rows}
+    means = super().summarise(sums, rows)
+    return means | {"bits_per_byte": means["loss"] / math.log(2)}
 
-  def answer(
-    self, model: Decoder, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config
-  ) -> dict[str, Array]:
+  def predict(self, model: Decoder, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
+    """Also the likeliest byte behind each position, `predictions` (b, l)."""
     logits = model(batch["inputs"])
     predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return byte_sums(logits, batch["labels"], config.model.loss) | {"predictions": predictions}
@@ -61,3 +78,40 @@ class NextByte(SinglePass):
       "perplexity": math.exp(min(loss, 700.0)),
       "byte_accuracy": sums["right"] / max(sums["bytes"], 1.0),
     }
+
+  def samples(self, batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]]:
+    """Prompt, true continuation and the model's of the batch's first windows.
+
+    The model sees all of a window but its last bytes (32, at most half) and always takes the likeliest next byte.
+    """
+    inputs, length = batch["inputs"].copy(), batch["inputs"].shape[1]
+    count = min(LONGEST, length // 2)
+    start = length - count
+    written = np.zeros((len(inputs), count), np.int32)
+    for i in range(count):
+      written[:, i] = answer({**batch, "inputs": inputs})[:, start - 1 + i]
+      inputs[:, start + i] = written[:, i]
+    truth = batch["labels"][:, start - 1 : -1]
+    rows = np.flatnonzero(batch["valid"] & (truth[:, 0] != IGNORED))[:SHOWN]
+    return [
+      _continuation(int(batch["index"][row]), batch["inputs"][row, :start], truth[row], written[row]) for row in rows
+    ]
+
+
+def _continuation(index: int, prompt: np.ndarray, truth: np.ndarray, written: np.ndarray) -> dict[str, Any]:
+  truth = truth[truth != IGNORED]  # a file may end before its window
+  written = written[: len(truth)]
+  return {
+    "kind": "text",
+    "task": f"text {index}",
+    "test": 0,
+    "input": _text(prompt),
+    "truth": _text(truth),
+    "predictions": [{"text": _text(written)}],
+    "solved_at": 1 if np.array_equal(written, truth) else None,
+  }
+
+
+def _text(tokens: Int[np.ndarray, " s"]) -> str:
+  """Bytes as text; the byte in front of a file is left out, halves of characters become U+FFFD."""
+  return bytes(tokens[tokens != PAD].astype(np.uint8)).decode("utf-8", "replace")

@@ -1,22 +1,41 @@
-"""The model families that can be trained, by the name in `model.kind`."""
+"""Tasks by the name in `model.kind`: ours and those of plugins."""
 
-from jpmhc_jax.config import schema
-from jpmhc_jax.core.errors import check_choice, ConfigError
+from collections.abc import Callable
+import inspect
+from typing import Any, TypeVar
+
+from jpmhc_jax.config import plugins, schema
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.training.tasks.base import Task
-from jpmhc_jax.training.tasks.language import NextByte
-from jpmhc_jax.training.tasks.trm import DeepSupervision
-from jpmhc_jax.training.tasks.vision import ImageClass
 
-KINDS: dict[str, Task] = {"trm": DeepSupervision(), "decoder": NextByte(), "vit": ImageClass()}
+C = TypeVar("C", bound=type[Task])
 
 
-def kind_of(config: schema.Config) -> Task:
-  """The family of `model.kind`; raises ConfigError where it cannot learn from `data.kind`."""
-  check_choice("model.kind", config.model.kind, KINDS)
-  kind = KINDS[config.model.kind]
-  if config.data.kind not in kind.data_kinds:
+def register_task(name: str, *, fields: type | None = None) -> Callable[[C], C]:
+  """A decorator: `model.kind=name` is this class, a `Task`.
+
+  fields: a frozen dataclass of the task's own config fields, which then stand in `config.model.<name>`. Raises
+  ConfigError for a name that is taken, for a class that is no whole task, and for fields not declared by `field`.
+  """
+
+  def decorate(cls: Any) -> Any:
+    if not inspect.isclass(cls) or not issubclass(cls, Task):
+      raise ConfigError(f"model.kind={name!r}: {cls!r}: expected a class that inherits Task, such as SinglePass")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+      raise ConfigError(f"model.kind={name!r}: {cls.__qualname__} lacks {', '.join(missing)}; expected a whole task")
+    return plugins.TASKS.register(name, fields)(cls)
+
+  return decorate
+
+
+def task_of(config: schema.Config) -> Task:
+  """The task of `model.kind`; raises ConfigError where it cannot learn from `data.kind`, or with these fields."""
+  plugins.check(config)
+  task: Task = plugins.TASKS[config.model.kind].value()
+  if task.data_kinds and config.data.kind not in task.data_kinds:
     raise ConfigError(
-      f"data.kind={config.data.kind!r}: model.kind={config.model.kind!r} learns from {', '.join(kind.data_kinds)}; "
-      f"set one of these, or another model.kind ({', '.join(KINDS)})"
+      f"data.kind={config.data.kind!r}: model.kind={config.model.kind!r} learns from {', '.join(task.data_kinds)}; "
+      f"set one of these, or another model.kind ({', '.join(plugins.TASKS.names(config.plugins))})"
     )
-  return kind
+  task.check(config)
+  return task

@@ -1,6 +1,5 @@
 """The Tiny Recursive Model as the trainer sees it: deep supervision, a halting head and a puzzle table."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -9,11 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.data import Dataset
+from jpmhc_jax.core.tokens import IGNORED
+from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
-from jpmhc_jax.models.losses import binary_cross_entropy, IGNORED, TOKEN_LOSSES
+from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
 from jpmhc_jax.models.trm import Output, TRM
-from jpmhc_jax.training.tasks.base import build, Probe
+from jpmhc_jax.training.tasks.base import Probe, Task
+from jpmhc_jax.training.tasks.registry import register_task
 
 HALT_WEIGHT = 0.5
 
@@ -72,25 +73,36 @@ def summarise(sums: dict[str, float], rows: int) -> dict[str, float]:
 TABLE_ROWS_MULTIPLE = 256
 
 
-class DeepSupervision:
+@register_task("trm")
+class DeepSupervision(Task):
   """See `Task`. Evaluation metrics are means over examples."""
 
-  data_kinds: tuple[str, ...] = ("arc", "sudoku", "maze")
-  per_example: tuple[str, ...] = (
+  data_kinds = ("arc", "sudoku", "maze")
+  per_example = (
     "loss", "lm_loss", "q_halt_loss", "accuracy", "exact_accuracy", "q_halt_accuracy",
   )  # fmt: skip
-  main_metric: str = "exact_accuracy"
-  higher_is_better: bool = True
+  main_metric = "exact_accuracy"
+  higher_is_better = True
   objective = staticmethod(objective)
   summarise = staticmethod(summarise)
 
-  def build(self, config: schema.Config, dataset: Dataset, rngs: nnx.Rngs) -> TRM:
-    return build(TRM, config, dataset, rngs)
+  def build(self, config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> TRM:
+    return TRM(
+      config.model,
+      config.connection,
+      vocab_size=dataset.vocab_size,
+      sequence_length=dataset.sequence_length,
+      dtype=jnp.dtype(config.precision.compute),
+      rngs=rngs,
+    )
 
-  def table_shape(self, config: schema.Config, dataset: Dataset) -> tuple[int, int] | None:
+  def table_shape(self, config: schema.Config, dataset: TokenDataset) -> tuple[int, int] | None:
     # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
     rows = -(-dataset.num_identifiers // TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
     return (rows, config.model.puzzle.width) if config.model.puzzle.width else None
+
+  def steps_per_batch(self, config: schema.Config) -> int:
+    return config.model.recursion.max_steps
 
   def initial_carry(self, model: TRM, batch: Batch) -> Carry:
     return initial_carry(self._latents(model, *batch["inputs"].shape), batch)
@@ -99,7 +111,7 @@ class DeepSupervision:
     """Halted rows start on the batch's examples from the initial latents."""
     return refresh(carry, model.initial_latents(*carry.z_h.shape[:2]), batch)
 
-  def answer(
+  def predict(
     self, model: TRM, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config
   ) -> dict[str, Array]:
     """The rollout: every example takes all `max_steps` supervision steps, q is not used to stop; the last one answers.
@@ -118,10 +130,7 @@ class DeepSupervision:
     per_row["loss"] = per_row["lm_loss"] + HALT_WEIGHT * per_row["q_halt_loss"]
     return per_row | {"predictions": jnp.argmax(output.logits, axis=-1).astype(jnp.int32), "q_halt": output.q[:, 0]}
 
-  def evaluation_metrics(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
-    return {name: total / max(examples, 1) for name, total in sums.items()}
-
-  def inspect(self, model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, probe: Probe) -> dict[str, Any]:
+  def capture(self, model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, probe: Probe) -> dict[str, Any]:
     """One reasoning update on the carry."""
     probed: dict[str, Any] = {}
 
