@@ -30,7 +30,7 @@ _MIXERS = (
   "PermutationMixture", "Polar", "Quaternion", "Sinkhorn", "SpectralSphere", "Traits", "Transport", "Unconstrained",
   "register_mixer",
 )  # fmt: skip
-_DATA = ("ArrayDataset", "Dataset", "ExampleDataset", "TokenDataset", "register_dataset")
+_DATA = ("ArrayDataset", "Dataset", "register_dataset")
 _TASKS = ("SinglePass", "Task", "register_task")
 _HOME = {
   name: room

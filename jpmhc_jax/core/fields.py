@@ -59,6 +59,13 @@ def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool =
 
   choices: of a string. path: a string that is made absolute, with `~` expanded, when a config is read (`core.places`);
   the empty string stays empty. bounds: of a number, or of every number of a tuple, by the names in `Bounds`: ge=1.
+
+  >>> import dataclasses
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class WaveFields:
+  ...   frequency: float = jp.field(1.5, "angular frequency of the waves", gt=0)
+  >>> WaveFields().frequency
+  1.5
   """
   metadata = {"doc": doc, "choices": choices, "path": path, "bounds": Bounds(**bounds)}
   return dataclasses.field(default=default, metadata=metadata)

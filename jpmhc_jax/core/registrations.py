@@ -13,7 +13,7 @@ class Origin:
 
   @classmethod
   def of(cls, value: Any) -> "Origin":
-    return cls(value.__module__, value.__qualname__)
+    return cls(value.__module__ or "__main__", value.__qualname__)
 
   def __str__(self) -> str:
     return f"{self.module}.{self.name}"

@@ -17,7 +17,14 @@ _SHOWN = 16  # numbers of an array in the report
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArrayDataset(ExampleDataset):
-  """Batches are rows of the arrays, every example once an epoch in random order; see `of`."""
+  """Batches are rows of the arrays, every example once an epoch in random order; made by `of`.
+
+  >>> x = np.linspace(0, 1, 10)[:, None]
+  >>> train, held = {"x": x, "y": 2 * x}, {"x": x[:2], "y": 2 * x[:2]}
+  >>> data = jp.ArrayDataset.of(train, held, kind="lines", batch_size=4, seed=0)
+  >>> data.batch(7)["x"].shape, data.evaluation_batches(4)[0]["valid"].tolist()
+  ((4, 1), [True, True, False, False])
+  """
 
   @classmethod
   def of(

@@ -17,6 +17,16 @@ def register_dataset(name: str, *, fields: type | None = None, voting: bool = Fa
   The function is called as `build(config, batch_size=…, seed=…)` and returns a `Dataset`; `config` is the group `data`,
   with the fields that the plugin declares in `config.<name>`. voting: predictions of augmented copies are votes, as in
   ARC (`pass@k`). Raises ConfigError for a name that is taken, and for fields that are not declared by `field`.
+
+  >>> import dataclasses
+  >>> @dataclasses.dataclass(frozen=True)
+  ... class RampFields:
+  ...   slope: float = jp.field(2.0, "rise of y over x", gt=0)
+  >>> @jp.register_dataset("ramp", fields=RampFields)
+  ... def ramp(config, *, batch_size, seed):
+  ...   x = np.linspace(0, 1, 10)[:, None]
+  ...   arrays = {"x": x, "y": config.ramp.slope * x}
+  ...   return jp.ArrayDataset.of(arrays, arrays, kind="ramp", batch_size=batch_size, seed=seed)
   """
   return plugins.DATASETS.register(name, fields, voting=voting)
 

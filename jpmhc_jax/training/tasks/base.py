@@ -32,6 +32,9 @@ class Task(abc.ABC):
   array of a batch that numbers the rows of the table, for a task that has one.
   A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
   that the step works on.
+
+  >>> sorted(jp.Task.__abstractmethods__)
+  ['build', 'initial_carry', 'objective', 'predict', 'refresh']
   """
 
   data_kinds: tuple[str, ...] = ()
@@ -100,7 +103,11 @@ class LastBatch:
 
 
 class SinglePass(Task):
-  """A task that looks at a batch once: a subclass says how to `build` the model and what its `losses` are."""
+  """A task that looks at a batch once: a subclass says how to `build` the model and what its `losses` are.
+
+  >>> sorted(jp.SinglePass.__abstractmethods__)
+  ['build', 'losses']
+  """
 
   @abc.abstractmethod
   def losses(self, model: Any, batch: Batch, config: schema.Config) -> dict[str, Float[Array, "b"]]:

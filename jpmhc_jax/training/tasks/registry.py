@@ -16,6 +16,13 @@ def register_task(name: str, *, fields: type | None = None) -> Callable[[C], C]:
 
   fields: a frozen dataclass of the task's own config fields, which then stand in `config.model.<name>`. Raises
   ConfigError for a name that is taken, for a class that is no whole task, and for fields not declared by `field`.
+
+  >>> @jp.register_task("line")
+  ... class Line(jp.SinglePass):
+  ...   def build(self, config, dataset, rngs):
+  ...     return nnx.Linear(1, 1, rngs=rngs)
+  ...   def losses(self, model, batch, config):
+  ...     return {"loss": jnp.sum((model(batch["x"]) - batch["y"]) ** 2, axis=-1)}
   """
 
   def decorate(cls: Any) -> Any:
