@@ -22,28 +22,45 @@ class Evaluate:
     parser.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )
+    ablation = parser.add_argument_group("ablations", "what the network loses when a part of it is taken away")
+    ablation.add_argument(
+      "--ablation",
+      default="none",
+      help="what replaces the mixers: identity, mean or permutation (a shift by one stream); the results go to "
+      "evaluation/ablation_…",
+    )
+    ablation.add_argument(
+      "--layers",
+      default="all",
+      help="connections whose mixer is replaced: all, or names and patterns such as 'block0.tokens,block1.*'",
+    )
+    ablation.add_argument(
+      "--wrong-puzzle",
+      action="store_true",
+      help="also evaluate with the puzzle identifiers permuted: wrong_puzzle/… in the same file",
+    )
     parser.epilog = (
-      "Fields of the evaluation are overridden as --config.evaluation.wrong_puzzle=True; a causal ablation as "
-      "--config.evaluation.ablation=identity --config.evaluation.ablation_layers=block0.tokens. The mesh of the run is "
-      "fitted to the devices that are there; --config.mesh.fsdp=2 and its like choose another."
+      "Fields of the evaluation are overridden as --config.evaluation.max_examples=100. The mesh of the run is fitted "
+      "to the devices that are there; --config.mesh.fsdp=2 and its like choose another."
     )
 
   def run(self, options: argparse.Namespace) -> int:
     from jpmhc_jax import runs
     from jpmhc_jax.config import load as configs
+    from jpmhc_jax.evaluation.ablations import Ablation
     from jpmhc_jax.training.hosts import distributed
 
     def asked(config: schema.Config) -> schema.Config:
       return configs.override(config, options.overrides, _OPEN)
 
     run = runs.load(options.workdir, options.step, change=asked)
-    config = asked(run.config)
-    result = run.evaluated(config)
+    ablation = Ablation(options.ablation, options.layers, options.wrong_puzzle)
+    result = run.evaluated(asked(run.config), ablation)
     if distributed.is_primary():
       for name, value in result.metrics.items():
         print(f"{name:28s} {value:.6g}")
-      if config.evaluation.ablation != "none":
-        print(f"ABLATION: {config.evaluation.ablation} mixer in connections {config.evaluation.ablation_layers}")
+      if ablation.mixer != "none":
+        print(f"ABLATION: {ablation.mixer} mixer in connections {ablation.layers}")
       if result.coverage.partial:
         print(f"PARTIAL: {result.coverage}")
       print(f"written: {result.path}")

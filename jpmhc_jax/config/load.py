@@ -241,24 +241,33 @@ def _expected_of(last: str) -> str:
   return "no value of its own: a group, whose fields are set one by one"
 
 
-# Fields that an earlier version called otherwise: a stored config is read with them, other uses are told the new name.
+# Fields of an earlier version that have another name now, or that an option of a command has replaced. A stored config
+# is read with them; any other use is an error that names what took their place.
 RENAMED = {"connection.manifold": "connection.mixer"}
+REPLACED = {
+  "evaluation.wrong_puzzle": "jpmhc evaluate --wrong-puzzle",
+  "evaluation.ablation": "jpmhc evaluate --ablation=identity",
+  "evaluation.ablation_layers": "jpmhc evaluate --ablation=identity --layers=block0.tokens",
+  "evaluation.spectrum": "jpmhc spectrum --workdir=runs/first",
+}
 
 
 def _renamed(name: str) -> str:
-  """What the field of this dotted or last name is called now; '' where no field was renamed so."""
-  new = [to for old, to in RENAMED.items() if name in (old, old.rpartition(".")[2])]
-  return f" It is called {new[0]!r} now." if new else ""
+  """What took the place of the field of this dotted or last name; '' where no field was called so."""
+  words = {old: f" It is called {new!r} now." for old, new in RENAMED.items()}
+  words |= {old: f" It is an option of a command now, such as `{command}`." for old, command in REPLACED.items()}
+  return next((text for old, text in words.items() if name in (old, old.rpartition(".")[2])), "")
 
 
 def upgraded(values: Any) -> Any:
-  """The fields of a stored config under the names that they have now."""
-  for old, new in RENAMED.items():
+  """The fields of a stored config under the names that they have now, without those that are options now."""
+  for old in (*RENAMED, *REPLACED):
     group, _, name = old.rpartition(".")
     fields = values.get(group) if isinstance(values, Mapping) else None
     if isinstance(fields, Mapping) and name in fields:
       rest = {key: value for key, value in fields.items() if key != name}
-      values = {**values, group: {**rest, new.rpartition(".")[2]: fields[name]}}
+      renamed = {RENAMED[old].rpartition(".")[2]: fields[name]} if old in RENAMED else {}
+      values = {**values, group: {**rest, **renamed}}
   return values
 
 

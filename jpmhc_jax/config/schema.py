@@ -345,19 +345,6 @@ class Evaluation:
   )
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
   save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never", ge=0)
-  wrong_puzzle: bool = field(False, "also evaluate with the identifiers permuted over the tasks (ablation)")
-  spectrum: bool = field(
-    False, "at the end of the run, measure the Jacobian's spectra beside the predicted ones (as `jpmhc spectrum` does)"
-  )
-  ablation: str = field(
-    "none",
-    "`jpmhc evaluate` only: what replaces the mixer of `ablation_layers` (permutation = shift by one stream); results "
-    "go to evaluation/ablation_…",
-    ("none", "identity", "mean", "permutation"),
-  )
-  ablation_layers: str = field(
-    "all", "connections whose mixer is replaced: all, or names and patterns such as 'block0.tokens,block1.*'"
-  )
 
 
 @dataclasses.dataclass(frozen=True)

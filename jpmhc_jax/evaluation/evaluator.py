@@ -5,8 +5,10 @@ its own (step_N_partial_2_of_8.json), so that it never stands in for one of all,
 
 With several processes each evaluates a consecutive range of the examples, and process 0 merges and writes. A pass that
 is interrupted, or killed, goes on where it last saved what it had counted.
-A causal ablation (`evaluation.ablation`) writes into a folder of its own below evaluation/, where nothing looks for the
-results of the run.
+
+An ablation of mixers writes into a folder of its own below evaluation/, where nothing looks for the results of the run.
+Accuracies with permuted puzzles stand beside the others, as wrong_puzzle/…, and stay there when the same step is
+evaluated again without them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +28,11 @@ import numpy as np
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
+from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.files import move_aside, storing, to_json, write_atomically
-from jpmhc_jax.core.reading import memory_limit, read_gzip
+from jpmhc_jax.core.reading import memory_limit, read_gzip, read_json
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.evaluation import ablations
+from jpmhc_jax.evaluation.ablations import ablate, Ablation, NOTHING
 from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EvalProgress, EXAMPLES
 from jpmhc_jax.evaluation.arc import ArcVotes
 from jpmhc_jax.training import interrupts
@@ -41,15 +44,17 @@ from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.tasks.base import Batch
 from jpmhc_jax.training.tasks.registry import task_of
 
+_WRONG = "wrong_puzzle/"  # begins the names of the metrics with permuted puzzles
+
 
 class Evaluator:
   """Callable on (state, step). The votes of each evaluation stay in the workdir, so that pooling survives restarts."""
 
-  def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path):
-    self.setup, self.workdir = setup, workdir
+  def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path, ablation: Ablation = NOTHING):
+    self.setup, self.workdir, self.ablation = setup, workdir, ablation
     self.dataset: Any = dataset  # one whose copies vote has `test_puzzles` and `side`
-    self.folder = results_folder(setup.config.evaluation, workdir)
-    evaluated, self.replaced = ablations.ablate(setup)
+    self.folder = ablation.folder(workdir)
+    evaluated, self.replaced = ablate(setup, ablation)
     self.rollout = make_rollout(evaluated)
     with storing(str(self.folder)):
       self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +76,7 @@ class Evaluator:
     partials = [self._partial(state, f"{step}{self.coverage.suffix}")]
     own = self._pass(state, partials[0], self.voting)
     wrong = None
-    if self.setup.config.evaluation.wrong_puzzle:
+    if self.ablation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
       wrong = self._pass(state, partials[1], False, self._other_puzzles())
     metrics = distributed.from_primary(lambda: self._write_all(step, own, wrong))
@@ -175,16 +180,23 @@ class Evaluator:
         if self.setup.config.evaluation.pooled:
           metrics |= {f"pooled/{name}": value for name, value in self._pooled(own.votes, step).results(scored).items()}
       if wrong is not None:
-        means = self._means(wrong)
-        metrics |= {f"wrong_puzzle/{name}": means[name] for name in ("accuracy", "exact_accuracy")}
+        metrics |= {f"{_WRONG}{name}": value for name, value in self._means(wrong).items() if name != "examples"}
       judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
-      result = {"step": step, "metrics": metrics, "judged_by": judged, "examples": examples}
+      result = {"step": step, "metrics": self._earlier_wrong(step) | metrics, "judged_by": judged, "examples": examples}
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
-        result["ablation"] = {"mixer": self.setup.config.evaluation.ablation, "connections": self.replaced}
+        result["ablation"] = {"mixer": self.ablation.mixer, "connections": self.replaced}
       self._write(self.path(step), result)
     return metrics
+
+  def _earlier_wrong(self, step: int) -> dict[str, float]:
+    """The metrics with permuted puzzles of the file that this evaluation replaces."""
+    try:
+      earlier: Mapping = read_json(self.path(step))
+      return {name: float(value) for name, value in earlier["metrics"].items() if name.startswith(_WRONG)}
+    except (OSError, DataError, KeyError, TypeError, ValueError, AttributeError):  # none yet, or damaged
+      return {}
 
   def _means(self, tally: EvalAccumulator) -> dict[str, float]:
     return self.setup.task.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
@@ -223,14 +235,6 @@ class Evaluator:
 
   def _write(self, path: pathlib.Path, content: Any) -> None:
     write_atomically(path, to_json(content))
-
-
-def results_folder(evaluation: schema.Evaluation, workdir: pathlib.Path) -> pathlib.Path:
-  """Where the results go: evaluation/, or evaluation/ablation_<mixer>_<layers> for an ablation."""
-  folder = workdir / "evaluation"
-  if evaluation.ablation == "none":
-    return folder
-  return folder / f"ablation_{evaluation.ablation}_{ablations.folder_name(evaluation.ablation_layers)}"
 
 
 def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -274,6 +278,4 @@ def metric_names(config: schema.Config) -> tuple[str, ...]:
     voted = list(ArcVotes([""]).results(_ONE_TASK))
     names += voted
     names += [f"pooled/{name}" for name in voted] if config.evaluation.pooled else []
-  if config.evaluation.wrong_puzzle:
-    names += ["wrong_puzzle/accuracy", "wrong_puzzle/exact_accuracy"]
   return tuple(names)

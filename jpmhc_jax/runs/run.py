@@ -16,8 +16,8 @@ from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.data.dataset import Coverage
+from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
 from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
-from jpmhc_jax.evaluation.spectra import measure
 from jpmhc_jax.models import connections
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.report import write_report
@@ -137,22 +137,30 @@ class Run:
     """A new NNX module with copies of no array: `parameters` and the buffers of the checkpoint in the model's graph."""
     return self.setup.model(self.parameters, self.state.buffers)
 
-  def evaluate(self, **fields: Any) -> Mapping[str, float]:
+  def evaluate(
+    self, *, ablation: str = "none", layers: str = "all", wrong_puzzle: bool = False, **fields: Any
+  ) -> Mapping[str, float]:
     """Metrics on the held-out examples, which evaluation/step_N.json then holds too, with examples of answers.
 
-    fields: of `config.evaluation`, for this evaluation alone, such as max_examples=100. Raises ConfigError for an
-    unknown field, and for one that would overwrite the run's own results by fewer metrics; Interrupted after SIGTERM or
-    Ctrl-C, with what was counted saved.
+    ablation, layers: what replaces the mixers of which connections (identity, mean or permutation; 'all', or names and
+    patterns such as 'block0.tokens,block1.*'); the results are in evaluation/ablation_…/. wrong_puzzle: also with the
+    puzzle identifiers permuted, as wrong_puzzle/…. fields: of `config.evaluation`, for this evaluation alone, such as
+    max_examples=100.
+
+    Raises ConfigError for an unknown field, ablation or layer, for permuted puzzles of a network that has none, and for
+    a field that would overwrite the run's own results by fewer metrics; Interrupted after SIGTERM or Ctrl-C, with what
+    was counted saved.
     """
     changes = {f"evaluation.{name}": value for name, value in fields.items()}
-    return self.evaluated(configs.resolve(self.config, changes)).metrics
+    return self.evaluated(configs.resolve(self.config, changes), Ablation(ablation, layers, wrong_puzzle)).metrics
 
-  def evaluated(self, config: schema.Config) -> Evaluated:
+  def evaluated(self, config: schema.Config, ablation: Ablation = NOTHING) -> Evaluated:
     """`evaluate` with the evaluation fields of this config; says which examples and which file."""
-    _refuse_less(self.config.evaluation, config.evaluation)
-    with processes_of(config, step=self._asked):
+    if ablation.mixer == "none":
+      _refuse_less(self.config.evaluation, config.evaluation)
+    with processes_of(config, step=self._asked, **dataclasses.asdict(ablation)):
       setup = dataclasses.replace(self.setup, config=dataclasses.replace(config, mesh=self.setup.config.mesh))
-      evaluator = Evaluator(setup, self.dataset, self.workdir)
+      evaluator = Evaluator(setup, self.dataset, self.workdir, ablation)
       metrics = evaluator(self.state, self.step)
     self.__dict__.pop("_record", None)  # it has one evaluation more now
     return Evaluated(self.step, metrics, evaluator.coverage, evaluator.path(self.step))
@@ -192,8 +200,6 @@ def train(
   with processes_of(resolved), loop.claimed(resolved, folder):
     parts = dataclasses.replace(open_run(resolved, folder), profile=profile)
     state = loop.train(parts, list(command or sys.orig_argv))
-    if resolved.evaluation.spectrum:
-      measure.at_the_end(parts.setup, parts.dataset, state, folder)
     if distributed.is_primary():
       write_report([folder], folder / "report.html")
   return Run(resolved, folder, trained=(parts, state))
@@ -213,8 +219,8 @@ def load(workdir: Folder, step: int | None = None, *, change: Change = lambda co
   return Run(configs.restore(folder / "config.json"), folder, step, change=change)
 
 
-def evaluate(workdir: Folder, step: int | None = None, **fields: Any) -> Mapping[str, float]:
-  """Metrics of a checkpoint on the held-out examples by name: `load(workdir, step).evaluate(**fields)`.
+def evaluate(workdir: Folder, step: int | None = None, **options: Any) -> Mapping[str, float]:
+  """Metrics of a checkpoint on the held-out examples by name: `load(workdir, step).evaluate(**options)`.
 
   Raises ConfigError, CheckpointError and Interrupted as `load` and `Run` do.
 
@@ -222,7 +228,7 @@ def evaluate(workdir: Folder, step: int | None = None, **fields: Any) -> Mapping
   >>> metrics["examples"], 0 <= metrics["exact_accuracy"] <= 1
   (16.0, True)
   """
-  return load(workdir, step).evaluate(**fields)
+  return load(workdir, step).evaluate(**options)
 
 
 def report(workdirs: Folder | Sequence[Folder], out: Folder | None = None) -> pathlib.Path:
@@ -246,22 +252,16 @@ def _folder(name: Folder) -> pathlib.Path:
 
 def _check_evaluation(config: schema.Config) -> None:
   """Raises ConfigError for evaluations that a run cannot be judged by."""
-  if config.evaluation.ablation != "none":
-    raise ConfigError(
-      f"evaluation.ablation={config.evaluation.ablation!r}: an ablation is no evaluation to train by; expected "
-      "'none'. Train first, then: jpmhc evaluate --workdir=… --config.evaluation.ablation=…"
-    )
   if config.checkpoint.best_metric:
     check_choice("checkpoint.best_metric", config.checkpoint.best_metric, metric_names(config))
 
 
 def _refuse_less(recorded: schema.Evaluation, asked: schema.Evaluation) -> None:
   """Raises ConfigError for results that would take the place of the run's own and lack some of their metrics."""
-  if (asked.max_examples, asked.ablation) != (recorded.max_examples, recorded.ablation):
+  if asked.max_examples != recorded.max_examples:
     return  # these have files of their own
-  for name in ("pooled", "wrong_puzzle"):
-    if getattr(recorded, name) and not getattr(asked, name):
-      raise ConfigError(
-        f"evaluation.{name}=False: the run records True, and evaluation/step_N.json would lose these metrics; leave "
-        "the field out, or set evaluation.max_examples: an evaluation of a part has a file of its own"
-      )
+  if recorded.pooled and not asked.pooled:
+    raise ConfigError(
+      "evaluation.pooled=False: the run records True, and evaluation/step_N.json would lose these metrics; leave the "
+      "field out, or set evaluation.max_examples: an evaluation of a part has a file of its own"
+    )

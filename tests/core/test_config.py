@@ -12,7 +12,6 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import fields
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.training.tasks import task_of
 
 GOOD = """
 from jpmhc_jax.config.load import default
@@ -164,8 +163,8 @@ def test_a_config_written_by_hand_is_checked(tmp_path):
 
 
 def test_only_the_named_group_of_an_existing_run_can_be_overridden():
-  config = configs.override(schema.Config(), ["--config.evaluation.wrong_puzzle=True"], ("evaluation",))
-  assert config.evaluation.wrong_puzzle
+  config = configs.override(schema.Config(), ["--config.evaluation.max_examples=3"], ("evaluation",))
+  assert config.evaluation.max_examples == 3
   with pytest.raises(ConfigError, match="only fields of 'evaluation'"):
     configs.override(schema.Config(), ["--config.steps=3"], ("evaluation",))
 
@@ -219,11 +218,6 @@ def test_the_fields_of_any_dataclass_are_checked_by_their_bounds():
       fields.check(wrong, "data.waves.")
 
 
-def test_permuted_puzzles_need_a_model_that_sees_them():
-  with pytest.raises(ConfigError, match="evaluation.wrong_puzzle=True: expected False with model.kind=decoder"):
-    task_of(configs.load("configs/stdlib_lm.py:tiny", ["--config.evaluation.wrong_puzzle=True"]))
-
-
 def test_numbers_of_numpy_and_jax_are_numbers_in_config_files_and_dicts():
   values = configs.default()
   values.model.width, values.steps, values.optimizer.learning_rate = np.int64(32), jnp.int32(3), np.float32(0.5)
@@ -269,3 +263,21 @@ def test_a_renamed_field_is_told_by_its_new_name_and_a_stored_config_is_read_wit
   text = (tmp_path / "config.json").read_text()
   (tmp_path / "config.json").write_text(text.replace('"mixer": "iso"', '"manifold": "iso"'))
   assert configs.restore(tmp_path / "config.json") == config
+
+
+def test_a_field_that_is_an_option_now_is_told_by_the_command_and_a_stored_config_is_read_without_it(tmp_path):
+  for name, command in configs.REPLACED.items():
+    message = re.escape(f"It is an option of a command now, such as `{command}`.")
+    with pytest.raises(ConfigError, match=message):
+      configs.load_default([f"--config.{name}=1"])
+    with pytest.raises(ConfigError, match=message):
+      configs.check_field(name, "identity")
+  (tmp_path / "config.py").write_text(
+    GOOD.replace("config.steps", "config.evaluation.wrong_puzzle = True\n  config.steps")
+  )
+  with pytest.raises(ConfigError, match="line 5: unknown field 'wrong_puzzle'. It is an option .*--wrong-puzzle"):
+    configs.load(str(tmp_path / "config.py"))
+  values = configs.to_dict(schema.Config())
+  values["evaluation"] |= {"wrong_puzzle": True, "spectrum": False, "ablation": "none", "ablation_layers": "all"}
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  assert configs.restore(tmp_path / "config.json") == schema.Config()

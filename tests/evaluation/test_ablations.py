@@ -15,8 +15,8 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnection
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.evaluation.ablations import ablate
-from jpmhc_jax.evaluation.evaluator import Evaluator, results_folder
+from jpmhc_jax.evaluation.ablations import ablate, Ablation
+from jpmhc_jax.evaluation.evaluator import Evaluator
 from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.reporting.workdir import read_runs
@@ -32,11 +32,6 @@ BY_HAND = {
 @functools.cache
 def _setup(mixer="cayley"):
   return tiny.setup(tiny.config(connection=schema.Connection(mixer=mixer, streams=2, options="")))
-
-
-def _with(setup, **evaluation):
-  config = dataclasses.replace(setup.config, evaluation=dataclasses.replace(setup.config.evaluation, **evaluation))
-  return dataclasses.replace(setup, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +70,7 @@ def test_a_connection_applies_the_replacement_and_keeps_its_read_and_write(kind,
 
 
 def test_only_the_chosen_connection_is_replaced_and_the_parameters_still_fit(state):
-  setup, replaced = ablate(_with(_setup(), ablation="mean", ablation_layers="block0.tokens"))
+  setup, replaced = ablate(_setup(), Ablation("mean", "block0.tokens"))
   assert replaced == ["block0.tokens"]
   params, buffers = jax.tree.map(jnp.asarray, (state.ema, state.buffers))
   before, after = (nnx.merge(s.graph, nnx.State(params), nnx.State(buffers)) for s in (_setup(), setup))
@@ -93,7 +88,7 @@ def test_only_the_chosen_connection_is_replaced_and_the_parameters_still_fit(sta
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_single_layers_of_a_scanned_decoder_are_replaced(kind, decoder):
   setup, state = decoder
-  replaced, names = ablate(_with(setup, ablation=kind, ablation_layers="block1.tokens,block2.*"))
+  replaced, names = ablate(setup, Ablation(kind, "block1.tokens,block2.*"))
   assert names == ["block2.features", "block1.tokens", "block2.tokens"]
   before, after = (tiny.model_of(s, state) for s in (setup, replaced))
   h = start = jax.random.normal(jax.random.key(2), (2, 4, 2, 16))
@@ -117,7 +112,7 @@ def test_replacing_identity_mixers_by_the_identity_changes_nothing_and_by_others
   )
   dataset = tiny.dataset(setup.config)
   losses = {
-    kind: Evaluator(_with(setup, ablation=kind), dataset, tmp_path)(state, 3)["lm_loss"]
+    kind: Evaluator(setup, dataset, tmp_path, Ablation(kind))(state, 3)["lm_loss"]
     for kind in ("none", "identity", "permutation")
   }
   assert losses["none"] == losses["identity"]
@@ -125,8 +120,8 @@ def test_replacing_identity_mixers_by_the_identity_changes_nothing_and_by_others
 
 
 def test_results_go_to_a_folder_of_their_own_and_the_report_does_not_take_them_for_the_evaluation(state, tmp_path):
-  setup = _with(_setup(), ablation="mean", ablation_layers="block0.*")
-  metrics = Evaluator(setup, tiny.dataset(setup.config), tmp_path)(state, 5)
+  setup = _setup()
+  metrics = Evaluator(setup, tiny.dataset(setup.config), tmp_path, Ablation("mean", "block0.*"))(state, 5)
   written = tmp_path / "evaluation" / "ablation_mean_block0.x" / "step_5.json"
   content = json.loads(written.read_text())
   assert content["metrics"] == metrics
@@ -140,6 +135,15 @@ def test_a_name_that_no_connection_has_is_refused_with_the_nearest(tmp_path):
   with pytest.raises(
     ConfigError, match="no connection 'block0.token'.*block0.features, block0.tokens. Did you mean 'block0.tokens'"
   ):
-    ablate(_with(_setup(), ablation="mean", ablation_layers="block0.features,block0.token"))
+    ablate(_setup(), Ablation("mean", "block0.features,block0.token"))
   with pytest.raises(ConfigError, match="at most 120 characters"):
-    results_folder(schema.Evaluation(ablation="mean", ablation_layers="b" * 121), tmp_path)
+    Ablation("mean", "b" * 121).folder(tmp_path)
+  with pytest.raises(ConfigError, match="ablation='men': expected one of none, .*Did you mean 'mean'"):
+    Ablation("men")
+  with pytest.raises(ConfigError, match=r"layers='block0.\*': expected an ablation of them beside it"):
+    Ablation(layers="block0.*")
+
+
+def test_permuted_puzzles_need_a_network_that_sees_them(decoder):
+  with pytest.raises(ConfigError, match="wrong_puzzle=True: expected a network with puzzle embeddings.*'decoder'"):
+    ablate(decoder[0], Ablation(wrong_puzzle=True))

@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
 from jpmhc_jax.evaluation.arc import PASS_KS
 from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 
@@ -131,9 +132,7 @@ def _arc():
     canvas=5, max_side=5, max_tasks=4, test_subset="training", subsets="training",
     augmentations=2, evaluation_augmentations=2, translate=False,
   )  # fmt: skip
-  config = tiny.config(
-    data=schema.Data(kind="arc", prefetch=0, arc=arc), evaluation=schema.Evaluation(wrong_puzzle=True)
-  )
+  config = tiny.config(data=schema.Data(kind="arc", prefetch=0, arc=arc))
   setup = tiny.setup(config)
   return tiny.dataset(config), setup, setup.create()
 
@@ -156,29 +155,29 @@ def _answering(kind, q, seen=None):
   return rollout
 
 
-def _evaluate(folder, kind, q, step, seen=None, max_examples=0):
+def _evaluate(folder, kind, q, step, seen=None, max_examples=0, ablation=NOTHING):
   """A new evaluator each time, as after a restart."""
   dataset, setup, state = _arc()
   asked = dataclasses.replace(setup.config.evaluation, max_examples=max_examples)
   setup = dataclasses.replace(setup, config=dataclasses.replace(setup.config, evaluation=asked))
-  evaluator = Evaluator(setup, dataset, folder)
+  evaluator = Evaluator(setup, dataset, folder, ablation)
   evaluator.rollout = _answering(kind, q, seen)
   return evaluator(state, step)
 
 
 def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   dataset, setup, state = _arc()
-  evaluator = Evaluator(setup, dataset, tmp_path)
+  evaluator = Evaluator(setup, dataset, tmp_path, Ablation(wrong_puzzle=True))
   metrics = evaluator(state, 3)
   plain = {f"pass@{k}" for k in PASS_KS} | {f"strict/pass@{k}" for k in PASS_KS}
   plain |= {"unaugmented/pass@1", "augmentations_voted"}
   assert plain | {f"pooled/{name}" for name in plain} <= set(metrics)
-  assert set(metric_names(setup.config)) == set(metrics)
+  assert set(metric_names(setup.config)) == {name for name in metrics if not name.startswith("wrong_puzzle/")}
   assert evaluator.main_metric in plain
   assert all(metrics[f"pooled/{name}"] == metrics[name] for name in plain)
   assert all(metrics[f"pass@{a}"] <= metrics[f"pass@{b}"] for a, b in zip(PASS_KS, PASS_KS[1:], strict=False))
   # The puzzle table starts at zero: another puzzle's row is the same row.
-  for name in ("accuracy", "exact_accuracy"):
+  for name in setup.task.per_example:
     assert metrics[f"wrong_puzzle/{name}"] == metrics[name]
   submission = json.loads((tmp_path / "evaluation" / "submission_3.json").read_text())
   assert {task: len(entries) for task, entries in submission.items()} == {
@@ -271,7 +270,7 @@ def test_a_partial_evaluation_keeps_to_itself(examples, tmp_path):
 def test_the_wrong_puzzle_ablation_permutes_the_identifiers_and_keeps_blank_rows_blank(tmp_path):
   dataset, *_ = _arc()
   seen = []
-  _evaluate(tmp_path, TRUTH, 0.0, 1, seen)
+  metrics = _evaluate(tmp_path, TRUTH, 0.0, 1, seen, ablation=Ablation(wrong_puzzle=True))
   half = len(seen) // 2
   own, other = np.concatenate(seen[:half]), np.concatenate(seen[half:])
   assert own.shape == other.shape
@@ -279,4 +278,9 @@ def test_the_wrong_puzzle_ablation_permutes_the_identifiers_and_keeps_blank_rows
   pairs = set(zip(own.tolist(), other.tolist(), strict=True))
   assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
   assert sum(a != b for a, b in pairs) > len(pairs) / 2
+  path = tmp_path / "evaluation" / "step_1.json"
+  assert json.loads(path.read_text())["metrics"] == metrics
+  again = _evaluate(tmp_path, TRUTH, 0.0, 1)  # without: what was found stays in the file
+  assert not any(name.startswith("wrong_puzzle/") for name in again)
+  assert json.loads(path.read_text())["metrics"] == again | metrics
   assert max(other) < dataset.num_identifiers

@@ -132,13 +132,15 @@ def test_the_command_measures_a_run_and_the_report_draws_it(tmp_path, capsys):
   workdir = tmp_path / "run"
   overrides = {
     "steps": 2, "batch_size": 8, "data.sudoku.train_puzzles": 20, "data.sudoku.test_puzzles": 4, "model.width": 16,
-    "model.heads": 2, "model.mlp_multiple": 8, "model.layers": 1, "connection.streams": 2, "evaluation.spectrum": True,
+    "model.heads": 2, "model.mlp_multiple": 8, "model.layers": 1, "connection.streams": 2,
   }  # fmt: skip
   fields = [f"--config.{name}={value}" for name, value in overrides.items()]
   assert main.main(["train", "--config=configs/sudoku.py:tiny", f"--workdir={workdir}", *fields]) == 0
+  assert main.main(["spectrum", f"--workdir={workdir}"]) == 0
   found = json.loads((workdir / "spectrum.json").read_text())
   assert found["step"] == 2
   assert {site["scale"] for site in found["sites"]} == {"part", "recursion", "carry"}
+  assert main.main(["report", str(workdir)]) == 0
   page = (workdir / "report.html").read_text()
   assert "Jacobian spectra" in page and "Density of log singular values: block0.tokens" in page
   (workdir / "spectrum.json").unlink()

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import pathlib
-import shlex
 from typing import Any
 
 import jax
@@ -294,16 +293,6 @@ class Findings:
     """Writes folder/spectrum.json, whole or not at all."""
     with storing(str(folder / FILE)):
       write_atomically(folder / FILE, to_json(self.to_dict()) + "\n")
-
-
-def at_the_end(setup: Setup, dataset: Dataset, state: TrainState, folder: pathlib.Path) -> None:
-  """What `jpmhc spectrum` does, after a run of a single process; a run of several says how to get it later."""
-  if jax.process_count() > 1:
-    later = f"jpmhc spectrum --workdir={shlex.quote(str(folder))}"
-    print(f"spectra: not measured by {jax.process_count()} processes; run {later} in one")
-    return
-  for found in findings(setup, dataset, state, int(state.step)):
-    found.save(folder)
 
 
 def findings(

@@ -135,12 +135,6 @@ class TransformerPass(SinglePass):
   def check(self, config: schema.Config) -> None:
     model = config.model
     require(
-      not config.evaluation.wrong_puzzle,
-      "evaluation.wrong_puzzle",
-      True,
-      f"False with model.kind={model.kind}, which sees no puzzle identifier",
-    )
-    require(
       model.rematerialise != "call",
       "model.rematerialise",
       "call",
