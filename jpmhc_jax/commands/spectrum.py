@@ -56,7 +56,10 @@ class Spectrum:
     )
 
   def run(self, options: argparse.Namespace) -> int:
-    """0 when every row has numbers, 2 when one has none, 75 after an interrupt; what was computed is always written."""
+    """0 when every row has numbers, 2 when one has none, 75 after an interrupt; what was computed is always written.
+
+    Raises ConfigError for config fields without a run.
+    """
     if options.workdir is not None:
       return _checkpoint(options)
     if options.overrides:
@@ -193,11 +196,11 @@ def _checkpoint(options: argparse.Namespace) -> int:
   with storing(str(folder)):
     folder.mkdir(parents=True, exist_ok=True)
   others = families(options) if options.mixer else ()
-  found: measure.Findings | None = None
+  result: measure.Findings | None = None
 
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
-    nonlocal found
-    for found in measure.findings(
+    nonlocal result
+    for result in measure.findings(
       run.setup,
       run.dataset,
       run.state,
@@ -208,16 +211,16 @@ def _checkpoint(options: argparse.Namespace) -> int:
       say=say,
       tick=tick,
     ):
-      found.save(folder)
+      result.save(folder)
 
   with precision_of(run.config):
     notice = _watched(work)
-  if found:
+  if result:
     with storing(str(folder)):
-      spectra.draw_sites(found.to_dict()["sites"], folder / "spectrum.svg")
+      spectra.draw_sites(result.to_dict()["sites"], folder / "spectrum.svg")
     drawn = f"jpmhc report {shlex.quote(str(options.workdir))}"
     print(f"written: {folder / measure.FILE}, {folder / 'spectrum.svg'}; `{drawn}` draws them")
-  return _code(notice, found.design.absent if found else ())
+  return _code(notice, result.design.absent if result else ())
 
 
 def _watched(work: Callable[[Callable[[str], None], Any], None]) -> str:

@@ -133,8 +133,8 @@ def _summarise(ending: Any, metric: str) -> None:
   for heading in ("run", "state", "attempts", "score", "remark"):
     table.add_column(heading, overflow="fold")
   for run, record in ending.runs:
-    found = ledger.scores(run.workdir, metric)
-    score = f"{found[0]} {found[2][-1][1]:.4g}" if found else ""
+    scores = ledger.scores(run.workdir, metric)
+    score = f"{scores[0]} {scores[2][-1][1]:.4g}" if scores else ""
     table.add_row(*map(Text, (run.name, record.state, str(record.attempts), score, record.message)))
   console = Console()
   Console(width=max(console.width, 120)).print(table)

@@ -1,1 +1,1 @@
-"""Config schema, variants and locking, named random streams, errors."""
+"""Foundations that know no network: errors, files, names, fields of a config, random streams, sharding, the process."""

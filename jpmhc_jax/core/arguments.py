@@ -22,6 +22,7 @@ class Parser(argparse.ArgumentParser):
   """argparse, with messages of a length that one reads."""
 
   def error(self, message: str) -> NoReturn:
+    """Prints usage and message, cut to a readable length, and exits with 2."""
     super().error(cut(message))
 
 
@@ -54,7 +55,8 @@ def number(low: float | int, high: float | int = math.inf, *, above: bool = Fals
 def path(text: str) -> pathlib.Path:
   """A file or a folder, as an absolute path with `~` expanded (`places.local`).
 
-  The empty string, which pathlib takes for the current folder, is refused.
+  Raises ArgumentTypeError for a path that cannot be one here and for the empty string, which pathlib takes for the
+  current folder.
   """
   if not text.strip():
     raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a file or a folder")

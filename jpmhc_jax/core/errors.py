@@ -73,7 +73,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f" Did you mean {by_last[part[0]]!r}?" if part else ""
 
 
-def apart(first: float, second: float) -> tuple[str, str]:
+def differing_digits(first: float, second: float) -> tuple[str, str]:
   """Both numbers in the fewest digits, two at least, in which they differ: a message must not call 1e-3 above 1e-3."""
   for digits in range(2, 18):
     words = f"{first:.{digits}g}", f"{second:.{digits}g}"

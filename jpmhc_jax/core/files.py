@@ -1,4 +1,4 @@
-"""Files that a kill cannot leave half-written, strict JSON, and storage failures in words."""
+"""Writing files: whole or not at all, also under a kill; strict JSON; storage failures in words."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -158,7 +158,7 @@ def move_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def storing(what: str) -> Iterator[None]:
-  """Turns an OSError inside into a StorageError that says what could not be written, why, and what to do."""
+  """Raises StorageError, which says what could not be written, why, and what to do, in place of an OSError inside."""
   try:
     yield
   except OSError as error:
@@ -167,7 +167,7 @@ def storing(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shortages() -> Iterator[None]:
-  """Turns any error inside at whose root there was no room, or no more files could be opened, into a StorageError."""
+  """Raises StorageError in place of an error at whose root there was no room, or no more files could be opened."""
   try:
     yield
   except UserError:
@@ -185,8 +185,8 @@ def errno_of(error: BaseException | None) -> int | None:
   while error is not None and error not in seen:
     if isinstance(error, OSError) and error.errno:
       return error.errno
-    if told := _NUMBER.search(str(error)):
-      return int(told[1])
+    if match := _NUMBER.search(str(error)):
+      return int(match[1])
     for words, number in _TOLD.items():
       if words in str(error):
         return number

@@ -1,4 +1,4 @@
-"""What the images of a data set look like: all that a vision model needs to know of them."""
+"""The format of a data set's images: all that a vision model needs to know of them."""
 
 import dataclasses
 

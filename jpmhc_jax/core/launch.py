@@ -1,4 +1,4 @@
-"""How the process is started: settings that only take effect before it, or before JAX, begins.
+"""The start of the process: settings that only take effect before it, or before JAX, begins; compiled programs.
 
 XLA on the CPU takes fresh memory for the temporaries of every step. With glibc's defaults that memory goes back to the
 system after each step and is faulted in again page by page: 49,000 faults and 85 ms of system time a step for a small
@@ -73,8 +73,8 @@ def _processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
     lines = [" ".join(os.uname())]
-  told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(lines[:1]))
-  return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+  described = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(lines[:1]))
+  return hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
 
 
 STAMP = ".checked"  # its time: what is older has been looked at

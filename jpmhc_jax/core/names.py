@@ -21,28 +21,28 @@ def run_names(points: Sequence[Point]) -> list[str]:
   >>> run_names([{"connection.mixer": "iso", "seed": 0}, {"connection.mixer": "iso", "seed": 1}])
   ['seed=0', 'seed=1']
   """
-  plain = [",".join(f"{key}={_safe(value)}" for key, value in item.items()) or "run" for item in telling(points)]
+  plain = [",".join(f"{key}={_safe(value)}" for key, value in item.items()) or "run" for item in distinguishing(points)]
   return [
     name if plain.count(name) == 1 and len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{digest(point)}"
     for name, point in zip(plain, points, strict=True)
   ]
 
 
-def telling(points: Sequence[Point]) -> list[dict[str, Any]]:
+def distinguishing(points: Sequence[Point]) -> list[dict[str, Any]]:
   """Of each point the values that tell it from the others, by short field names; the seed comes last.
 
   Only fields that take several values appear, and of those only as many as it takes. A point that sets none of them
   shows all that it sets.
   """
   varying = _varying_fields(points)
-  enough = _telling_fields(points, varying)
-  short, found = short_fields(varying), []
+  enough = _distinguishing_fields(points, varying)
+  short, rows = short_fields(varying), []
   for point in points:
     chosen = [field for field in enough if field in point]
     if not set(chosen) - {SEED}:
       chosen = [field for field in varying if field in point]
-    found.append({short[field]: point[field] for field in chosen})
-  return found
+    rows.append({short[field]: point[field] for field in chosen})
+  return rows
 
 
 def _varying_fields(points: Sequence[Point]) -> list[str]:
@@ -51,7 +51,7 @@ def _varying_fields(points: Sequence[Point]) -> list[str]:
   return sorted(varying, key=lambda field: field == SEED)
 
 
-def _telling_fields(points: Sequence[Point], fields: list[str]) -> list[str]:
+def _distinguishing_fields(points: Sequence[Point], fields: list[str]) -> list[str]:
   """The fields without those that the others make superfluous; the last ones go first, the seed stays."""
   different = _different(points, fields)
   for field in reversed([field for field in fields if field != SEED]):

@@ -1,4 +1,4 @@
-"""Where a path that somebody wrote lies: `~` expanded, absolute from the start, and on this machine.
+"""Paths that a user wrote, as absolute paths of this machine with `~` expanded.
 
 Every path of the command line and of a config goes through `local`, once. Whoever gets it may change the current
 folder, hand it to another process or keep it in a file.

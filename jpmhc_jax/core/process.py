@@ -1,4 +1,4 @@
-"""Which process this is, and whether another one is gone: where that can be known, it is known at once.
+"""The identity of a process, and whether another one is gone, as far as the system tells.
 
 A process is seen from the same host, boot and process namespace. There its number and the moment it was started tell
 it from a later one with the same number.

@@ -1,4 +1,4 @@
-"""Files that others wrote: what they ask of memory is known, and bounded, before any of it is taken."""
+"""Reading files that others wrote: what they ask of memory is known, and bounded, before any of it is taken."""
 
 import gzip
 import json
@@ -34,10 +34,10 @@ def check_regular(path: pathlib.Path, limit: int = TEXT_LIMIT) -> None:
   if kind:
     raise DataError(f"{shown(path)}: is {kind}; expected a regular file")
   if about.st_size > limit:
-    seen, most = size(about.st_size), size(limit)
-    if seen == most:  # but for the digits that are left out
-      seen, most = f"{about.st_size:,} bytes", f"{limit:,} bytes"
-    raise DataError(f"{shown(path)}: {seen}; expected at most {most}: is it the file you mean?")
+    actual, most = size(about.st_size), size(limit)
+    if actual == most:  # but for the digits that are left out
+      actual, most = f"{about.st_size:,} bytes", f"{limit:,} bytes"
+    raise DataError(f"{shown(path)}: {actual}; expected at most {most}: is it the file you mean?")
 
 
 def read_bytes(path: pathlib.Path, limit: int = TEXT_LIMIT) -> bytes:
@@ -88,8 +88,8 @@ def json_line(line: str) -> dict[str, Any]:
 def depth(content: bytes) -> int:
   """How many brackets of JSON lie inside each other at most; brackets in strings do not count."""
   bare = np.frombuffer(_STRINGS.sub(b"", content), np.uint8)
-  kept = bare[np.isin(bare, np.frombuffer(b"[]{}", np.uint8))]
-  steps = np.where((kept == ord("[")) | (kept == ord("{")), np.int8(1), np.int8(-1))
+  brackets = bare[np.isin(bare, np.frombuffer(b"[]{}", np.uint8))]
+  steps = np.where((brackets == ord("[")) | (brackets == ord("{")), np.int8(1), np.int8(-1))
   return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 

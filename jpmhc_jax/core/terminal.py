@@ -1,4 +1,4 @@
-"""Standard output and error: they outlive their reader and a full disk, and take any text in any encoding."""
+"""Standard output and error that outlive their reader and a full disk, and take any text in any encoding."""
 
 import codecs
 import errno

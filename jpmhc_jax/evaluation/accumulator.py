@@ -86,6 +86,7 @@ class EvalProgress:
 
   @functools.cached_property
   def identity(self) -> str:
+    """What `describe` says, asked once: every process must ask."""
     return self.describe()
 
   def save(self, batches: int, tally: Callable[[], Tally]) -> None:

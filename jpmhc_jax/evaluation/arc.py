@@ -176,8 +176,9 @@ class ArcVotes:
   def from_state(cls, identifiers: Sequence[str], state: Mapping[str, Any]) -> "ArcVotes":
     """Rebuilds pooled votes. Raises DataError for a state that another version wrote."""
     if state.get("format") != STATE_FORMAT:
-      found = state.get("format")
-      raise DataError(f"ARC votes: format={found!r}, expected {STATE_FORMAT}; delete the pooled votes to start anew")
+      raise DataError(
+        f"ARC votes: format={state.get('format')!r}, expected {STATE_FORMAT}; delete the pooled votes to start anew"
+      )
     votes = cls(identifiers, state["canvas"])
     for task, ballots in state["tasks"].items():
       for question, plain, answers in ballots:

@@ -35,14 +35,14 @@ def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, c
   rows = setup.rows(table, carry.data)
 
   def probe(connection: Any, streams: Array) -> tuple[dict[str, Array], Array | None]:
-    found, mix = connection.diagnostics(streams)
-    return found | {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}, mix
+    diagnostics, mix = connection.diagnostics(streams)
+    return diagnostics | {f"choice/{family}": weight for family, weight in connection.choice_weights().items()}, mix
 
-  seen = setup.task.capture(model, rows, carry, probe)
-  if not seen:
+  probed = setup.task.capture(model, rows, carry, probe)
+  if not probed:
     return {}
-  values = {f"{name}/{diagnostic}": v for name, (found, _) in seen.items() for diagnostic, v in found.items()}
-  composite = composite_diagnostics([mix for _, mix in seen.values()])
-  energies = [found["difference_energy"] for found, _ in seen.values()]
+  values = {f"{name}/{diagnostic}": v for name, (own, _) in probed.items() for diagnostic, v in own.items()}
+  composite = composite_diagnostics([mix for _, mix in probed.values()])
+  energies = [own["difference_energy"] for own, _ in probed.values()]
   composite["equal_streams"] = (jnp.max(jnp.stack(energies)) < EQUAL_STREAMS).astype(jnp.float32)
   return values | {f"composite/{name}": value for name, value in composite.items()}

@@ -26,8 +26,10 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
   """
   given = [Path(workdir) for workdir in workdirs]
   folders, entries = sweep_folder.expand(given)
-  fates = {path: (entry["state"], remark) for path, entry in entries.items() if (remark := sweep_folder.problem(entry))}
-  runs = read_runs(folders, fates, {path: entry.get("metric", "") for path, entry in entries.items()})
+  endings = {
+    path: (entry["state"], remark) for path, entry in entries.items() if (remark := sweep_folder.problem(entry))
+  }
+  runs = read_runs(folders, endings, {path: entry.get("metric", "") for path, entry in entries.items()})
   if not any(run.path.is_dir() for run in runs):
     names = ", ".join(str(run.path) for run in runs) or "none given"
     raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from jpmhc_jax.core.names import telling
+from jpmhc_jax.core.names import distinguishing
 from jpmhc_jax.reporting.workdir import Run
 
 SEED_FIELDS = ("seed",)
@@ -54,7 +54,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     key = tuple(_freeze(run.config.get(name, _MISSING)) for name in fields) if run.config else (run.anchor,)
     grouped.setdefault(key, []).append(run)
   settings = [{name: m[0].config[name] for name in fields if name in m[0].config} for m in grouped.values()]
-  labels = _rounded(_without_the_usual(telling(settings)))
+  labels = _rounded(_without_the_usual(distinguishing(settings)))
   return [
     Group(_label(label, members[0], len(grouped)), setting, members)
     for label, setting, members in zip(labels, settings, grouped.values(), strict=True)

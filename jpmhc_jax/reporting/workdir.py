@@ -129,12 +129,12 @@ class Run:
 
 def read_runs(
   workdirs: Sequence[Path],
-  fates: Mapping[Path, tuple[str, str]] | None = None,
+  endings: Mapping[Path, tuple[str, str]] | None = None,
   metrics: Mapping[Path, str] | None = None,
 ) -> list[Run]:
   """Reads every folder; names are folder names, with as many parents as it takes to tell them apart.
 
-  `fates`: what a sweep knows of the runs in it that are not done, (state, remark) by resolved folder; `metrics`: the
+  `endings`: what a sweep knows of the runs in it that are not done, (state, remark) by resolved folder; `metrics`: the
   metric that it asks for.
   """
   paths = [Path(workdir).resolve() for workdir in workdirs]
@@ -150,7 +150,7 @@ def read_runs(
     anchors[anchor] = path
   runs = [read_run(path, names[path], anchor) for anchor, path in anchors.items()]
   runs = [dataclasses.replace(run, asked=(metrics or {}).get(run.path, "")) for run in runs]
-  return [_with_fate(run, *fates[run.path]) if fates and run.path in fates else run for run in runs]
+  return [_with_ending(run, *endings[run.path]) if endings and run.path in endings else run for run in runs]
 
 
 def folders_inside(path: Path) -> list[Path]:
@@ -167,7 +167,7 @@ def folders_inside(path: Path) -> list[Path]:
   return sorted(folders)
 
 
-def _with_fate(run: Run, state: str, remark: str) -> Run:
+def _with_ending(run: Run, state: str, remark: str) -> Run:
   return dataclasses.replace(run, fate=state, problems=(remark, *run.problems))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex
 import numpy as np
 
-from jpmhc_jax.core.errors import apart
+from jpmhc_jax.core.errors import differing_digits
 from jpmhc_jax.spectral import chain, krylov, newton
 from jpmhc_jax.spectral.layers import Layers
 from jpmhc_jax.spectral.newton import Options
@@ -32,7 +32,7 @@ class NotSolvedError(Exception):
   @classmethod
   def of(cls, residual: float) -> "NotSolvedError":
     """The iteration ended at this residual."""
-    reached, limit = apart(residual, SOLVED)
+    reached, limit = differing_digits(residual, SOLVED)
     return cls(f"the Dyson equation was left with a residual of {reached}, expected less than {limit}")
 
 
@@ -160,7 +160,7 @@ def checked(
   result = resolvent(layers, z)
   worst = int(jnp.argmax(result.residual))
   if not float(result.residual[worst]) <= limit:
-    reached, allowed = apart(float(result.residual[worst]), limit)
+    reached, allowed = differing_digits(float(result.residual[worst]), limit)
     raise ValueError(
       f"Dyson equation: residual {reached} at z = {complex(z[worst]):.4g}, above {allowed}; move z further from the "
       "real axis"

@@ -1,4 +1,4 @@
-"""What a sweep file returns: a space, and what every run of it may spend. Imports no JAX: every job reads this room."""
+"""What a sweep file returns: `Sweep`, a space with the `Budget` of its runs. Imports no JAX: every job imports it."""
 
 from collections.abc import Callable
 import dataclasses
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.core.errors import apart, nearest
+from jpmhc_jax.core.errors import differing_digits, nearest
 from jpmhc_jax.core.names import Point
 from jpmhc_jax.core.scalars import plain
 from jpmhc_jax.sweeps.space import Space, SweepError
@@ -43,7 +43,7 @@ class Budget:
     each = {"steps": 1.0, "examples": float(config.batch_size)}.get(self.kind) or flops_per_step(config)
     steps = int(self.amount / each)
     if steps < 1:
-      given, needed = apart(float(self.amount), each)
+      given, needed = differing_digits(float(self.amount), each)
       raise SweepError(f"budget {self.kind}={given}: one step takes {needed}; give more")
     if steps > MOST_STEPS:
       raise SweepError(f"budget {self.kind}={self.amount:g}: pays for {steps:.3g} steps; expected at most {MOST_STEPS}")

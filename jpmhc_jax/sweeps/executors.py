@@ -1,4 +1,4 @@
-"""Where runs are executed: processes of this machine or SLURM, both through submitit; and launch lines for TPU pods."""
+"""Executors of runs: processes of this machine or SLURM, both through submitit; and launch lines for TPU pods."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -97,14 +97,14 @@ class Executor:
 
 
 def read_resources(text: str) -> dict[str, Any]:
-  """'partition=gpu,gpus_per_node=1' -> {'partition': 'gpu', 'gpus_per_node': 1}."""
-  found: dict[str, Any] = {}
+  """'partition=gpu,gpus_per_node=1' -> {'partition': 'gpu', 'gpus_per_node': 1}. Raises SweepError for another form."""
+  resources: dict[str, Any] = {}
   for item in filter(None, (part.strip() for part in text.split(","))):
     key, equals, value = item.partition("=")
     if not equals:
       raise SweepError(f"--resources: {item!r} is not of the form name=value, such as partition=gpu")
-    found[key] = int(value) if value.isdecimal() else value
-  return found
+    resources[key] = int(value) if value.isdecimal() else value
+  return resources
 
 
 def free_slot(taken: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Every point of a space, once: what is done is skipped, what failed is tried again, what was cut off goes on."""
+"""A grid: every point of a space runs once. What is done is skipped, what failed is tried again, the rest goes on."""
 
 from collections.abc import Sequence
 import dataclasses

@@ -120,8 +120,8 @@ def last_words(workdir: pathlib.Path, lines: int = 1) -> str:
     return ""
   with path.open("rb") as file:
     file.seek(max(0, path.stat().st_size - 20_000))
-    said = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-  return "\n".join(said[-lines:])
+    written = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+  return "\n".join(written[-lines:])
 
 
 def _stop_file(workdir: pathlib.Path) -> pathlib.Path:

@@ -85,16 +85,16 @@ def read_records(folder: pathlib.Path) -> list[Record]:
 
 def judge(workdir: pathlib.Path, record: Record) -> None:
   """Fills in how the run ended from what its job left on disk."""
-  found = job.outcome(workdir)
-  if found is None:
+  outcome = job.outcome(workdir)
+  if outcome is None:
     stopped = (workdir / "stop").exists()
     record.state = INTERRUPTED if stopped else FAILED
     record.exit_code, record.message = None, "" if stopped else "the job ended without a word: killed, or out of memory"
     return
-  code = found["exit_code"]
-  record.exit_code, record.started, record.ended = code, found["started"], found["ended"]
+  code = outcome["exit_code"]
+  record.exit_code, record.started, record.ended = code, outcome["started"], outcome["ended"]
   known = {job.DONE: DONE, job.DIVERGED: DIVERGED, job.INTERRUPTED: INTERRUPTED}
-  record.state = known.get(code, INTERRUPTED if found["stopped"] else FAILED)
+  record.state = known.get(code, INTERRUPTED if outcome["stopped"] else FAILED)
   record.message = "" if record.state in (DONE, INTERRUPTED) else job.last_words(workdir)[:1000]
 
 

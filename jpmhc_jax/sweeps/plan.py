@@ -40,21 +40,24 @@ class Planned:
 
 
 def load_sweep(spec: str) -> Sweep:
-  """Reads `path/to/file.py:variant` and calls its get_sweep(variant)."""
+  """What get_sweep(variant) of `path/to/file.py:variant` returns.
+
+  Raises ConfigError for a file that does not exist or fails, SweepError for one that returns no sweep.
+  """
   path, variant = configs.file_and_variant("--sweep", spec, "configs/sweeps/mixers.py")
   try:
-    found = configs.run_file(path, "get_sweep", variant)
+    returned = configs.run_file(path, "get_sweep", variant)
   except KeyError as error:
     if str(error) == "'get_sweep'":
       raise SweepError(f"{path}: no function get_sweep() in it; see configs/sweeps/mixers.py") from error
     raise SweepError(f"{configs.where(path, error)}: no key {error}") from error
   except (AttributeError, TypeError) as error:
     raise SweepError(f"{configs.where(path, error)}: {type(error).__name__}: {error}") from error
-  if isinstance(found, Space):
-    return Sweep(found)
-  if not isinstance(found, Sweep):
-    raise SweepError(f"{path}: get_sweep() returned a {type(found).__name__}; expected a Space or a Sweep")
-  return found
+  if isinstance(returned, Space):
+    return Sweep(returned)
+  if not isinstance(returned, Sweep):
+    raise SweepError(f"{path}: get_sweep() returned a {type(returned).__name__}; expected a Space or a Sweep")
+  return returned
 
 
 def flops_per_step(config: schema.Config) -> int:
@@ -178,12 +181,15 @@ class Dice:
     self._random, self._answers = source, dict[str, Any]()
 
   def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    """One of the choices."""
     return self._answers.setdefault(name, self._random.choice(choices))
 
   def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
+    """A whole number from `low` to `high`."""
     return self._answers.setdefault(name, round(self._between(low, high, log)))
 
   def suggest_float(self, name: str, low: float | int, high: float | int, *, log: bool) -> float:
+    """A number from `low` to `high`, evenly in its logarithm with `log`."""
     return self._answers.setdefault(name, self._between(low, high, log))
 
   def _between(self, low: float | int, high: float | int, log: bool) -> float:

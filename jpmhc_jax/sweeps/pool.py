@@ -1,4 +1,4 @@
-"""Several jobs at a time, each seen to its end: retries, stops, adoption of jobs that are on already."""
+"""A pool of jobs, several at a time, each watched to its end: retries, stops, adoption of jobs that run already."""
 
 from collections.abc import Callable
 import contextlib
@@ -33,6 +33,7 @@ class Pool:
 
   @property
   def has_room(self) -> bool:
+    """Whether another run may start now."""
     return not self.jobs or len(self.active) < self.jobs
 
   def start(self, run: Planned) -> None:

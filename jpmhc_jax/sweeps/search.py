@@ -187,17 +187,17 @@ class Search:
     state = self.optuna.trial.TrialState
     if record.state == ledger.INTERRUPTED and "pruned_at" in active.trial.user_attrs:
       record.state, record.message = ledger.PRUNED, "behind the median of the trials so far"
-    found = _larger(ledger.scores(active.run.workdir, self.metric))
-    if record.state == ledger.DONE and found:
+    scores = _larger(ledger.scores(active.run.workdir, self.metric))
+    if record.state == ledger.DONE and scores:
       self._report(active)
-      active.scores.append(found[-1][1])
+      active.scores.append(scores[-1][1])
       if len(active.scores) < len(active.runs):
         self._next_run(active)
         return
     self.active.remove(active)
     if record.state == ledger.PRUNED:
       self.study.tell(active.trial, state=state.PRUNED)
-    elif record.state == ledger.DONE and found:
+    elif record.state == ledger.DONE and scores:
       self.study.tell(active.trial, _mean(active.scores))
     elif record.state != ledger.INTERRUPTED:  # an interrupted trial stays open and goes on at the next start
       self.study.tell(active.trial, state=state.FAIL)

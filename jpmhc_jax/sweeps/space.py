@@ -200,7 +200,10 @@ def sweep(field: Any, values: Any) -> Space:
 
 
 def cases(*points: Any) -> Space:
-  """Points given one by one, each a dict of fields: for arms that differ in several fields at once."""
+  """Points given one by one, each a dict of fields: for arms that differ in several fields at once.
+
+  Raises SweepError for what is no such dict.
+  """
   if not points:
     raise SweepError("cases(): expected at least one dict of config fields, such as {'seed': 1}")
   for point in points:
@@ -211,7 +214,10 @@ def cases(*points: Any) -> Space:
 
 
 def seeds(count: Any) -> Space:
-  """Seeds 0 to count − 1. A search runs all of them in every trial and scores their mean."""
+  """Seeds 0 to count − 1. A search runs all of them in every trial and scores their mean.
+
+  Raises SweepError for what is no count.
+  """
   number = whole(count)
   if number is None or not 1 <= number <= LONGEST:
     raise SweepError(
@@ -223,7 +229,7 @@ def seeds(count: Any) -> Space:
 def between(field: Any, low: Any, high: Any, *, log: bool = False) -> Space:
   """A field anywhere between two numbers, both included, evenly in its logarithm with `log`; for --search=optuna.
 
-  A field of whole numbers takes whole numbers only.
+  A field of whole numbers takes whole numbers only. Raises SweepError for what is no such range.
   """
   name, low, high = _field("between", field), plain(low), plain(high)
   call = f"between({name!r}, {_shown(low)}, {_shown(high)})"
@@ -289,12 +295,12 @@ def split_seeds(space: Space) -> tuple[Space, tuple[int, ...]]:
 
 def _check_disjoint(name: str, spaces: Sequence[Any]) -> None:
   _check_spaces(name, spaces)
-  seen: set[str] = set()
+  fields: set[str] = set()
   for space in spaces:
-    twice = seen & set(space.fields())
+    twice = fields & set(space.fields())
     if twice:
       raise SweepError(f"{name}: {min(twice)!r} is set by two of its parts; sweep a field once")
-    seen |= set(space.fields())
+    fields |= set(space.fields())
 
 
 def _check_spaces(name: str, spaces: Sequence[Any]) -> None:

@@ -144,8 +144,8 @@ class Checkpoints:
         f"checkpoint.best_metric={self._best_metric!r}: the evaluation has {', '.join(metrics)}."
         f"{nearest(self._best_metric, metrics)} Step {step} is saved; set one of these and run the command again"
       )
-    found = metrics[self._best_metric]
-    self._scores[step] = self._sign * found if math.isfinite(found) else None
+    score = metrics[self._best_metric]
+    self._scores[step] = self._sign * score if math.isfinite(score) else None
     with storing(str(self.folder / SCORES)):
       self._write_scores()
     self._prune()
@@ -274,8 +274,8 @@ def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: i
 
 def _read_scores(path: pathlib.Path, metric: str) -> dict[int, float | None]:
   try:
-    found = read_json(path)
-    return {int(step): score for step, score in found["scores"].items()} if found["metric"] == metric else {}
+    content = read_json(path)
+    return {int(step): score for step, score in content["scores"].items()} if content["metric"] == metric else {}
   except (FileNotFoundError, DataError, ValueError, AttributeError, KeyError, TypeError):
     return {}  # none yet, or damaged: the newest is evaluated again, as with another metric
 

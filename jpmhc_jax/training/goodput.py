@@ -64,14 +64,14 @@ class Goodput:
     iterator = iter(items)
     while True:
       outer, began = self.switch("data"), self._since
-      found = next(iterator, _END)
+      item = next(iterator, _END)
       if busy():
         self.seconds[outer] += self._since - began
         self._activity = outer
       self.switch(outer)
-      if found is _END:
+      if item is _END:
         return
-      yield found  # type: ignore[misc]
+      yield item  # type: ignore[misc]
 
   def scalars(self) -> dict[str, float]:
     """`goodput/<activity>`: shares of the total; the sum of all is 1."""

@@ -44,9 +44,9 @@ class LayerNorms:
   def scalars(self, norms: Float[Any, "3 layers"]) -> dict[str, float]:
     """`gradient_norm/<layer>` and `update_ratio/<layer>` = ‖Δw‖/‖w‖ (of a layer that is all zero: ‖Δw‖/1e-12)."""
     gradient, parameter, update = (row.tolist() for row in norms)
-    found = dict(zip((f"gradient_norm/{name}" for name in self.names), gradient, strict=True))
+    norms_by_name = dict(zip((f"gradient_norm/{name}" for name in self.names), gradient, strict=True))
     ratios = [u / max(p, 1e-12) for u, p in zip(update, parameter, strict=True)]
-    return found | dict(zip((f"update_ratio/{name}" for name in self.names), ratios, strict=True))
+    return norms_by_name | dict(zip((f"update_ratio/{name}" for name in self.names), ratios, strict=True))
 
   def _norms(self, tree: Any) -> Float[Array, "layers"]:
     squares: dict[tuple[str, int | None], Array] = {}

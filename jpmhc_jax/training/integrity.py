@@ -44,12 +44,12 @@ def problem(folder: pathlib.Path) -> str | None:
 
   Raises StorageError on every process where one may not read a file, which may be intact.
   """
-  found = distributed.gather(_problem(folder))
-  if refused := next((text for _, text in found if text), ""):
-    raise StorageError(refused)
-  if None in [text for text, _ in found]:
+  problems = distributed.gather(_problem(folder))
+  if refusal := next((text for _, text in problems if text), ""):
+    raise StorageError(refusal)
+  if None in [text for text, _ in problems]:
     return None
-  return next((text for text, _ in found if text), "")
+  return next((text for text, _ in problems if text), "")
 
 
 def _problem(folder: pathlib.Path) -> tuple[str | None, str]:

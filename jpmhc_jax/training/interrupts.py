@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question that the loop and the evaluator ask between two pieces of work."""
+"""SIGTERM and SIGINT as a flag that the loop and the evaluator look at between two pieces of work."""
 
 import os
 import signal

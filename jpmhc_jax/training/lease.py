@@ -1,4 +1,4 @@
-"""One training run at a time in a workdir: process 0 names itself in a file there and renews it while it trains.
+"""The lease of a workdir, which lets one run train there at a time: a file that process 0 writes and renews.
 
 A clean end removes the file; what a killed process left is no obstacle. Where the process would be visible (same host,
 boot and process namespace), it is looked up: its number and the moment it was started. One of this host before its last
@@ -45,9 +45,9 @@ class Lease:
     """Returns when it is this process's. Raises WorkdirError when another process trains there."""
     while not self._create():
       with contextlib.suppress(FileNotFoundError):  # given back just now
-        found = self.path.read_text()
-        self._wait_for_its_end(found)
-        if self.path.read_text() == found:
+        holder = self.path.read_text()
+        self._wait_for_its_end(holder)
+        if self.path.read_text() == holder:
           self.path.unlink()
     self._renewing.start()
 
@@ -57,7 +57,7 @@ class Lease:
     self.check()
 
   def check(self) -> None:
-    """As `confirm`, without a look at the file: what the last renewal found."""
+    """Raises WorkdirError as `confirm` does, by what the last renewal found: the file is not read."""
     if self._successor is not None:
       raise WorkdirError(
         f"{self.path.parent}: {_name(self._successor)} has taken over, because this process was silent for more than "
@@ -65,6 +65,7 @@ class Lease:
       )
 
   def give_back(self) -> None:
+    """Ends the renewals, and removes the file where it is still this process's."""
     self._over.set()
     with contextlib.suppress(OSError):
       if self.path.read_text() == self._own:

@@ -1,4 +1,4 @@
-"""The training loop.
+"""The training loop: dispatch a step, read back the one before, write, save and evaluate when due.
 
 Order of one turn, step k counting finished steps:
   1. fetch batch(k) (built and placed ahead) and dispatch the step; the device works while the host goes on
@@ -68,6 +68,7 @@ class Run:
 
   @property
   def config(self) -> schema.Config:
+    """The resolved config of the run."""
     return self.setup.config
 
 
@@ -251,8 +252,8 @@ class _Loop:
       self.bar.say(f"{what}: back to step {saved}; the batches of steps {saved + 1} to {step} are skipped")
       raise RollBack(step + self.clock["offset"] - saved)
     if verdict == "stop":
-      found = nonfinite.diagnose(run.setup, state, pending.batch, run.diagnose)
-      raise NonFiniteLossError(f"{what}. {found}. The last checkpoint is intact. {nonfinite.REMEDY}")
+      diagnosis = nonfinite.diagnose(run.setup, state, pending.batch, run.diagnose)
+      raise NonFiniteLossError(f"{what}. {diagnosis}. The last checkpoint is intact. {nonfinite.REMEDY}")
     self.bar.say(f"{what}: update dropped")
 
   def _log(self, step: int, norms: jax.Array) -> None:

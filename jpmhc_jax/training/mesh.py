@@ -87,7 +87,7 @@ def ways(mesh: Mesh) -> int:
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-  """Every device gets the same number of rows in every micro-batch, or ConfigError says what would."""
+  """Raises ConfigError, with a batch size that works, unless every device gets as many rows of every micro-batch."""
   parts = ways(mesh) * accumulation
   if batch_size % parts:
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""What to do, and what to say, when a loss or a gradient is no number.
+"""The answer to a loss or a gradient that is NaN or infinite: how the run goes on, and where it broke.
 
 The step itself keeps the parameters, averages and moments of the last good step (see `step.make_train_step`), so
 nothing has to be undone here: `optimizer.nonfinite` only decides how the run goes on.
@@ -90,8 +90,10 @@ def diagnose(
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
       layer = broken[0].split("/")[1]
-      seen = ", ".join(f"{name.split('/')[-1]} {value:.3g}" for name, value in values.items() if f"/{layer}/" in name)
-      return f"{place} breaks first at {layer} ({seen}); {_largest(state.params)}"
+      readings = ", ".join(
+        f"{name.split('/')[-1]} {value:.3g}" for name, value in values.items() if f"/{layer}/" in name
+      )
+      return f"{place} breaks first at {layer} ({readings}); {_largest(state.params)}"
     loss, gradients, carry = advance(looked)
     if not math.isfinite(loss):
       where = f"after {_layers(values)}" if values else "in the network or its head"

@@ -1,4 +1,4 @@
-"""What a run will need, before it begins: the step compiled ahead of time for the config's mesh, nothing allocated.
+"""The plan of a run: memory and operations of its step, compiled ahead of time for its mesh; nothing is allocated.
 
 The devices may be TPU slices and GPUs that are not here: a step is compiled for them on any machine that has their
 compiler (`devices_of`).
@@ -62,6 +62,7 @@ class Need:
 
   @property
   def total(self) -> int:
+    """Bytes on one device, all parts together."""
     return sum(self.state.values()) + self.temporaries + self.code
 
   def fits(self, memory: int) -> bool:
@@ -94,6 +95,7 @@ class Plan:
 
   @property
   def fits(self) -> bool | None:
+    """Whether the need fits one device; None where its memory is unknown."""
     return None if self.memory is None else self.need.fits(self.memory)
 
 
@@ -124,10 +126,10 @@ def memory_of(device: jax.Device) -> int | None:
   """Bytes of a device: what it says, or what its kind has; None when neither is known."""
   known = [name for name in MEMORY_GIB if device.device_kind.startswith(name)]
   try:
-    told = (device.memory_stats() or {}).get("bytes_limit")
+    limit = (device.memory_stats() or {}).get("bytes_limit")
   except jax.errors.JaxRuntimeError:  # it is not here
-    told = None
-  return told or (int(MEMORY_GIB[max(known, key=len)] * 2**30) if known else None)
+    limit = None
+  return limit or (int(MEMORY_GIB[max(known, key=len)] * 2**30) if known else None)
 
 
 def measure(setup: Setup, dataset: Dataset) -> Need:
@@ -179,8 +181,8 @@ def temporaries_in(message: str) -> int | None:
   if "RESOURCE_EXHAUSTED" not in message:
     return None
   # XLA: "…HLO temporaries (161.29G) exceeds available…", or "… Used 20.50G of 15.75G hbm…".
-  found = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT])", message)
-  return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]]) if found else None
+  amount = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT])", message)
+  return int(float(amount[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[amount[2]]) if amount else None
 
 
 def _bytes_on_one_device(shapes: Any, shardings: Any) -> int:
@@ -317,10 +319,10 @@ def _gpus(topology: str, gpu: _Gpu, count: int) -> list[jax.Device]:
       "pip install 'jax[cuda13]'"
     )
   try:
-    found = topologies.get_topology_desc(gpu.name, "cuda", topology=f"1x1x{count}", target_config=gpu.target)
+    description = topologies.get_topology_desc(gpu.name, "cuda", topology=f"1x1x{count}", target_config=gpu.target)
   except RuntimeError as error:
     raise ConfigError(
       f"--topology={topology}: expected a CUDA plugin of jax {jax.__version__} that describes GPUs which are elsewhere "
       f"({str(error).splitlines()[0]})"
     ) from error
-  return list(found.devices)
+  return list(description.devices)

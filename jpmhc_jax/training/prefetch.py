@@ -1,4 +1,4 @@
-"""The next batch, fetched and placed on the devices by a thread while they work on the step before."""
+"""Prefetching: a thread fetches the next batch and places it on the devices while they work on the step before."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live bar, or one line now and then where there is no terminal."""
+"""Progress on the terminal: a live bar, or a line now and then where there is no terminal."""
 
 from collections.abc import Mapping
 import sys
@@ -85,8 +85,8 @@ class ProgressBar(Live):
     now = time.monotonic()
     if step >= self._steps or now - self._last_line > LINE_EVERY_S:
       self._last_line = now
-      left = f"  {scalars['time/eta_s']:.0f} s left" if "time/eta_s" in scalars else ""
-      self.say(f"step {step}/{self._steps}  {summary(scalars)}{left}")
+      rest = f"  {scalars['time/eta_s']:.0f} s left" if "time/eta_s" in scalars else ""
+      self.say(f"step {step}/{self._steps}  {summary(scalars)}{rest}")
 
   def warn(self, step: int, alarms: list[str]) -> None:
     """A line that stays for every alarm that was not on at the last call."""
@@ -122,5 +122,5 @@ class Waiting(Live):
     elif share and now - self._last > LINE_EVERY_S:
       self._last = now
       rest = (now - self._start) * (1 - share) / share
-      left = f", about {rest:.0f} s left" if share >= LEAST_SHARE else ""
-      self._console.print(f"{what}: {share:.0%} of all{left}", highlight=False, markup=False)
+      estimate = f", about {rest:.0f} s left" if share >= LEAST_SHARE else ""
+      self._console.print(f"{what}: {share:.0%} of all{estimate}", highlight=False, markup=False)

@@ -33,6 +33,7 @@ class Metrics:
 
   @classmethod
   def of(cls, scalars: dict[str, Array], layer_norms: Float[Array, "3 layers"]) -> "Metrics":
+    """The metrics of scalars by name, traced."""
     return cls(jnp.stack(list(scalars.values())), layer_norms, tuple(scalars))
 
   def scalars(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a run says about itself beside its losses: goodput, throughput, memory, norms by layer, a profiler window."""
+"""Telemetry of a run: goodput, throughput, memory, norms per layer, and a window of steps under the profiler."""
 
 from collections.abc import Sequence
 import contextlib

@@ -1,4 +1,4 @@
-"""Where scalars go while a run is on: metrics.jsonl always, TensorBoard events and Weights & Biases if asked."""
+"""Writers of a run's scalars: metrics.jsonl always, TensorBoard events and Weights & Biases if asked."""
 
 from collections.abc import Mapping
 import hashlib
@@ -19,11 +19,16 @@ from jpmhc_jax.training.hosts import distributed
 
 @runtime_checkable
 class Writer(Protocol):
-  """Takes a step's scalars; `sync` waits until they are on the disk, as far as they are kept there."""
+  """One place that scalars are written to."""
 
-  def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
-  def sync(self) -> None: ...
-  def close(self) -> None: ...
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Takes the scalars of a step."""
+
+  def sync(self) -> None:
+    """Returns when what was written is on the disk."""
+
+  def close(self) -> None:
+    """Ends the writing."""
 
 
 class JsonLines:
@@ -34,21 +39,24 @@ class JsonLines:
   """
 
   def __init__(self, path: pathlib.Path, step: int):
-    kept = {line: values for line in _complete_lines(path) if (values := _values(line)) and values["step"] <= step}
-    self.there = {name for values in kept.values() if values["step"] == step for name in values}
-    write_atomically(path, "".join(kept))
+    earlier = {line: values for line in _complete_lines(path) if (values := _values(line)) and values["step"] <= step}
+    self.there = {name for values in earlier.values() if values["step"] == step for name in values}
+    write_atomically(path, "".join(earlier))
     # Unbuffered: what a full disk refuses must not wait in a buffer to fail again at close.
     self._file = path.open("ab", buffering=0)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Appends a line."""
     rest = memoryview((to_json({"step": step, **scalars}) + "\n").encode())
     while rest:
       rest = rest[self._file.write(rest) :]
 
   def sync(self) -> None:
+    """Returns when every line is on the disk."""
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
+    """Closes the file."""
     self._file.close()
 
 
@@ -90,13 +98,16 @@ class TensorBoard:
     sync_folder(folder)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Appends one event with all scalars of a step."""
     values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
     self._add(step, summary=self._summary(value=values))
 
   def sync(self) -> None:
+    """Returns when every event is on the disk."""
     sync_file(self._path)
 
   def close(self) -> None:
+    """Closes the file."""
     self._file.close()
 
   def _add(self, step: int, **content: Any) -> None:
@@ -126,12 +137,14 @@ class WeightsAndBiases:
     self._run.define_metric("*", step_metric="step")
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Logs the scalars of a step."""
     self._run.log({"step": step, **scalars})
 
   def sync(self) -> None:
     """W&B keeps its files itself."""
 
   def close(self) -> None:
+    """Finishes the W&B run."""
     self._run.finish()
 
 
@@ -164,6 +177,7 @@ class Writers:
       self._writers.append(WeightsAndBiases(workdir, config))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Hands the scalars of a step to every writer."""
     if step == self._start:
       scalars = {name: value for name, value in scalars.items() if name not in self._there}
     with storing(f"metrics in {self._folder}"):
@@ -177,6 +191,7 @@ class Writers:
         writer.sync()
 
   def close(self) -> None:
+    """Closes every writer."""
     with storing(f"metrics in {self._folder}"):
       for writer in self._writers:
         writer.close()

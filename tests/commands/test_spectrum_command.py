@@ -9,7 +9,7 @@ import signal
 import pytest
 from rich.console import Console
 
-from jpmhc_jax.core.errors import apart
+from jpmhc_jax.core.errors import differing_digits
 from jpmhc_jax.main import main
 from jpmhc_jax.spectral import density, dyson, table
 from jpmhc_jax.training import progress
@@ -146,4 +146,4 @@ def test_a_terminal_shows_a_bar():
   [((4e3, 1e-3), ("4e+03", "0.001")), ((1.0001e-3, 1e-3), ("0.0010001", "0.001")), ((1.0, 1.0), ("1", "1"))],
 )
 def test_two_numbers_that_differ_look_different(pair, words):
-  assert apart(*pair) == words
+  assert differing_digits(*pair) == words

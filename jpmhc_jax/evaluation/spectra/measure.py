@@ -193,22 +193,22 @@ def _compared(
   tick: Callable[[float], None],
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
-  seen = law_of(jacobian, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
-  law, residual = _predicted(stacks, removed, points, seen.floor, tick) if stacks else (None, None)
-  both = np.concatenate([seen.log_values, *([law.log_values] if law else [])])
+  measurement = law_of(jacobian, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
+  law, residual = _predicted(stacks, removed, points, measurement.floor, tick) if stacks else (None, None)
+  both = np.concatenate([measurement.log_values, *([law.log_values] if law else [])])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
   width = max(0.03, (grid[-1] - grid[0]) / 60)
   return {
     "size": jacobian.inputs,
-    "exact": seen.source == "exact",
-    "floor": seen.floor,
-    "measured": seen.summary(threshold),
-    "predicted": compare.summary(law, threshold, seen.floor) if law else None,
-    "w1": compare.w1(seen.atoms, law) if law else None,
-    "chance": seen.chance,
+    "exact": measurement.source == "exact",
+    "floor": measurement.floor,
+    "measured": measurement.summary(threshold),
+    "predicted": compare.summary(law, threshold, measurement.floor) if law else None,
+    "w1": compare.w1(measurement.atoms, law) if law else None,
+    "chance": measurement.chance,
     "residual": residual,
     "singular_values": tuple(np.exp(grid).tolist()),
-    "measured_density": tuple(compare.smoothed(seen.atoms, grid, width).tolist()),
+    "measured_density": tuple(compare.smoothed(measurement.atoms, grid, width).tolist()),
     "predicted_density": tuple(compare.smoothed(law, grid, width).tolist()) if law else None,
   }
 
@@ -242,8 +242,8 @@ def describe(site: Site) -> str:
   for name, form in forms:
     for side in (site.measured, site.predicted):
       pairs.append(f"{getattr(side, name):{form}}" if side else f"{'–':>{form.split('.')[0]}}")
-  found = f"{site.w1:6.3f} ± {site.chance:.3f}" if site.w1 is not None else f"{'–':>6}"
-  return f"{site.name:<20}{site.size:>6}{''.join(pairs)}  {found}"
+  distance = f"{site.w1:6.3f} ± {site.chance:.3f}" if site.w1 is not None else f"{'–':>6}"
+  return f"{site.name:<20}{site.size:>6}{''.join(pairs)}  {distance}"
 
 
 def swapped(
@@ -285,6 +285,7 @@ class Findings:
     return rules.Report.of(self.rows, self.threshold, sigma_w_advice=None, complete=self.complete, **about)
 
   def to_dict(self) -> dict[str, Any]:
+    """Plain JSON values; the rows are in its `design`."""
     own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "rows"}
     sites, design = [site.to_dict() for site in self.sites], dataclasses.asdict(self.design)
     return own | {"effort": dataclasses.asdict(self.effort), "sites": sites, "design": design}
@@ -314,19 +315,19 @@ def findings(
   """
   tick("the network at a batch", 0.0)
   at = linearise(setup, dataset, state, step, effort)
-  found = Findings(step, threshold, effort)
+  result = Findings(step, threshold, effort)
   say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
   say(HEADER)
   for site in measure(at, effort, threshold, lambda what, share: tick(what, _MEASURING * share)):
     say(describe(site))
-    found = dataclasses.replace(found, sites=(*found.sites, site))
-    yield found
+    result = dataclasses.replace(result, sites=(*result.sites, site))
+    yield result
   say(f"predicted for the last {at.network.noun} with its own mixers and others")
   say(table.HEADER)
   rest = lambda what, share: tick(what, _MEASURING + (1 - _MEASURING) * share)  # noqa: E731
   for row in swapped(at, families, threshold, effort.points, setup.config.seed, say, rest):
     say(table.line(row))
-    found = dataclasses.replace(found, rows=(*found.rows, row))
-    yield found
-  yield dataclasses.replace(found, complete=True)
-  say(table.conclusion(found.design))
+    result = dataclasses.replace(result, rows=(*result.rows, row))
+    yield result
+  yield dataclasses.replace(result, complete=True)
+  say(table.conclusion(result.design))

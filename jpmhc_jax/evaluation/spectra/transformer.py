@@ -34,13 +34,16 @@ class Network:
 
   @classmethod
   def of(cls, graph: nnx.GraphDef, config: schema.Model) -> "Network":
+    """The network of a model's graph and its number of layers."""
     return cls(graph, config.layers)
 
   @property
   def counts(self) -> tuple[int, ...]:
+    """Numbers of layers after which the streams are looked at: all."""
     return (self.calls,)
 
   def model(self, params: Any, buffers: Any) -> Decoder | VisionTransformer:
+    """The model with these parameters and buffers."""
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
 
   def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
@@ -49,6 +52,7 @@ class Network:
     return streams, streams, tuple(f"block{self.calls - 1}.{half}" for half in ("tokens", "features"))
 
   def removed(self, params: Any, buffers: Any, streams: Array) -> tuple[float, ...]:
+    """Share of the directions that the norm behind each part removes: no norm stands behind a part."""
     return (0.0, 0.0)
 
   def part(self, index: int) -> Callable[..., Array]:

@@ -65,6 +65,7 @@ class Network:
 
   @property
   def calls(self) -> int:
+    """Number of network calls."""
     return len(self.answers)
 
   @property
@@ -73,6 +74,7 @@ class Network:
     return tuple(sorted({self.answers.index(True) + 1, self.calls}))
 
   def model(self, params: Any, buffers: Any) -> TRM:
+    """The model with these parameters and buffers."""
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
 
   def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
@@ -151,12 +153,12 @@ def through(
   parts: Sequence[Part], streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
 ) -> tuple[Array, Array, tuple[Array, ...]]:
   """Streams behind all parts, those in front of each, and (gains, mixers, reads, writes, σ) as in `Trace`."""
-  seen, inputs = [], []
+  layers, inputs = [], []
   for part, each in zip(parts, jax.random.split(key, len(parts)), strict=True):
     inputs.append(streams)
     streams, layer = _layer(part, streams, epsilon, tokens, each)
-    seen.append(layer)
-  return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *seen)
+    layers.append(layer)
+  return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *layers)
 
 
 def _normed(part: Part, streams: Array, epsilon: float) -> Array:
@@ -167,10 +169,10 @@ def _layer(
   part: Part, streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Array]]:
   """The streams behind a part, and its (gain, mixer, read, write, σ) at the tokens."""
-  seen = []
+  inputs = []
 
   def spy(u: Array) -> Array:
-    seen.append(u)
+    inputs.append(u)
     return part.sublayer(u)
 
   out = part.connect(streams, spy)
@@ -185,7 +187,7 @@ def _layer(
     mix, read, write = (_at(c, tokens) for c in (mix, coefficients.read, coefficients.write))
     read = read[:, None, :] if read.ndim == 2 else read
     write = write[:, :, None] if write.ndim == 2 else write
-  return normed, (gain, mix, read, write, _energy(part.sublayer, seen[0], key) ** 0.5)
+  return normed, (gain, mix, read, write, _energy(part.sublayer, inputs[0], key) ** 0.5)
 
 
 def _at(coefficient: Array, tokens: Array) -> Array:
@@ -206,10 +208,10 @@ def _ends(model: TRM, state: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
   """How a vector enters the streams of a call and leaves them, as one number a stream."""
   v = jax.random.normal(key, state.shape, state.dtype)
   streams, widen = jax.linearize(model.ends.expand, state)
-  entered = jnp.sum(widen(v) * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
+  entering = jnp.sum(widen(v) * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
   _, pull = jax.vjp(model.ends.reduce, streams)
-  left = jnp.sum(pull(v)[0] * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
-  return entered, left
+  leaving = jnp.sum(pull(v)[0] * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
+  return entering, leaving
 
 
 class Stack(NamedTuple):

@@ -109,7 +109,10 @@ def _slurm_devices(environ: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def tasks_by_node(environ: Mapping[str, str], name: str) -> Iterator[int]:
-  """The tasks on each node, from the variable `name` in SLURM's notation: '4(x2),1' gives 4, 4, 1."""
+  """The tasks on each node, from the variable `name` in SLURM's notation: '4(x2),1' gives 4, 4, 1.
+
+  Raises ConfigError for text that is not in it.
+  """
   for item in environ[name].split(","):
     match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,6})\))?", item.strip())
     if not match:
