@@ -52,16 +52,21 @@ class ArcData:
   )
   concept_folder: str = field("", "for *concept: ConceptARC's corpus folder", path=True)
   canvas: int = field(
-    30, "side of the square token canvas; tasks with a larger grid are refused unless max_side filters them"
+    30,
+    "side of the square token canvas; tasks with a larger grid are refused unless max_side filters them",
+    ge=1,
+    le=30,
   )
-  min_side: int = field(1, "keep tasks in which the longest side of every grid is at least this")
-  max_side: int = field(30, "keep tasks in which the longest side of every grid is at most this")
-  max_tasks: int = field(0, "keep at most this many tasks of each subset (in builder order); 0 keeps all")
+  min_side: int = field(1, "keep tasks in which the longest side of every grid is at least this", ge=1)
+  max_side: int = field(30, "keep tasks in which the longest side of every grid is at most this", ge=1)
+  max_tasks: int = field(0, "keep at most this many tasks of each subset (in builder order); 0 keeps all", ge=0)
   test_subset: str = field("evaluation", "subset whose test pairs are held out and scored", ("training", "evaluation"))
   subsets: str = field("all", "subsets whose demonstrations are trained on", ("all", "training", "evaluation"))
-  validation_tasks: int = field(0, "hold out the test pairs of this many training tasks for model selection")
-  augmentations: int = field(1000, "augmented copies of each task: dihedral x colour permutation")
-  evaluation_augmentations: int = field(1000, "augmented copies of each test pair that vote; at most `augmentations`")
+  validation_tasks: int = field(0, "hold out the test pairs of this many training tasks for model selection", ge=0)
+  augmentations: int = field(1000, "augmented copies of each task: dihedral x colour permutation", ge=0)
+  evaluation_augmentations: int = field(
+    1000, "augmented copies of each test pair that vote; at most `augmentations`", ge=0
+  )
   translate: bool = field(True, "place training grids at a random offset on the canvas")
   builder_seed: int = field(
     42,
@@ -74,19 +79,19 @@ class ArcData:
 @dataclasses.dataclass(frozen=True)
 class SudokuData:
   side: int = field(4, "side of the grid: 4, 6 or 9")
-  train_puzzles: int = field(1000, "base puzzles to train on, each with a unique solution")
-  test_puzzles: int = field(200, "test puzzles, disjoint from training up to every symmetry of the grid")
-  min_holes: int = field(6, "fewest blank cells of a puzzle")
-  max_holes: int = field(10, "most blank cells of a puzzle")
-  shuffles: int = field(1000, "symmetry copies (digits, bands, rows, columns, transpose) of each training puzzle", ge=1)
+  train_puzzles: int = field(1000, "base puzzles to train on, each with a unique solution", ge=1)
+  test_puzzles: int = field(200, "test puzzles, disjoint from training up to every symmetry of the grid", ge=1)
+  min_holes: int = field(6, "fewest blank cells of a puzzle", ge=1)
+  max_holes: int = field(10, "most blank cells of a puzzle", ge=1)
+  shuffles: int = field(1000, "symmetry copies (digits, bands, rows, columns, transpose) of each training puzzle", ge=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class MazeData:
-  side: int = field(11, "side of the square maze; odd")
-  train_mazes: int = field(1000, "mazes to train on, each with a unique shortest path")
-  test_mazes: int = field(200, "test mazes, disjoint from training up to the 8 symmetries of the square")
-  min_path: int = field(12, "shortest path length, in cells, that a maze must have at least")
+  side: int = field(11, "side of the square maze; odd", ge=5)
+  train_mazes: int = field(1000, "mazes to train on, each with a unique shortest path", ge=1)
+  test_mazes: int = field(200, "test mazes, disjoint from training up to the 8 symmetries of the square", ge=1)
+  min_path: int = field(12, "shortest path length, in cells, that a maze must have at least", ge=2)
   loops: float = field(
     0.05, "fraction of inner walls opened after carving, so that a choice of paths exists", ge=0, le=1
   )
@@ -96,8 +101,8 @@ class MazeData:
 @dataclasses.dataclass(frozen=True)
 class TextData:
   folder: str = field("", "folder of *.py files; empty takes the standard library of the running Python", path=True)
-  window: int = field(128, "bytes of one example")
-  held_out: int = field(20, "one file in so many, chosen by a hash of its path, is held out")
+  window: int = field(128, "bytes of one example", ge=2)
+  held_out: int = field(20, "one file in so many, chosen by a hash of its path, is held out", ge=2)
   sha256: str = field(
     "", "content that the corpus must have (`jpmhc train` prints it when it differs); empty takes what is there"
   )
@@ -111,7 +116,7 @@ class ImageData:
     "takes the 8x8 digits of scikit-learn",
     path=True,
   )
-  shift: int = field(1, "training images are moved by up to so many pixels in each direction")
+  shift: int = field(1, "training images are moved by up to so many pixels in each direction", ge=0)
   mirror: bool = field(False, "training images are mirrored left to right half of the time")
 
 
@@ -120,7 +125,7 @@ class Data:
   kind: str = field("arc", "the data set: arc, sudoku, maze, text, images, or one that a plugin registers")
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop", ge=0)
   epochs_per_interval: int = field(
-    100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped"
+    100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped", ge=1
   )
   arc: ArcData = group(ArcData, "ARC-AGI tasks")
   sudoku: SudokuData = group(SudokuData, "generated Sudoku")

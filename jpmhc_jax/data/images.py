@@ -69,11 +69,9 @@ class ImageDataset(TokenDataset):
 def build_images(config: Data, *, batch_size: int, seed: int) -> ImageDataset:
   """Reads the images and wraps them in batches.
 
-  Raises ConfigError for a field out of range or without scikit-learn, DataError for a file that is not as described.
+  Raises ConfigError without scikit-learn, DataError for a file that is not as described.
   """
   options = config.images
-  if options.shift < 0:
-    raise ConfigError(f"data.images.shift={options.shift}: expected a number of pixels, 0 for none.")
   arrays = _read(pathlib.Path(options.file).expanduser()) if options.file else _digits()
   top = max(int(arrays["x_train"].max()), 1)
   classes = 1 + max(int(arrays[name].max()) for name in ("y_train", "y_test"))

@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from jpmhc_jax.config.schema import Data, MazeData
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, require
 from jpmhc_jax.data.arc_grids import dihedral, DIHEDRAL_ORDER
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import digest
@@ -30,7 +30,7 @@ _PATIENCE = 300  # carvings in a row without a new maze before giving up
 def build_maze(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   """Generates the mazes (11×11: under a millisecond each) and wraps them in batches."""
   options = config.maze
-  _check(options)
+  require(options.side % 2 == 1, "data.maze.side", options.side, f"an odd number, e.g. {options.side + 1}")
   inputs, labels = generate(options)
   held = options.test_mazes
   train = _split(inputs[held:], labels[held:], copies=DIHEDRAL_ORDER if options.dihedral else 1)
@@ -169,15 +169,3 @@ def _split(inputs: np.ndarray, labels: np.ndarray, copies: int) -> Split:
     identifiers=np.zeros(examples, np.int32),
     encode=MazeEncoder(inputs, labels, copies),
   )
-
-
-def _check(options: MazeData) -> None:
-  if options.side < 5 or options.side % 2 == 0:
-    raise ConfigError(
-      f"data.maze.side={options.side}: expected an odd number of at least 5, e.g. {max(5, options.side + 1)}."
-    )
-  if not 0.0 <= options.loops <= 1.0:
-    raise ConfigError(f"data.maze.loops={options.loops}: expected a fraction from 0 to 1.")
-  for name, least in (("train_mazes", 1), ("test_mazes", 1), ("min_path", 2)):
-    if getattr(options, name) < least:
-      raise ConfigError(f"data.maze.{name}={getattr(options, name)}: expected at least {least}.")

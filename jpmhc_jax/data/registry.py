@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from jpmhc_jax.config import plugins
 from jpmhc_jax.config.schema import Data
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.fields import check
 from jpmhc_jax.data.dataset import Dataset
 
 B = TypeVar("B", bound=Callable[..., Any])
@@ -34,8 +35,9 @@ def register_dataset(name: str, *, fields: type | None = None, voting: bool = Fa
 def build(config: Data, *, batch_size: int, seed: int) -> Dataset:
   """The data set of config.kind, with training batches of `batch_size` rows drawn from `seed`.
 
-  Raises ConfigError for a field out of range, DataError for a malformed file.
+  Raises ConfigError for a field of `data` out of its bounds, DataError for a malformed file.
   """
+  check(config, "data.")
   builder = plugins.DATASETS[config.kind].value
   dataset = builder(config, batch_size=batch_size, seed=seed)
   if not isinstance(dataset, Dataset):

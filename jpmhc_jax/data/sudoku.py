@@ -149,6 +149,3 @@ def _check(options: SudokuData) -> None:
       f"data.sudoku.min_holes={options.min_holes}, max_holes={options.max_holes}: "
       f"expected 0 < min_holes <= max_holes < {cells}."
     )
-  for name, least in (("train_puzzles", 1), ("test_puzzles", 1), ("shuffles", 0)):
-    if getattr(options, name) < least:
-      raise ConfigError(f"data.sudoku.{name}={getattr(options, name)}: expected at least {least}.")

@@ -22,7 +22,7 @@ import sysconfig
 from jaxtyping import Int, UInt8
 import numpy as np
 
-from jpmhc_jax.config.schema import Data, TextData
+from jpmhc_jax.config.schema import Data
 from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.core.reading import memory_limit, read_bytes, shown, size
 from jpmhc_jax.core.tokens import PAD
@@ -42,11 +42,10 @@ _LEFT_OUT = {
 def build_text(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   """Reads the sources (about 10 MB, under a second) and wraps their windows in batches.
 
-  Raises ConfigError for a field out of range or a folder without sources, DataError for a file with a zero byte or a
+  Raises ConfigError for a folder without sources, DataError for a file with a zero byte or a
   corpus that is not the demanded one.
   """
   options = config.text
-  _check(options)
   folder = pathlib.Path(options.folder or sysconfig.get_path("stdlib")).expanduser()
   texts = _read_all(folder)
   held = [text for path, text in texts.items() if is_held_out(path, options.held_out)]
@@ -155,10 +154,3 @@ def _split(texts: Sequence[np.ndarray], window: int, shuffle: bool = False) -> S
   corpus = np.concatenate([part for text in texts for part in (np.zeros(1, np.uint8), text)])
   order = np.random.default_rng(0).permutation(starts.size) if shuffle else np.arange(starts.size)
   return Split.of_singles(starts.size, Windows(corpus, starts[order], ends[order], window))
-
-
-def _check(options: TextData) -> None:
-  if options.window < 2:
-    raise ConfigError(f"data.text.window={options.window}: expected at least 2 bytes.")
-  if options.held_out < 2:
-    raise ConfigError(f"data.text.held_out={options.held_out}: expected one file in at least 2, e.g. 20.")
