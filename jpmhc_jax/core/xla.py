@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def finished(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def fusion_barrier(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """x, rounded to its own precision: the same numbers, behind an operation that no compiler's library call takes in.
 
   XLA on the CPU grows a call of its library for products and sums over all the elementwise operations around, in which

@@ -27,7 +27,7 @@ from jpmhc_jax.connections.ops.contractions import (
   wide,
 )
 from jpmhc_jax.core import sharding
-from jpmhc_jax.core.xla import finished
+from jpmhc_jax.core.xla import fusion_barrier
 
 fuses = False  # XLA itself fuses the terms of the streams' gradient
 implementation = "xla"
@@ -122,7 +122,7 @@ def products_backward(
   every stream that a mixer is applied to. The barrier around W s̄ keeps its shape out of that sum, which XLA then writes
   over it; a GPU's compiler does so without.
   """
-  cotangent = finished(cotangent)
+  cotangent = fusion_barrier(cotangent)
   return _to_streams(x, kernel, cotangent), _to_kernel(x, kernel, cotangent)
 
 
@@ -150,10 +150,12 @@ def normed_products_backward(
   """x̄_s = r_s W_s s̄ − r_s³ (Σ_k s̄ x_s W_s) x_s / d,  W̄_s = Σ_tokens x_s r_s s̄."""
   scales = _stream_scales(x, kernel, epsilon)
   along = jnp.stack([jnp.sum(cotangent * own, axis=0) for own in _stream_products(x, kernel)])
-  slopes = _rows(finished(scales**3 * along / x.shape[-1]), 1, x.ndim - 2)
-  to_x = _rows(finished(scales), 1, x.ndim - 2) * _to_streams(x, kernel, finished(cotangent)) - slopes * wide(x, kernel)
+  slopes = _rows(fusion_barrier(scales**3 * along / x.shape[-1]), 1, x.ndim - 2)
+  to_x = _rows(fusion_barrier(scales), 1, x.ndim - 2) * _to_streams(
+    x, kernel, fusion_barrier(cotangent)
+  ) - slopes * wide(x, kernel)
   to_kernel = [
-    _to_kernel(stream, own, finished(scale[None] * cotangent))
+    _to_kernel(stream, own, fusion_barrier(scale[None] * cotangent))
     for stream, own, scale in zip(*_streams_alone(x, kernel), scales, strict=True)
   ]
   return to_x, jnp.concatenate(to_kernel)
@@ -194,7 +196,7 @@ def moments_backward(
   """x̄ = W s̄ + μ̄/N − (x − μ) r³ r̄/N with N = m·d,  W̄ = Σ_tokens x s̄."""
   size = math.prod(kernel.shape[:2])
   slope = -(scale**3) * of_scale / size
-  slope, offset = finished(slope), finished(of_mean / size - slope * mean)
+  slope, offset = fusion_barrier(slope), fusion_barrier(of_mean / size - slope * mean)
   to_x, to_kernel = products_backward(x, kernel, of_products)
   return to_x + _beside(offset, x) + _beside(slope, x) * wide(x, kernel), to_kernel
 
@@ -210,7 +212,7 @@ def kernel_backward(
   x: _Streams, kernel: Float[Array, "m d k"], of_products: Float[Array, "k *per_kernel"]
 ) -> Float[Array, "m d k"]:
   """W̄ = Σ_tokens x s̄."""
-  return _to_kernel(x, kernel, finished(of_products))
+  return _to_kernel(x, kernel, fusion_barrier(of_products))
 
 
 def streams_backward(
@@ -229,8 +231,8 @@ def streams_backward(
     terms.append(_rows(weights, 1, x.ndim - 2) * wide(vector, weights)[..., None, :])
   if projected is not None:
     kernel, of_products, of_square = projected
-    of_square = jax.lax.optimization_barrier(finished(of_square))
-    to_x = _to_streams(x, kernel, finished(of_products))
+    of_square = jax.lax.optimization_barrier(fusion_barrier(of_square))
+    to_x = _to_streams(x, kernel, fusion_barrier(of_products))
     terms.append(to_x + 2.0 * _beside(of_square, x) * wide(x, kernel))
   return sum(terms[1:], terms[0])
 
