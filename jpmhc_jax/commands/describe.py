@@ -11,12 +11,15 @@ from jpmhc_jax.core.terminal import shown
 
 @dataclasses.dataclass(frozen=True)
 class Describe:
+  """The command `jpmhc describe`."""
+
   name: str = "describe"
   help: str = "List every config field with meaning, default and value; --mixers compares the mixer families."
   takes_overrides: bool = True
   computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument(
       "--config", type=arguments.line, default=None, help="config file and variant whose values are shown"
     )
@@ -24,6 +27,7 @@ class Describe:
     parser.add_argument("--markdown", action="store_true", help="with --mixers: the table as docs/mixers.md has it")
 
   def run(self, options: argparse.Namespace) -> int:
+    """Prints the table of fields or of mixers; 0. Raises ConfigError for --markdown without --mixers."""
     from rich.console import Console
 
     from jpmhc_jax.config import load as configs

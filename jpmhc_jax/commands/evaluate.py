@@ -11,6 +11,8 @@ _OPEN = ("evaluation", "mesh")  # groups of fields that do not belong to the run
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
+  """The command `jpmhc evaluate`."""
+
   name: str = "evaluate"
   help: str = "Evaluate a checkpoint of a workdir (the latest by default) and write evaluation/step_N.json."
   takes_overrides: bool = True
@@ -18,6 +20,7 @@ class Evaluate:
   joins: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run of `jpmhc train`")
     parser.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
@@ -45,6 +48,7 @@ class Evaluate:
     )
 
   def run(self, options: argparse.Namespace) -> int:
+    """Prints the metrics and where they are written; 0."""
     from jpmhc_jax import runs
     from jpmhc_jax.config import load as configs
     from jpmhc_jax.evaluation.ablations import Ablation

@@ -16,6 +16,8 @@ EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 75
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
+  """The command `jpmhc spectrum`."""
+
   name: str = "spectrum"
   help: str = (
     "Predict the Jacobian's singular values for mixer families, depths and an activation, and recommend a mixer; with "
@@ -25,6 +27,7 @@ class Spectrum:
   computes: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     _add_arguments(parser)
     parser.add_argument(
       "--out",

@@ -13,6 +13,8 @@ from jpmhc_jax.core import arguments
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
+  """The command `jpmhc sweep`."""
+
   name: str = "sweep"
   help: str = (
     "Train every point of a sweep file; finished runs are skipped, failed ones tried again; one report of all."
@@ -21,6 +23,7 @@ class Sweep:
   computes: bool = False
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     add = parser.add_argument
     add("--config", type=arguments.line, required=True, help="config file and variant that every run starts from")
     add("--sweep", type=arguments.line, required=True, help="sweep file, and variant: configs/sweeps/mixers.py")
@@ -54,6 +57,7 @@ class Sweep:
     parser.epilog = "Overrides such as --config.steps=500 hold for every run; what the sweep sets comes after them."
 
   def run(self, options: argparse.Namespace) -> int:
+    """0 when all runs are done, 75 after a signal, 2 when no point of a search could run, else 1."""
     from jpmhc_jax.config import load as configs
     from jpmhc_jax.sweeps import grid, ledger, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner

@@ -14,6 +14,8 @@ EXIT_INTERRUPTED = 75
 
 @dataclasses.dataclass(frozen=True)
 class Train:
+  """The command `jpmhc train`, and `jpmhc train --plan`."""
+
   name: str = "train"
   help: str = "Train the model of a config, or resume it; evaluates, saves and writes report.html in the workdir."
   takes_overrides: bool = True
@@ -21,6 +23,7 @@ class Train:
   joins: bool = True
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
     parser.add_argument(
       "--config", type=arguments.line, required=True, help="config file and variant, such as configs/arc_tiny.py:cayley"
     )
@@ -55,6 +58,7 @@ class Train:
     parser.epilog = "Any field is overridden as --config.optimizer.learning_rate=3e-4; `jpmhc describe` lists them."
 
   def run(self, options: argparse.Namespace) -> int:
+    """0 when it is done, 3 where the loss became NaN or infinite, 75 after SIGTERM or Ctrl-C."""
     from jpmhc_jax.config import load as configs
     from jpmhc_jax.core.errors import ConfigError
 
