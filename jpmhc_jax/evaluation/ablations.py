@@ -17,7 +17,7 @@ from flax import nnx
 import jax
 
 from jpmhc_jax.connections import HyperConnection
-from jpmhc_jax.connections.block import ABLATIONS
+from jpmhc_jax.connections.spec import ABLATIONS
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
 from jpmhc_jax.training.state import Setup
 
