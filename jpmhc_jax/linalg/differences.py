@@ -8,7 +8,11 @@ import numpy as np
 
 
 def helmert(n: int) -> np.ndarray:
-  """The Helmert basis (n, n−1) of 1^⊥: column k is (1, …, 1, −k, 0, …, 0)/√(k(k+1)) with k ones, k = 1 … n−1."""
+  """The Helmert basis (n, n−1) of 1^⊥: column k is (1, …, 1, −k, 0, …, 0)/√(k(k+1)) with k ones, k = 1 … n−1.
+
+  >>> jp.linalg.helmert(3).round(3).tolist()
+  [[0.707, 0.408], [-0.707, 0.408], [0.0, -0.816]]
+  """
   basis = np.zeros((n, n - 1))
   for k in range(1, n):
     basis[:k, k - 1] = 1 / np.sqrt(k * (k + 1))

@@ -37,6 +37,10 @@ def matmul(a: Float[Array, "n k *#tokens"], b: Float[Array, "k m *#tokens"]) -> 
   """The product a b, as a sum of k outer products; token axes broadcast.
 
   Beyond four rows it is a product `apart`.
+
+  >>> a = jnp.stack([jnp.eye(2), 2 * jnp.eye(2)], axis=-1)  # (2, 2, 2): two tokens
+  >>> jp.linalg.matmul(a, a)[..., 1].tolist()
+  [[4.0, 0.0], [0.0, 4.0]]
   """
   return _matmul(a, b) if a.shape[0] <= 4 else apart(a, b)
 
@@ -124,6 +128,10 @@ def solve(
 
   Pivots below `floor` (at least the smallest normal number) are replaced by it, so that a singular matrix gives large
   numbers and not NaN.
+
+  >>> a = jnp.array([[0.0, 2.0], [1.0, 0.0]])[..., None]  # one token; the first pivot is zero
+  >>> jp.linalg.solve(a, jnp.array([[2.0], [3.0]])[..., None])[..., 0].tolist()
+  [[3.0], [1.0]]
   """
   n = a.shape[0]
   work = jnp.concatenate([a, b], axis=1)
@@ -266,6 +274,11 @@ def expansion(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:
 
 
 def haar(key: Array, n: int) -> Float[Array, "{n} {n}"]:
-  """A uniformly distributed orthogonal matrix (both determinants), by QR of a normal matrix with positive diagonal."""
+  """A uniformly distributed orthogonal matrix (both determinants), by QR of a normal matrix with positive diagonal.
+
+  >>> q = jp.linalg.haar(jax.random.key(0), 4)
+  >>> bool(jnp.allclose(q @ q.T, jnp.eye(4), atol=1e-6))
+  True
+  """
   q, r = jnp.linalg.qr(jax.random.normal(key, (n, n)))
   return q * jnp.sign(jnp.diagonal(r))[None]

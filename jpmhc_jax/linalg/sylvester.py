@@ -17,6 +17,10 @@ def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tok
 
   Always Σ|Y| <= Σ|K| / (16 ε max(max |P|, ε)), ε the rounding of the dtype: a longer Y is rounding and becomes 0. So it
   is where two eigenvalues of P vanish and the equation has no one solution.
+
+  >>> p, k = jnp.diag(jnp.array([1.0, 3.0])), jnp.array([[0.0, 8.0], [-8.0, 0.0]])
+  >>> jp.linalg.skew_sylvester(p, k).round(3).tolist()
+  [[0.0, 2.0], [-2.0, 0.0]]
   """
   y, eps = jax.lax.optimization_barrier(_solution(p, right)), float(jnp.finfo(p.dtype).eps)
   least = 16 * eps * jnp.maximum(jnp.max(jnp.abs(p), axis=(0, 1)), eps)

@@ -14,6 +14,7 @@ import pytest
 import jpmhc_jax as jp
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import registry
+from scripts import api_page
 
 NAMES = {
   "jpmhc_jax": """
@@ -27,6 +28,7 @@ NAMES = {
     Interrupted NonFiniteLossError Run evaluate load report train
     CheckpointError ConfigError DataError StorageError UserError WorkdirError
   """,
+  "linalg": "haar helmert matmul skew_sylvester solve",
   "manifolds": "Birkhoff Grassmann Iso MANIFOLDS Manifold Oblique Orthogonal Sphere Stiefel",
   "spectral": """
     JacobianSpectrum Layers NotSolvedError block_noise critical_sigma_w full_noise isometric_sigma_w measure operator
@@ -134,3 +136,7 @@ def test_a_matrix_stays_on_its_manifold_under_optax():
     x, state = step(x, state)
   assert float(jnp.vdot(target, x)) > before + 0.5
   assert float(jp.manifolds.Stiefel().distance(x)) < 1e-5
+
+
+def test_the_page_of_names_is_up_to_date():
+  assert api_page.PAGE.read_text(encoding="utf-8").endswith(api_page.tables()), "python -m scripts.api_page"

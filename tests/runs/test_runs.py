@@ -9,6 +9,7 @@ from flax import nnx
 import jax
 import ml_collections
 import numpy as np
+import pages
 import pytest
 import tiny
 
@@ -140,6 +141,20 @@ def test_the_precision_of_products_is_the_run_s_inside_and_the_process_s_afterwa
   with processes_of(config):
     assert jax.config.jax_default_matmul_precision == "highest"
   assert jax.config.jax_default_matmul_precision is None
+
+
+def test_the_block_of_the_page_runs_as_it_stands(trained, tmp_path, monkeypatch):
+  blocks = [
+    piece for piece in pages.code(pages.ROOT / "docs" / "api.md") if piece.section == "A run" and not piece.span
+  ]
+  for folder in ("configs", "runs"):
+    (tmp_path / folder).mkdir()
+  tiny.write_config(tmp_path / "configs" / "sudoku.py", _config())
+  (tmp_path / "runs" / "sudoku").symlink_to(trained.workdir)
+  monkeypatch.chdir(tmp_path)
+  scope = {"jp": jp}
+  exec(block.text, scope)
+  assert scope["losses"].steps[-1] == 4 and isinstance(scope["model"], nnx.Module) and scope["page"].is_file()
 
 
 @pytest.mark.parametrize("name", ["Run", "train", "load", "evaluate", "report"])
