@@ -39,9 +39,10 @@ COEFFICIENTS = "coefficients"
 
 
 class Coefficients(NamedTuple):
-  """What a connection computes per token, float32. `mix` is None for the identity mixer.
+  """What a connection computes per token, float32: x' = mix x + write ⊗ F(readᵀ x).
 
-  With m > 1 segments read is (m, n, *tokens) and write (n, m, *tokens).
+  read, write: (n, *tokens), with m > 1 segments (m, n, *tokens) and (n, m, *tokens). mix: (n, n, *tokens), None for the
+  identity mixer. A static generator gives them without token axes.
 
   >>> rule = jp.HyperConnectionFn(jp.Cayley(), streams=2, width=3)
   >>> coefficients = rule.coefficients(rule.init(jax.random.key(0)), jnp.ones((5, 2, 3)))
@@ -60,7 +61,13 @@ def _named(coefficient: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class HyperConnectionFn(ConnectionSpec):
-  """One connection as pure functions of its parameters; for the fields see `ConnectionSpec`.
+  """One hyper-connection as pure functions of its parameters: x' = H x + b ⊗ F(aᵀ x) around any sub-layer F.
+
+  Calling it with F: (*tokens, d) -> (*tokens, d) maps streams (*tokens, n, d), which keep their floating-point dtype, to
+  streams; where F returns (y, …), to (streams, …). H (n, n), a and b (n) are those of the token, in float32. For the
+  fields see `ConnectionSpec`, whose errors it raises. Calls raise ValueError for streams of another shape or kind and
+  for parameters of another connection.
+  Source: HC (2409.19606), mHC (2512.24880), JPmHC (2602.18308).
 
   >>> connection = jp.HyperConnectionFn(jp.Cayley(alpha=0.5), streams=4, width=64)
   >>> parameters = connection.init(jax.random.key(0))

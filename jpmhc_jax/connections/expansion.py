@@ -39,9 +39,9 @@ _AXES = {
 
 
 def expand(x: Float[Array, "*tokens d"], n: SupportsIndex, m: SupportsIndex = 1) -> Float[Array, "*tokens n w"]:
-  """n copies of one vector, or of its m segments in turn: the streams at the start of the network.
+  """n copies of one vector, or of its m segments in turn: the streams (*tokens, n, d/m) at the start of a network.
 
-  Raises ValueError unless 1 <= m <= n and m divides d.
+  x: (*tokens, d) of any dtype, which stays. Raises ValueError unless 1 <= m <= n and m divides d.
 
   >>> jp.expand(jnp.array([1.0, 2.0]), 3).tolist()
   [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
@@ -55,7 +55,9 @@ def expand(x: Float[Array, "*tokens d"], n: SupportsIndex, m: SupportsIndex = 1)
 
 
 def reduce(streams: Float[Array, "*tokens n w"], how: str = "mean", m: int = 1) -> Float[Array, "*tokens d"]:
-  """One vector from n streams: their mean or sum, segment by segment. Raises ConfigError for another word.
+  """One vector (*tokens, d) from n streams (*tokens, n, d/m): their mean or sum, segment by segment.
+
+  Raises ConfigError for another word.
 
   >>> jp.reduce(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
   [2.0, 3.0]
@@ -70,7 +72,9 @@ REDUCTIONS = ("mean", "sum", "learned", "head")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamExpansionFn:
-  """Both ends as pure functions; parameters are a dict of float32 arrays, empty for copy and mean.
+  """Learned ends of a network, (*tokens, d) -> streams -> (*tokens, d), as pure functions of their parameters.
+
+  Parameters are a dict of float32 arrays, empty for copy and mean.
 
   streams, width, segments: n, d and m. expansion, reduction: the tables above; embedding: add e_i. noise: standard
   deviation of the deviation from copy and mean at the start, in units of the weights' own size.
@@ -169,7 +173,9 @@ class StreamExpansionFn:
 
 
 class StreamExpansion(nnx.Module):
-  """`StreamExpansionFn` as a Flax NNX module; every leaf carries its logical axes and its optimiser role.
+  """Learned ends of a network, `StreamExpansionFn`, as a Flax NNX module.
+
+  Every leaf carries its logical axes and its optimiser role.
 
   >>> ends = jp.StreamExpansion(jp.StreamExpansionFn(streams=4, width=64, expansion="scale"), rngs=nnx.Rngs(0))
   >>> ends.reduce(ends.expand(jnp.ones((2, 64)))).shape

@@ -34,8 +34,9 @@ _HELD = (nnx.Param, Progress, LayerIndex)
 
 
 class HyperConnection(nnx.Module):
-  """Holds the parameters of a `HyperConnectionFn`; every leaf carries its logical axes and its optimiser role.
+  """A hyper-connection x' = H x + b ⊗ F(aᵀ x) as a Flax NNX module; `HyperConnectionFn` says the shapes and sources.
 
+  It holds the parameters, float32; every leaf carries its logical axes and its optimiser role.
   mixer: an object such as `Cayley(alpha=0.5)`, with the fields of a `HyperConnectionFn` by name (streams=4, width=64,
   generator="static"); or a whole `HyperConnectionFn`, without fields. `layer_index` is a whole number, or a traced one
   in a stack of layers (`jax.vmap` over this constructor), for which the module keeps it. Raises ConfigError as

@@ -32,7 +32,11 @@ _OPEN = 40.0  # a logit of 40 is a weight of 1 in float32
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
-  """One of the forms above; `temperature` is τ of the softmaxes, `epsilon` is ε of the sigmoid read.
+  """How read a and write b of a connection follow from logits p and q: sigmoid, softmax, softmax_read or linear.
+
+  sigmoid: a = σ(p) + ε, b = 2σ(q);  softmax_read: a = softmax(p/τ), b = 2σ(q);  linear: a = p, b = q;  softmax: column
+  means of softmax(P/τ), row sums of softmax(Q/τ), for P and Q (n, n). ε is `epsilon`, τ `temperature`. With m segments
+  a is a matrix (m, n) and b one (n, m). Arrays are float32, tokens last. Sources: the module's docstring.
 
   Raises ConfigError for another form, and for a number out of range.
 

@@ -144,9 +144,8 @@ def test_the_precision_of_products_is_the_run_s_inside_and_the_process_s_afterwa
 
 
 def test_the_block_of_the_page_runs_as_it_stands(trained, tmp_path, monkeypatch):
-  blocks = [
-    piece for piece in pages.code(pages.ROOT / "docs" / "api.md") if piece.section == "A run" and not piece.span
-  ]
+  page = pages.ROOT / "docs" / "api.md"
+  block = next(piece for piece in pages.code(page) if piece.section == "A run" and not piece.span)
   for folder in ("configs", "runs"):
     (tmp_path / folder).mkdir()
   tiny.write_config(tmp_path / "configs" / "sudoku.py", _config())
