@@ -63,10 +63,10 @@ def _named(coefficient: Array) -> Array:
 class HyperConnectionFn(ConnectionSpec):
   """One hyper-connection as pure functions of its parameters: x' = H x + b ⊗ F(aᵀ x) around any sub-layer F.
 
-  Calling it with F: (*tokens, d) -> (*tokens, d) maps streams (*tokens, n, d), which keep their floating-point dtype, to
-  streams; where F returns (y, …), to (streams, …). H (n, n), a and b (n) are those of the token, in float32. For the
-  fields see `ConnectionSpec`, whose errors it raises. Calls raise ValueError for streams of another shape or kind and
-  for parameters of another connection.
+  Calling it with F: (*tokens, d) -> (*tokens, d) maps streams (*tokens, n, d) to streams of their floating-point dtype;
+  where F returns (y, …), to (streams, …). H (n, n), a and b (n) are those of the token, in float32. For the fields see
+  `ConnectionSpec`, whose errors it raises. Calls raise ValueError for streams of another shape or kind and for
+  parameters of another connection.
   Source: HC (2409.19606), mHC (2512.24880), JPmHC (2602.18308).
 
   >>> connection = jp.HyperConnectionFn(jp.Cayley(alpha=0.5), streams=4, width=64)
