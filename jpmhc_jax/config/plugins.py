@@ -71,7 +71,7 @@ class Door:
 
   def _check_name(self, name: str, origin: Origin) -> None:
     known = ORIGINS[self.field].get(name)
-    taken = known and str(known) or self.built_in.get(name, "")
+    taken = self.built_in.get(name, "") or (str(known) if known else "")
     if taken and taken not in (str(origin), origin.module):
       raise ConfigError(f"{self.field}={name!r}: {taken} has taken the name; choose another for {origin}")
     fields = {field.name for field in dataclasses.fields(_part(schema.Config, self.part))}
