@@ -26,7 +26,7 @@ def make_schedule(
   step_boundaries: Sequence[float] = (),
   step_factors: Sequence[float] = (),
 ) -> optax.Schedule:
-  """Warm-up followed by `kind`, as a function of the update count (step - 1).
+  """A learning rate as a function of the update count (step - 1): linear warm-up, then constant, cosine or steps.
 
   step < warmup_steps:  learning_rate * step / warmup_steps
   constant:             learning_rate

@@ -1,5 +1,6 @@
 """What `import jpmhc_jax` offers: the list below is the promise, and importing it costs nothing."""
 
+import json
 import subprocess
 import sys
 
@@ -76,9 +77,28 @@ def test_an_unknown_name_is_an_attribute_error():
     _ = jp.Caley
 
 
-def test_importing_the_package_imports_no_library():
-  code = "import sys, jpmhc_jax; print([name for name in ('jax', 'flax', 'numpy', 'optax') if name in sys.modules])"
-  assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+def _imported(code):
+  """The modules that a fresh interpreter, with a part of the standard library in it, imports for this code."""
+  around = f"import importlib, json, sys, typing; before = set(sys.modules); {code}; new = set(sys.modules) - before"
+  command = [sys.executable, "-c", f"{around}; print(json.dumps(sorted(new)))"]
+  return set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def test_importing_the_package_imports_nothing_else():
+  assert _imported("import jpmhc_jax") == {"jpmhc_jax"}
+
+
+@pytest.mark.parametrize(
+  ("names", "rooms", "absent"),
+  [
+    ("jp.manifolds, jp.optim, jp.spectral, jp.Sinkhorn", "core linalg manifolds mixers optim spectral", ("flax",)),
+    ("jp.HyperConnection, jp.expand", "connections core linalg manifolds mixers", ()),
+  ],
+)
+def test_the_library_imports_no_application(names, rooms, absent):
+  new = _imported(f"import jpmhc_jax as jp; {names}")
+  assert {name.split(".")[1] for name in new if name.startswith("jpmhc_jax.")} == set(rooms.split())
+  assert not {"ml_collections", "grain", "matplotlib", *absent} & new
 
 
 def test_a_connection_is_built_from_a_mixer_object():
