@@ -1,8 +1,8 @@
-"""What the mixers do to the streams, in numbers cheap enough for every logging step and safe under jit.
+"""Diagnostics of connections under jit: stream differences, mixer spectra, gradients of logits, and alarms.
 
-With J = 11ᵀ/n the averaging matrix, E⊥(x) = ‖(I − J)x‖² is the difference energy of the streams: what a doubly
-stochastic mixer contracts and an orthogonal one keeps. Everything is averaged over (at most `SAMPLE`) tokens unless it
-says max or min.
+The averaging matrix is J = 11ᵀ/n. The difference energy of the streams is E⊥(x) = ‖(I − J)x‖²: a doubly stochastic
+mixer contracts it, an orthogonal one keeps it. Values are means over at most `SAMPLE` tokens, unless they are called a
+maximum or minimum. They are cheap enough for every logging step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,12 +84,13 @@ def connection_diagnostics(
 def logit_diagnostics(
   rule: HyperConnectionFn, parameters: Parameters, streams: Float[Array, "*tokens n d"]
 ) -> dict[str, Float[Array, ""]]:
-  """How the coefficients answer their logits: with g = ∂⟨c, coefficients⟩/∂logits for a fixed normal c,
+  """Gradients of the coefficients by their logits, g = ∂⟨c, coefficients⟩/∂logits for a fixed normal c.
 
-  routing_sensitivity and mixer_sensitivity: ‖g‖/‖c‖ of the read and write logits and of the mixer's (1 for linear
-  maps); logit_saturation: share of (logit, token) pairs with |g| < FLAT, of the logits that matter at all (a rotation
-  never sees the diagonal of its logits); frozen_gradient: 1 when a sensitivity is below FROZEN or no number, where a
-  blend that has gone over to families without logits, as a choice that took the identity, owes the mixer's none.
+  routing_sensitivity, mixer_sensitivity: ‖g‖/‖c‖ of the read and write logits, and of the mixer's; 1 for linear maps.
+  logit_saturation: share of (logit, token) pairs with |g| < FLAT. Logits without any effect do not count, such as the
+  diagonal under a rotation.
+  frozen_gradient: 1 when a sensitivity is below FROZEN or NaN. A blend whose weight is on families without logits, such
+  as a choice that took the identity, needs no mixer_sensitivity.
   """
   sampled = _sample(streams.reshape(-1, *streams.shape[-2:]))
   logits = rule.logits(parameters, sampled)
@@ -117,9 +118,9 @@ def logit_diagnostics(
 
 
 def _weight_of_logits(rule: HyperConnectionFn, parameters: Parameters) -> Array:
-  """How much of the mixer comes from families that take logits: 1, but in a blend with one that takes none.
+  """Weight of the families that take logits: 1, but in a blend with a family that takes none.
 
-  Weights below FLAT are 0: their squares are lost in float32, and nobody feels them.
+  Weights below FLAT are 0, because float32 loses their squares.
   """
   blend = rule.blended(parameters)
   weight = sum((w for family, w in blend if math.prod(family.logit_shape(rule.streams))), start=jnp.zeros(()))

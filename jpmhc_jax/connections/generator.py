@@ -2,8 +2,9 @@
 
     logits = Norm(vec x) W       x: (*tokens, n, d), W: (n, d, k), result (k, *tokens) in float32 or wider
 
-The normalised streams are not made: the norm's scale and the mean of a layer norm are per-token scalars, applied to the
-k products instead of the n·d features (for the per-stream norm in front of a joint projection to those of each stream).
+The normalised streams are never stored. The norm's scale, and the mean of a layer norm, are scalars per token: they
+multiply the k products instead of the n·d features. A norm of each stream in front of a joint projection multiplies the
+products of each stream.
 
 With W: (1, d, k) each stream is normed and projected alone, and the result is (k, *tokens, n).
 """

@@ -17,7 +17,10 @@ LAYOUTS = ("streams", "first", "packed", "last", "folded")
 
 
 def to_layout(streams: Float[Array, "*tokens n d"], layout: str) -> Float[Array, "..."]:
-  """Our streams (…, n, d) in the named layout; `folded` needs a batch axis in front."""
+  """Our streams (…, n, d) in the named layout; `folded` needs a batch axis in front.
+
+  Raises ConfigError for another layout, ValueError for too few axes.
+  """
   check_choice("layout", layout, LAYOUTS)
   if layout == "first":
     return jnp.moveaxis(streams, -2, 0)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jpmhc_jax.core.sharding import platform, split_over
 
-_BLOCK_BYTES = 32 * 1024  # one matrix a token; measured best of 256 to 2,048 tokens at n = 4 (AMD EPYC, 48 KiB of L1)
+_BLOCK_BYTES = 32 * 1024  # one matrix per token; measured best of 256 to 2,048 tokens at n = 4 (AMD EPYC, 48 KiB of L1)
 
 
 def by_blocks(function: Callable[..., Any], matrix: Array, *others: Array) -> Any:
@@ -45,20 +45,20 @@ def _on_one_device(function: Callable[..., Any], axes: int, matrix: Array, *othe
   # Blocks would cut across the devices of a token axis that the compiler splits.
   several = jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
   if count < 2 * size or platform() != "cpu" or several:
-    found = function(*flat)
+    result = function(*flat)
   else:
-    found = _loop(function, flat, count, size)
-  return jax.tree.map(lambda array: array.reshape(*array.shape[:-1], *tokens), found)
+    result = _loop(function, flat, count, size)
+  return jax.tree.map(lambda array: array.reshape(*array.shape[:-1], *tokens), result)
 
 
 def _loop(function: Callable[..., Any], flat: list[Array], count: int, size: int) -> Any:
   shapes = jax.eval_shape(function, *(jax.ShapeDtypeStruct((*a.shape[:-1], size), a.dtype) for a in flat))
 
-  def body(block: Array, found: Any) -> Any:
+  def body(block: Array, result: Any) -> Any:
     # A last block that would run over the end is moved back: its first tokens are computed twice.
     start = jnp.minimum(block * size, count - size)
     part = function(*(jax.lax.dynamic_slice_in_dim(array, start, size, -1) for array in flat))
-    return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, start, -1), found, part)
+    return jax.tree.map(lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, start, -1), result, part)
 
   empty = jax.tree.map(lambda shape: jnp.zeros((*shape.shape[:-1], count), shape.dtype), shapes)
   return jax.lax.fori_loop(0, -(-count // size), body, empty)

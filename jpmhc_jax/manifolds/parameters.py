@@ -4,10 +4,10 @@ Each manifold is a frozen dataclass with the same methods, which `optim.riemanni
 
   gradient(point, ambient)          Riemannian gradient of a function with Euclidean gradient `ambient`
   tangent(point, ambient)           orthogonal projection onto the tangent space, in the manifold's metric
-  inner(point, a, b)                the metric, one number a matrix
+  inner(point, a, b)                the metric, one number per matrix
   retract(point, tangent, method)   a point of the manifold with first derivative `tangent`; '' is the default method
   transport(point, new_point, v)    v carried to the tangent space at `new_point`
-  distance(point)                   largest violation of the defining equations, one number a matrix
+  distance(point)                   largest violation of the defining equations, one number per matrix
   project(matrix)                   a near point of the manifold (the nearest one, where that has a formula)
   random(key, shape)                a random point, uniform where the manifold has a uniform measure
   check_shape(shape)                raises ValueError for a shape that cannot hold a point
@@ -64,7 +64,7 @@ class Manifold(Protocol):
     ...
 
   def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
-    """⟨a, b⟩ of two tangent vectors, one number a matrix."""
+    """⟨a, b⟩ of two tangent vectors, one number per matrix."""
     ...
 
   def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
@@ -76,7 +76,7 @@ class Manifold(Protocol):
     ...
 
   def distance(self, point: Matrix) -> Scalars:
-    """The largest violation of the equations that define the manifold, one number a matrix."""
+    """The largest violation of the equations that define the manifold, one number per matrix."""
     ...
 
   def project(self, matrix: Matrix) -> Matrix:
@@ -125,21 +125,25 @@ class Stiefel(Manifold):
     check_choice("retraction", self.retraction, self.RETRACTIONS)
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """V − X sym(XᵀV), for both metrics."""
     # The projection is the same in both metrics: their normal spaces agree, {X S: S symmetric}.
     return ambient - matmul(point, symmetric(gram(point, ambient)))
 
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """G − X sym(XᵀG) for the Euclidean metric, G − X GᵀX for the canonical one."""
     if self.metric == "canonical":
       return ambient - matmul(point, gram(ambient, point))
     return self.tangent(point, ambient)
 
   def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    """tr AᵀB, or tr Aᵀ(I − X Xᵀ/2)B for the canonical metric."""
     product = jnp.sum(a * b, axis=(-2, -1))
     if self.metric == "canonical":
       product -= 0.5 * jnp.sum(gram(point, a) * gram(point, b), axis=(-2, -1))
     return product
 
   def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    """A point along the tangent vector by one of RETRACTIONS. Raises ConfigError for another method."""
     method = method or self.retraction
     check_choice("method", method, self.RETRACTIONS)
     if method == "cayley":
@@ -154,21 +158,26 @@ class Stiefel(Manifold):
     return retractions.qr(retractions.cayley_iterative(point, step, self.sweeps))
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    """The rotation of the plane of both points, then the tangent projection."""
     # The rotation is isometric and exact, and the projection removes rounding; near the antipode it is all there is.
     return self.tangent(new_point, retractions.carry_along(point, new_point, vector))
 
   def distance(self, point: Matrix) -> Scalars:
+    """max |XᵀX − I|."""
     product = gram(point, point)
     return jnp.max(jnp.abs(product - identity_like(product)), axis=(-2, -1))
 
   def project(self, matrix: Matrix) -> Matrix:
+    """The orthonormal polar factor, which is the nearest point."""
     return retractions.polar(matrix)
 
   def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Uniform points: QR of normal matrices. Raises ValueError as `check_shape` does."""
     self.check_shape(shape)
     return retractions.qr(jax.random.normal(key, shape))
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shape is (…, n, p) with n >= p."""
     if len(shape) < 2 or shape[-2] < shape[-1]:
       raise ValueError(f"shape {shape}: {type(self).__name__} needs (..., n, p) with n >= p; transpose the leaf.")
 
@@ -185,10 +194,12 @@ class Orthogonal(Stiefel):
   """
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    """X A ↦ Y A: the translation of the group, which is isometric."""
     # X A -> Y A for skew A: the translation of the group, with no condition on X^T Y.
     return matmul(new_point, skew(gram(point, vector)))
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shape is (…, n, n)."""
     _check_square(self, shape, 1)
 
 
@@ -207,9 +218,11 @@ class Grassmann(Stiefel):
   """
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """V − U UᵀV, the horizontal part."""
     return ambient - matmul(point, gram(point, ambient))
 
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """G − U UᵀG."""
     return self.tangent(point, ambient)
 
 
@@ -231,12 +244,16 @@ class Iso(Orthogonal):
   RETRACTIONS: ClassVar[tuple[str, ...]] = ("cayley", "cayley_iterative", "polar")
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """H S with S the skew part of C HᵀV C."""
     return super().tangent(point, _centre(ambient))
 
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """The gradient of O(n) for C G C."""
     return super().gradient(point, _centre(ambient))
 
   def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    """A step of O(n) along a tangent vector, which keeps H 1 = 1. Raises ConfigError for an unknown method."""
+
     def restored(new_point: Matrix) -> Matrix:
       return retractions.tidied(_centre(new_point) + 1 / point.shape[-1])  # a long step turns rounding of the mean too
 
@@ -246,19 +263,23 @@ class Iso(Orthogonal):
     return retractions.with_care(tangent, plain, restored)
 
   def distance(self, point: Matrix) -> Scalars:
+    """The larger of max |HᵀH − I| and max |H 1 − 1|."""
     rows = jnp.max(jnp.abs(jnp.sum(point, axis=-1) - 1), axis=-1)
     return jnp.maximum(super().distance(point), rows)
 
   def project(self, matrix: Matrix) -> Matrix:
+    """The polar factor of C M C + 11ᵀ/n, which is the nearest point."""
     return retractions.polar(_centre(matrix) + 1 / matrix.shape[-1])
 
   def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Uniform points of determinant 1. Raises ValueError as `check_shape` does."""
     self.check_shape(shape)
     point = self.project(jax.random.normal(key, shape))  # the polar factor of a Gaussian is uniform
     swapped = point.at[..., :2].set(point[..., 1::-1])  # swapping two columns flips the determinant and keeps H 1 = 1
     return jnp.where(jnp.linalg.det(point)[..., None, None] < 0, swapped, point)
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shape is (…, n, n) with n >= 2."""
     _check_square(self, shape, 2)
 
 
@@ -299,15 +320,19 @@ class Sphere(Manifold):
     return jnp.broadcast_to(jnp.sum(a * b, axis=self.AXES, keepdims=True), a.shape)
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """V − ⟨X, V⟩ X."""
     return ambient - point * self._dot(point, ambient)
 
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """G − ⟨X, G⟩ X."""
     return self.tangent(point, ambient)
 
   def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    """tr AᵀB."""
     return jnp.sum(a * b, axis=(-2, -1))
 
   def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    """cos|V| X + sin|V| V/|V|, or X + V normalised. Raises ConfigError for another method."""
     method = method or self.retraction
     check_choice("method", method, self.RETRACTIONS)
     if method == "normalise":
@@ -317,6 +342,7 @@ class Sphere(Manifold):
     return cosine * point + sinc * step
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    """Parallel along the shortest geodesic."""
     # Parallel along the geodesic is the reflection in p + q: it takes p to −q, and the part of v along the path turns.
     total = point + new_point
     square = self._dot(total, total)
@@ -325,17 +351,21 @@ class Sphere(Manifold):
     return self.tangent(new_point, vector - total * (share * self._dot(total, vector)))
 
   def distance(self, point: Matrix) -> Scalars:
+    """max | |X| − 1 |."""
     return jnp.max(jnp.abs(jnp.sqrt(self._dot(point, point)) - 1), axis=(-2, -1))
 
   def project(self, matrix: Matrix) -> Matrix:
+    """M/|M|; equal entries for 0."""
     entries = math.prod(matrix.shape[axis] for axis in self.AXES)
     return retractions.normalised(matrix, self.AXES, zero=entries**-0.5)
 
   def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Uniform points. Raises ValueError as `check_shape` does."""
     self.check_shape(shape)
     return self.project(jax.random.normal(key, shape))
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shape is (…, n, p) with entries."""
     if len(shape) < 2 or 0 in shape[-2:]:
       raise ValueError(f"shape {shape}: {type(self).__name__} needs (..., n, p); add an axis of length 1 to a vector.")
 
@@ -389,6 +419,7 @@ class Birkhoff(Manifold):
   RETRACTIONS: ClassVar[tuple[str, ...]] = ("sinkhorn",)
 
   def tangent(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """Z − (a1ᵀ + 1bᵀ) ∘ P with a and b such that all row and column sums are 0."""
     # Z - (a 1^T + 1 b^T) * P with zero sums:  r a + P b = Z 1,  P^T a + c b = Z^T 1  (r, c the true sums of P).
     # Without a: (diag(c) - P^T diag(1/r) P) b = Z^T 1 - P^T (Z 1 / r), singular along 1, which 1 1^T / n fixes.
     rows, columns = jnp.sum(point, axis=-1, keepdims=True), jnp.sum(point, axis=-2)
@@ -402,32 +433,40 @@ class Birkhoff(Manifold):
     return ambient - (a + transpose(b)) * point
 
   def gradient(self, point: Matrix, ambient: Matrix) -> Matrix:
+    """The tangent projection of P ∘ G."""
     return self.tangent(point, point * ambient)
 
   def inner(self, point: Matrix, a: Matrix, b: Matrix) -> Scalars:
+    """Σ A B / P, the Fisher metric."""
     return jnp.sum(a * b / jnp.maximum(point, self.floor), axis=(-2, -1))
 
   def retract(self, point: Matrix, tangent: Matrix, method: str = "") -> Matrix:
+    """Sinkhorn of P exp(Z/P). Raises ConfigError for another method."""
     check_choice("method", method or self.retraction, self.RETRACTIONS)
     positive = jnp.maximum(point, self.floor)
     return self._balance(positive * jnp.exp(jnp.clip(tangent / positive, -self.max_log_step, self.max_log_step)))
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
+    """The tangent projection at the new point."""
     return self.tangent(new_point, vector)
 
   def distance(self, point: Matrix) -> Scalars:
+    """The largest of |row sum − 1|, |column sum − 1| and −entry."""
     rows = jnp.max(jnp.abs(jnp.sum(point, axis=-1) - 1), axis=-1)
     columns = jnp.max(jnp.abs(jnp.sum(point, axis=-2) - 1), axis=-1)
     return jnp.maximum(jnp.maximum(rows, columns), jnp.max(-point, axis=(-2, -1)))
 
   def project(self, matrix: Matrix) -> Matrix:
+    """Sinkhorn of the entries, cut off at `floor`."""
     return self._balance(jnp.maximum(matrix, self.floor))
 
   def random(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    """Sinkhorn of exponential entries. Raises ValueError as `check_shape` does."""
     self.check_shape(shape)
     return self._balance(jax.random.exponential(key, shape) + self.floor)
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the shape is (…, n, n)."""
     _check_square(self, shape, 1)
 
   def _balance(self, matrix: Matrix) -> Matrix:

@@ -33,6 +33,7 @@ class DoublyStochastic(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """Rows and columns sum to 1, no entry is negative."""
     return Traits(
       "Birkhoff polytope", row_sums_one=True, column_sums_one=True, nonnegative=True, contractive=True,
       determinant="[−1, 1]", eigenvalues="1 and the closed unit disc", norm="mean kept, differences shrink",
@@ -40,9 +41,11 @@ class DoublyStochastic(Mixer):
 
   @property
   def manifold(self) -> str:
+    """The inside of the Birkhoff polytope."""
     return "birkhoff"
 
   def dimension(self, n: int) -> int:
+    """(n − 1)²: the last row and column follow from the sums."""
     return (n - 1) ** 2
 
 
@@ -94,6 +97,7 @@ class Sinkhorn(_Scaled):
     return dataclasses.replace(super().traits, exact=False, contains_identity=False)
 
   def published_flops(self, n: int) -> tuple[int, int]:
+    """n² per sweep, forward; backward the published Gauss–Seidel sweeps."""
     return self.sweeps * n * n, gauss_seidel_sweeps(n) * n * n
 
   def _project(self, logits: Array, n: int) -> Array:

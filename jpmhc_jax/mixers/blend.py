@@ -69,9 +69,11 @@ class Blend(Mixer):
     return [math.prod(family.logit_shape(n)) for family in self.families]
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """The logits of all families, flattened and joined, then those of the gates."""
     return (sum(self._sizes(n)) + self.gates,)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    """Those of the families; 0 for the gates."""
     parts = [family.identity_logits(n, strength).reshape(-1) for family in self.families]
     return jnp.concatenate([*parts, jnp.zeros((self.gates,))])
 

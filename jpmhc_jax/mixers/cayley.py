@@ -172,6 +172,7 @@ class Cayley(_FromSkewPart):
     )  # fmt: skip
 
   def published_flops(self, n: int) -> tuple[int, int]:
+    """2n³ each way."""
     return 2 * n**3, 2 * n**3
 
   def _project(self, logits: Array, n: int) -> Array:
@@ -203,6 +204,7 @@ class CayleyIterative(_FromSkewPart):
     )  # fmt: skip
 
   def published_flops(self, n: int) -> tuple[int, int]:
+    """n³ per step, each way."""
     return self.steps * n**3, self.steps * n**3
 
   def _project(self, logits: Array, n: int) -> Array:

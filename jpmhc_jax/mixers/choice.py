@@ -19,7 +19,7 @@ from jpmhc_jax.mixers.trivial import Identity
 class Choice(Blend):
   """H = Σ_k w_k H_k over families k, w = softmax(scores / τ); one family once the share p of the run reaches `end`.
 
-  The scores are one vector a connection, not a token. With p = finished steps / planned steps,
+  The scores are one vector per connection, not per token. With p = finished steps / planned steps,
   τ(p) = hot (cold / hot)^t,  t = (p − start) / (end − start) clipped to [0, 1];  from p >= end on w is the one-hot
   vector of the largest score, without a gradient: the choice is made, and the run goes on with that family alone.
   Everything is a function of p: nothing is retraced and a resumed run repeats.
@@ -62,10 +62,12 @@ class Choice(Blend):
 
   @property
   def follows_progress(self) -> bool:
+    """Always."""
     return True
 
   @property
   def scores(self) -> int:
+    """One per family."""
     return len(self.families)
 
   def weights(self, scores: Float[Array, "families"] | None, progress: Float[Array, ""]) -> Float[Array, "families"]:

@@ -45,13 +45,16 @@ class Grassmann(Mixer):
     )  # fmt: skip
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n, p). Raises ConfigError for a rank that n streams do not have."""
     return (n, self._rank(n))
 
   def dimension(self, n: int) -> int:
+    """p (n − p)."""
     rank = self._rank(n)
     return rank * (n - rank)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} p"]:
+    """Columns that average blocks of n/p streams: no projector of rank p < n is near I."""
     # No projector of rank p < n is near I. Blocks of streams averaged together keep the stream mean, as the identity
     # does.
     rank = self._rank(n)
@@ -59,9 +62,11 @@ class Grassmann(Mixer):
 
   @property
   def manifold(self) -> str:
+    """Subspaces, of which H is the projector."""
     return "grassmann"
 
   def initial_point(self, n: int, strength: float) -> Float[Array, "n p"]:
+    """U of `identity_logits`."""
     return self.identity_logits(n, strength)
 
   def of_point(self, point: Float[Array, "n p"]) -> Float[Array, "n n"]:
@@ -76,6 +81,7 @@ class Grassmann(Mixer):
     return jnp.maximum(jnp.maximum(symmetric, idempotent), trace)
 
   def published_flops(self, n: int) -> tuple[int, int]:
+    """n p forward, n³ backward."""
     return n * self._rank(n), n**3
 
   def _project(self, logits: Array, n: int) -> Array:
@@ -101,12 +107,12 @@ def _projector_backward(columns: Array, bar: Array) -> tuple[Array]:
   across = across - linear.matmul(u, linear.matmul(u_t, across))
   upper = linear.matmul(u_t, columns)
   rank = columns.shape[1]
-  found: dict[int, Array] = {}
+  solved: dict[int, Array] = {}
   for k in reversed(range(rank)):
-    later = sum(upper[k, j][None] * found[j] for j in range(k + 1, rank))
+    later = sum(upper[k, j][None] * solved[j] for j in range(k + 1, rank))
     length = upper[k, k][None]
-    found[k] = (across[:, k] - later) * length / (length * length + _floor(length))
-  return (jnp.stack([found[k] for k in range(rank)], axis=1),)
+    solved[k] = (across[:, k] - later) * length / (length * length + _floor(length))
+  return (jnp.stack([solved[k] for k in range(rank)], axis=1),)
 
 
 _projector.defvjp(_projector_forward, _projector_backward)

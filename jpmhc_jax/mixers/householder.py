@@ -49,12 +49,15 @@ class Householder(Mixer):
     )  # fmt: skip
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """A rotation's n² logits, a direction of n, and the gate."""
     return (n * n + n + 1,)
 
   def dimension(self, n: int) -> int:
+    """That of SO(n), and n more for a reflection that is blended in."""
     return n * (n - 1) // 2 + (0 if self.gate == "hard" else n)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    """No rotation, and a gate that is closed to `strength`."""
     # The reflection waits along the difference of the first two streams: switched on, it would exchange them.
     direction = jnp.zeros((n,)).at[0].set(1.0).at[1 % n].add(-1.0 if n > 1 else 0.0)
     return jnp.concatenate([jnp.zeros((n * n,)), direction, jnp.full((1,), strength)])

@@ -57,6 +57,7 @@ class Hybrid(Blend):
 
   @property
   def families(self) -> tuple[Mixer, Mixer]:
+    """(first, second)."""
     return self.first, self.second
 
   @property
@@ -65,10 +66,12 @@ class Hybrid(Blend):
 
   @property
   def follows_progress(self) -> bool:
+    """Whether there is a schedule."""
     return self.final != _LEARNED
 
   @property
   def gates(self) -> int:
+    """One, where λ is learned."""
     return int(self.weight == _LEARNED)
 
   def at(self, progress: Float[Array, ""] | float) -> Float[Array, ""] | float:
@@ -92,6 +95,7 @@ class Hybrid(Blend):
     return a + weight * (b - a) if weight.ndim == 0 else a + weight[None, None] * (b - a)
 
   def project_at(self, logits: Array, n: int, progress: Array, scores: Array | None) -> Array:
+    """H with the scheduled λ."""
     return self.blend(logits, n, self.at(progress))
 
   def _project(self, logits: Array, n: int) -> Array:

@@ -55,12 +55,15 @@ class Iso(Mixer):
     )  # fmt: skip
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n, n)."""
     return (n, n)
 
   def dimension(self, n: int) -> int:
+    """That of SO(n − 1)."""
     return (n - 1) * (n - 2) // 2
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    """0 for the Cayley chart, I for the polar ones."""
     return jnp.zeros((n, n)) if self.method == "cayley" else jnp.eye(n)
 
   def _project(self, logits: Array, n: int) -> Array:

@@ -32,6 +32,7 @@ class Kronecker(DoublyStochastic):
     )
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """Two per factor. Raises ConfigError unless n is a power of two."""
     if n < 2 or n & (n - 1):
       below = 1 << max(n.bit_length() - 1, 1)
       raise refuse_streams(
@@ -40,9 +41,11 @@ class Kronecker(DoublyStochastic):
     return (2 * (n.bit_length() - 1),)
 
   def dimension(self, n: int) -> int:
+    """One per factor."""
     return self.logit_shape(n)[0] // 2
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    """`strength` for the identity of each factor."""
     return jnp.tile(jnp.asarray([strength, 0.0]), self.dimension(n))
 
   def distance(self, matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:

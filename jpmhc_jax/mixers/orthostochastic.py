@@ -45,9 +45,11 @@ class Orthostochastic(DoublyStochastic):
     return dataclasses.replace(super().traits, set=f"generalised orthostochastic, s = {self.copies}")
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(ns, ns) for s copies."""
     return (n * self.copies, n * self.copies)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k k"]:
+    """0."""
     return jnp.zeros(self.logit_shape(n))
 
   def _project(self, logits: Array, n: int) -> Array:
@@ -100,12 +102,15 @@ class OrthostochasticNewtonSchulz(DoublyStochastic):
     return dataclasses.replace(super().traits, set="near orthostochastic", exact=False)
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n, n)."""
     return (n, n)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    """I."""
     return jnp.eye(n)
 
   def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
+    """The squared entries of a Haar-distributed rotation."""
     return linear.haar(key, n) ** 2
 
   def _project(self, logits: Array, n: int) -> Array:

@@ -49,7 +49,7 @@ class PermutationMixture(DoublyStochastic):
     )
 
   def terms(self, n: int) -> tuple[Permutation, ...]:
-    """The permutations for n streams; the identity comes first."""
+    """The permutations for n streams; the identity comes first. Raises ConfigError where the basis does not exist."""
     if self.permutations:
       return _parse(self.permutations, n)
     if self.basis == "jpmhc":
@@ -63,14 +63,16 @@ class PermutationMixture(DoublyStochastic):
     return tuple(itertools.permutations(range(n)))
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """One per permutation. Raises ConfigError as `terms` does."""
     return (len(self.terms(n)),)
 
   def dimension(self, n: int) -> int:
-    # Affine dimension of the hull: rank of the differences of its vertices.
+    """Affine dimension of the hull: the rank of the differences of its vertices."""
     vertices = permutation_matrices(self.terms(n)).reshape(-1, n * n)
     return int(np.linalg.matrix_rank(vertices[1:] - vertices[0])) if len(vertices) > 1 else 0
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    """`strength` for the identity, which is the first permutation."""
     return jnp.zeros(self.logit_shape(n)).at[0].set(strength)
 
   def _project(self, logits: Array, n: int) -> Array:
@@ -90,12 +92,12 @@ def generators(n: int) -> tuple[Permutation, ...]:
   """Identity, shifts by +1 and −1 and the adjacent transpositions, without repeats: they generate all permutations of
   n."""
   streams = tuple(range(n))
-  found = [streams, streams[1:] + streams[:1], streams[-1:] + streams[:-1]]
+  permutations = [streams, streams[1:] + streams[:1], streams[-1:] + streams[:-1]]
   for i in range(n - 1):
     swapped = list(streams)
     swapped[i], swapped[i + 1] = i + 1, i
-    found.append(tuple(swapped))
-  return tuple(dict.fromkeys(found))
+    permutations.append(tuple(swapped))
+  return tuple(dict.fromkeys(permutations))
 
 
 # JPmHC's Perm Mix: identity, two transpositions, two shifts and "one random permutation with seed 42". The generator is
@@ -199,12 +201,15 @@ class Circulant(DoublyStochastic):
     )  # fmt: skip
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n,): one per shift."""
     return (n,)
 
   def dimension(self, n: int) -> int:
+    """n − 1."""
     return n - 1
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n}"]:
+    """`strength` for no shift."""
     return jnp.zeros((n,)).at[0].set(strength)
 
   def distance(self, matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:

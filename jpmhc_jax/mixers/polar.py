@@ -79,24 +79,26 @@ def _halley(matrix: Array) -> Array:
 
   eps = float(jnp.finfo(matrix.dtype).eps)
   weights = jnp.asarray(_halley_weights(eps), matrix.dtype)
-  found, _ = jax.lax.scan(step, matrix * linear.inverse_norm(matrix)[None, None], weights)
-  error = linear.apart(found, linear.transpose(found)) - linear.identity_like(found)
+  factor, _ = jax.lax.scan(step, matrix * linear.inverse_norm(matrix)[None, None], weights)
+  error = linear.apart(factor, linear.transpose(factor)) - linear.identity_like(factor)
   lost = ~(jnp.sum(error * error, axis=(0, 1)) <= eps)  # NaN is lost too
-  return jax.lax.cond(jnp.any(lost), lambda x: jnp.where(lost[None, None], _newton(x), found), lambda _: found, matrix)
+  return jax.lax.cond(
+    jnp.any(lost), lambda x: jnp.where(lost[None, None], _newton(x), factor), lambda _: factor, matrix
+  )
 
 
 def _halley_weights(eps: float) -> list[Coefficients]:
   """(a, b, c) of the steps that take [eps, 1] to 1 fastest, with c below eps^−½ so that I + cXᵀX keeps digits."""
-  low, found = eps, []
+  low, weights = eps, []
   while 1 - low > eps:
     start = min(max(low, eps**0.25), 1 - eps)
     d = (4 * (1 - start**2) / start**4) ** (1 / 3)
     a = math.sqrt(1 + d) + 0.5 * math.sqrt(8 - 4 * d + 8 * (2 - start**2) / (start**2 * math.sqrt(1 + d)))
     b = (a - 1) ** 2 / 4
     c = a + b - 1
-    found.append((a, b, c))
+    weights.append((a, b, c))
     low *= (a + b * low**2) / (1 + c * low**2)
-  return found
+  return weights
 
 
 def _dual(x: Array) -> tuple[Array, Array]:
@@ -230,15 +232,19 @@ class Polar(Mixer):
     )
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n, n)."""
     return (n, n)
 
   def dimension(self, n: int) -> int:
+    """That of O(n), n (n − 1)/2."""
     return n * (n - 1) // 2
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    """I."""
     return jnp.eye(n)
 
   def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
+    """Haar-distributed."""
     return linear.haar(key, n)
 
   def _project(self, logits: Array, n: int) -> Array:

@@ -36,17 +36,21 @@ class Quaternion(Mixer):
     )
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(8,): two quaternions. Raises ConfigError unless n is 4."""
     if n != 4:
       raise refuse_streams("quaternion", n, "exactly 4 streams", "use streams=4 or mixer='cayley'")
     return (8,)
 
   def dimension(self, n: int) -> int:
+    """6, that of SO(4)."""
     return 6
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "8"]:
+    """0."""
     return jnp.zeros(self.logit_shape(n))
 
   def random(self, key: Array, n: int) -> Float[Array, "{n} {n}"]:
+    """Haar-distributed. Raises ConfigError unless n is 4."""
     self.logit_shape(n)
     q = linear.haar(key, n)
     # Haar on O(4) restricted to determinant +1: flip the first row where it is −1.

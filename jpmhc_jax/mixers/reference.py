@@ -50,25 +50,25 @@ ALL = frozenset(case[0] for case in CASES)
 
 def vectors(families: frozenset[str] = ALL) -> dict[str, np.ndarray]:
   """The content of `reference.npz` for the given families (all of them by default), computed anew."""
-  found: dict[str, np.ndarray] = {}
+  arrays: dict[str, np.ndarray] = {}
   with jax.enable_x64(True):
     for k, (family, options, sizes) in enumerate(CASES):
       if family not in families:
         continue
       for n in sizes:
         label = f"{family}[{options}]/n{n}" if options else f"{family}/n{n}"
-        found |= {f"{label}/{part}": array for part, array in _case(family, options, n, seed=100 * k + n).items()}
-  return found
+        arrays |= {f"{label}/{part}": array for part, array in _case(family, options, n, seed=100 * k + n).items()}
+  return arrays
 
 
 def _case(family: str, options: str, n: int, seed: int) -> dict[str, np.ndarray]:
-  manifold, rng = parse(family, options), np.random.default_rng(seed)
-  start = np.asarray(manifold.identity_logits(n, 2.0))
+  mixer, rng = parse(family, options), np.random.default_rng(seed)
+  start = np.asarray(mixer.identity_logits(n, 2.0))
   # Two tokens of unit logits around zero and two around the identity start.
   around = np.stack([0 * start, 0 * start, start, start], axis=-1)
-  logits = around + rng.standard_normal((*manifold.logit_shape(n), TOKENS))
+  logits = around + rng.standard_normal((*mixer.logit_shape(n), TOKENS))
   cotangent = rng.standard_normal((n, n, TOKENS))
-  matrix, pullback = jax.vjp(jax.jit(lambda x: manifold.project(x, n)), jnp.asarray(logits))
+  matrix, pullback = jax.vjp(jax.jit(lambda x: mixer.project(x, n)), jnp.asarray(logits))
   arrays = {"logits": logits, "cotangent": cotangent, "H": matrix, "vjp": pullback(jnp.asarray(cotangent))[0]}
   return {part: np.moveaxis(np.asarray(array), -1, 0) for part, array in arrays.items()}
 

@@ -45,12 +45,15 @@ class SpectralSphere(Mixer):
     )  # fmt: skip
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """Two rotations of the n − 1 differences, and their n − 1 singular values."""
     return ((n - 1) ** 2,)
 
   def dimension(self, n: int) -> int:
+    """(n − 1)²."""
     return (n - 1) ** 2
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
+    """No rotation, and singular values near 1."""
     return jnp.zeros(self.logit_shape(n)).at[(n - 1) * (n - 2) :].set(strength)
 
   def _project(self, logits: Array, n: int) -> Array:

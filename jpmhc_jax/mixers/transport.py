@@ -41,9 +41,11 @@ class Transport(DoublyStochastic):
     return dataclasses.replace(super().traits, contains_identity=False)
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n − 1, n − 1)."""
     return (n - 1, n - 1)
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n}-1 {n}-1"]:
+    """`strength` on the diagonal, its negative beside it."""
     return strength * (2 * jnp.eye(n - 1) - 1)
 
   def _project(self, logits: Array, n: int) -> Array:

@@ -30,19 +30,24 @@ class Identity(Mixer):
 
   @property
   def is_identity(self) -> bool:
+    """Always."""
     return True
 
   @property
   def manifold(self) -> None:
+    """None: I is a single point."""
     return None
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(0,): none."""
     return (0,)
 
   def dimension(self, n: int) -> int:
+    """0."""
     return 0
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "0"]:
+    """None."""
     return jnp.zeros((0,))
 
   def _project(self, logits: Array, n: int) -> Array:
@@ -67,12 +72,15 @@ class Unconstrained(Mixer):
     return Traits("R^{n x n}", norm="free: products grow or fade without bound")
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
+    """(n, n)."""
     return (n, n)
 
   def dimension(self, n: int) -> int:
+    """n²."""
     return n * n
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "{n} {n}"]:
+    """I, or 0 with the tanh."""
     return jnp.zeros((n, n)) if self.tanh else jnp.eye(n)
 
   def _project(self, logits: Array, n: int) -> Array:

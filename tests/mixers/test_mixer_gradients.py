@@ -1,6 +1,7 @@
 """Derivatives in float64: implicit = unrolled to convergence = finite differences, always against random cotangents."""
 
 import jax
+from jax.experimental.jet import jet
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -212,3 +213,23 @@ def test_second_derivatives(manifold):
 
 def test_published_number_of_backward_sweeps():
   assert [gauss_seidel_sweeps(n) for n in (2, 3, 4, 5, 6, 8, 100)] == [10, 12, 16, 21, 26, 37, 50]
+
+
+@pytest.mark.parametrize("name", ["unconstrained", "permutation", "circulant", "kronecker", "quaternion"])
+def test_taylor_coefficients_of_mixers_without_a_rule_of_their_own(name):
+  """`jet` fails on every `jax.custom_jvp`, and so on the other families; see `core.derivatives`."""
+  mixer = make(name)
+
+  def project(logits):
+    return mixer.project(logits, 4)
+
+  @jax.jit
+  def both(x, v):
+    derivative = jax.jvp(project, (x,), (v,))[1]
+    second = jax.jvp(lambda x: jax.jvp(project, (x,), (v,))[1], (x,), (v,))[1]
+    return jet(project, (x,), ((v, jnp.zeros_like(v)),))[1], [derivative, second]
+
+  with jax.enable_x64(True):
+    coefficients, derivatives = both(*(normal(seed, *mixer.logit_shape(4), 2) for seed in (5, 6)))
+  for coefficient, derivative in zip(coefficients, derivatives, strict=True):
+    np.testing.assert_allclose(coefficient, derivative, atol=1e-12)

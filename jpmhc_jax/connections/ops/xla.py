@@ -1,14 +1,16 @@
 """`StreamOps` in plain JAX, and the generator's other products: the formulas that all back ends equal.
 
-Arrays of any float dtype come in; the arithmetic and the results are in the coefficients' float32, or wider (W s̄ of
-bf16 streams alone comes rounded, as all that flows into their gradient).
+Arrays may have any float dtype. Arithmetic and results are in the coefficients' float32 or wider, but for W s̄ of bf16
+streams, which is rounded to bf16 as everything is that flows into their gradient.
 
-Sums over the n streams are elementwise sums of broadcast products, which XLA fuses with whatever produces or consumes
-the streams; sums over the d features are in `contractions`.
-Coefficients are turned tokens first behind an optimisation barrier, so that no compiler recomputes a sigmoid or strides
-over tokens for each of the d features. Measured per operation on 2 CPU cores (1,856 tokens, n = 4, d = 128, a copy of
-the streams takes 0.1 ms): mix 0.17 ms, and 0.28 as a batched product; its transpose 0.16 and 0.40; H̄ 0.26 in lanes,
-0.39 as a batched product and 1.3 without one; the generator's products 0.45, and 1.1–1.9 without the barrier.
+Sums over the n streams are elementwise sums of broadcast products: XLA fuses them with what produces or consumes the
+streams. Sums over the d features are in `contractions`. Coefficients are transposed to tokens first behind an
+optimisation barrier: without it the compiler recomputes a sigmoid, or strides over the tokens, for each of the d
+features.
+
+Measured per operation on 2 CPU cores (1,856 tokens, n = 4, d = 128; a copy of the streams takes 0.1 ms): mix 0.17 ms
+(0.28 as a batched product), its transpose 0.16 ms (0.40), H̄ 0.26 ms in lanes (0.39 as a batched product, 1.3 without
+one), the generator's products 0.45 ms (1.1–1.9 without the barrier).
 """
 
 import math
@@ -60,9 +62,9 @@ def combine(matrix: Float[Array, "i j *per_token"], x: Float[Array, "*tokens j d
 
 
 def read(x: _Streams, weights: Float[Array, "n *per_token"]) -> _Vector:
-  """Σ_j a_j x_j: a product where one takes the streams as they are, so that nothing that reads u repeats it.
+  """Σ_j a_j x_j: a matrix product where it needs no copy of the streams, so that users of u do not compute it again.
 
-  On a GPU the product would copy the streams (8 streams, a layer and its gradient: 45 copies moved in place of 29).
+  On a GPU the product would copy the streams (8 streams, a layer and its gradient: 45 copies instead of 29).
   """
   if sharding.platform() != "gpu" and weights.ndim > 1 and x.dtype == weights.dtype:
     return einsum("j...,...jd->...d", jax.lax.optimization_barrier(weights), x)
@@ -108,7 +110,7 @@ def write_backward(weights: Float[Array, "n *per_token"], y: _Vector, cotangent:
 
 
 def products(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "k *per_kernel"]:
-  """Σ x W, tokens last; the transposition of the result stays out of the product, which would transpose x for it."""
+  """Σ x W, tokens last. The barrier keeps the transposition out of the product, which would transpose x instead."""
   return jnp.moveaxis(jax.lax.optimization_barrier(rows_times(_side_by_side(x, kernel), _flat_rows(kernel))), -1, 0)
 
 
@@ -117,10 +119,9 @@ def products_backward(
 ) -> tuple[Array, Array]:
   """x̄ = W s̄,  W̄ = Σ_tokens x s̄.
 
-  s̄ is finished, and so is every factor of x that is added to this x̄, so that XLA on the CPU leaves the sum of all that
-  flows into x̄ to its own loops. Its library else takes the sum in by way of them, from 4,096 tokens on, with a copy of
-  every stream that a mixer is applied to. The barrier around W s̄ keeps its shape out of that sum, which XLA then writes
-  over it; a GPU's compiler does so without.
+  `finished` surrounds s̄ and every factor of x that is added to this x̄. Without it XLA on the CPU, from 4,096 tokens on,
+  gives the sum of all terms of x̄ to a library call, which copies every stream that a mixer is applied to. The barrier
+  around W s̄ lets XLA write that sum over it; a GPU's compiler does so without.
   """
   cotangent = fusion_barrier(cotangent)
   return _to_streams(x, kernel, cotangent), _to_kernel(x, kernel, cotangent)
