@@ -1,0 +1,1 @@
+"""Spectra of recursions: layers whose noises are correlated, since calls share their weights."""

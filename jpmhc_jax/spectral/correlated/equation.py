@@ -1,0 +1,139 @@
+"""The Dyson equation of layers with correlated noise (`noise.Correlated`): 2L x 2L unknowns, whatever n is.
+
+The linearisation of JᵀJ (Haagerup, Thorbjørnsen 2005; Anderson 1103.4825) gives an operator-valued semicircle law for
+the resolvent (Helton, Rashidi Far, Speicher 2007). Its noise enters only where a layer reads and writes. With the
+deterministic propagator Φ_{l:k} = A_{l−1} … A_k, Φ = Φ_{L:0}, and G₀ = (z − ΦᵀΦ)⁻¹, the resolvent at these 2Lm places
+without noise is
+
+    H₀ = [[0, N], [Nᵀ, V Vᵀ]] + U G₀ Uᵀ,   N_lk = A'_l Φ_{l:k+1} B_k (k < l),   V_l = B_lᵀ Φ_{L:l+1}ᵀ,
+    U = [A'_l Φ_{l:0}; V_l Φ]
+
+and with noise, h being the partial trace of H over the m segments, S the exchange of the halves, ∘ entrywise:
+
+    H = (1 − H₀ M)⁻¹ H₀,   M = ([[K, T], [T, K]] ∘ S h S) ⊗ I_m,   h = tr_m H / m
+    G(z) = (1/n) tr [ G₀ + G₀ Uᵀ M (1 − H₀ M)⁻¹ U G₀ ].
+
+The unknown h is 2L x 2L, whatever n and m are; the mixers act through N, U and V alone. [[K, T], [T, K]] ≥ 0, so the
+map keeps Im h ≤ 0 (Schur) and has one fixed point there (Earle, Hamilton 1970).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+import numpy as np
+
+from jpmhc_jax.spectral.correlated.noise import Correlated
+
+
+class Places(NamedTuple):
+  """What the mixers do between the places where layers read and write, and the moments there. See the module."""
+
+  between: jax.Array  # (L, m, L, m)  N
+  ends: jax.Array  # (2, L, m, n)  U
+  outer: jax.Array  # (L, m, n)  V
+  product: jax.Array  # (n, n)  Φ
+  moments: jax.Array  # (2L, 2L)  [[K, T], [T, K]]
+
+
+def places(layers: Correlated) -> Places:
+  """N, U, V and Φ by one pass each way, O(L² m² n²). Layers without noise drop out where their moments are known."""
+  depth, segments, streams = layers.reads.shape
+
+  def forward(state, layer):
+    index, mixer, read, write = layer
+    product, written = state  # Φ_{l:0} and Φ_{l:k+1} B_k of every earlier layer k, zero for later ones
+    row = read @ written
+    written = (mixer @ written).at[index].set(write)
+    return (mixer @ product, written), (read @ product, row)
+
+  def backward(after, layer):
+    mixer, write = layer
+    return after @ mixer, write.T @ after.T
+
+  eye = jnp.eye(streams)
+  start = eye, jnp.zeros((depth, streams, segments))
+  sequence = jnp.arange(depth), layers.mixers, layers.reads, layers.writes
+  (product, _), (inner, between) = jax.lax.scan(forward, start, sequence)
+  _, outer = jax.lax.scan(backward, eye, (layers.mixers, layers.writes), reverse=True)
+  noisy = _noisy(layers.covariance)
+  between = jnp.swapaxes(between, 1, 2)[noisy][:, :, noisy]
+  ends = jnp.stack([inner[noisy], outer[noisy] @ product])
+  k, t = (moment[noisy][:, noisy] for moment in (layers.covariance, layers.elliptic))
+  return Places(between, ends, outer[noisy], product, jnp.block([[k, t], [t, k]]))
+
+
+def _noisy(covariance: Float[Array, "layers layers"]) -> np.ndarray:
+  """Indices of the layers that have noise; all where that is not known, while JAX traces."""
+  if isinstance(covariance, jax.core.Tracer):
+    return np.arange(covariance.shape[0])
+  return np.flatnonzero(np.diagonal(np.asarray(covariance)) > 0)
+
+
+class Map(NamedTuple):
+  """One application of the self-consistency map at w = 1/z."""
+
+  full: jax.Array  # (2Lm, 2Lm)  H
+  traced: jax.Array  # (2L, 2L)  h
+  g: jax.Array  # ()  G(z)
+  moment: jax.Array  # ()  tr (ΦᵀΦ + Uᵀ M (1 − H₀ M)⁻¹ U) / n: at w = 0 the first moment of the spectrum
+
+
+def dyson_map(at: Places, w: Complex[Array, ""], unknowns: Complex[Array, "u u"]) -> Map:
+  """What follows from the unknowns h at w = 1/z; w = 0 is z = ∞. The Dyson equation says that h reproduces itself."""
+  segments, streams = at.ends.shape[2:]
+  gram = at.product.T @ at.product
+  first = w * jnp.linalg.inv(jnp.eye(streams) - w * gram)  # G₀
+  ends = at.ends.reshape(-1, streams).astype(w.dtype)
+  half = len(ends) // 2
+  between, outer = at.between.reshape(half, half), at.outer.reshape(half, streams)
+  bare = jnp.block([[jnp.zeros_like(between), between], [between.T, outer @ outer.T]]) + (ends @ first) @ ends.T
+  energy = self_energy(at, unknowns)
+  both = jnp.linalg.solve(jnp.eye(2 * half) - product(bare, energy), jnp.concatenate([bare, ends], axis=1))
+  full, moved = both[:, : 2 * half], both[:, 2 * half :]
+  noise = ends.T @ (energy @ moved)
+  g = jnp.trace(first + first @ noise @ first) / streams
+  return Map(full, _traced(full, segments), g, jnp.trace(gram + noise) / streams)
+
+
+def self_energy(at: Places, unknowns: Complex[Array, "u u"]) -> Complex[Array, "um um"]:
+  """M = (moments ∘ S h S) ⊗ I_m: reads take the place of writes, and writes of reads."""
+  half, segments = unknowns.shape[0] // 2, at.ends.shape[2]
+  energy = at.moments * jnp.roll(unknowns, (half, half), axis=(0, 1))
+  return energy if segments == 1 else jnp.kron(energy, jnp.eye(segments))
+
+
+def derivative(at: Places, full: Complex[Array, "um um"], tangent: Complex[Array, "u u"]) -> Complex[Array, "u u"]:
+  """dh along a tangent of the unknowns: from H = (H₀⁻¹ − M)⁻¹, dH = H dM H."""
+  return _traced(product(product(full, self_energy(at, tangent)), full), at.ends.shape[2])
+
+
+def product(a: Complex[Array, "u v"], b: Complex[Array, "v k"]) -> Complex[Array, "u k"]:
+  """a b by three real products, a third faster on a CPU than XLA's complex one."""
+  real, imaginary = a.real @ b.real, a.imag @ b.imag
+  return jax.lax.complex(real - imaginary, (a.real + a.imag) @ (b.real + b.imag) - real - imaginary)
+
+
+def _traced(matrix: Complex[Array, "um um"], segments: int) -> Complex[Array, "u u"]:
+  """Mean over the segments of the diagonal blocks."""
+  if segments == 1:
+    return matrix
+  size = matrix.shape[0] // segments
+  return jnp.einsum("aibi->ab", matrix.reshape(size, segments, size, segments)) / segments
+
+
+def coherence(layers: Correlated, weights: Sequence[int]) -> float:
+  """Mean |N_lk| over the pairs of layers k < l that apply the same weight: how much of what a weight wrote it reads again.
+
+  The coherence of repeated weights: 1 where the streams pass on unchanged (identity, Iso and Birkhoff mixers at uniform
+  reads and writes that sum to 1), towards 0 where mixers turn from call to call. 0 where no weight repeats.
+  weights: (L,) label of the weight that a layer applies.
+  """
+  labels = np.asarray(weights)
+  segments = layers.reads.shape[1]
+  same = (labels[:, None] == labels[None, :]) & np.tri(len(labels), k=-1, dtype=bool)
+  everywhere = layers._replace(covariance=jnp.eye(layers.depth))  # every layer counts, with noise or not
+  size = np.asarray(jnp.linalg.norm(places(everywhere).between, axis=(1, 3))) / np.sqrt(segments)
+  return float(np.mean(size[same])) if np.any(same) else 0.0

@@ -1,0 +1,101 @@
+"""The model of a recursion: layers whose noises are correlated, as those of calls that apply the same weights are.
+
+    Y_l = A_l ⊗ I_p + (B_l ⊗ I_p) W_l (A'_l ⊗ I_p),   J = Y_{L−1} … Y_0,   W_l of size mp, jointly Gaussian,
+    E[W_l X W_kᵀ] = K_lk tr X / mp,   E[W_l X W_k] = T_lk tr X / mp
+
+K is the covariance of the layers, T their elliptic covariance; K diagonal and T = 0 is `spectral.layers.Layers`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jpmhc_jax.spectral.layers import block_noise, Layers, Real
+
+_SYMMETRIC = 1e-8  # relative asymmetry and negative eigenvalue of the moments that are rounding
+
+
+class Correlated(NamedTuple):
+  """A stack of L layers with n streams and m segments; layer 0 acts first. Build it with `correlated_noise`."""
+
+  mixers: jax.Array  # (L, n, n), the mean of the noise included
+  reads: jax.Array  # (L, m, n)
+  writes: jax.Array  # (L, n, m)
+  covariance: jax.Array  # (L, L)  K
+  elliptic: jax.Array  # (L, L)  T
+
+  @property
+  def depth(self) -> int:
+    return self.mixers.shape[0]
+
+  @property
+  def streams(self) -> int:
+    return self.mixers.shape[-1]
+
+
+def correlated_noise(
+  mixers: Real, reads: Real, writes: Real, covariance: Real, elliptic: Real = 0.0, mean: Real = 0.0
+) -> Correlated:
+  """Layers with the given moments of their noise across layers.
+
+  mixers: (L, n, n); reads: (L, n), or (L, m, n) with m segments; writes: (L, n) or (L, n, m).
+  covariance, elliptic: K and T, (L, L), with K ± T positive semidefinite; one set of weights at every call has
+  K_lk = T_ll = σ² for symmetric weights and T = 0 for general ones. mean: tr W_l / mp, number or (L,).
+  Raises ValueError for moments that no noise has. Needs float64 (`jax.enable_x64`).
+  """
+  covariance = jnp.asarray(covariance, jnp.float64)
+  depth = np.shape(mixers)[0]
+  if covariance.shape != (depth, depth):
+    raise ValueError(f"covariance: shape {covariance.shape}; expected (layers, layers) = {(depth, depth)}")
+  elliptic = jnp.broadcast_to(jnp.asarray(elliptic, jnp.float64), covariance.shape)
+  if not isinstance(covariance, jax.core.Tracer) and not isinstance(elliptic, jax.core.Tracer):
+    _check_moments(np.asarray(covariance), np.asarray(elliptic))
+  layers = block_noise(mixers, 0.0, reads, writes)  # checks shapes and values
+  reads, writes = jnp.asarray(reads, jnp.float64), jnp.asarray(writes, jnp.float64)
+  reads = reads[:, None, :] if reads.ndim == 2 else reads
+  writes = writes[:, :, None] if writes.ndim == 2 else writes
+  mean = jnp.broadcast_to(jnp.asarray(mean, jnp.float64), (depth,))
+  return Correlated(layers.mixers + mean[:, None, None] * (writes @ reads), reads, writes, covariance, elliptic)
+
+
+def _check_moments(covariance: np.ndarray, elliptic: np.ndarray) -> None:
+  scale = max(float(np.max(np.abs(covariance), initial=0.0)), np.finfo(np.float64).tiny)
+  for name, moment in (("covariance + elliptic", covariance + elliptic), ("covariance - elliptic", covariance - elliptic)):
+    if not np.all(np.isfinite(moment)) or np.max(np.abs(moment - moment.T), initial=0.0) > _SYMMETRIC * scale:
+      raise ValueError(f"{name}: not finite or not symmetric; expected the second moments of real noise, (L, L)")
+    least = float(np.min(np.linalg.eigvalsh(moment), initial=0.0))
+    if least < -_SYMMETRIC * scale * len(moment):
+      raise ValueError(
+        f"{name}: smallest eigenvalue {least:.3g}; expected a positive semidefinite matrix, such as a Gram matrix"
+      )
+
+
+def tied_covariance(sigma: Real, weights: Sequence[int], similarity: float = 1.0) -> np.ndarray:
+  """K of layers that share weights: K_lk = ρ σ_l σ_k where layers l and k apply the same weight, σ_l² on the diagonal.
+
+  sigma: number or (L,); weights: (L,) label of the weight that a layer applies; similarity: ρ from 0 (fresh noise at
+  every call) to 1 (the same Jacobian at every call).
+  """
+  if not 0 <= similarity <= 1:
+    raise ValueError(f"similarity={similarity}: expected a number from 0 (independent calls) to 1 (identical calls)")
+  labels = np.asarray(weights)
+  sigma = np.broadcast_to(np.asarray(sigma, np.float64), labels.shape)
+  shared = np.where(labels[:, None] == labels[None, :], similarity, 0.0)
+  np.fill_diagonal(shared, 1.0)
+  return shared * sigma[:, None] * sigma[None, :]
+
+
+def independent(layers: Correlated) -> Layers:
+  """The same layers with independent noise: K reduced to its diagonal, T = 0. The mean stays in the mixers."""
+  return block_noise(layers.mixers, jnp.sqrt(jnp.diagonal(layers.covariance)), layers.reads, layers.writes)
+
+
+def is_independent(layers: Correlated) -> bool:
+  """Is K diagonal and T zero? Unknown, and taken for correlated, while JAX traces."""
+  if any(isinstance(moment, jax.core.Tracer) for moment in (layers.covariance, layers.elliptic)):
+    return False
+  covariance = np.asarray(layers.covariance)
+  return not np.any(covariance - np.diag(np.diagonal(covariance))) and not np.any(np.asarray(layers.elliptic))
