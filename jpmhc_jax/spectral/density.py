@@ -16,8 +16,11 @@ from jaxtyping import Array, Complex, Float
 import numpy as np
 from scipy.interpolate import AAA
 
-from jpmhc_jax.spectral import dyson, moments
+from jpmhc_jax.spectral import correlated, dyson, moments
+from jpmhc_jax.spectral.correlated import Correlated
 from jpmhc_jax.spectral.layers import Layers
+
+Stack = Layers | Correlated
 
 _WIDEST = 0.7  # angle of a ray up to which −Im(z G) is a density of log λ that is worth extrapolating
 _EDGE_POINTS, _EDGE_ANGLE, _EDGE_HEIGHT = 32, 1e-6, 1e-2  # of the search for the largest value
@@ -94,26 +97,42 @@ def aaa_density(
   return np.maximum(-rational(np.asarray(x, complex)).imag / np.pi, 0.0)
 
 
-def support(
-  layers: Layers, floor: float = 1e-12, tail: float = 1e-5, tick: Callable[[float], None] = lambda share: None
-) -> tuple[float, float]:
-  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up.
+def _by_parts(
+  layers: Stack, z: Complex[Array, " points"], tick: Callable[[float], None] = lambda share: None
+) -> dyson.Resolvent:
+  """The resolvent by the solver for such layers."""
+  if isinstance(layers, Correlated):
+    return correlated.by_parts(layers, z, tick)
+  return dyson.by_parts(layers, z, tick)
 
-  Raises NotSolvedError where λ may leave the range of float64, as it does at great depth, and as `dyson.by_parts` does.
-  """
+
+def _log_bound(layers: Stack, tail: float) -> float:
+  """log λ above which no more than a share `tail` of the mass lies."""
+  if isinstance(layers, Correlated):
+    return math.log(max(correlated.first_moment(layers), 1e-300)) - math.log(tail)
   scale = jnp.linalg.norm(layers.mixers, 2, axis=(1, 2))
   noise = jnp.sqrt(
     layers.variance * jnp.linalg.norm(layers.read, 2, axis=(1, 2)) * jnp.linalg.norm(layers.write, 2, axis=(1, 2))
   )
   # |J| ≤ Π (|A| + 2σ); and no more than a share m₁/λ of the mass lies above λ (Markov), m₁ = E tr JᵀJ / N.
   norm = 2 * float(jnp.sum(jnp.log(scale + 2 * noise + 1e-12)))
-  top = min(norm, float(moments.log_first_moment(layers)) - math.log(tail))
+  return min(norm, float(moments.log_first_moment(layers)) - math.log(tail))
+
+
+def support(
+  layers: Stack, floor: float = 1e-12, tail: float = 1e-5, tick: Callable[[float], None] = lambda share: None
+) -> tuple[float, float]:
+  """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up.
+
+  Raises NotSolvedError where λ may leave the range of float64, as it does at great depth, and as `dyson.by_parts` does.
+  """
+  top = _log_bound(layers, tail)
   bottom = min(np.log(floor), top - 1.0)
   if not max(top, -bottom) < _LARGEST_LOG:
     raise dyson.NotSolvedError(f"squared singular values may reach {top / math.log(10):.3g} decades, beyond float64")
   x = np.exp(np.linspace(bottom, top + 0.5, 96))
   angle = 0.15
-  g = np.asarray(dyson.by_parts(layers, jnp.asarray(x * np.exp(1j * angle)), tick).g)
+  g = np.asarray(_by_parts(layers, jnp.asarray(x * np.exp(1j * angle)), tick).g)
   # Lorentzian tails of width 0.15 would pass for mass far outside; Richardson is no use for a sign test, so square
   # them.
   density = np.maximum(-(x * np.exp(1j * angle) * g).imag / np.pi, 0.0) ** 2
@@ -124,7 +143,7 @@ def support(
 
 
 def spectrum(
-  layers: Layers | Sequence[Layers],
+  layers: Stack | Sequence[Stack],
   points: int = 200,
   angle: float = 0.0,
   floor: float = 1e-12,
@@ -139,7 +158,7 @@ def spectrum(
   tick: called now and then with the share of the work that is done; what it raises ends the work. Raises
   NotSolvedError where the Dyson equation was not solved.
   """
-  stacks = [layers] if isinstance(layers, Layers) else layers
+  stacks = [layers] if isinstance(layers, Layers | Correlated) else layers
   turns = 3 * len(stacks)  # of about equal cost: the support and two rays of every stack
 
   def turn(done: int) -> Callable[[float], None]:
@@ -154,9 +173,7 @@ def spectrum(
       f"squared singular values span {(high - low) / math.log(10):.3g} decades, too many for {points} points of a ray"
     )
   each = [
-    _from_rays(
-      x, angle, [dyson.by_parts(stack, z, turn(len(stacks) + 2 * k + j)) for j, z in enumerate(_rays(x, angle))]
-    )
+    _from_rays(x, angle, [_by_parts(stack, z, turn(len(stacks) + 2 * k + j)) for j, z in enumerate(_rays(x, angle))])
     for k, stack in enumerate(stacks)
   ]
   mean = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *each)
@@ -166,7 +183,7 @@ def spectrum(
   return mean._replace(residual=residual)
 
 
-def upper_edge(layers: Layers, low: float, high: float) -> float:
+def upper_edge(layers: Stack, low: float, high: float) -> float:
   """The largest λ of the spectrum, between two bounds, to a thousandth of their ratio's logarithm.
 
   Just above the axis, at z = x e^{iθ}, −Im(z G)/π is of order θ outside of the spectrum and grows like a root inside.
@@ -175,7 +192,7 @@ def upper_edge(layers: Layers, low: float, high: float) -> float:
   for _ in range(2):
     x = np.geomspace(low, high, _EDGE_POINTS)
     z = x * np.exp(1j * _EDGE_ANGLE)
-    height = -(z * np.asarray(dyson.by_parts(layers, jnp.asarray(z)).g)).imag / np.pi
+    height = -(z * np.asarray(_by_parts(layers, jnp.asarray(z)).g)).imag / np.pi
     last = int(np.flatnonzero(height >= _EDGE_HEIGHT).max(initial=0))
     low, high = x[last], x[min(last + 1, _EDGE_POINTS - 1)]
   return float(np.sqrt(low * high))

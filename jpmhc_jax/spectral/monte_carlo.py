@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from jpmhc_jax.spectral.correlated import Correlated
 from jpmhc_jax.spectral.layers import Layers
 
 
@@ -40,6 +41,34 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array, batch: int
     return jnp.linalg.svd(jacobian, compute_uv=False)[::-1] ** 2
 
   return jax.lax.map(one, jax.random.split(key, samples), batch_size=batch)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "samples"))
+def correlated_eigenvalues(layers: Correlated, width: int, samples: int, key: Array) -> Float[Array, "samples size"]:
+  """`eigenvalues` of layers with correlated noise, N = streams · width. Memory O(L N²).
+
+  W = S + A, S symmetric and A antisymmetric, both Gaussian with covariances (K + T)/2 and (K − T)/2 between layers.
+  """
+  depth, segments, _ = layers.reads.shape
+  size, inner = layers.streams * width, segments * width
+  symmetric, skew = (_square_root(0.5 * (layers.covariance + sign * layers.elliptic)[None])[0] for sign in (1, -1))
+
+  def couple(matrix, state):  # (A ⊗ I) state
+    return (matrix @ state.reshape(matrix.shape[1], -1)).reshape(-1, state.shape[1])
+
+  def one(key):
+    even, odd = jax.random.normal(key, (2, depth, inner, inner), jnp.float64) / jnp.sqrt(2 * inner)
+    even, odd = even + jnp.swapaxes(even, 1, 2), odd - jnp.swapaxes(odd, 1, 2)
+    noise = jnp.tensordot(symmetric, even, 1) + jnp.tensordot(skew, odd, 1)
+
+    def layer(jacobian, inputs):
+      mixer, read, write, noise = inputs
+      return couple(mixer, jacobian) + couple(write, noise @ couple(read, jacobian)), None
+
+    jacobian, _ = jax.lax.scan(layer, jnp.eye(size), (layers.mixers, layers.reads, layers.writes, noise))
+    return jnp.linalg.svd(jacobian, compute_uv=False)[::-1] ** 2
+
+  return jax.lax.map(one, jax.random.split(key, samples))
 
 
 class Curve(NamedTuple):

@@ -1,1 +1,16 @@
 """Spectra of recursions: layers whose noises are correlated, since calls share their weights."""
+
+from jpmhc_jax.spectral.correlated.equation import coherence
+from jpmhc_jax.spectral.correlated.grid import by_parts, first_moment, resolvent
+from jpmhc_jax.spectral.correlated.noise import Correlated, correlated_noise, independent, tied_covariance
+
+__all__ = [
+  "Correlated",
+  "by_parts",
+  "coherence",
+  "correlated_noise",
+  "first_moment",
+  "independent",
+  "resolvent",
+  "tied_covariance",
+]

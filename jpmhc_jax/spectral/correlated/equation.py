@@ -91,18 +91,27 @@ def dyson_map(at: Places, w: Complex[Array, ""], unknowns: Complex[Array, "u u"]
   between, outer = at.between.reshape(half, half), at.outer.reshape(half, streams)
   bare = jnp.block([[jnp.zeros_like(between), between], [between.T, outer @ outer.T]]) + (ends @ first) @ ends.T
   energy = self_energy(at, unknowns)
-  both = jnp.linalg.solve(jnp.eye(2 * half) - product(bare, energy), jnp.concatenate([bare, ends], axis=1))
+  # In units of the unknowns: rows of H₀M differ by e^L over the layers, which would cost the solution its digits.
+  wide = jnp.repeat(jax.lax.stop_gradient(units(unknowns)), segments)[:, None]
+  matrix = jnp.eye(2 * half) - product(bare / wide, energy * wide.T)
+  both = wide * jnp.linalg.solve(matrix, jnp.concatenate([bare, ends], axis=1) / wide)
   full, moved = both[:, : 2 * half], both[:, 2 * half :]
   noise = ends.T @ (energy @ moved)
   g = jnp.trace(first + first @ noise @ first) / streams
   return Map(full, _traced(full, segments), g, jnp.trace(gram + noise) / streams)
 
 
+def units(unknowns: Complex[Array, "u u"]) -> Float[Array, " u"]:
+  """√|h_rr|: what a place is measured by. It follows any rescaling of reads against writes."""
+  diagonal = jnp.abs(jnp.diagonal(unknowns))
+  return jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+
+
 def self_energy(at: Places, unknowns: Complex[Array, "u u"]) -> Complex[Array, "um um"]:
   """M = (moments ∘ S h S) ⊗ I_m: reads take the place of writes, and writes of reads."""
   half, segments = unknowns.shape[0] // 2, at.ends.shape[2]
   energy = at.moments * jnp.roll(unknowns, (half, half), axis=(0, 1))
-  return energy if segments == 1 else jnp.kron(energy, jnp.eye(segments))
+  return energy if segments == 1 else jnp.kron(energy, jnp.eye(segments, dtype=energy.dtype))
 
 
 def derivative(at: Places, full: Complex[Array, "um um"], tangent: Complex[Array, "u u"]) -> Complex[Array, "u u"]:
@@ -125,10 +134,11 @@ def _traced(matrix: Complex[Array, "um um"], segments: int) -> Complex[Array, "u
 
 
 def coherence(layers: Correlated, weights: Sequence[int]) -> float:
-  """Mean |N_lk| over the pairs of layers k < l that apply the same weight: how much of what a weight wrote it reads again.
+  """The coherence of repeated weights: mean |N_lk| over the pairs of layers k < l that apply the same weight.
 
-  The coherence of repeated weights: 1 where the streams pass on unchanged (identity, Iso and Birkhoff mixers at uniform
-  reads and writes that sum to 1), towards 0 where mixers turn from call to call. 0 where no weight repeats.
+  How much of what a weight wrote it reads again: 1 for mixers that keep the mean of the streams (identity, Iso,
+  Birkhoff) with a read of 1/n and a write of 1, towards 0 where mixers turn from call to call. 0 where no weight
+  repeats. With m segments |N_lk| is the norm of an m x m block over √m.
   weights: (L,) label of the weight that a layer applies.
   """
   labels = np.asarray(weights)

@@ -30,7 +30,7 @@ Unknowns = Complex[Array, "u u"]
 class Options(NamedTuple):
   """How hard to try."""
 
-  tolerance: float = 1e-9  # largest change of an unknown under one application of the map; see `size`
+  tolerance: float = 1e-9  # largest relative change of an unknown under one application of the map
   max_iterations: int = 24  # applications of the map at one point
   damped: int = 6  # averaged steps after a failed Newton step
   krylov: int = 16  # dimension of the GMRES space
@@ -44,10 +44,9 @@ class Solution(NamedTuple):
 
 
 def size(unknowns: Unknowns) -> Float[Array, "u u"]:
-  """√|h_rr h_ss|: what an entry is measured by. It follows any rescaling of reads against writes."""
-  diagonal = jnp.abs(jnp.diagonal(unknowns))
-  root = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-  return root[:, None] * root[None, :]
+  """√|h_rr h_ss|: what an entry is measured by."""
+  units = equation.units(unknowns)
+  return units[:, None] * units[None, :]
 
 
 def _single(at: Places, full: Array, scale: Float[Array, "u u"]):
@@ -92,10 +91,14 @@ def _diagonal_below(unknowns: Unknowns) -> Bool[Array, ""]:
   return jnp.all(jnp.isfinite(unknowns)) & jnp.all(diagonal.imag <= _REAL * jnp.abs(diagonal))
 
 
-def _defect(unknowns: Unknowns, mapped: equation.Map) -> tuple[Array, Array]:
-  defect = (mapped.traced - unknowns) / size(unknowns)
-  residual = jnp.max(jnp.abs(defect))
-  return defect, jnp.where(jnp.isfinite(residual), residual, jnp.inf)
+def _largest(change: Unknowns, unknowns: Unknowns) -> Float[Array, ""]:
+  """Of a change, relative to the unknown or to its `size`, whichever is larger: rounding moves both."""
+  return jnp.max(jnp.abs(change) / jnp.maximum(jnp.abs(unknowns), size(unknowns)))
+
+
+def _residual(unknowns: Unknowns, mapped: equation.Map) -> Float[Array, ""]:
+  residual = _largest(mapped.traced - unknowns, unknowns)
+  return jnp.where(jnp.isfinite(residual), residual, jnp.inf)
 
 
 class _State(NamedTuple):
@@ -104,29 +107,26 @@ class _State(NamedTuple):
   settled: jax.Array
 
 
-def solve(
-  at: Places, w: Complex[Array, ""], guess: Unknowns, tolerance: float | Array, options: Options
-) -> Solution:
+def solve(at: Places, w: Complex[Array, ""], guess: Unknowns, tolerance: float | Array, options: Options) -> Solution:
   """The unknowns at w = 1/z from a guess; a guess of NaN is returned as it is, with residual ∞."""
 
   def iterate(state: _State) -> _State:
     unknowns, mapped, residual, iteration = state.solution
-    defect, _ = _defect(unknowns, mapped)
-    scale = size(unknowns)
+    defect, scale = mapped.traced - unknowns, size(unknowns)
     # Solve the linear system only as far as Newton's own error allows.
     accuracy = jnp.clip(jnp.maximum(residual, 0.1 * tolerance / residual), _FINEST, 0.1).astype(jnp.float32)
 
     def newton() -> Array:
-      rhs = jnp.stack(_parts(defect / residual)).reshape(2, -1).astype(jnp.float32)
-      step = krylov.gmres_of_pairs(_single(at, mapped.full, scale), rhs, options.krylov, accuracy)
-      step = residual * jax.lax.complex(*step.astype(scale.dtype).reshape(2, *scale.shape))
-      return step * jnp.minimum(1.0, 1.0 / jnp.maximum(jnp.max(jnp.abs(step)), 1e-300))
+      rhs, norm = defect / scale, jnp.max(jnp.abs(defect / scale))
+      pair = jnp.stack(_parts(rhs / norm)).reshape(2, -1).astype(jnp.float32)
+      step = krylov.gmres_of_pairs(_single(at, mapped.full, scale), pair, options.krylov, accuracy)
+      step = norm * scale * jax.lax.complex(*step.astype(scale.dtype).reshape(2, *scale.shape))
+      return step * jnp.minimum(1.0, 1.0 / jnp.maximum(_largest(step, unknowns), 1e-300))
 
-    step = jax.lax.cond(state.damped == 0, newton, lambda: 0.5 * defect)
-    candidate = unknowns + scale * step
+    candidate = unknowns + jax.lax.cond(state.damped == 0, newton, lambda: 0.5 * defect)
     following = jnp.where(_diagonal_below(candidate), candidate, 0.5 * (unknowns + mapped.traced))
     next_map = equation.dyson_map(at, w, following)
-    _, next_residual = _defect(following, next_map)
+    next_residual = _residual(following, next_map)
     grew = (state.damped == 0) & (next_residual > residual)
     damped = jnp.where(grew, options.damped, jnp.maximum(state.damped - 1, 0))
     stuck = (next_residual <= _ROUNDING) & (next_residual > 0.3 * residual)
@@ -134,7 +134,7 @@ def solve(
     return _State(Solution(following, next_map, next_residual, iteration + 1), damped, settled)
 
   mapped = equation.dyson_map(at, w, guess)
-  _, residual = _defect(guess, mapped)
+  residual = _residual(guess, mapped)
   first = Solution(guess, mapped, residual, jnp.ones((), int))
   finite = jnp.all(jnp.isfinite(guess))
   state = _State(first, jnp.zeros((), int), ~finite | (residual <= tolerance))
@@ -152,7 +152,7 @@ def at_infinity(at: Places) -> tuple[Unknowns, Float[Array, ""]]:
   def following(state):
     count, unknowns, _, _ = state
     mapped = equation.dyson_map(at, zero, unknowns)
-    return count + 1, mapped.traced, _defect(unknowns, mapped)[1], mapped.moment
+    return count + 1, mapped.traced, _residual(unknowns, mapped), mapped.moment
 
   limit = 2 * at.moments.shape[0] + 4
   start = 0, jnp.zeros(at.moments.shape, jnp.complex128), jnp.asarray(jnp.inf), zero

@@ -42,8 +42,8 @@ def correlated_noise(
   """Layers with the given moments of their noise across layers.
 
   mixers: (L, n, n); reads: (L, n), or (L, m, n) with m segments; writes: (L, n) or (L, n, m).
-  covariance, elliptic: K and T, (L, L), with K ± T positive semidefinite; one set of weights at every call has
-  K_lk = T_ll = σ² for symmetric weights and T = 0 for general ones. mean: tr W_l / mp, number or (L,).
+  covariance, elliptic: K and T, (L, L), with K ± T positive semidefinite. A matrix that two layers l and k share has
+  K_lk = σ_l σ_k, and T_lk = 0 where it is general, K_lk where it is symmetric. mean: tr W_l / mp, number or (L,).
   Raises ValueError for moments that no noise has. Needs float64 (`jax.enable_x64`).
   """
   covariance = jnp.asarray(covariance, jnp.float64)
@@ -63,7 +63,10 @@ def correlated_noise(
 
 def _check_moments(covariance: np.ndarray, elliptic: np.ndarray) -> None:
   scale = max(float(np.max(np.abs(covariance), initial=0.0)), np.finfo(np.float64).tiny)
-  for name, moment in (("covariance + elliptic", covariance + elliptic), ("covariance - elliptic", covariance - elliptic)):
+  for name, moment in (
+    ("covariance + elliptic", covariance + elliptic),
+    ("covariance - elliptic", covariance - elliptic),
+  ):
     if not np.all(np.isfinite(moment)) or np.max(np.abs(moment - moment.T), initial=0.0) > _SYMMETRIC * scale:
       raise ValueError(f"{name}: not finite or not symmetric; expected the second moments of real noise, (L, L)")
     least = float(np.min(np.linalg.eigvalsh(moment), initial=0.0))

@@ -120,8 +120,6 @@ def by_parts(
   tick: called after every part with the share of the grid that is done; what it raises ends the work. Raises
   NotSolvedError after the first part of which fewer than half of the points are solved: the rest would take as long.
   """
-  if is_independent(layers):
-    return dyson.by_parts(independent(layers), z, tick)
   at = equation.places(layers)
   near, infinity = _alone(at), _infinity(at)
   padded = np.append(np.asarray(z), np.repeat(np.asarray(z)[-1:], -z.shape[0] % _AT_ONCE)).reshape(-1, _AT_ONCE)
