@@ -150,7 +150,7 @@ def _members(streams, depth):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streams", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("streams", [1, 2, 4, 8])
 def test_theory_is_monte_carlo_for_every_family_and_similarity(streams):
   depth, rng, seen = 4, np.random.default_rng(streams), 0
   for index, (_, mixers) in enumerate(_members(streams, depth)):
@@ -158,7 +158,7 @@ def test_theory_is_monte_carlo_for_every_family_and_similarity(streams):
     reads, writes = rng.dirichlet(np.ones(streams), depth), rng.uniform(0.5, 1.5, (depth, streams))
     weights = [0, 1, 0, 1]
     layers = correlated_noise(mixers, reads, writes, tied_covariance(0.4, weights, similarity))
-    _sampled(layers, width=96 // streams, draws=16, extra=2)
+    _sampled(layers, width=64 // streams, draws=12, extra=2)
     seen += 1
   assert seen > (0 if streams == 1 else 5)
 
@@ -185,16 +185,18 @@ def test_derivatives_are_finite_differences_in_both_modes():
 
 
 @pytest.mark.slow
-def test_a_deep_recursion_is_solved_near_the_axis_and_has_mass_one():
-  """Every fully tied identity layer adds coherently: the largest squared value is 45 at 6 layers, 1,050 at 21."""
-  for depth, top in ((6, 45.0), (21, 1050.0)):
-    mixers = np.broadcast_to(np.eye(4), (depth, 4, 4))
-    reads, writes = np.full((depth, 4), 0.25), np.ones((depth, 4))
-    layers = correlated_noise(mixers, reads, writes, tied_covariance(np.sqrt(0.5 / depth), [0] * depth))
-    assert_allclose(density.upper_edge(layers, 1.0, 1e5), top, rtol=0.05)
-    spectrum = density.spectrum(layers, 160)
-    assert float(jnp.max(spectrum.residual)) < 1e-8
-    assert_allclose(jnp.sum(spectrum.weights), 1.0, atol=0.02)
+def test_equal_calls_without_mixing_are_a_power_of_one_matrix():
+  """With a read of 1/n and a write of 1 the mean of the streams turns into (1 + W)^L of itself: that has the top."""
+  depth, streams, sigma = 8, 2, 0.25
+  mixers = np.broadcast_to(np.eye(streams), (depth, streams, streams))
+  reads, writes = np.full((depth, streams), 1 / streams), np.ones((depth, streams))
+  layers = correlated_noise(mixers, reads, writes, tied_covariance(sigma, [0] * depth))
+  noise = sigma * np.random.default_rng(0).normal(size=(600, 600)) / np.sqrt(600)
+  sampled = np.linalg.norm(np.linalg.matrix_power(np.eye(600) + noise, depth), 2) ** 2
+  assert_allclose(density.upper_edge(layers, 1.0, 1e4), sampled, rtol=0.06)
+  spectrum = density.spectrum(layers, 160)
+  assert float(jnp.max(spectrum.residual)) < 1e-8
+  assert_allclose(jnp.sum(spectrum.weights), 1.0, atol=0.02)
 
 
 def test_the_first_moment_is_that_of_samples():
