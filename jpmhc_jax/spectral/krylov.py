@@ -1,6 +1,7 @@
 """GMRES for many small systems at once: one system a grid point, unknowns first, points last."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,11 @@ def _least_squares(hessenberg: Array, size: Float[Array, " points"]) -> Complex[
 Pair = Float[Array, "2 unknowns"]  # real and imaginary part
 
 
+def _turned(vector: Array) -> Array:
+  """i v of a pair."""
+  return jnp.stack([-vector[1], vector[0]])
+
+
 def gmres_of_pairs(matvec: Callable[[Pair], Pair], rhs: Pair, dimension: int, tolerance: Float[Array, ""]) -> Pair:
   """`gmres` for one large system, in the precision of the right-hand side, until the relative residual is `tolerance`.
 
@@ -77,21 +83,22 @@ def gmres_of_pairs(matvec: Callable[[Pair], Pair], rhs: Pair, dimension: int, to
   """
   shape, dtype = rhs.shape, rhs.dtype
   dimension = min(dimension, shape[1])
-  turned = lambda v: jnp.stack([-v[1], v[0]])  # noqa: E731, i v
   size = jnp.linalg.norm(rhs)
   basis = jnp.zeros((dimension + 1, rhs.size), dtype).at[0].set(jnp.ravel(rhs / jnp.maximum(size, 1e-30)))
   first = jnp.zeros((dimension + 1,), jax.lax.complex(size, size).dtype).at[0].set(1.0)
 
-  def unfinished(state):
+  State = tuple[Any, Array, Array, Array]  # noqa: N806, (steps, basis, Hessenberg matrix, its null vector)
+
+  def unfinished(state: State) -> Array:
     k, _, _, null = state
     return (k < dimension) & (tolerance * jnp.linalg.norm(null) < 1)
 
-  def grow(state):
+  def grow(state: State) -> State:
     k, basis, hessenberg, null = state
     vector, column = matvec(basis[k].reshape(shape)), jnp.zeros_like(null)
     for _ in range(2):  # classical Gram-Schmidt, twice
-      real, imaginary = basis @ jnp.ravel(vector), -(basis @ jnp.ravel(turned(vector)))
-      vector = vector - (real @ basis).reshape(shape) - turned((imaginary @ basis).reshape(shape))
+      real, imaginary = basis @ jnp.ravel(vector), -(basis @ jnp.ravel(_turned(vector)))
+      vector = vector - (real @ basis).reshape(shape) - _turned((imaginary @ basis).reshape(shape))
       column = column + jax.lax.complex(real, imaginary)
     length = jnp.linalg.norm(vector)
     alive = length > 10 * jnp.finfo(dtype).eps * jnp.linalg.norm(column)
@@ -105,4 +112,4 @@ def gmres_of_pairs(matvec: Callable[[Pair], Pair], rhs: Pair, dimension: int, to
   _, basis, hessenberg, _ = jax.lax.while_loop(unfinished, grow, start)
   weights = _least_squares(hessenberg[None], size[None])[0]
   solution = (weights.real @ basis[:dimension]).reshape(shape)
-  return solution + turned((weights.imag @ basis[:dimension]).reshape(shape))
+  return solution + _turned((weights.imag @ basis[:dimension]).reshape(shape))

@@ -53,15 +53,15 @@ def correlated_eigenvalues(layers: Correlated, width: int, samples: int, key: Ar
   size, inner = layers.streams * width, segments * width
   symmetric, skew = (_square_root(0.5 * (layers.covariance + sign * layers.elliptic)[None])[0] for sign in (1, -1))
 
-  def couple(matrix, state):  # (A ⊗ I) state
+  def couple(matrix: Array, state: Array) -> Array:  # (A ⊗ I) state
     return (matrix @ state.reshape(matrix.shape[1], -1)).reshape(-1, state.shape[1])
 
-  def one(key):
+  def one(key: Array) -> Array:
     even, odd = jax.random.normal(key, (2, depth, inner, inner), jnp.float64) / jnp.sqrt(2 * inner)
     even, odd = even + jnp.swapaxes(even, 1, 2), odd - jnp.swapaxes(odd, 1, 2)
     noise = jnp.tensordot(symmetric, even, 1) + jnp.tensordot(skew, odd, 1)
 
-    def layer(jacobian, inputs):
+    def layer(jacobian: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
       mixer, read, write, noise = inputs
       return couple(mixer, jacobian) + couple(write, noise @ couple(read, jacobian)), None
 

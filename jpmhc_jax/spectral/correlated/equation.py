@@ -42,14 +42,14 @@ def places(layers: Correlated) -> Places:
   """N, U, V and Φ by one pass each way, O(L² m² n²). Layers without noise drop out where their moments are known."""
   depth, segments, streams = layers.reads.shape
 
-  def forward(state, layer):
+  def forward(state: tuple[Array, Array], layer: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     index, mixer, read, write = layer
     product, written = state  # Φ_{l:0} and Φ_{l:k+1} B_k of every earlier layer k, zero for later ones
     row = read @ written
     written = (mixer @ written).at[index].set(write)
     return (mixer @ product, written), (read @ product, row)
 
-  def backward(after, layer):
+  def backward(after: Array, layer: tuple[Array, Array]) -> tuple[Array, Array]:
     mixer, write = layer
     return after @ mixer, write.T @ after.T
 

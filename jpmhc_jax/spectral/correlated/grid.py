@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,11 @@ class _Infinity(NamedTuple):
   moment: jax.Array
 
 
+_Values = tuple[Array, Array, Array, Array]  # h, G, residual and iterations
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _solved(
-  at: Places, z: Complex[Array, ""], guess: Array, infinity: _Infinity, options: Options
-) -> tuple[Array, Array, Array, Array]:
+def _solved(at: Places, z: Complex[Array, ""], guess: Array, infinity: _Infinity, options: Options) -> _Values:
   """(h, G, residual, iterations) at z."""
   solution = newton.solve(at, 1 / z, guess, options.tolerance, options)
   solved = (solution.residual < dyson.SOLVED) & newton.on_branch(solution.unknowns)
@@ -46,7 +47,7 @@ def _solved(
 # h = map(h, θ)  ⇒  (1 − D) dh = ∂map/∂θ dθ: one more Krylov solve, and none of the iterations.
 # The solution does not depend on the guess.
 @_solved.defjvp
-def _solved_jvp(options, primals, tangents):
+def _solved_jvp(options: Options, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[_Values, _Values]:
   at, z, guess, infinity = primals
   unknowns, g, residual, iterations = _solved(at, z, guess, infinity, options)
   mapped, moved = jax.jvp(lambda at, z: equation.dyson_map(at, 1 / z, unknowns), primals[:2], tangents[:2])

@@ -6,7 +6,8 @@ solved by iterating it, down the line z + i t in steps that shorten at every fai
 if slowly beside an edge. Whatever path led there, a solution with Im h ≤ 0 is the right one (see `equation`).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def size(unknowns: Unknowns) -> Float[Array, "u u"]:
   return units[:, None] * units[None, :]
 
 
-def _single(at: Places, full: Array, scale: Float[Array, "u u"]):
+def _single(at: Places, full: Array, scale: Float[Array, "u u"]) -> Callable[[Array], Array]:
   """`matvec` on pairs in float32, which is all that an inexact Newton step needs: y -> y − F̃ (moments~ ∘ S y S) F̃."""
   segments, units = at.ends.shape[2], jnp.sqrt(jnp.diagonal(scale))
   wide = jnp.repeat(units, segments)
@@ -57,7 +58,7 @@ def _single(at: Places, full: Array, scale: Float[Array, "u u"]):
   moments = (at.moments * scale * jnp.roll(scale, (len(units) // 2,) * 2, axis=(0, 1))).astype(jnp.float32)
   relative = at._replace(moments=moments)
 
-  def apply(y):
+  def apply(y: Array) -> Array:
     tangent = jax.lax.complex(*y.reshape(2, *scale.shape))
     change = equation.derivative(relative, jax.lax.complex(real, imaginary), tangent)
     return y - jnp.stack(_parts(change)).reshape(y.shape)
@@ -69,10 +70,10 @@ def _parts(a: Array) -> tuple[Array, Array]:
   return a.real, a.imag
 
 
-def matvec(at: Places, full: Array, scale: Float[Array, "u u"]):
+def matvec(at: Places, full: Array, scale: Float[Array, "u u"]) -> Callable[[Array], Array]:
   """y -> (1 − D) y in relative variables, for flat y."""
 
-  def apply(y):
+  def apply(y: Array) -> Array:
     tangent = y.reshape(scale.shape) * scale
     return y - (equation.derivative(at, full, tangent) / scale).reshape(y.shape)
 
@@ -149,7 +150,7 @@ def at_infinity(at: Places) -> tuple[Unknowns, Float[Array, ""]]:
   """
   zero = jnp.zeros((), jnp.complex128)
 
-  def following(state):
+  def following(state: tuple[Any, ...]) -> tuple[Any, ...]:
     count, unknowns, _, _ = state
     mapped = equation.dyson_map(at, zero, unknowns)
     return count + 1, mapped.traced, _residual(unknowns, mapped), mapped.moment
