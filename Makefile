@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Keep the memory of temporaries in the process: XLA on the CPU is up to three times faster (see jpmhc_jax/core/launch.py).
+# Keep the memory of temporaries in the process: XLA on the CPU is up to three times faster (see jpmhc_jax/core/process.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000:glibc.malloc.arena_max=2
 
 .PHONY: install demo test test-slow lint lock clean

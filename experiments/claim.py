@@ -22,7 +22,7 @@ import jax
 
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.files import from_json, to_json, write_atomically
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.reporting.statistics import spread
 
 

@@ -14,7 +14,7 @@ from jpmhc_jax import commands
 from jpmhc_jax.core.arguments import Parser, refuse_repeated
 from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.core.files import shortages
-from jpmhc_jax.core.launch import keep_compiled_programs, restart_with_fast_allocation
+from jpmhc_jax.core.process import keep_compiled_programs, restart_with_fast_allocation
 from jpmhc_jax.core.terminal import fail, Forgiving, leave_at_once, open_closed_streams
 
 

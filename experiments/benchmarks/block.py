@@ -23,7 +23,7 @@ from experiments.benchmarks import peers, timing
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections.ops import base, vjp
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.models.connections import hyper_connection_fn
 
 Thunk = Callable[[], Any]

@@ -28,7 +28,7 @@ from experiments.benchmarks import timing
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.data import loading
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.mesh import make_mesh, share_of

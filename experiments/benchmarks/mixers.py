@@ -30,7 +30,7 @@ from experiments.benchmarks import peers, projections, timing
 from jpmhc_jax.connections import HyperConnectionFn
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.mixers import FAMILIES, make
 
 TOKENS = 4096

@@ -26,7 +26,7 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.step import Candidate, candidate, run_config
 from jpmhc_jax import data
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 
 SCOPES = ("attention", "swiglu", "norm", "coefficients", "read", "mix_and_write", "optimizer", "other")
 DIRECTIONS = ("forward", "recomputed", "backward")

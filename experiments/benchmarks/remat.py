@@ -21,7 +21,7 @@ from experiments.benchmarks.step import candidate, run_config
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.mixers import flops
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.plan import POLICIES

@@ -22,7 +22,7 @@ from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnection, mix_and_write, read, write
 from jpmhc_jax.core import arguments
-from jpmhc_jax.core.launch import restart_with_fast_allocation
+from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.models.connections import hyper_connection_fn
 from jpmhc_jax.models.layers import Attention, SwiGLU, swiglu_width
 from jpmhc_jax.training.mesh import make_mesh

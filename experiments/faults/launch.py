@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from jpmhc_jax.core.launch import TUNABLES
+from jpmhc_jax.core.process import TUNABLES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = pathlib.Path(__file__).with_name("config.py")

@@ -25,7 +25,7 @@ import numpy as np
 
 from jpmhc_jax.config.schema import Data
 from jpmhc_jax.core.errors import ConfigError, DataError
-from jpmhc_jax.core.images import ImageFormat
+from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.reading import check_regular, memory_limit, size
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import Batch, digest

@@ -24,8 +24,8 @@ import numpy as np
 
 from jpmhc_jax.config.schema import Data
 from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.examples import PAD
 from jpmhc_jax.core.reading import memory_limit, read_bytes, shown, size
-from jpmhc_jax.core.tokens import PAD
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import digest
 from jpmhc_jax.data.registry import register_dataset

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Int
 import numpy as np
 
-from jpmhc_jax.core.tokens import IGNORED, PAD
+from jpmhc_jax.core.examples import IGNORED, PAD
 from jpmhc_jax.data.batches import Split
 from jpmhc_jax.data.dataset import Batch, ExampleDataset
 

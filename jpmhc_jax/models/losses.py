@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jpmhc_jax.core.tokens import IGNORED
+from jpmhc_jax.core.examples import IGNORED
 
 
 def stablemax_terms(logits: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.images import ImageFormat
+from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.models.layers import weight
 from jpmhc_jax.models.transformer import Hidden, Transformer
 

@@ -11,7 +11,7 @@ import jax
 
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
-from jpmhc_jax.core import launch
+from jpmhc_jax.core import process
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.evaluator import Evaluator
@@ -54,7 +54,7 @@ def on_these_devices(recorded: schema.Config, change: Change) -> schema.Config:
 def _ask_xla(config: schema.Config) -> None:
   """The flags of a config; before anything asks for a device, because XLA reads them once."""
   if config.precision.deterministic:
-    launch.add_xla_flag(launch.DETERMINISTIC_FLAG)
+    process.add_xla_flag(process.DETERMINISTIC_FLAG)
 
 
 def restore(setup: Setup, dataset: Dataset, workdir: pathlib.Path, step: int | None) -> Restored:

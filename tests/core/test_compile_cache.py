@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import pytest
 
-from jpmhc_jax.core import launch
+from jpmhc_jax.core import process
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def configured():
 def test_the_default_folder_is_of_the_user_and_the_processor(configured, monkeypatch, tmp_path):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   monkeypatch.setenv("HOME", os.fspath(tmp_path))
-  folder = launch.keep_compiled_programs()
+  folder = process.keep_compiled_programs()
   assert folder.parent == tmp_path / ".cache" / "jpmhc_jax" and configured() == os.fspath(folder)
-  assert launch.keep_compiled_programs() == folder  # the digest of one processor does not change
+  assert process.keep_compiled_programs() == folder  # the digest of one processor does not change
 
 
 def test_without_a_home_folder_there_is_no_cache_and_no_complaint(configured, monkeypatch, tmp_path):
@@ -37,17 +37,17 @@ def test_without_a_home_folder_there_is_no_cache_and_no_complaint(configured, mo
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
   (tmp_path / "file").touch()
   monkeypatch.setenv("HOME", os.fspath(tmp_path / "file"))  # a home that is no folder, as /dev/null
-  assert launch.keep_compiled_programs() is None and configured() == before
+  assert process.keep_compiled_programs() is None and configured() == before
   monkeypatch.delenv("HOME")
   monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container with any user
-  assert launch.keep_compiled_programs() is None and configured() == before
+  assert process.keep_compiled_programs() is None and configured() == before
 
 
 @pytest.mark.parametrize("value", ["", "/elsewhere"])
 def test_the_environment_decides_where_it_speaks(configured, monkeypatch, value):
   before = configured()
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", value)
-  assert launch.keep_compiled_programs() is None and configured() == before
+  assert process.keep_compiled_programs() is None and configured() == before
 
 
 def test_an_entry_that_a_kill_cut_off_is_written_anew(configured, tmp_path):
@@ -68,15 +68,15 @@ def test_an_entry_that_a_kill_cut_off_is_written_anew(configured, tmp_path):
   try:
     compile_one()
     entries = list(tmp_path.glob("*-cache"))
-    assert entries and all(launch.is_whole(path.read_bytes()) for path in entries)
+    assert entries and all(process.is_whole(path.read_bytes()) for path in entries)
     long_ago = time.time() - 1000
     for path in entries:
       path.write_bytes(path.read_bytes()[:100])
       os.utime(path, (long_ago, long_ago))
     assert compile_one() == len(entries)
-    launch.drop_damaged(tmp_path)
+    process.drop_damaged(tmp_path)
     assert compile_one() == 0 and compile_one() == 0
-    assert all(launch.is_whole(path.read_bytes()) for path in entries)
+    assert all(process.is_whole(path.read_bytes()) for path in entries)
   finally:
     for name, value in zip(settings, before, strict=True):
       jax.config.update(name, value)
@@ -90,11 +90,11 @@ def test_only_damaged_entries_go_and_each_is_looked_at_once(tmp_path, monkeypatc
     (tmp_path / name).write_bytes(content)
     age = 0 if name.startswith("young") else 500
     os.utime(tmp_path / name, (now - age, now - age))
-  launch.drop_damaged(tmp_path)
-  assert {path.name for path in tmp_path.iterdir()} == {*kept, "young-cache", launch.STAMP}
+  process.drop_damaged(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {*kept, "young-cache", process.STAMP}
   looked = []
-  monkeypatch.setattr(launch, "is_whole", lambda entry: looked.append(entry) or True)
+  monkeypatch.setattr(process, "is_whole", lambda entry: looked.append(entry) or True)
   monkeypatch.setattr(time, "time", lambda: now + 100)
-  launch.drop_damaged(tmp_path)
+  process.drop_damaged(tmp_path)
   assert looked == [b""]  # the young one
-  launch.drop_damaged(tmp_path / "nowhere")
+  process.drop_damaged(tmp_path / "nowhere")

@@ -12,7 +12,7 @@ import tiny
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.images import ImageFormat
+from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.models.vision import VisionTransformer
 from jpmhc_jax.training.tasks.vision import class_losses
 

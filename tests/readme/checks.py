@@ -170,7 +170,7 @@ def _parse(path: pathlib.Path, argv: tuple[str, ...] | None) -> argparse.Argumen
     mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop),
     mock.patch("sys.argv", [str(path), *(argv or ())]),
     mock.patch("sys.path", [str(path.parent), *sys.path]),
-    mock.patch("jpmhc_jax.core.launch.restart_with_fast_allocation"),  # it would replace the process of the tests
+    mock.patch("jpmhc_jax.core.process.restart_with_fast_allocation"),  # it would replace the process of the tests
   ):
     try:
       runpy.run_path(str(path), run_name="__main__")

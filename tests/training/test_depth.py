@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.core import launch
+from jpmhc_jax.core import process
 from jpmhc_jax.runs.session import open_run, processes_of
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.step import make_train_step
@@ -48,7 +48,7 @@ def test_the_determinism_switch_asks_xla_once_and_keeps_the_other_flags(monkeypa
   config = tiny.config(mesh=schema.Mesh(), precision=schema.Precision(deterministic=True))
   for _ in range(2):
     open_run(config, tmp_path)
-  assert os.environ["XLA_FLAGS"] == f"--xla_one=1 {launch.DETERMINISTIC_FLAG}"
+  assert os.environ["XLA_FLAGS"] == f"--xla_one=1 {process.DETERMINISTIC_FLAG}"
 
 
 @pytest.mark.usefixtures("flags_are_read")
@@ -58,7 +58,7 @@ def test_the_determinism_switch_is_set_before_anything_asks_for_a_device(monkeyp
   seen = []
   monkeypatch.setattr(distributed, "join", lambda settings: seen.append(os.environ["XLA_FLAGS"]))
   with processes_of(tiny.config(precision=schema.Precision(deterministic=True))):
-    assert seen == [launch.DETERMINISTIC_FLAG]
+    assert seen == [process.DETERMINISTIC_FLAG]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import require
-from jpmhc_jax.core.tokens import IGNORED, PAD
+from jpmhc_jax.core.examples import IGNORED, PAD
 from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.losses import TOKEN_LOSSES

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.core.tokens import IGNORED
+from jpmhc_jax.core.examples import IGNORED
 from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES

@@ -1,6 +1,9 @@
-"""The format of a data set's images: all that a vision model needs to know of them."""
+"""What data and models agree on of an example: two numbers of tokens, and the format of images."""
 
 import dataclasses
+
+PAD = 0  # fills up a row of tokens
+IGNORED = -100  # a label that no loss counts
 
 
 @dataclasses.dataclass(frozen=True)
