@@ -16,7 +16,11 @@ from jpmhc_jax.data.tokens import TokenDataset
 
 @register_dataset("arc", voting=True)
 def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
-  """Loads, checks, augments and places the tasks (full ARC-1 with 1,000 copies: about 20 s, 0.5 GB)."""
+  """Loads, checks, augments and places the tasks (full ARC-1 with 1,000 copies: about 20 s, 0.5 GB).
+
+  Raises ConfigError for sides that exclude each other or when nothing is left to train on, DataError for a malformed
+  file.
+  """
   if config.arc.min_side > config.arc.max_side:
     raise ConfigError(
       f"data.arc.min_side={config.arc.min_side} exceeds data.arc.max_side={config.arc.max_side}; swap them."

@@ -99,6 +99,7 @@ def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: Leg
   they are set aside untouched, and the tests of the first k other tasks are evaluated (and not trained on) in their
   place.
   Any other task: demonstrations and tests train. Tasks of a subset outside `subsets` train on nothing.
+  Raises ConfigError when fewer tasks than validation_tasks can be evaluated.
   """
   groups = []
   remaining = config.validation_tasks
@@ -191,21 +192,21 @@ def make_split(
 ) -> Split:
   """The split of the groups that show any pair, with at most `copies` puzzles of each."""
   rows = [(group, first) for group, first in zip(groups, first_identifiers, strict=True) if shown(group)]
-  kept = [group.copies[:copies] for group, _ in rows]
-  counts = np.array([len(k) for k in kept], np.int64)
+  puzzles = [group.copies[:copies] for group, _ in rows]
+  counts = np.array([len(of_group) for of_group in puzzles], np.int64)
   group_of = np.repeat(np.arange(len(rows)), counts)
   starts = _starts(np.array([len(shown(group)) for group, _ in rows], np.int64)[group_of])
   encoder = ArcEncoder(
     pairs=tuple(shown(group) for group, _ in rows),
     groups=group_of,
-    turns=np.array([turn for k in kept for turn, _ in k], np.uint8),
-    permutations=np.frombuffer(b"".join(colours for k in kept for _, colours in k), np.uint8).reshape(-1, COLOURS),
+    turns=np.array([turn for of_group in puzzles for turn, _ in of_group], np.uint8),
+    permutations=np.frombuffer(b"".join(c for of_group in puzzles for _, c in of_group), np.uint8).reshape(-1, COLOURS),
     puzzle_starts=starts,
     offsets=offsets,
     canvas=canvas,
   )
   identifiers = np.concatenate(
-    [np.arange(first, first + len(k)) for (_, first), k in zip(rows, kept, strict=True)] or [counts]
+    [np.arange(first, first + count) for (_, first), count in zip(rows, counts, strict=True)] or [counts]
   )
   return Split(_starts(counts), starts, identifiers.astype(np.int32), encoder)
 

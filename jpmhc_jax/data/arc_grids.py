@@ -42,7 +42,10 @@ def dihedral(grid: np.ndarray, k: int) -> np.ndarray:
 
 
 def inverse_dihedral(k: int) -> int:
-  """The symmetry that undoes k: the quarter turns 1 and 3 swap, every other one is its own inverse."""
+  """The symmetry that undoes k: the quarter turns 1 and 3 swap, every other one is its own inverse.
+
+  Raises ValueError outside 0 to 7.
+  """
   if not 0 <= k < DIHEDRAL_ORDER:
     raise ValueError(f"inverse_dihedral: k={k}; expected a symmetry of the square, 0 to {DIHEDRAL_ORDER - 1}.")
   return (0, 3, 2, 1, 4, 5, 6, 7)[k]

@@ -64,6 +64,7 @@ class Task:
     return self.tests + self.demonstrations if self.tests_first else self.demonstrations + self.tests
 
   def longest_sides(self) -> list[int]:
+    """The longer side of every grid, of inputs and outputs."""
     return [max(grid.shape) for pair in self.joined(True) for grid in pair]
 
   def to_json(self) -> dict[str, list[dict[str, list]]]:
@@ -87,14 +88,14 @@ def load_tasks(config: ArcData) -> dict[str, list[Task]]:
     if config.dataset.endswith("concept"):
       subsets["concept"] = _from_concept(_folder("concept_folder", config.concept_folder))
   _check_unique([task for tasks in subsets.values() for task in tasks])
-  kept = {name: _filter(config, tasks) for name, tasks in subsets.items() if _wanted(config, name)}
-  for name, tasks in kept.items():
+  chosen = {name: _filter(config, tasks) for name, tasks in subsets.items() if _wanted(config, name)}
+  for name, tasks in chosen.items():
     if not tasks and name != "concept":
       raise ConfigError(
         f"data.arc.min_side={config.min_side}, max_side={config.max_side}: no {name} task has the longest side "
         f"of every grid in this range; widen it."
       )
-  return kept
+  return chosen
 
 
 def _wanted(config: ArcData, subset: str) -> bool:
@@ -104,14 +105,14 @@ def _wanted(config: ArcData, subset: str) -> bool:
 
 
 def _filter(config: ArcData, tasks: Sequence[Task]) -> list[Task]:
-  kept = [task for task in tasks if all(config.min_side <= side <= config.max_side for side in task.longest_sides())]
-  for task in kept:
+  chosen = [task for task in tasks if all(config.min_side <= side <= config.max_side for side in task.longest_sides())]
+  for task in chosen:
     if max(task.longest_sides()) > config.canvas:
       raise ConfigError(
         f"data.arc.canvas={config.canvas}: task {task.name} has a grid of side {max(task.longest_sides())}; "
         f"filter such tasks with data.arc.max_side={config.canvas} or use a larger canvas."
       )
-  return kept
+  return chosen
 
 
 def _check_unique(tasks: Sequence[Task]) -> None:

@@ -43,14 +43,17 @@ class Split:
 
   @property
   def groups(self) -> int:
+    """Number of groups."""
     return self.group_starts.size - 1
 
   @property
   def puzzles(self) -> int:
+    """Number of puzzles over all groups."""
     return self.puzzle_starts.size - 1
 
   @property
   def examples(self) -> int:
+    """Number of examples over all puzzles."""
     return int(self.puzzle_starts[-1])
 
   def puzzle_of(self, examples: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
@@ -66,6 +69,7 @@ class _Interval:
 
   @property
   def steps(self) -> int:
+    """Number of batches of the interval."""
     return self.starts.size - 1
 
 
@@ -94,7 +98,10 @@ class BatchPlan:
       )
 
   def examples(self, step: int) -> Int[np.ndarray, "batch"]:
-    """Example numbers of step's global batch; the rows of one puzzle are contiguous, in random order."""
+    """Example numbers of step's global batch; the rows of one puzzle are contiguous, in random order.
+
+    Raises ValueError for a negative step.
+    """
     if step < 0:
       raise ValueError(f"step={step}: expected 0 or more.")
     interval = self._interval_of(step)

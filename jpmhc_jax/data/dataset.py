@@ -41,6 +41,7 @@ class Coverage:
 
   @property
   def partial(self) -> bool:
+    """Whether held-out examples are left out."""
     return self.examples < self.held_out
 
   @property
@@ -139,10 +140,12 @@ class ExampleDataset(abc.ABC):
     return split.encode(examples)
 
   def example(self, batch: Batch, result: Mapping[str, np.ndarray], row: int) -> dict[str, Any] | None:
+    """Nothing; a subclass whose examples the report can draw overrides it."""
     return None
 
   @functools.cached_property
   def element_spec(self) -> Mapping[str, ElementSpec]:
+    """Shape and dtype of one row of each array, as the first training example has them."""
     row = self._read(self.train, np.zeros(1, np.int64))
     return {name: ElementSpec(values.shape[1:], values.dtype) for name, values in row.items()}
 

@@ -154,6 +154,7 @@ class _Header:
 
   @property
   def size(self) -> int:
+    """Bytes of the array."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   def __str__(self) -> str:
@@ -224,22 +225,23 @@ class Images:
 
   @property
   def copies(self) -> int:
+    """Examples of one image."""
     return len(self.moves) * (2 if self.mirror else 1)
 
   def __call__(self, examples: Int[np.ndarray, "b"]) -> tuple[UInt8[np.ndarray, "b s"], UInt8[np.ndarray, "b 1"]]:
     """Pixel values and class + 1 of the examples, one row each."""
     number, copy = np.divmod(examples, self.copies)
     mirrored, move = np.divmod(copy, len(self.moves))
-    found = self.images[number]
-    found = np.where(mirrored.astype(bool)[:, None, None, None], found[:, :, ::-1], found)
+    images = self.images[number]
+    images = np.where(mirrored.astype(bool)[:, None, None, None], images[:, :, ::-1], images)
     by = np.asarray(self.moves)[move]
-    height, width = found.shape[1:3]
+    height, width = images.shape[1:3]
     rows, columns = np.arange(height) - by[:, :1], np.arange(width) - by[:, 1:]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-    across = np.arange(len(found))[:, None, None]
-    moved = found[across, rows.clip(0, height - 1)[:, :, None], columns.clip(0, width - 1)[:, None]]
+    across = np.arange(len(images))[:, None, None]
+    moved = images[across, rows.clip(0, height - 1)[:, :, None], columns.clip(0, width - 1)[:, None]]
     pixels = np.where(inside[..., None], moved, 0).astype(np.uint8)
-    return pixels.reshape(len(found), -1), (self.labels[number] + 1).astype(np.uint8)[:, None]
+    return pixels.reshape(len(images), -1), (self.labels[number] + 1).astype(np.uint8)[:, None]
 
 
 def _split(images: np.ndarray, labels: np.ndarray, moves: tuple[tuple[int, int], ...], mirror: bool) -> Split:

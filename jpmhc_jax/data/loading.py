@@ -33,6 +33,7 @@ def load(dataset: Dataset, start: int = 0, rows: Rows = slice(None), prefetch: i
 
   prefetch: batches built ahead in as many threads (at most 4); 0 builds each when asked, without threads. The
   stream is the same for every prefetch. A reader that stops early should close the iterator, which ends the threads.
+  Raises ConfigError for a negative prefetch.
   """
   if prefetch < 0:
     raise ConfigError(f"data.prefetch={prefetch}: expected 0 or more batches.")

@@ -53,21 +53,21 @@ def generate(options: MazeData) -> tuple[UInt8[np.ndarray, "n side side"], UInt8
   Raises ConfigError when no new maze turns up: the side is too small for that many, or for such long paths.
   """
   rng = random.Random(_BUILDER_SEED)
-  found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+  mazes: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
   wanted, barren = options.test_mazes + options.train_mazes, 0
-  while len(found) < wanted:
+  while len(mazes) < wanted:
     pair = _solved(carve(options.side, options.loops, rng), options.min_path, rng)
     key = canonical(pair[0]) if pair else b""
-    if pair and key not in found:
-      found[key], barren = pair, 0
+    if pair and key not in mazes:
+      mazes[key], barren = pair, 0
       continue
     barren += 1
     if barren > _PATIENCE:
       raise ConfigError(
-        f"data.maze.side={options.side}, min_path={options.min_path}: only {len(found)} of {wanted} different mazes "
+        f"data.maze.side={options.side}, min_path={options.min_path}: only {len(mazes)} of {wanted} different mazes "
         "with one shortest path of that length were found; raise side, or lower min_path, loops or their number."
       )
-  return np.stack([maze for maze, _ in found.values()]), np.stack([label for _, label in found.values()])
+  return np.stack([maze for maze, _ in mazes.values()]), np.stack([label for _, label in mazes.values()])
 
 
 def canonical(maze: UInt8[np.ndarray, "side side"]) -> bytes:

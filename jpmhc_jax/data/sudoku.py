@@ -66,8 +66,8 @@ def generate(options: SudokuData) -> tuple[UInt8[np.ndarray, "n cells"], UInt8[n
         f"puzzles of side {options.side} with {options.min_holes} to {options.max_holes} holes were found that differ "
         "under every symmetry and have one solution; ask for fewer, or change min_holes and max_holes."
       )
-  kept = list(classes.values())[:wanted]
-  return np.array([p for p, _ in kept], np.uint8), np.array([s for _, s in kept], np.uint8)
+  pairs = list(classes.values())[:wanted]
+  return np.array([p for p, _ in pairs], np.uint8), np.array([s for _, s in pairs], np.uint8)
 
 
 def _candidates(options: SudokuData, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:

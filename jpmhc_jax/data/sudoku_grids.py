@@ -50,6 +50,7 @@ class Solver:
     return self._rows[u.row[cell]] & self._columns[u.column[cell]] & self._boxes[u.box[cell]]
 
   def put(self, cell: int, bit: int) -> None:
+    """Writes the digit of a bit into a blank cell."""
     self.grid[cell] = bit.bit_length()
     self._flip(cell, bit)
 
@@ -85,10 +86,10 @@ class Solver:
       rng.shuffle(bits)
     for bit in bits:
       self.put(best, bit)
-      found = self.solvable(rng)
-      if not (found and rng is not None):
+      solved = self.solvable(rng)
+      if not (solved and rng is not None):
         self.erase(best)
-      if found:
+      if solved:
         return True
     return False
 
@@ -122,9 +123,9 @@ def _other_completion(solver: Solver, cell: int, others: int) -> bool:
     bit = others & -others
     others ^= bit
     solver.put(cell, bit)
-    found = solver.solvable()
+    solved = solver.solvable()
     solver.erase(cell)
-    if found:
+    if solved:
       return True
   return False
 
@@ -138,14 +139,14 @@ def count_solutions(grid: Sequence[int], side: int, limit: int = 2) -> int:
     if not blanks:
       return 1
     cell = min(blanks, key=lambda c: solver.candidates(c).bit_count())
-    found, mask = 0, solver.candidates(cell)
-    while mask and found < remaining:
+    solutions, mask = 0, solver.candidates(cell)
+    while mask and solutions < remaining:
       bit = mask & -mask
       mask ^= bit
       solver.put(cell, bit)
-      found += count(remaining - found)
+      solutions += count(remaining - solutions)
       solver.erase(cell)
-    return found
+    return solutions
 
   return count(limit)
 

@@ -49,10 +49,10 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   folder = pathlib.Path(options.folder or sysconfig.get_path("stdlib")).expanduser()
   texts = _read_all(folder)
   held = [text for path, text in texts.items() if is_held_out(path, options.held_out)]
-  kept = [text for path, text in texts.items() if not is_held_out(path, options.held_out)]
-  if not held or not kept:
+  training = [text for path, text in texts.items() if not is_held_out(path, options.held_out)]
+  if not held or not training:
     raise ConfigError(
-      f"data.text.folder={str(folder)!r}: {len(kept)} files to train on and {len(held)} held out; expected both: "
+      f"data.text.folder={str(folder)!r}: {len(training)} files to train on and {len(held)} held out; expected both: "
       f"a folder with *.py files, or a smaller data.text.held_out={options.held_out}"
     )
   content = digest("text", "\n".join(texts), *texts.values(), str(options.window), str(options.held_out))
@@ -61,7 +61,7 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
       f"data.text.sha256={options.sha256}: the sources under {folder} have {content}; run the Python version that the "
       "run was made with, or set data.text.sha256='' to take what is there"
     )
-  train, evaluation = _split(kept, options.window), _split(held, options.window, shuffle=True)
+  train, evaluation = _split(training, options.window), _split(held, options.window, shuffle=True)
   return TokenDataset(
     kind="text",
     side=0,
@@ -72,8 +72,8 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
     content=content,
     notes={
-      "train_files": len(kept),
-      "train_bytes": sum(text.size for text in kept),
+      "train_files": len(training),
+      "train_bytes": sum(text.size for text in training),
       "evaluation_files": len(held),
       "evaluation_bytes": sum(text.size for text in held),
     },

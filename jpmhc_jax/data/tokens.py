@@ -30,17 +30,21 @@ class TokenDataset(ExampleDataset):
 
   @property
   def sequence_length(self) -> int:
+    """Tokens of a row."""
     return self.length or self.side**2
 
   @property
   def num_identifiers(self) -> int:
+    """Rows of the puzzle table: puzzles with their copies, and the blank."""
     return len(self.identifiers)
 
   @property
   def padding(self) -> Mapping[str, int]:
+    """Padding tokens, and labels that count nowhere."""
     return {"inputs": PAD, "labels": IGNORED}
 
   def read(self, split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
+    """inputs (b, s), labels (b, s or 1) with −100 where none counts, puzzle_identifiers (b,); all int32."""
     inputs, labels = split.encode(examples)
     labels = labels.astype(np.int32)
     labels[labels == PAD] = IGNORED
@@ -66,6 +70,7 @@ class TokenDataset(ExampleDataset):
     }
 
   def sizes(self) -> dict[str, Any]:
+    """Vocabulary, tokens of a row and rows of the puzzle table, for `describe`."""
     return {
       "vocab_size": self.vocab_size,
       "sequence_length": self.sequence_length,

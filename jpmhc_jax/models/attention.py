@@ -91,12 +91,14 @@ class _Formulas:
   scale: float | None = None
 
   def arranged(self, x: Float[Array, "b t h k"]) -> Float[Array, "b h t k"]:
+    """As `__call__` takes it."""
     return constrain(jnp.swapaxes(x, 1, 2), *_BY_HEAD)
 
   def __call__(self, query: Array, key: Array, value: Array) -> Float[Array, "b h t k"]:
     return products.attend(query, key, value, self.causal, self.scale)
 
   def restored(self, x: Float[Array, "b h t k"]) -> Float[Array, "b t h k"]:
+    """The inverse of `arranged`."""
     return jnp.swapaxes(constrain(x, *_BY_HEAD), 1, 2)
 
 

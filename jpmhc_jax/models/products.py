@@ -70,9 +70,9 @@ def _outer_transposed_first(tokens: int, x: Array, y: Array) -> Array:
   if x.size > y.size:
     swapped = _outer_transposed_first(tokens, y, x)
     return jnp.moveaxis(swapped, range(y.ndim - tokens), range(-(y.ndim - tokens), 0))
-  left = jax.lax.optimization_barrier(jnp.moveaxis(x, range(tokens), range(-tokens, 0)))
+  transposed = jax.lax.optimization_barrier(jnp.moveaxis(x, range(tokens), range(-tokens, 0)))
   features = x.ndim - tokens
-  return jax.lax.dot_general(left, y, ((tuple(range(features, x.ndim)), tuple(range(tokens))), ((), ())))
+  return jax.lax.dot_general(transposed, y, ((tuple(range(features, x.ndim)), tuple(range(tokens))), ((), ())))
 
 
 dense.defvjp(_dense_forward, _dense_backward)

@@ -47,8 +47,8 @@ class Layer(Block):
     return lambda u: sublayer(rms_norm(u, self.epsilon))
 
 
-def _collect(found: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:
-  found[name] = probe(connection, streams)
+def _collect(records: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:
+  records[name] = probe(connection, streams)
 
 
 class Transformer(nnx.Module):
@@ -87,9 +87,9 @@ class Transformer(nnx.Module):
 
     def body(h: Array, piece: tuple[Layer, Array | None]) -> tuple[Array, dict[str, Any]]:
       layer, nudge = piece
-      found: dict[str, Any] = {}
-      visit = None if probe is None else functools.partial(_collect, found, probe)
-      return layer(h if nudge is None else h + nudge, visit), found
+      records: dict[str, Any] = {}
+      visit = None if probe is None else functools.partial(_collect, records, probe)
+      return layer(h if nudge is None else h + nudge, visit), records
 
     return jax.lax.scan(recomputing(body, self.model.rematerialise), h, (self.layers, nudges))
 

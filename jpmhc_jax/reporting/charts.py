@@ -116,15 +116,15 @@ def _thin(line: Line, points: int) -> Line:
   return dataclasses.replace(line, xs=line.xs[chosen], ys=line.ys[chosen], low=low, high=high)
 
 
-def _extremes(values: Float[np.ndarray, " points"], buckets: int) -> Int[np.ndarray, " kept"]:
+def _extremes(values: Float[np.ndarray, " points"], buckets: int) -> Int[np.ndarray, " indices"]:
   """Indices of the smallest and largest value of every bucket, first and last included: spikes survive the thinning."""
   edges = np.linspace(0, len(values), buckets + 1).astype(int)
-  kept = {0, len(values) - 1}
+  indices = {0, len(values) - 1}
   for start, stop in zip(edges[:-1], edges[1:], strict=True):
     part = values[start:stop]
-    kept |= {start + int(np.where(np.isnan(part), np.inf, part).argmin())}
-    kept |= {start + int(np.where(np.isnan(part), -np.inf, part).argmax())}
-  return np.array(sorted(kept))
+    indices |= {start + int(np.where(np.isnan(part), np.inf, part).argmin())}
+    indices |= {start + int(np.where(np.isnan(part), -np.inf, part).argmax())}
+  return np.array(sorted(indices))
 
 
 def _x_range(xs: Float[np.ndarray, " points"], log: bool) -> tuple[float, float]:

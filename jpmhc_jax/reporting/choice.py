@@ -19,20 +19,20 @@ def is_weight(diagnostic: str) -> bool:
 
 def weights(run: Run) -> dict[str, dict[str, Series]]:
   """Connection -> family -> its weight over training; empty for a run without a choice."""
-  found: dict[str, dict[str, Series]] = {connection: {} for connection in curves.mixer_depths(run)}
+  connections: dict[str, dict[str, Series]] = {connection: {} for connection in curves.mixer_depths(run)}
   for connection, diagnostic, name in curves.mixer_names(run):
     if is_weight(diagnostic):
-      found[connection][diagnostic.removeprefix(PREFIX)] = run.series[name]
-  return {connection: families for connection, families in found.items() if families}
+      connections[connection][diagnostic.removeprefix(PREFIX)] = run.series[name]
+  return {connection: families for connection, families in connections.items() if families}
 
 
 def section(run: Run) -> Markup | None:
   """The weights over training, one chart a connection, and what was chosen; None for a run without a choice."""
-  found = weights(run)
-  if not found:
+  connections = weights(run)
+  if not connections:
     return None
   figures, rows = [], []
-  for connection, families in found.items():
+  for connection, families in connections.items():
     lines = [Line(family, series.steps, series.values, i) for i, (family, series) in enumerate(families.items())]
     figures.append(chart(f"Weights in {connection}", lines, "step", percent=True))
     family, weight = _leader(families)
@@ -45,13 +45,13 @@ def section(run: Run) -> Markup | None:
 
 def comparison(runs: Sequence[Run]) -> Markup | None:
   """What each run chose: how many of its connections take each family; None without a choice."""
-  chosen = [(run, found) for run in runs if (found := weights(run))]
+  chosen = [(run, connections) for run in runs if (connections := weights(run))]
   if not chosen:
     return None
-  families = list(dict.fromkeys(family for _, found in chosen for each in found.values() for family in each))
+  families = list(dict.fromkeys(family for _, of_run in chosen for each in of_run.values() for family in each))
   rows = []
-  for run, found in chosen:
-    picks = [_leader(each)[0] for each in found.values()]
+  for run, connections in chosen:
+    picks = [_leader(each)[0] for each in connections.values()]
     link = tag("a", run.name, href=f"#run-{run.anchor}")
     rows.append([Cell(link, run.name), *(number(picks.count(family)) for family in families)])
   return markup.table("Connections that chose each family", ["run", *families], rows, class_="sortable")

@@ -134,11 +134,11 @@ def mixer_names(run: Run) -> list[tuple[str, str, str]]:
 
 def mixer_connections(run: Run) -> list[str]:
   """Connections with diagnostics in order of depth (block2 before block10, tokens before features), composite last."""
-  found = dict.fromkeys(connection for connection, _, _ in mixer_names(run))
+  names = dict.fromkeys(connection for connection, _, _ in mixer_names(run))
   # Files hold the names in alphabetical order; inside a block the sub-layer that mixes positions comes first.
-  position = {name: name.replace("tokens", "0").replace("attention", "0") for name in found}
+  position = {name: name.replace("tokens", "0").replace("attention", "0") for name in names}
   ranked = natural_order(position.values())
-  return sorted(found, key=lambda name: (name == COMPOSITE, ranked.index(position[name])))
+  return sorted(names, key=lambda name: (name == COMPOSITE, ranked.index(position[name])))
 
 
 def mixer_depths(run: Run) -> list[str]:

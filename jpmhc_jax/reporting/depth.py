@@ -23,15 +23,15 @@ Profile = Mapping[str, Series]  # place -> its values over training; places in o
 
 def profiles(run: Run) -> dict[str, Profile]:
   """Everything that a run recorded for several depths: title -> profile."""
-  found: dict[str, dict[str, Series]] = {}
+  titles: dict[str, dict[str, Series]] = {}
   for (_, _, place), series in sorted(_gradient_norms(run).items(), key=lambda item: item[0]):
     title = "Gradient norm of the connections over depth" if "connect" in place else "Gradient norm over depth"
-    found.setdefault(title, {})[place] = series
+    titles.setdefault(title, {})[place] = series
   depths = curves.mixer_depths(run)
   named = [(d, c, name) for c, d, name in curves.mixer_names(run) if c in depths and not choice.is_weight(d)]
   for diagnostic, connection, name in sorted(named, key=lambda item: (item[0] not in STREAMS, depths.index(item[1]))):
-    found.setdefault(f"{curves.readable(diagnostic)} over depth", {})[connection] = run.series[name]
-  return {title: profile for title, profile in found.items() if len(profile) > 1}
+    titles.setdefault(f"{curves.readable(diagnostic)} over depth", {})[connection] = run.series[name]
+  return {title: profile for title, profile in titles.items() if len(profile) > 1}
 
 
 def run_charts(run: Run) -> Markup:
@@ -52,12 +52,12 @@ def run_charts(run: Run) -> Markup:
 def group_charts(groups: Sequence[Group]) -> Markup:
   """One chart a profile, one line a group: the mean over its runs of the last values."""
   of_runs = [[profiles(run) for run in group.judged()] for group in groups[:LINES]]
-  titles = dict.fromkeys(title for found in of_runs for each in found for title in each)
+  titles = dict.fromkeys(title for of_run in of_runs for each in of_run for title in each)
   figures = []
   for title in titles:
     lines = []
-    for i, (group, found) in enumerate(zip(groups, of_runs, strict=False)):
-      listed = [each[title] for each in found if title in each]
+    for i, (group, of_run) in enumerate(zip(groups, of_runs, strict=False)):
+      listed = [each[title] for each in of_run if title in each]
       if listed:
         lines.append(_mean_line(group.label, listed, i))
     figures.append(chart(title, lines, X_LABEL))
@@ -78,11 +78,11 @@ def _positions(profile: Profile) -> np.ndarray:
 
 def _values(profile: Profile, step: float) -> np.ndarray:
   """The value of every place at a step, the last one before it where none was recorded then."""
-  found = []
+  values = []
   for series in profile.values():
     at = int(np.searchsorted(series.steps, step, side="right")) - 1
-    found.append(float(series.values[at]) if at >= 0 else math.nan)
-  return np.array(found)
+    values.append(float(series.values[at]) if at >= 0 else math.nan)
+  return np.array(values)
 
 
 def _gradient_norms(run: Run) -> dict[tuple[int, str, str], Series]:
@@ -90,15 +90,15 @@ def _gradient_norms(run: Run) -> dict[tuple[int, str, str], Series]:
 
   Inside a layer the sub-layer that mixes positions comes first.
   """
-  found: dict[tuple[int, str, str], Series] = {}
+  norms: dict[tuple[int, str, str], Series] = {}
   for name, series in run.series.items():
     match = _LAYER.fullmatch(name.removeprefix("gradient_norm/"))
     if not name.startswith("gradient_norm/") or match is None:
       continue
     layer, part = int(match["a"] or match["b"]), match["part"] or match["stacked"]
     key = (layer, part.replace("tokens", "0").replace("attention", "0"), f"{layer}.{part}")
-    known = found.get(key)
+    known = norms.get(key)
     if known is not None and np.array_equal(known.steps, series.steps):
       series = Series(series.steps, np.hypot(known.values, series.values))
-    found[key] = series
-  return found
+    norms[key] = series
+  return norms

@@ -67,6 +67,7 @@ class Cell:
   header: bool = False
 
   def render(self) -> Markup:
+    """The cell as HTML."""
     exact = None if self.value is None else (repr(self.value) if isinstance(self.value, float) else self.value)
     name, scope = ("th", "row") if self.header else ("td", None)
     return tag(name, self.shown, scope=scope, class_=self.class_, data_value=exact)

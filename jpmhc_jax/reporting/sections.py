@@ -24,6 +24,7 @@ class Section:
   body: Markup
 
   def render(self, level: int) -> Markup:
+    """The section as HTML, its heading of a level from 1 to 6."""
     heading = tag(f"h{level}", self.title, id=f"{self.anchor}-title")
     return tag("section", heading, self.body, id=self.anchor, aria_labelledby=f"{self.anchor}-title")
 
@@ -37,7 +38,7 @@ def run_sections(run: Run, examples: int = 1000) -> list[Section]:
     ("examples", "Answers", example_gallery(run, examples)),
     ("depth", "Over depth", depth.run_charts(run)),
     ("mixers", "Mixers", mixers(run)),
-    *([("spectra", "Jacobian spectra", found)] if (found := spectra.section(run)) else []),
+    *([("spectra", "Jacobian spectra", body)] if (body := spectra.section(run)) else []),
     ("config", "Configuration", configuration(run)),
     ("environment", "Environment and reproduction", environment(run)),
   ]
@@ -146,10 +147,10 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   choose = _solved_filter(run.anchor, count, solved) if any("solved_at" in example for example in examples) else None
   large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
   filters = tag("form", choose, markup.search("Task", "id"), large, tag("output", class_="quiet"), class_="filters")
-  kept = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
+  shown = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
   drawing = DRAWINGS.get(str(examples[0].get("kind", "arc")) if examples else "")
   legend = drawing.legend if drawing else ""
-  words = f"{kept} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
+  words = f"{shown} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
   intro = tag("p", words, class_="quiet")
   cards = map(draw_example, examples)
   return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")

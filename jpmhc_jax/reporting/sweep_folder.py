@@ -23,10 +23,10 @@ def expand(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Entry]]:
   folders: list[Path] = []
   entries: dict[Path, Entry] = {}
   for path in paths:
-    found = _entries(path)
+    listed = _entries(path)
     asked = str((_read(path) or {}).get("metric", ""))
-    folders += [path] if found is None else []
-    for entry in found or ():
+    folders += [path] if listed is None else []
+    for entry in listed or ():
       folder = (path / str(entry["workdir"])).resolve()
       folders.append(folder)
       entries[folder] = {"metric": asked, **entry}

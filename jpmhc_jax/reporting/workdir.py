@@ -30,6 +30,7 @@ class Series:
   values: Float[np.ndarray, " points"]
 
   def last(self) -> float:
+    """The value of the last step."""
     return float(self.values[-1])
 
 
@@ -75,6 +76,7 @@ class Run:
 
   @property
   def last_step(self) -> int:
+    """The last step that was logged or evaluated; 0 without one."""
     logged = [int(s.steps[-1]) for s in self.series.values()] + [e.step for e in self.evaluations]
     return max(logged, default=0)
 
@@ -155,14 +157,14 @@ def read_runs(
 
 def folders_inside(path: Path) -> list[Path]:
   """Folders of runs and of sweeps up to two levels below; of a sweep, not those of its runs."""
-  found = (
+  candidates = (
     file.parent
     for below in ("*", "*/*")
     for name in ("sweep.json", "config.json")
     for file in path.glob(f"{below}/{name}")
   )
   folders: list[Path] = []
-  for folder in dict.fromkeys(found):
+  for folder in dict.fromkeys(candidates):
     folders += [] if folder.parent in folders else [folder]
   return sorted(folders)
 
@@ -181,9 +183,9 @@ def read_run(path: Path, name: str, anchor: str) -> Run:
   config |= {name: default for name, default in _defaults(config, problems).items() if config and name not in config}
   environment = flatten(_object(path / "environment.json", problems))
   series = _series(path / "metrics.jsonl", problems)
-  found = _evaluations(path / "evaluation", problems)
-  own = [evaluation for evaluation in found if _is_own(evaluation, config.get("evaluation.max_examples", 0))]
-  others = [evaluation for evaluation in found if evaluation not in own]
+  evaluations = _evaluations(path / "evaluation", problems)
+  own = [evaluation for evaluation in evaluations if _is_own(evaluation, config.get("evaluation.max_examples", 0))]
+  others = [evaluation for evaluation in evaluations if evaluation not in own]
   if not own:
     problems.append("there is no evaluation yet")
   return Run(name, anchor, path, config, environment, series, own, tuple(problems), others)
@@ -273,7 +275,7 @@ def _sorted_series(by_step: Mapping[float, float]) -> Series:
 
 
 def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
-  found = []
+  evaluations = []
   for path in sorted(folder.glob("step_*.json")):
     record = _object(path, problems)
     if not record:
@@ -288,8 +290,8 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    found.append(Evaluation(step, numbers, examples, _coverage(record.get("partial")), judged_by(record)))
-  return sorted(found, key=lambda evaluation: evaluation.step)
+    evaluations.append(Evaluation(step, numbers, examples, _coverage(record.get("partial")), judged_by(record)))
+  return sorted(evaluations, key=lambda evaluation: evaluation.step)
 
 
 def _coverage(partial: Any) -> Coverage | None:
