@@ -14,7 +14,6 @@ import collections
 from collections.abc import Callable, Iterator
 import hashlib
 import json
-import pathlib
 import re
 from typing import Any
 from unittest import mock
@@ -22,6 +21,7 @@ from unittest import mock
 import jax
 
 from experiments.benchmarks import block, projections, timing
+from jpmhc_jax.core import arguments
 
 TOKENS, STREAMS, WIDTH = 4096, 4, 128
 _PLACES = re.compile(r", metadata=\{[^}]*\}|, frontend_attributes=\{.*?\}\}?(?=,|$)", re.M)
@@ -36,14 +36,14 @@ def digest(text: str) -> str:
   return hashlib.sha256(_NAME.sub(lambda name: order[name[0]], body).encode()).hexdigest()[:16]
 
 
-def described(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+def described(function: Callable[..., Any], *values: Any) -> dict[str, Any]:
   """Digest and counts of the compiled value and gradient of a function."""
 
-  def both(arguments: Any, cotangent: Any) -> Any:
-    values, pullback = jax.vjp(function, *arguments)
-    return values, pullback(cotangent)
+  def both(values: Any, cotangent: Any) -> Any:
+    result, pullback = jax.vjp(function, *values)
+    return result, pullback(cotangent)
 
-  compiled = jax.jit(both).lower(arguments, jax.eval_shape(function, *arguments)).compile()
+  compiled = jax.jit(both).lower(values, jax.eval_shape(function, *values)).compile()
   costs = compiled.cost_analysis() or {}
   return {
     "digest": digest(compiled.as_text()), "temporaries": compiled.memory_analysis().temp_size_in_bytes,
@@ -79,8 +79,8 @@ def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
   """Command line; see the module."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--against", type=pathlib.Path)
-  parser.add_argument("--out", type=pathlib.Path)
+  parser.add_argument("--against", type=arguments.path)
+  parser.add_argument("--out", type=arguments.path)
   options = parser.parse_args()
   now = dict(programs())
   results: dict[str, Any] = {"tokens, streams, width": (TOKENS, STREAMS, WIDTH), "programs": now}
