@@ -59,7 +59,7 @@ def field_table(config: Any) -> Any:
   for heading in ("field", "value", "default", "meaning"):
     table.add_column(heading, overflow="fold")
   for name, default, meaning, takes in configs.documentation(type(config)):
-    takes = takes or " | ".join(plugins.names_of(name, config.plugins))
+    takes = takes or " | ".join(plugins.choices_of(name, config.plugins))
     style = "bold" if values[name] != default else ""
     table.add_row(
       _text(name),

@@ -42,7 +42,7 @@ class _Root(_Values):
   def __setitem__(self, key: str, value: Any) -> None:
     super().__setitem__(key, value)
     if key == "plugins" and value:
-      plugins.load(_plugins_of(value))
+      plugins.load(plugins.names_of(value))
       for part, name, fields in plugins.groups(self.plugins):
         if name not in self[part]:
           with self[part].unlocked():
@@ -72,7 +72,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
 
 def class_of(spec: str, overrides: Sequence[str] = ()) -> type[schema.Config]:
   """The class of `load(spec, overrides)`: the fields that it has by its plugins, whether or not the values fit."""
-  values, _ = _with_plugins(*_read(spec), overrides, plugins.offered())
+  values, _ = plugins.completed(*_read(spec), overrides, plugins.offered())
   return plugins.schema_of((*values["plugins"], *plugins.offered()))
 
 
@@ -100,7 +100,7 @@ def resolve(config: Resolvable, overrides: Mapping[str, Any] | None = None) -> s
   values = start.to_dict() if isinstance(start, ml_collections.ConfigDict) else to_dict(start)
   changes = dict(overrides or {})
   cls = class_of_stored({**values, "plugins": changes.get("plugins", values.get("plugins", ()))})
-  values = _merged(to_dict(cls()), values)
+  values = plugins.merged(to_dict(cls()), values)
   for name, value in changes.items():
     check_field(name, value, cls)
     *groups, last = name.split(".")
@@ -165,7 +165,7 @@ def _apply(
   values: Mapping[str, Any], folder: str, overrides: Sequence[str], offered: Sequence[str] = ()
 ) -> schema.Config:
   """offered: plugins that the config may use without naming them; it names those that it uses from here on."""
-  values, overrides = _with_plugins(values, folder, overrides, offered)
+  values, overrides = plugins.completed(values, folder, overrides, offered)
   _check_overrides(overrides)
   argv = ["jpmhc", *overrides]
   parsed = flags.FlagValues()
@@ -174,48 +174,7 @@ def _apply(
     parsed(argv)
   except (flags.Error, TypeError, ValueError) as error:
     raise ConfigError(f"{error}{_expected_type(overrides, str(error))}") from error
-  resolved = holder.value.to_dict()
-  for plugin in (plugin for plugin in offered if plugin not in resolved["plugins"]):
-    if plugins.uses(plugin, resolved):
-      resolved["plugins"] = (*resolved["plugins"], plugin)
-    else:
-      for part, name, _ in plugins.groups([plugin]):
-        del resolved[part][name]
-  return validate(from_dict(resolved))
-
-
-def _with_plugins(
-  values: Mapping[str, Any], folder: str, overrides: Sequence[str], offered: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-  """The values over the defaults of all fields that there are with the plugins, and the overrides of other fields."""
-  option = f"--{_FLAG}.plugins="
-  asked = [argument.removeprefix(option) for argument in overrides if argument.startswith(option)]
-  values = {**values, "plugins": _names_in(asked[-1])} if asked else values
-  named = _plugins_of(values.get("plugins", ()))
-  plugins.load((*named, *offered), folder or values.get("plugin_folder", ""))
-  defaults = to_dict(plugins.schema_of((*named, *offered))())
-  place = {"plugin_folder": folder} if folder and plugins.lie_in(named, folder) else {}
-  complete = _merged(defaults, {**values, "plugins": named, **place})
-  return complete, [argument for argument in overrides if not argument.startswith(option)]
-
-
-def _names_in(text: str) -> list[str]:
-  """The names in `a,b`, and in a tuple or list of them as Python writes it."""
-  return [name for part in text.strip("()[]").split(",") if (name := part.strip(" '\""))]
-
-
-def _plugins_of(value: Any) -> tuple[str, ...]:
-  """The value of the field `plugins`, checked before all others: the others depend on it."""
-  return convert(dict(schema_fields())["plugins"], value, "plugins")
-
-
-def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values, and the defaults of what is not among them."""
-  return {**defaults, **values} | {
-    name: _merged(defaults[name], value)
-    for name, value in values.items()
-    if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
-  }
+  return validate(from_dict(plugins.reduced(holder.value.to_dict(), offered)))
 
 
 def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
@@ -315,7 +274,7 @@ def from_dict(values: Any, needed_by: str = "") -> schema.Config:
 
 def class_of_stored(values: Mapping[str, Any], needed_by: str = "") -> type[schema.Config]:
   """The class of a stored config by its plugins, which are imported; raises ConfigError where one cannot be."""
-  named = _plugins_of(values.get("plugins", ()))
+  named = plugins.names_of(values.get("plugins", ()))
   plugins.load(named, values.get("plugin_folder", ""), needed_by)
   return plugins.schema_of(named)
 

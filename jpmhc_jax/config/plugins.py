@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError, UserError
+from jpmhc_jax.core.fields import convert
 from jpmhc_jax.core.registrations import Origin, ORIGINS
 
 ENTRY_POINTS = "jpmhc_jax.plugins"
+_OPTION = "--config.plugins="
 T = TypeVar("T")
 
 
@@ -192,9 +194,53 @@ def check(config: schema.Config) -> None:
     check_choice(door.field, name, names)
 
 
-def names_of(field: str, plugins: Sequence[str]) -> tuple[str, ...]:
+def choices_of(field: str, plugins: Sequence[str]) -> tuple[str, ...]:
   """The names that a field such as `data.kind` may hold; () for a field that holds none."""
   return next((door.names(plugins) for door in DOORS if door.field == field), ())
+
+
+def names_of(value: Any) -> tuple[str, ...]:
+  """The value of the field `plugins`, checked before all others: these depend on it."""
+  (field,) = (field for field in dataclasses.fields(schema.Config) if field.name == "plugins")
+  return convert(field, value, field.name)
+
+
+def completed(
+  values: Mapping[str, Any], folder: str, overrides: Sequence[str], offered: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+  """The values over the defaults of all fields that there are with the plugins, and the overrides of other fields."""
+  asked = [argument.removeprefix(_OPTION) for argument in overrides if argument.startswith(_OPTION)]
+  named = names_of(_names_in(asked[-1]) if asked else values.get("plugins", ()))
+  load((*named, *offered), folder or values.get("plugin_folder", ""))
+  defaults = dataclasses.asdict(schema_of((*named, *offered))())
+  place = {"plugin_folder": folder} if folder and _lie_in(named, folder) else {}
+  rest = [argument for argument in overrides if not argument.startswith(_OPTION)]
+  return merged(defaults, {**values, "plugins": named, **place}), rest
+
+
+def _names_in(text: str) -> list[str]:
+  """The names in `a,b`, and in a tuple or list of them as Python writes it."""
+  return [name for part in text.strip("()[]").split(",") if (name := part.strip(" '\""))]
+
+
+def merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """The nested values, and the defaults of what is not among them."""
+  return {**defaults, **values} | {
+    name: merged(defaults[name], value)
+    for name, value in values.items()
+    if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping)
+  }
+
+
+def reduced(values: Mapping[str, Any], offered: Sequence[str]) -> dict[str, Any]:
+  """The values with the names of those offered plugins that they use, without the groups of the others."""
+  named = tuple(dict.fromkeys((*values["plugins"], *(plugin for plugin in offered if uses(plugin, values)))))
+  unused = {(part, name) for part, name, _ in groups(offered)} - {(part, name) for part, name, _ in groups(named)}
+  rest = {
+    part: {name: value for name, value in values[part].items() if (part, name) not in unused}
+    for part in dict.fromkeys(part for part, _ in unused)
+  }
+  return {**values, **rest, "plugins": named}
 
 
 def uses(plugin: str, values: Mapping[str, Any]) -> bool:
@@ -205,7 +251,7 @@ def uses(plugin: str, values: Mapping[str, Any]) -> bool:
   return any(not chosen[field].isdisjoint(_provided(plugin, field)) for field in ORIGINS)
 
 
-def lie_in(plugins: Sequence[str], folder: str) -> bool:
+def _lie_in(plugins: Sequence[str], folder: str) -> bool:
   """Whether one of the plugins was imported from this folder."""
   files = (getattr(sys.modules[plugin], "__file__", None) for plugin in plugins)
   return any(file and pathlib.Path(file).is_relative_to(folder) for file in files)

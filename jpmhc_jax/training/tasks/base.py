@@ -29,7 +29,7 @@ class Task(abc.ABC):
 
   data_kinds: names of data sets that it can learn from; () for any. per_example: names of the arrays (b,) of `predict`
   that evaluation sums up. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the report. table_ids: the
-  array of a batch that numbers the rows of the table, for a task that has one.
+  array of a batch that numbers the rows of the table; '' without one.
   A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
   that the step works on.
 
@@ -41,7 +41,7 @@ class Task(abc.ABC):
   per_example: tuple[str, ...] = ("loss",)
   main_metric: str = "loss"
   higher_is_better: bool = False
-  table_ids: str = "puzzle_identifiers"
+  table_ids: str = ""
 
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for fields that cannot work with this task."""

@@ -83,6 +83,7 @@ class DeepSupervision(Task):
   )  # fmt: skip
   main_metric = "exact_accuracy"
   higher_is_better = True
+  table_ids = "puzzle_identifiers"
   objective = staticmethod(objective)
   summarise = staticmethod(summarise)
 
