@@ -41,7 +41,7 @@ from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.integrity import fingerprint
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.tasks.base import Batch
+from jpmhc_jax.training.tasks.base import Batch, check_per_row
 from jpmhc_jax.training.tasks.registry import task_of
 
 _WRONG = "wrong_puzzle/"  # begins the names of the metrics with permuted puzzles
@@ -260,7 +260,9 @@ def make_rollout(setup: Setup) -> Rollout:
 
   def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
     model = setup.model(params, buffers)
-    return setup.task.predict(model, setup.rows(table, batch), batch, setup.config)
+    predicted = setup.task.predict(model, setup.rows(table, batch), batch, setup.config)
+    check_per_row(f"{type(setup.task).__name__}.predict", predicted, setup.task.per_example, batch)
+    return predicted
 
   layout = setup.shardings
   inputs = (layout.params, layout.buffers, layout.table, by_row)

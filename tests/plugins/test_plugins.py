@@ -33,6 +33,7 @@ class WaveFields:
   examples: int = jp.field(64, "ripples to train on")
   frequency: float = jp.field(1.5, "angular frequency of the ripples")
   phase: str = jp.field("sine", "where a ripple begins", ("sine", "cosine"))
+  broken: int = jp.field(0, "ripples that hold no numbers", ge=0)
 
 
 @jp.register_dataset("ripples", fields=WaveFields)
@@ -41,6 +42,7 @@ def ripples(config, *, batch_size, seed):
   x = np.random.default_rng(0).uniform(-1, 1, (options.examples + 21, 3))
   arrays = {"x": x, "y": np.sin(options.frequency * x.sum(1, keepdims=True)), "weight": np.ones(len(x))}
   train, held = ({name: array[part] for name, array in arrays.items()} for part in (slice(21, None), slice(21)))
+  train["x"][: options.broken] = np.nan
   return jp.ArrayDataset.of(train, held, kind="ripples", batch_size=batch_size, seed=seed)
 
 
@@ -171,7 +173,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(workdir, project):
 def test_the_run_names_its_plugin_and_every_later_command_finds_it(workdir, project, capsys):
   stored = json.loads((workdir / "config.json").read_text())
   assert (stored["plugins"], stored["plugin_folder"]) == (["wave_module"], str(project))
-  assert stored["data"]["ripples"] == {"examples": 64, "frequency": 1.0, "phase": "sine"}
+  assert stored["data"]["ripples"] == {"examples": 64, "frequency": 1.0, "phase": "sine", "broken": 0}
   assert configs.restore(workdir / "config.json") == configs.load(f"{project}/config.py")
   assert main(["evaluate", f"--workdir={workdir}", "--config.evaluation.max_examples=5"]) == 0
   assert (workdir / "evaluation" / "step_16_partial_5_of_21.json").exists()
@@ -196,6 +198,7 @@ def test_describe_lists_the_fields_and_names(project, capsys):
     ("data.ripples.frequenzy=3", "no field 'data.ripples.frequenzy'. Did you mean 'data.ripples.frequency'?"),
     ("data.ripples.examples=many", "expected data.ripples.examples: int such as 64"),
     ("data.ripples.phase=sin", "data.ripples.phase='sin': expected one of sine, cosine. Did you mean 'sine'?"),
+    ("data.ripples.broken=-1", "data.ripples.broken=-1: expected at least 0"),
     ("data.ripples.frequency=nan", "data.ripples.frequency=nan: expected a finite number"),
     (
       "data.kind=ripple",
@@ -298,6 +301,32 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_file_and_line(text, messa
   path.write_text(text + "\n")
   with pytest.raises(ConfigError, match=re.escape(message.format(path=path, name=name))):
     configs.load(f"{project}/config.py", [f"--config.plugins=wave_module,{name}"])
+
+
+def test_examples_that_are_no_numbers_are_told(project, capsys):
+  broken = ["--config.data.ripples.broken=64", f"--workdir={project}/broken"]
+  assert main(["train", f"--config={project}/config.py", *broken]) == 3
+  assert "the batch's ['x'] are not finite; remove such examples from the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("losses", "message"),
+  [
+    ('{"error": x[:, 0]}', "Odd.losses gives error; expected 'loss' among them"),
+    ('{"loss": jnp.mean(x)}', r"Odd.losses: 'loss' has the shape (); expected one number a row, (16,)"),
+  ],
+)
+def test_losses_that_are_not_per_row_are_told(losses, message, project, capsys, request):
+  name = f"odd_{abs(hash(request.node.name))}"
+  lines = [
+    "import jax.numpy as jnp, jpmhc_jax as jp", "from flax import nnx", f"@jp.register_task('{name}')",
+    "class Odd(jp.SinglePass):", "  def build(self, config, dataset, rngs): return nnx.Linear(3, 1, rngs=rngs)",
+    f"  def losses(self, model, batch, config): x = model(batch['x']); return {losses}",
+  ]  # fmt: skip
+  (project / f"{name}.py").write_text("\n".join(lines))
+  chosen = [f"--config.plugins=wave_module,{name}", f"--config.model.kind={name}", f"--workdir={project}/{name}"]
+  assert main(["train", f"--config={project}/config.py", *chosen]) == 2
+  assert message in capsys.readouterr().err
 
 
 def test_a_data_set_that_is_none_is_told(project):

@@ -5,7 +5,7 @@ class under `@register_task`, not an `if` there.
 """
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 import numpy as np
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.core.errors import require
+from jpmhc_jax.core.errors import ConfigError, require
 
 Batch = dict[str, Array]
 Sums = dict[str, Float[Array, ""]]
@@ -122,11 +122,23 @@ class SinglePass(Task):
   def objective(
     self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
   ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
-    sums = {name: jnp.sum(values) for name, values in self.losses(model, carry.data, config).items()}
+    losses = self.losses(model, carry.data, config)
+    check_per_row(f"{type(self).__name__}.losses", losses, ("loss", *losses), carry.data)
+    sums = {name: jnp.sum(values) for name, values in losses.items()}
     return sums["loss"], (carry, sums)
 
   def predict(self, model: Any, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
     return self.losses(model, batch, config)
+
+
+def check_per_row(what: str, arrays: Mapping[str, Array], names: Iterable[str], batch: Batch) -> None:
+  """Raises ConfigError unless the named arrays are there with one number a row of the batch."""
+  rows = len(next(iter(batch.values())))
+  for name in names:
+    if name not in arrays:
+      raise ConfigError(f"{what} gives {', '.join(arrays) or 'nothing'}; expected {name!r} among them")
+    if arrays[name].shape != (rows,):
+      raise ConfigError(f"{what}: {name!r} has the shape {arrays[name].shape}; expected one number a row, ({rows},)")
 
 
 class TransformerPass(SinglePass):
