@@ -50,6 +50,11 @@ class ImageDataset(TokenDataset):
 
   image: ImageFormat
 
+  @property
+  def label_length(self) -> int:
+    """One."""
+    return 1
+
   def example(self, batch: Batch, result: Mapping[str, np.ndarray], row: int) -> dict[str, Any] | None:
     """The picture with its class, beside the likeliest class."""
     image = self.image

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from jaxtyping import Int
@@ -9,7 +10,7 @@ import numpy as np
 
 from jpmhc_jax.core.examples import IGNORED, PAD
 from jpmhc_jax.data.batches import Split
-from jpmhc_jax.data.dataset import Batch, ExampleDataset
+from jpmhc_jax.data.dataset import Batch, ElementSpec, ExampleDataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,16 @@ class TokenDataset(ExampleDataset):
   def sequence_length(self) -> int:
     """Tokens of a row."""
     return self.length or self.side**2
+
+  @property
+  def label_length(self) -> int:
+    """Labels of a row: one for each token."""
+    return self.sequence_length
+
+  @functools.cached_property
+  def element_spec(self) -> Mapping[str, ElementSpec]:
+    shapes = {"inputs": (self.sequence_length,), "labels": (self.label_length,), "puzzle_identifiers": ()}
+    return {name: ElementSpec(shape, np.dtype(np.int32)) for name, shape in shapes.items()}
 
   @property
   def num_identifiers(self) -> int:

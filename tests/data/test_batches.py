@@ -136,6 +136,9 @@ def test_rows_are_a_slice_of_the_global_batch(kind, arc):
   assert {name: value.dtype for name, value in whole.items()} == dict.fromkeys(whole, np.dtype(np.int32))
   assert whole["inputs"].shape == whole["labels"].shape == (32, built.sequence_length)
   assert whole["inputs"].max() < built.vocab_size and whole["labels"].min() >= -100
+  assert {name: (array.shape[1:], array.dtype) for name, array in whole.items()} == {
+    name: (spec.shape, spec.dtype) for name, spec in built.element_spec.items()
+  }
   assert (whole["labels"] != 0).all() and whole["puzzle_identifiers"].max() < built.num_identifiers
 
 
