@@ -21,6 +21,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# What tests how programs are put together more than their last bits: most of its time is compilation, and half of that
+# is LLVM's. The slow tests of these rooms, and all tests of the others, compile as a user does.
+QUICKLY_COMPILED = (
+  "commands", "connections/test_kernels.py", "evaluation", "examples", "plugins", "runs", "sweeps", "training",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  place = item.path.relative_to(ROOT / "tests").as_posix()
+  quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
+  jax.config.update("jax_disable_most_optimizations", quickly)
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts
 
 
 @pytest.fixture(scope="session")
