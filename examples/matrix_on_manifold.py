@@ -45,6 +45,4 @@ def main(steps: int = 200) -> tuple[list[float], float]:
 
 if __name__ == "__main__":
   losses, least = main()
-  print(
-    f"share of the variance: {1 - losses[0]:.2%} after a step, {1 - losses[-1]:.4%} at the end; eigh: {1 - least:.4%}"
-  )
+  print(f"variance: {1 - losses[0]:.2%} after a step, {1 - losses[-1]:.2%} at the end; closed form: {1 - least:.2%}")

@@ -1,7 +1,9 @@
 """Strict numerics for every test, 8 host devices, one compilation cache a session, and the folder of golden arrays."""
 
+from collections.abc import Iterator
 import os
 import pathlib
+import sys
 import tarfile
 import tempfile
 
@@ -20,6 +22,11 @@ install_import_hook("jpmhc_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+# Behind the hook that checks their annotations.
+from jpmhc_jax.config import plugins  # noqa: E402
+from jpmhc_jax.core.registrations import ORIGINS  # noqa: E402
+from jpmhc_jax.mixers import FAMILIES  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What tests how programs are put together more than their last bits: most of its time is compilation, and half of that
 # is LLVM's. The slow tests of these rooms, and all tests of the others, compile as a user does.
@@ -34,6 +41,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
   quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
   jax.config.update("jax_disable_most_optimizations", quickly)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registrations() -> Iterator[None]:
+  """Behind each module, names that no module of the package has registered are forgotten, with their plugins."""
+  yield
+  registries = (FAMILIES, *(door.entries for door in plugins.DOORS), *ORIGINS.values())
+  foreign = {n: o for origins in ORIGINS.values() for n, o in origins.items() if not o.module.startswith("jpmhc_jax.")}
+  for name, origin in foreign.items():
+    sys.modules.pop(origin.module, None)
+    for registry in registries:
+      registry.pop(name, None)
+  plugins._imported.clear()
 
 
 @pytest.fixture(scope="session")

@@ -53,8 +53,15 @@ def default() -> ml_collections.ConfigDict:
   """The schema's defaults as a locked ConfigDict, ready for a config file to fill in.
 
   `config.plugins = ("my_project.waves",)` imports plugins; their fields can be set from there on.
+
+  >>> import jpmhc_jax as jp
+  >>> config = jp.default_config()
+  >>> config.steps, config.connection.mixer = 100, "iso"
   """
   return _grouped(to_dict(schema.Config()), _Root).lock()
+
+
+default_config = default  # its public name
 
 
 def _grouped(values: Mapping[str, Any], kind: type[_Values] = _Values) -> _Values:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import pathlib
 import re
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import jpmhc_jax as jp
+from jpmhc_jax.main import main
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.rglob("*.py"))
@@ -19,6 +21,7 @@ SMALL = {
   "linen": {"STREAMS": 2, "WIDTH": 8, "DEPTH": 1},
   "matrix_on_manifold": {},
   "nnx_transformer": {"STREAMS": 2, "WIDTH": 8, "HEADS": 2, "BLOCKS": 1, "WINDOW": 16},
+  "own_mixer": {"DEPTH": 2},
   "plain_functions": {"DEPTH": 2},
 }
 # The mean of the last twenty losses, at most; the share of right answers, at least.
@@ -27,6 +30,7 @@ PROMISED = {
   "linen": (0.1, 0.94),
   "matrix_on_manifold": (0.715, None),
   "nnx_transformer": (3.5, None),
+  "own_mixer": (0.02, None),
   "plain_functions": (0.15, 0.95),
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where it is not called as what is imported
@@ -34,7 +38,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where it is not called as what is
 
 def _load(name, **constants):
   """An example's module of its own, with constants of another size."""
-  spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+  spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module
   spec.loader.exec_module(module)
@@ -70,6 +74,47 @@ def test_the_loss_falls_within_a_few_steps(name):
   losses = _losses(_load(name, **SMALL[name]).main(steps=8))
   assert len(losses) == 8 and np.all(np.isfinite(losses))
   assert np.mean(losses[-2:]) < np.mean(losses[:2])
+
+
+def _train(config, workdir, *fields):
+  """The losses of `jpmhc train`, one a step."""
+  shown = ("logging.every=1", "logging.tensorboard=False")
+  argv = ["train", f"--config={config}", f"--workdir={workdir}", *(f"--config.{field}" for field in (*fields, *shown))]
+  assert main(argv) == 0
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_the_task_of_ones_own_learns_from_the_data_of_ones_own(tmp_path):
+  small = ("steps=12", "model.layers=1", "evaluation.every=12", "model.regression.delta=0.5")
+  losses = _train(EXAMPLES / "own_task" / "config.py", tmp_path, *small)
+  assert len(losses) == 12 and np.mean(losses[-3:]) < np.mean(losses[:3])
+  evaluation = json.loads((tmp_path / "evaluation" / "step_12.json").read_text())
+  assert evaluation["metrics"]["examples"] == 89 and evaluation["metrics"]["squared_error"] < 3
+
+
+@pytest.mark.slow
+def test_the_promise_of_the_task_of_ones_own_is_kept(tmp_path):
+  _train(EXAMPLES / "own_task" / "config.py", tmp_path)
+  evaluation = json.loads((tmp_path / "evaluation" / "step_100.json").read_text())
+  assert evaluation["metrics"]["squared_error"] < 0.5
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_with_the_mixer_of_ones_own(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(EXAMPLES)
+  losses = _train(
+    f"{EXAMPLES.parent}/configs/sudoku.py:tiny", tmp_path, "plugins=own_mixer", "connection.mixer=leak", "steps=60",
+    "model.width=16", "model.heads=2", "evaluation.every=60", "optimizer.warmup_steps=5",
+  )  # fmt: skip
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+  assert json.loads((tmp_path / "config.json").read_text())["plugins"] == ["own_mixer"]
+
+
+def test_the_page_lists_every_example():
+  page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+  rows = {row.split("`")[1].rstrip("/") for row in page.splitlines() if row.startswith("| `")}
+  assert rows == {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py" or (path / "config.py").exists()}
 
 
 @pytest.mark.slow

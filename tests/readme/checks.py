@@ -61,7 +61,13 @@ def is_command(piece: Code) -> bool:
 def check_command(piece: Code) -> None:
   """Parses a line of shell with the parsers of the programs it calls; renders what only machines elsewhere can run."""
   environment, argv = words(piece.text)
+  folders = [str(ROOT / environment.pop("PYTHONPATH"))] if "PYTHONPATH" in environment else []
   assert not environment or launches.detect(environment) == launches.Launch("environment", "host0:1234", 4, 0), piece
+  with mock.patch.object(sys, "path", [*folders, *sys.path]):
+    _check_call(argv, piece)
+
+
+def _check_call(argv: list[str], piece: Code) -> None:
   if ">" in argv:
     assert (ROOT / argv[argv.index(">") + 1]).is_file(), piece
     argv = argv[: argv.index(">")]
