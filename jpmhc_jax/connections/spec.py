@@ -11,7 +11,7 @@ import numpy as np
 from jpmhc_jax import mixers
 from jpmhc_jax.connections.ops.base import IMPLEMENTATIONS
 from jpmhc_jax.connections.routing import Routing
-from jpmhc_jax.core.errors import check_choice, require
+from jpmhc_jax.core.errors import check_choice, ConfigError, require
 from jpmhc_jax.core.fields import check_number, check_whole
 
 # Mixers for causal ablations: what a trained network loses without its own.
@@ -119,22 +119,18 @@ class ConnectionSpec:
 
   def _check_mixer(self) -> None:
     """Raises ConfigError where the mixer does not exist for n streams, or not in the form that the fields ask for."""
-    require(
-      self.parameterisation == "logits" or self.mixer.manifold is not None,
-      "parameterisation",
-      self.parameterisation,
-      f"'logits', since the matrices of {mixers.name_of(self.mixer)!r} are no manifold of their own to step on, or "
-      "another mixer, such as cayley, polar, iso, sinkhorn or grassmann",
-    )
+    if self.parameterisation == "manifold" and self.mixer.manifold is None:
+      raise ConfigError(
+        f"parameterisation='manifold': expected 'logits', since the matrices of {mixers.name_of(self.mixer)!r} are no "
+        "manifold of their own to step on, or another mixer, such as cayley, polar, iso, sinkhorn or grassmann"
+      )
     shape = tuple(self.mixer.logit_shape(self.streams))
     rows = self.mix_shape == (0,) or (len(shape) == 2 and shape[0] % self.streams == 0)
-    require(
-      rows or self.projection == "joint" or self.generator == "static",
-      "projection",
-      self.projection,
-      f"mixer logits that are a matrix of rows for {self.streams} streams; those of {mixers.name_of(self.mixer)!r} are "
-      f"{shape}: use projection='joint'",
-    )
+    if self.projection == "per_stream" and self.generator != "static" and not rows:
+      raise ConfigError(
+        f"projection='per_stream': expected mixer logits that are a matrix of rows for {self.streams} streams; those "
+        f"of {mixers.name_of(self.mixer)!r} are {shape}: use projection='joint'"
+      )
 
   @property
   def stored(self) -> str | None:
