@@ -36,7 +36,7 @@ def _names(module: types.ModuleType) -> list[str]:
 
 def _first_line(value: object) -> str:
   paragraph = (inspect.getdoc(value) or "").split("\n\n")[0]
-  return " ".join(paragraph.split()).replace("|", "\\|").replace("`", "")  # what is code here, other pages check
+  return " ".join(paragraph.split()).replace("|", "\\|").replace("`", "")  # code spans of a page are run
 
 
 def main() -> None:
