@@ -10,6 +10,8 @@ from typing import Any
 from jpmhc_jax.commands import describe, evaluate, report, spectrum, sweep, train
 from jpmhc_jax.core.errors import UserError
 
+__all__ = ["COMMANDS", "tell_other_processes"]
+
 COMMANDS = (
   train.Train(),
   evaluate.Evaluate(),

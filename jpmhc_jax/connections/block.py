@@ -29,6 +29,8 @@ from jpmhc_jax.connections.spec import ABLATIONS, ConnectionSpec
 from jpmhc_jax.linalg import linear
 from jpmhc_jax.manifolds.parameters import MANIFOLDS
 
+__all__ = ["COEFFICIENTS", "Coefficients", "HyperConnectionFn", "Parameters", "SubLayer"]
+
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
 # F: x -> y, or x -> (y, …) with whatever else the sub-layer makes: a cache, an auxiliary loss, attention weights.
 SubLayer = Callable[[Float[Array, "*tokens d"]], Any]

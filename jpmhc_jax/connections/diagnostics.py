@@ -16,6 +16,11 @@ from jpmhc_jax.connections.block import Coefficients, HyperConnectionFn, Paramet
 from jpmhc_jax.connections.ops.contractions import einsum
 from jpmhc_jax.mixers import Mixer
 
+__all__ = [
+  "ALARMS", "EQUAL_STREAMS", "FLAT", "FROZEN", "SAMPLE", "alarms", "composite_diagnostics", "connection_diagnostics",
+  "logit_diagnostics", "matrices_of", "mixer_diagnostics", "stream_cosine", "stream_diagnostics",
+]  # fmt: skip
+
 SAMPLE = 256  # tokens whose matrices are decomposed
 
 # A logit whose coefficients answer it with less than this is flat. Sinkhorn at a diagonal bias of 8 still has 2e-3.

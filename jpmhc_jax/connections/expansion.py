@@ -28,6 +28,8 @@ from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.core.errors import check_choice, require
 from jpmhc_jax.core.fields import check_number, check_whole
 
+__all__ = ["EXPANSIONS", "HEAD_EPSILON", "REDUCTIONS", "StreamExpansion", "StreamExpansionFn", "expand", "reduce"]
+
 HEAD_EPSILON = 1e-6
 _NORM_EPSILON = 1e-6
 _AXES = {

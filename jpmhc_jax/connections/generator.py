@@ -21,6 +21,8 @@ from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.contractions import einsum
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 
+__all__ = ["has_operator", "norm_parameters", "project"]
+
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
   """Scale γ and shift β of a layer norm. The weight of an RMS norm would only repeat a factor of W: there is none."""

@@ -27,6 +27,8 @@ from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.spec import ConnectionFields
 from jpmhc_jax.core.errors import check_choice, CheckpointError, nearest
 
+__all__ = ["Arrays", "CONVENTIONS", "Convention", "from_peer", "head_from_deepseek", "head_to_deepseek", "to_peer"]
+
 Arrays = Mapping[str, np.ndarray]
 _TINY = 1e-24  # max(‖x‖, 1e-12) of torch's normalize, as an epsilon inside the root
 

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from jpmhc_jax.core.errors import check_choice
 
+__all__ = ["LAYOUTS", "from_layout", "to_layout"]
+
 LAYOUTS = ("streams", "first", "packed", "last", "folded")
 
 

@@ -15,6 +15,8 @@ from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.fields import check_whole
 from jpmhc_jax.core.scalars import whole
 
+__all__ = ["HyperConnection", "LayerIndex", "Progress"]
+
 _AXES = {
   "projection": ("streams", "embed", None),
   "norm_scale": ("streams", "embed"),

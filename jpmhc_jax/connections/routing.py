@@ -26,6 +26,8 @@ import numpy as np
 from jpmhc_jax.core.errors import check_choice, require
 from jpmhc_jax.core.fields import check_number, check_whole
 
+__all__ = ["FORMS", "Routing"]
+
 FORMS = ("softmax", "sigmoid", "softmax_read", "linear")
 _OPEN = 40.0  # a logit of 40 is a weight of 1 in float32
 

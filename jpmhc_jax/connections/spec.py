@@ -14,6 +14,8 @@ from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.core.errors import check_choice, ConfigError, require
 from jpmhc_jax.core.fields import check_number, check_whole
 
+__all__ = ["ABLATIONS", "CHOICES", "ConnectionFields", "ConnectionSpec", "SizedConnectionFields"]
+
 # Mixers for causal ablations: what a trained network loses without its own.
 ABLATIONS: dict[str, Callable[[int], np.ndarray | None]] = {
   "identity": lambda n: None,

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec
 
 from jpmhc_jax.core.sharding import platform, split_over
 
+__all__ = ["by_blocks"]
+
 _BLOCK_BYTES = 32 * 1024  # one matrix per token; measured best of 256 to 2,048 tokens at n = 4 (AMD EPYC, 48 KiB of L1)
 
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+__all__ = ["extended", "helmert", "restricted"]
+
 
 def helmert(n: int) -> np.ndarray:
   """The Helmert basis (n, n−1) of 1^⊥: column k is (1, …, 1, −k, 0, …, 0)/√(k(k+1)) with k ones, k = 1 … n−1.

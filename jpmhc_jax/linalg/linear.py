@@ -17,6 +17,12 @@ import numpy as np
 
 from jpmhc_jax.core.derivatives import custom_derivative
 
+__all__ = [
+  "apart", "centred_skew", "cofactors_3", "cofactors_4", "column_sum_error", "constant_below", "embed", "expansion",
+  "haar", "identity_like", "inverse_norm", "inverse_positive", "laplacian_solve", "matmul", "matvec", "negativity",
+  "orthogonality_error", "over_tokens", "row_sum_error", "scaled", "skew", "solve", "total", "transpose", "vecmat",
+]  # fmt: skip
+
 
 def over_tokens(constant: np.ndarray | Array, like: Array, axes: int = 2) -> Array:
   """A constant with one singleton axis for each token axis of `like`, whose first `axes` axes are not tokens."""

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+__all__ = ["Components", "rotation", "squared_norm"]
+
 # (w, x, y, z) at row i, column k of L(p) is component _COMPONENT[i][k] of p with sign _LEFT[i][k]; likewise R(q).
 _COMPONENT = ((0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0))
 _LEFT = ((1, -1, -1, -1), (1, 1, -1, 1), (1, 1, 1, -1), (1, -1, 1, 1))

@@ -18,6 +18,11 @@ from jpmhc_jax.core.derivatives import custom_derivative
 from jpmhc_jax.linalg import linear
 from jpmhc_jax.linalg.blocks import by_blocks
 
+__all__ = [
+  "finish", "gauss_seidel_vjp", "implicit_vjp", "newton", "recomputed", "scaled", "sinkhorn_bounded",
+  "sinkhorn_epsilon", "sinkhorn_log", "with_adjoint",
+]  # fmt: skip
+
 
 def sinkhorn_bounded(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[Array, "n n *tokens"]:
   """`sweeps` row-then-column normalisations of exp(logits), for logits within ±20: one exponential, then products.

@@ -11,6 +11,8 @@ from jaxtyping import Float
 
 from jpmhc_jax.linalg import linear
 
+__all__ = ["skew_sylvester"]
+
 
 def skew_sylvester(p: Float[Array, "n n *tokens"], right: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:
   """The skew Y with PY + YP = K for symmetric positive P and skew K: closed form for n <= 4, iteration beyond.

@@ -34,6 +34,11 @@ from jpmhc_jax.linalg import scaling
 from jpmhc_jax.manifolds import retractions
 from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul, skew, symmetric, transpose
 
+__all__ = [
+  "Birkhoff", "Grassmann", "Iso", "MANIFOLDS", "Manifold", "Matrix", "Oblique", "Orthogonal", "Scalars", "Sphere",
+  "Stiefel",
+]  # fmt: skip
+
 _NEWTON_STEPS = 50  # at most; from anywhere a dozen reach rounding
 
 Matrix = Float[Array, "*batch n p"]

@@ -16,6 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+__all__ = [
+  "LONGEST", "carry_along", "cayley", "cayley_iterative", "gram", "identity_like", "matmul", "normalised", "polar",
+  "polar_near", "qr", "rotate", "shortened", "skew", "symmetric", "tidied", "transpose", "with_care",
+]  # fmt: skip
+
 LONGEST = 100.0
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

@@ -13,6 +13,8 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.linalg import linear
 from jpmhc_jax.mixers import flops as counting
 
+__all__ = ["Mixer", "Traits", "refuse_streams"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Traits:

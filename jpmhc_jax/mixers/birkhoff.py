@@ -15,6 +15,8 @@ from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.linalg import linear, scaling
 from jpmhc_jax.mixers.base import Mixer, Traits
 
+__all__ = ["BirkhoffNewton", "DoublyStochastic", "EpsilonSinkhorn", "Sinkhorn", "gauss_seidel_sweeps"]
+
 # Gauss–Seidel sweeps that JPmHC publishes for n streams: ln 0.01 / ln(1 − 1/n), kept in [10, 50]; its n = 8 entry is
 # 37.
 _PUBLISHED_SWEEPS = {2: 7, 3: 12, 4: 16, 5: 21, 6: 26, 8: 37}

@@ -12,6 +12,8 @@ import numpy as np
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers.base import Mixer, Traits
 
+__all__ = ["Blend", "check_span", "scheduled"]
+
 _SHARED = ("row_sums_one", "column_sums_one", "nonnegative", "contractive", "contains_identity", "exact")
 
 

@@ -18,6 +18,8 @@ from jpmhc_jax.linalg import linear, quaternion
 from jpmhc_jax.linalg.blocks import by_blocks
 from jpmhc_jax.mixers.base import Mixer, Traits
 
+__all__ = ["Cayley", "CayleyIterative", "cayley", "cayley_pullback"]
+
 
 @custom_derivative
 def cayley(skew: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"]:

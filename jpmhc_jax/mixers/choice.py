@@ -14,6 +14,8 @@ from jpmhc_jax.mixers.blend import Blend, check_span, scheduled
 from jpmhc_jax.mixers.iso import Iso
 from jpmhc_jax.mixers.trivial import Identity
 
+__all__ = ["Choice"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Blend):

@@ -16,6 +16,8 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["count", "forward_and_backward"]
+
 _ELEMENTWISE = frozenset((
   "add", "sub", "mul", "div", "max", "min", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "logistic", "tanh",
   "square", "integer_pow", "pow", "atan2", "sin", "cos", "add_any", "rem", "erf", "tan", "cbrt", "cumsum",

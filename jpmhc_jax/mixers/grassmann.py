@@ -12,6 +12,8 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.linalg import linear
 from jpmhc_jax.mixers.base import Mixer, Traits
 
+__all__ = ["Grassmann"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Grassmann(Mixer):

@@ -13,6 +13,8 @@ from jpmhc_jax.linalg import linear
 from jpmhc_jax.mixers.base import Mixer, Traits
 from jpmhc_jax.mixers.cayley import cayley
 
+__all__ = ["Householder"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Householder(Mixer):

@@ -13,6 +13,8 @@ from jpmhc_jax.mixers.birkhoff import Sinkhorn
 from jpmhc_jax.mixers.blend import Blend, check_span, scheduled
 from jpmhc_jax.mixers.iso import Iso
 
+__all__ = ["Hybrid"]
+
 _LEARNED = -1.0
 
 

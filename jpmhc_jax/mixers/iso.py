@@ -17,6 +17,8 @@ from jpmhc_jax.mixers.base import Mixer, Traits
 from jpmhc_jax.mixers.cayley import cayley, cayley_pullback
 from jpmhc_jax.mixers.polar import check_polar, polar
 
+__all__ = ["Iso"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Iso(Mixer):

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from jpmhc_jax.mixers.base import refuse_streams, Traits
 from jpmhc_jax.mixers.birkhoff import DoublyStochastic
 
+__all__ = ["Kronecker"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Kronecker(DoublyStochastic):

@@ -15,6 +15,8 @@ from jpmhc_jax.mixers.birkhoff import DoublyStochastic
 from jpmhc_jax.mixers.cayley import cayley
 from jpmhc_jax.mixers.polar import odd_iteration
 
+__all__ = ["Orthostochastic", "OrthostochasticNewtonSchulz"]
+
 _NEWTON_SCHULZ = (3.0, -3.2, 1.2)
 
 

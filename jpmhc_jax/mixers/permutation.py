@@ -16,6 +16,11 @@ from jpmhc_jax.linalg import linear
 from jpmhc_jax.mixers.base import refuse_streams, Traits
 from jpmhc_jax.mixers.birkhoff import DoublyStochastic
 
+__all__ = [
+  "Circulant", "Permutation", "PermutationMixture", "best_generators", "generators", "permutation_matrices",
+  "spectral_gap",
+]  # fmt: skip
+
 Permutation = tuple[int, ...]
 _LARGEST_FULL_BASIS = 5
 

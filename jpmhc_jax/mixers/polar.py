@@ -16,6 +16,8 @@ from jpmhc_jax.linalg.blocks import by_blocks
 from jpmhc_jax.linalg.sylvester import skew_sylvester
 from jpmhc_jax.mixers.base import Mixer, Traits
 
+__all__ = ["Coefficients", "Polar", "check_polar", "odd_iteration", "polar"]
+
 # Odd quintics a·x + b·x³ + c·x⁵ that, composed, map [1e-3, 1] to 1 fastest (Polar Express, Amsel et al. 2025,
 # 2505.16932). The published values carry a safety factor 1.01 on x in all but the last step.
 _EXPRESS = (

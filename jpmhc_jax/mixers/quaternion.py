@@ -13,6 +13,8 @@ from jpmhc_jax.linalg import linear
 from jpmhc_jax.linalg.quaternion import Components, rotation
 from jpmhc_jax.mixers.base import Mixer, refuse_streams, Traits
 
+__all__ = ["Quaternion"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Quaternion(Mixer):

@@ -14,6 +14,8 @@ import numpy as np
 
 from jpmhc_jax.mixers.registry import parse
 
+__all__ = ["ALL", "CASES", "PATH", "TOKENS", "load", "vectors"]
+
 PATH = pathlib.Path(__file__).with_name("reference.npz")
 TOKENS = 4
 CASES: tuple[tuple[str, str, tuple[int, ...]], ...] = (

@@ -26,6 +26,8 @@ from jpmhc_jax.mixers.sphere import SpectralSphere
 from jpmhc_jax.mixers.transport import Transport
 from jpmhc_jax.mixers.trivial import Identity, Unconstrained
 
+__all__ = ["FAMILIES", "make", "name_of", "parse", "register_mixer"]
+
 FAMILIES: dict[str, type[Mixer]] = {
   "identity": Identity,
   "unconstrained": Unconstrained,

@@ -15,6 +15,8 @@ from jpmhc_jax.linalg.blocks import by_blocks
 from jpmhc_jax.mixers.base import Mixer, Traits
 from jpmhc_jax.mixers.cayley import cayley
 
+__all__ = ["SpectralSphere"]
+
 
 @dataclasses.dataclass(frozen=True)
 class SpectralSphere(Mixer):

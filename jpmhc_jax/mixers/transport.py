@@ -11,6 +11,8 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers.base import Traits
 from jpmhc_jax.mixers.birkhoff import DoublyStochastic
 
+__all__ = ["Transport"]
+
 _NARROWEST = 1e-7  # of TBP-mHC: keeps a gradient in entries whose bounds have met, each off the set by as much
 _OFF_THE_SET = 8e-7  # by all entries of a row together, so that many streams stay on the set
 

@@ -10,6 +10,8 @@ import numpy as np
 from jpmhc_jax.linalg import linear
 from jpmhc_jax.mixers.base import Mixer, Traits
 
+__all__ = ["Identity", "Unconstrained"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity(Mixer):

@@ -20,6 +20,8 @@ import optax
 from jpmhc_jax.core.errors import check_choice
 from jpmhc_jax.optim.schedules import ScalarOrSchedule
 
+__all__ = ["FORMS", "adam_atan2", "scale_by_adam_atan2"]
+
 FORMS = ("imoneoi", "lucidrains")
 _LUCIDRAINS_SCALE = 1.27  # the package's default `a`, chosen there so that atan2 stays near 1 for |m| = sqrt(v)
 

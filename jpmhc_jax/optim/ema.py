@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+__all__ = ["ema_init", "ema_update"]
+
 
 def ema_init(params: Any) -> Any:
   """The shadow starts at a copy of the parameters themselves; there is no bias correction."""

@@ -10,6 +10,8 @@ import jax
 
 from jpmhc_jax.core.errors import ConfigError, nearest
 
+__all__ = ["MANIFOLD_PREFIX", "ROLES", "label_tree", "manifold_names"]
+
 ROLES = ("trunk", "mixer", "puzzle")
 MANIFOLD_PREFIX = "manifold:"
 

@@ -18,6 +18,11 @@ from jpmhc_jax.optim.riemannian import (
 )
 from jpmhc_jax.optim.schedules import ScalarOrSchedule
 
+__all__ = [
+  "CANONICAL", "EUCLIDEAN", "LandingState", "SUBSPACES", "cayley_adam", "cayley_sgd", "grassmann_adam", "landing",
+  "projected_muon",
+]  # fmt: skip
+
 CANONICAL, EUCLIDEAN, SUBSPACES = Stiefel(metric="canonical"), Stiefel(), Grassmann()
 
 

@@ -27,6 +27,11 @@ import optax
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.manifolds.parameters import Manifold
 
+__all__ = [
+  "ADAPTIVE", "RiemannianAdamState", "RiemannianMomentumState", "StabilizeState", "TRANSPORTS", "retract",
+  "riemannian_gradient", "scale_by_riemannian_adam", "scale_by_riemannian_momentum", "stabilize_every", "warn_off",
+]  # fmt: skip
+
 ADAPTIVE = ("matrix", "elementwise", "none")
 TRANSPORTS = ("isometric", "projection")
 

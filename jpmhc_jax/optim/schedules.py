@@ -13,6 +13,8 @@ import optax
 
 from jpmhc_jax.core.errors import check_choice, ConfigError
 
+__all__ = ["KINDS", "ScalarOrSchedule", "make_schedule"]
+
 ScalarOrSchedule = float | int | jax.Array | Callable[..., Any]
 KINDS = ("constant", "cosine", "step")
 

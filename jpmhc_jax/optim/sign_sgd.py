@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+__all__ = ["sign_sgd_rows"]
+
 
 def sign_sgd_rows(
   table: Float[Array, "rows width"],

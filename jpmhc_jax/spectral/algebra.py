@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+__all__ = ["congruence", "inverse", "product", "spread", "transpose"]
+
 _WRITTEN_OUT = 11  # largest n that is eliminated elementwise
 
 

@@ -24,6 +24,8 @@ from jaxtyping import Array, Complex
 from jpmhc_jax.spectral import algebra
 from jpmhc_jax.spectral.layers import Layers
 
+__all__ = ["Linearised", "Messages", "Unknowns", "derivative", "dyson_map", "linearised", "messages", "updated"]
+
 Unknowns = Complex[Array, "2 layers points"]  # (α, β)
 
 

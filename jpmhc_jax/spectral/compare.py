@@ -11,6 +11,8 @@ import numpy as np
 
 from jpmhc_jax.spectral.density import Spectrum
 
+__all__ = ["Atoms", "Summary", "atoms", "of_spectrum", "quantiles", "smoothed", "summary", "w1"]
+
 
 class Atoms(NamedTuple):
   """A distribution of log singular values: ascending positions, weights that sum to 1."""

@@ -20,6 +20,11 @@ from jpmhc_jax.spectral import correlated, dyson, moments
 from jpmhc_jax.spectral.correlated import Correlated
 from jpmhc_jax.spectral.layers import Layers
 
+__all__ = [
+  "Spectrum", "Stack", "Statistics", "aaa_density", "line_spectrum", "log_spectrum", "quantile", "spectrum",
+  "statistics", "stieltjes_inversion", "support", "upper_edge",
+]  # fmt: skip
+
 Stack = Layers | Correlated
 
 _WIDEST = 0.7  # angle of a ray up to which −Im(z G) is a density of log λ that is worth extrapolating

@@ -14,6 +14,8 @@ from jpmhc_jax.spectral import chain, krylov, newton
 from jpmhc_jax.spectral.layers import Layers
 from jpmhc_jax.spectral.newton import Options
 
+__all__ = ["NotSolvedError", "Resolvent", "SOLVED", "by_parts", "checked", "resolvent"]
+
 SOLVED = 1e-3  # relative residual above which a density would be drawn wrong
 _AT_ONCE = 16  # grid points that `by_parts` solves together
 _PATIENT = Options(max_iterations=2000, warmup=100)  # for the few points that a grid is left with: hard edges

@@ -23,6 +23,11 @@ from jpmhc_jax.mixers import Mixer
 from jpmhc_jax.spectral import compare, density, dyson, measured, stable_product
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, Real, without_rotations
 
+__all__ = [
+  "DEEPEST", "DRAWS", "FLOOR", "JacobianSpectrum", "Sampled", "drawing", "measure", "mixer_stack", "predict",
+  "sampled_size", "solve",
+]  # fmt: skip
+
 DRAWS = ("init", "random")
 FLOOR = 1e-6  # singular value below which a direction counts as dead
 DEEPEST = 4_000  # depth · streams³ up to which the Dyson equation is tried: two minutes; beyond, a product is sampled

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
+__all__ = ["Pair", "Vector", "gmres", "gmres_of_pairs"]
+
 Vector = Complex[Array, "unknowns points"]
 
 

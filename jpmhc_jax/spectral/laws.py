@@ -13,6 +13,8 @@ import numpy as np
 from jpmhc_jax.spectral import dyson, moments
 from jpmhc_jax.spectral.layers import full_noise
 
+__all__ = ["GinibreProduct", "HaarOrthogonal", "IdentitySkip", "Law", "MarchenkoPastur"]
+
 
 class Law(Protocol):
   """A law on [0, ∞) that the eigenvalues of some N x N matrix MᵀM follow as N → ∞."""

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+__all__ = ["Layers", "Real", "block_noise", "full_noise", "without_rotations"]
+
 Real = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int
 
 

@@ -13,6 +13,11 @@ import numpy as np
 
 from jpmhc_jax.core.errors import UserError
 
+__all__ = [
+  "Operator", "Product", "Products", "Quadrature", "check_finite", "extreme_singular_values", "golub_kahan",
+  "hutch_plus_plus", "hutchinson", "lanczos_quadrature", "operator", "singular_values",
+]  # fmt: skip
+
 Product = Callable[[Float[Array, " _"]], Float[Array, " _"]]
 
 

@@ -7,6 +7,8 @@ from jaxtyping import Array, Float
 from jpmhc_jax.spectral import dyson, newton
 from jpmhc_jax.spectral.layers import Layers
 
+__all__ = ["first_moment", "gradient_energy", "limit_moments", "log_first_moment"]
+
 
 def gradient_energy(layers: Layers) -> Float[Array, " layers_and_one"]:
   """E |J_{l…L}ᵀ g|² / N for an isotropic unit gradient g at the output: entry l is the energy in front of layer l.

@@ -12,6 +12,11 @@ import numpy as np
 from jpmhc_jax.spectral.correlated import Correlated
 from jpmhc_jax.spectral.layers import Layers
 
+__all__ = [
+  "Curve", "Distances", "correlated_eigenvalues", "distances", "eigenvalues", "empirical_resolvent", "line_curve",
+  "mean_and_error", "ray_curve", "sampling_error",
+]  # fmt: skip
+
 
 def _square_root(covariance: Float[Array, "layers n n"]) -> Float[Array, "layers n n"]:
   values, vectors = jnp.linalg.eigh(covariance)

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Complex, Float
 from jpmhc_jax.spectral import chain, krylov
 from jpmhc_jax.spectral.layers import Layers
 
+__all__ = ["Options", "State", "flat", "matvec", "relative_scale", "solve", "start"]
+
 _LOOSE = 1e-3  # residual at which a lifted point is solved well enough to move on; below it Newton is not judged
 _LARGE = 0.3  # residual above which a Newton step that makes it worse is a failure; next to an edge small ones may grow
 _ROUNDING = 1e-6  # residual below which a Newton step that gains nothing has met the rounding error

@@ -16,6 +16,11 @@ import numpy as np
 
 from jpmhc_jax.core.errors import check_choice, UserError
 
+__all__ = [
+  "ACTIVATIONS", "Propagation", "critical_sigma_w", "fixed_point", "gaussian_mean", "isometric_sigma_w", "propagate",
+  "second_moment", "slope_moment",
+]  # fmt: skip
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "relu": jax.nn.relu,
   "tanh": jnp.tanh,

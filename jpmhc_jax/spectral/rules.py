@@ -19,6 +19,11 @@ from jpmhc_jax.spectral import compare, density, jacobian, moments, propagation
 from jpmhc_jax.spectral.jacobian import FLOOR, mixer_stack
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
+__all__ = [
+  "Absent", "LARGEST", "NOISES", "Prediction", "Question", "Report", "Row", "Tick", "layer_stack", "longest_seconds",
+  "predict", "rows", "what_if",
+]  # fmt: skip
+
 NOISES = ("block", "full")
 LARGEST = 2e7  # depth · streams³ up to which a row is worth waiting for
 _LARGEST_LOG = 690.0  # what exp takes

@@ -14,6 +14,8 @@ import scipy.linalg
 
 from jpmhc_jax.spectral.layers import Layers
 
+__all__ = ["log_singular_values"]
+
 _SWEEPS = 40  # QR sweeps of the last factor: entries whose sizes differ converge by their ratio a sweep
 _DECOMPOSED = 1e-12  # share of the largest singular value down to which a decomposition in float64 is right
 _NOTHING = -1e5  # log of a singular value that is zero

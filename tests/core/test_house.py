@@ -111,3 +111,36 @@ def test_a_command_in_a_message_can_be_pasted_whatever_the_folder_is_called():
 
 def test_the_command_line_stays_short():
   assert len((PACKAGE / "main.py").read_text().splitlines()) < 80
+
+
+FLOOR = ("linalg", "mixers", "manifolds", "connections", "optim", "spectral")
+
+
+def _defined(tree):
+  """The public names that the statements of a module define, not those that it imports."""
+  for node in tree.body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+      targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+      yield from (name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+
+
+def _listed(tree):
+  lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+  return sorted(ast.literal_eval(lists[0])) if lists else None
+
+
+@pytest.mark.parametrize("room", FLOOR)
+def test_a_module_of_the_library_lists_its_public_names(room):
+  for path in sorted((PACKAGE / room).rglob("*.py")):
+    if path.name != "__init__.py":
+      tree = ast.parse(path.read_text())
+      expected = sorted({name for name in _defined(tree) if not name.startswith("_")})
+      assert _listed(tree) == expected, f"{path}: expected __all__ = {expected}"
+
+
+def test_a_package_that_offers_names_lists_them():
+  for path in PACKAGE.glob("*/**/__init__.py"):
+    tree = ast.parse(path.read_text())
+    assert not any(isinstance(node, ast.ImportFrom) for node in tree.body) or _listed(tree), f"{path}: no __all__"

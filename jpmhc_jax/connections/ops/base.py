@@ -16,6 +16,8 @@ from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import check_choice
 
+__all__ = ["IMPLEMENTATIONS", "StreamOps", "announce", "stream_ops"]
+
 _PLATFORMS = {"pallas_gpu": "gpu", "pallas_tpu": "tpu"}
 _SLICED = 8  # up to so many streams a TPU prefers n² expressions to sliced and contracted streams
 _MOST = 16  # streams that kernels take

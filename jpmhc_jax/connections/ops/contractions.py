@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 
 from jpmhc_jax.core import sharding
 
+__all__ = ["einsum", "matmul", "outer_sums", "product", "rows_times", "seen", "square_sums", "times_rows", "wide"]
+
 # Accelerators else round what goes into a float32 product to bf16 or TF32, streams that only pass through it included.
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

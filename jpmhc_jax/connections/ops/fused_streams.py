@@ -26,6 +26,8 @@ from jpmhc_jax.connections.ops import xla
 from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.core.derivatives import custom_derivative
 
+__all__ = ["FusedStreams", "Terms", "enter", "mix_and_write", "read", "statistics", "write"]
+
 _Arrays = tuple[Array, ...]
 
 

@@ -19,6 +19,8 @@ from jpmhc_jax.connections.ops import xla
 from jpmhc_jax.connections.ops.contractions import outer_sums
 from jpmhc_jax.core.derivatives import custom_derivative
 
+__all__ = ["join", "mix_and_write", "read", "split"]
+
 
 @custom_derivative
 def _combined(

@@ -22,6 +22,8 @@ from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 from jpmhc_jax.core.derivatives import custom_derivative
 
+__all__ = ["mix_and_write", "moments", "normed_products", "products", "read", "statistics", "write"]
+
 _Streams = Float[Array, "*tokens n d"]
 _Vector = Float[Array, "*tokens d"]
 _Arrays = tuple[Array, ...]

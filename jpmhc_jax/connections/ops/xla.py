@@ -31,6 +31,12 @@ from jpmhc_jax.connections.ops.contractions import (
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.xla import fusion_barrier
 
+__all__ = [
+  "coefficients_backward", "combine", "fuses", "implementation", "kernel_backward", "mix", "moments",
+  "moments_backward", "normed_products", "normed_products_backward", "products", "products_backward", "read",
+  "statistics", "streams_backward", "summed_if_static", "weights_backward", "write", "write_backward",
+]  # fmt: skip
+
 fuses = False  # XLA itself fuses the terms of the streams' gradient
 implementation = "xla"
 

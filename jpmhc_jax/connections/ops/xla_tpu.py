@@ -17,6 +17,11 @@ from jaxtyping import Array, Float
 from jpmhc_jax.connections.ops.contractions import einsum, seen, wide
 from jpmhc_jax.connections.ops.xla import summed_if_static
 
+__all__ = [
+  "coefficients_backward", "fuses", "implementation", "kernel_backward", "mix", "read", "statistics",
+  "streams_backward", "weights_backward",
+]  # fmt: skip
+
 fuses = True
 implementation = "xla"
 

@@ -27,6 +27,8 @@ import numpy as np
 
 from jpmhc_jax.spectral.correlated.noise import Correlated
 
+__all__ = ["Map", "Places", "coherence", "derivative", "dyson_map", "places", "product", "self_energy", "units"]
+
 
 class Places(NamedTuple):
   """What the mixers do between the places where layers read and write, and the moments there. See the module."""

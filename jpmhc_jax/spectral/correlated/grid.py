@@ -16,6 +16,8 @@ from jpmhc_jax.spectral.correlated.newton import Options
 from jpmhc_jax.spectral.correlated.noise import Correlated, independent, is_independent
 from jpmhc_jax.spectral.dyson import Resolvent
 
+__all__ = ["by_parts", "first_moment", "resolvent"]
+
 _AT_ONCE = 16  # grid points between two ticks
 
 

@@ -17,6 +17,8 @@ from jpmhc_jax.spectral import krylov
 from jpmhc_jax.spectral.correlated import equation
 from jpmhc_jax.spectral.correlated.equation import Places
 
+__all__ = ["Options", "Solution", "Unknowns", "at_infinity", "descend", "matvec", "on_branch", "size", "solve"]
+
 _LOOSE = 1e-4  # residual at which a point on the way down is solved well enough to move on
 _ROUNDING = 1e-8  # residual below which a step that gains nothing has met the rounding error
 _REAL = 1e-12  # Im h / |h| that is rounding, far outside a spectrum

@@ -15,6 +15,8 @@ import numpy as np
 
 from jpmhc_jax.spectral.layers import block_noise, Layers, Real
 
+__all__ = ["Correlated", "correlated_noise", "independent", "is_independent", "tied_covariance"]
+
 _SYMMETRIC = 1e-8  # relative asymmetry and negative eigenvalue of the moments that are rounding
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.spectral.published import one_layer, products, twisted
 
+__all__ = ["METHODS", "choose", "resolvent"]
+
 METHODS = ("auto", "scalar", "operator", "z1_mapping", "s_transform", "subordination", "twisted")
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from jpmhc_jax.core.errors import UserError
 
+__all__ = ["from_eigenvalues", "operator_resolvent", "scalar_resolvent"]
+
 
 def _defect(g: np.ndarray, z: np.ndarray, s: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
   u = 1 - variance * g

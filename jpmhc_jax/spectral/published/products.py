@@ -13,6 +13,8 @@ import numpy as np
 
 from jpmhc_jax.core.errors import UserError
 
+__all__ = ["Transform", "anderson", "s_transform", "subordination", "z1_mapping"]
+
 Transform = Callable[[np.ndarray], np.ndarray]  # z (upper half-plane) -> G(z)
 
 

@@ -22,6 +22,8 @@ import numpy as np
 
 from jpmhc_jax.core.errors import UserError
 
+__all__ = ["resolvent"]
+
 
 def _inverse_s(b: jax.Array, gram: jax.Array, variance: jax.Array, scalars: jax.Array) -> tuple[jax.Array, jax.Array]:
   """T(B), and the defect of the two scalars (g, h) that it was computed from."""

@@ -14,6 +14,8 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+__all__ = ["Shape", "coefficients_backward", "mix", "read", "statistics", "streams_backward", "weights_backward"]
+
 _WRITTEN_OUT = 4  # streams
 
 

@@ -22,6 +22,8 @@ from jpmhc_jax.connections.ops.contractions import einsum, seen
 from jpmhc_jax.connections.ops.pallas import bodies
 from jpmhc_jax.core.sharding import split_over
 
+__all__ = ["Kernels"]
+
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
 _TRITON_KERNEL = 1 << 13  # numbers of W in shared memory at a time; Triton keeps up to four such parts
 _MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
