@@ -30,8 +30,8 @@ import jpmhc_jax as jp
 
 @dataclasses.dataclass(frozen=True)
 class WaveFields:
-  examples: int = jp.field(64, "ripples to train on")
-  frequency: float = jp.field(1.5, "angular frequency of the ripples")
+  examples: int = jp.field(64, "ripples to train on", ge=1)
+  frequency: float = jp.field(1.5, "angular frequency of the ripples", gt=0, le=99.5)
   phase: str = jp.field("sine", "where a ripple begins", ("sine", "cosine"))
   broken: int = jp.field(0, "ripples that hold no numbers", ge=0)
 
@@ -187,7 +187,7 @@ def test_the_run_names_its_plugin_and_every_later_command_finds_it(workdir, proj
 def test_describe_lists_the_fields_and_names(project, capsys):
   assert main(["describe", f"--config={project}/config.py", "--config.data.ripples.phase=cosine"]) == 0
   page = " ".join(capsys.readouterr().out.replace("│", " ").split())
-  assert "data.ripples.frequency 1.0 1.5 angular frequency of the ripples" in page
+  assert "data.ripples.frequency 1.0 1.5 angular frequency of the ripples [above 0 to 99.5]" in page
   assert "data.ripples.phase 'cosine' 'sine' where a ripple begins [sine | cosine]" in page
   assert "model.ripple_fit.hidden 16 16" in page and "[trm | decoder | vit | ripple_fit]" in page
 
@@ -197,6 +197,7 @@ def test_describe_lists_the_fields_and_names(project, capsys):
   [
     ("data.ripples.frequenzy=3", "no field 'data.ripples.frequenzy'. Did you mean 'data.ripples.frequency'?"),
     ("data.ripples.examples=many", "expected data.ripples.examples: int such as 64"),
+    ("data.ripples.frequency=100", "data.ripples.frequency=100.0: expected above 0 to 99.5"),
     ("data.ripples.phase=sin", "data.ripples.phase='sin': expected one of sine, cosine. Did you mean 'sine'?"),
     ("data.ripples.broken=-1", "data.ripples.broken=-1: expected at least 0"),
     ("data.ripples.frequency=nan", "data.ripples.frequency=nan: expected a finite number"),
