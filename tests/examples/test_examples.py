@@ -30,7 +30,7 @@ PROMISED = {
   "linen": (0.1, 0.94),
   "matrix_on_manifold": (0.715, None),
   "nnx_transformer": (3.5, None),
-  "own_mixer": (0.02, None),
+  "own_mixer": (0.05, None),
   "plain_functions": (0.15, 0.95),
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where it is not called as what is imported
