@@ -372,29 +372,16 @@ def restore(path: pathlib.Path) -> schema.Config:
 
 
 def validate(config: schema.Config) -> schema.Config:
-  """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work."""
+  """Returns the config unchanged, or raises ConfigError for the first field whose value cannot work.
+
+  What a task asks of its fields is checked where the task is looked up, by `training.tasks.task_of`.
+  """
   plugins.check(config)
-  c, model = config, config.model
+  c, optimizer = config, config.optimizer
   check(config)
   require(
     c.batch_size % c.accumulation == 0, "batch_size", c.batch_size, f"a multiple of accumulation={c.accumulation}"
   )
-  require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
-  head = model.width // model.heads
-  require(
-    model.positions != "rope" or head % 2 == 0,
-    "model.heads",
-    model.heads,
-    "an even width per head (rope rotates pairs)",
-  )
-  puzzle = model.puzzle
-  require(
-    0 <= puzzle.width <= puzzle.slots * model.width,
-    "model.puzzle.width",
-    puzzle.width,
-    f"0 to slots*width = {puzzle.slots * model.width} (the vector is zero-padded into the slots)",
-  )
-  optimizer = c.optimizer
   require(
     len(optimizer.step_boundaries) == len(optimizer.step_factors),
     "optimizer.step_factors",

@@ -26,6 +26,7 @@ from jpmhc_jax.training import loop
 from jpmhc_jax.training.checkpoint import Restored
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.state import Setup, TrainState
+from jpmhc_jax.training.tasks import task_of
 
 Folder = str | os.PathLike[str]
 
@@ -195,6 +196,7 @@ def train(
   (4, True)
   """
   resolved, folder = configs.resolve(config, overrides or {}), _folder(workdir)
+  task_of(resolved)
   connections.check(resolved)
   _check_evaluation(resolved)
   with processes_of(resolved), loop.claimed(resolved, folder):

@@ -12,6 +12,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import fields
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.training.tasks import task_of
 
 GOOD = """
 from jpmhc_jax.config.load import default
@@ -74,7 +75,7 @@ def test_bad_overrides_are_refused_with_field_and_remedy(config_file, override, 
     assert configs.load(str(config_file), [override]).batch_size == 5
     return
   with pytest.raises(ConfigError, match=re.escape(message)):
-    configs.load(str(config_file), [override])
+    task_of(configs.load(str(config_file), [override]))
 
 
 def test_a_wrong_type_is_explained_for_its_field_alone(config_file):

@@ -129,7 +129,7 @@ def test_a_config_is_named_in_three_ways(tmp_path):
     ("optimiser.beta2", 0.5, "unknown field 'optimiser.beta2'.*'optimizer.beta2'"),
     ("steps.many", 1, "unknown field 'steps.many'"),
     ("steps", "many", "steps='many': expected int"),
-    ("model.heads", 3, "model.heads=3"),
+    ("model.heads", 0, "model.heads=0: expected at least 1"),
   ):
     with pytest.raises(jp.ConfigError, match=message):
       configs.resolve(_config(), {name: value})

@@ -141,11 +141,19 @@ def check_per_row(what: str, arrays: Mapping[str, Array], names: Iterable[str], 
       raise ConfigError(f"{what}: {name!r} has the shape {arrays[name].shape}; expected one number a row, ({rows},)")
 
 
+def check_attention(model: schema.Model) -> None:
+  """Raises ConfigError for heads that do not share the features evenly."""
+  require(model.width % model.heads == 0, "model.width", model.width, f"a multiple of model.heads={model.heads}")
+  even = model.width // model.heads % 2 == 0
+  require(even or model.positions != "rope", "model.heads", model.heads, "an even width per head (rope rotates pairs)")
+
+
 class TransformerPass(SinglePass):
   """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
 
   def check(self, config: schema.Config) -> None:
     model = config.model
+    check_attention(model)
     require(
       model.rematerialise != "call",
       "model.rematerialise",

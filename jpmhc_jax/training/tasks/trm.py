@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import IGNORED
 from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
 from jpmhc_jax.models.trm import Output, TRM
-from jpmhc_jax.training.tasks.base import Probe, Task
+from jpmhc_jax.training.tasks.base import check_attention, Probe, Task
 from jpmhc_jax.training.tasks.registry import register_task
 
 HALT_WEIGHT = 0.5
@@ -101,6 +102,12 @@ class DeepSupervision(Task):
     # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
     rows = -(-dataset.num_identifiers // TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
     return (rows, config.model.puzzle.width) if config.model.puzzle.width else None
+
+  def check(self, config: schema.Config) -> None:
+    check_attention(config.model)
+    puzzle, most = config.model.puzzle, config.model.puzzle.slots * config.model.width
+    words = f"0 to slots*width = {most} (the vector is zero-padded into the slots)"
+    require(0 <= puzzle.width <= most, "model.puzzle.width", puzzle.width, words)
 
   def steps_per_batch(self, config: schema.Config) -> int:
     return config.model.recursion.max_steps
