@@ -111,20 +111,20 @@ def _scaled_backward(sweeps, epsilon, columns_first, kernel, cotangent):  # type
   #   p̄_t = ε p̄_(t+1) − u_t² (K q̄_t),   q̄_(t−1) = ε q̄_t − v_(t−1)² (Kᵀ p̄_t),
   #   K̄ = u vᵀ ∘ G + Σ_t u_t q̄_tᵀ + Σ_t p̄_t v_(t−1)ᵀ,
   # from q̄_T = −v ∘ m, m_j = Σ_i P_ij G_ij. Factors are ordered so that nothing leaves float32 where u is large and K
-  # small; products are `apart` so that none is computed again inside the next.
+  # small; products are unfused so that none is computed again inside the next.
   def backward(kernel: Array, bar: Array) -> Array:
     start, (u, v), every = _sweeps(kernel, sweeps, epsilon, columns_first)
     plan, transposed = _plan(kernel, u, v), linear.transpose(kernel)
     ones = jnp.ones_like(kernel[:, :1])
-    mean = linear.apart(linear.transpose(plan * bar), ones)[:, 0]
+    mean = linear.unfused_matmul(linear.transpose(plan * bar), ones)[:, 0]
     bar = bar - mean[None]
     if not epsilon:  # the columns of P sum to one, and G may lose the rounding of m, which would drown 1 − P_ii
-      bar = bar - linear.apart(linear.transpose(plan * bar), ones)[:, 0][None]
+      bar = bar - linear.unfused_matmul(linear.transpose(plan * bar), ones)[:, 0][None]
     to_p = -u * linear.total(plan * bar, 1)[:, 0]
     to_q, to_kernel = -v * mean, u[:, None] * bar * v[None]
 
     def earlier(later: Array, vector: Array, matrix: Array, other: Array) -> Array:
-      step = -vector * (vector * linear.apart(matrix, other[:, None])[:, 0])
+      step = -vector * (vector * linear.unfused_matmul(matrix, other[:, None])[:, 0])
       return step + epsilon * later if epsilon else step
 
     def undo(step: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -188,7 +188,7 @@ def _newton(start: Array, steps: int) -> Array:
     k, p, _ = state
     # Gradient c − 1, Hessian diag(c) − PᵀP: a graph Laplacian when the rows sum to one.
     right = missing(p)
-    direction = linear.laplacian_solve(linear.apart(linear.transpose(p), p), right)
+    direction = linear.laplacian_solve(linear.unfused_matmul(linear.transpose(p), p), right)
     # Along a direction of range r the dual's third derivative is at most r times its second. Then log(1 + r)/r of the
     # step descends for every r, and tends to the full Newton step as r -> 0.
     top = jnp.max(direction, axis=0)

@@ -57,7 +57,7 @@ def _by_newton(p: Array, k: Array) -> Array:
     p, k = state
     inverse = linear.inverse_positive(p)
     a, b = linear.inverse_norm(p)[None, None], linear.inverse_norm(inverse)[None, None]
-    return a * p + b * inverse, a * k + b * linear.apart(linear.apart(inverse, k), inverse)
+    return a * p + b * inverse, a * k + b * linear.unfused_matmul(linear.unfused_matmul(inverse, k), inverse)
 
   _, k = jax.lax.fori_loop(0, 6 + (p.dtype == jnp.float64), step, (p, k))
   return 0.25 * math.sqrt(n) * k  # the limit has ‖P‖ = 2: s = 2/√n

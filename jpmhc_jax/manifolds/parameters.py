@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 from jpmhc_jax.core.errors import check_choice
 from jpmhc_jax.linalg import scaling
 from jpmhc_jax.manifolds import retractions
-from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul, skew, symmetric, transpose
+from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul, skew_part, symmetric, transpose
 
 __all__ = [
   "Birkhoff", "Grassmann", "Iso", "MANIFOLDS", "Manifold", "Matrix", "Oblique", "Orthogonal", "Scalars", "Sphere",
@@ -201,7 +201,7 @@ class Orthogonal(Stiefel):
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
     """X A ↦ Y A: the translation of the group, which is isometric."""
     # X A -> Y A for skew A: the translation of the group, with no condition on X^T Y.
-    return matmul(new_point, skew(gram(point, vector)))
+    return matmul(new_point, skew_part(gram(point, vector)))
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless the shape is (…, n, n)."""

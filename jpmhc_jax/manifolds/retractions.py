@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 __all__ = [
   "LONGEST", "carry_along", "cayley", "cayley_iterative", "gram", "identity_like", "matmul", "normalised", "polar",
-  "polar_near", "qr", "rotate", "shortened", "skew", "symmetric", "tidied", "transpose", "with_care",
+  "polar_near", "qr", "rotate", "shortened", "skew_part", "symmetric", "tidied", "transpose", "with_care",
 ]  # fmt: skip
 
 LONGEST = 100.0
@@ -41,7 +41,7 @@ def symmetric(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
   return 0.5 * (x + transpose(x))
 
 
-def skew(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+def skew_part(x: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
   """(x - x^T) / 2."""
   return 0.5 * (x - transpose(x))
 
@@ -108,7 +108,7 @@ def rotate(
     dual = jnp.concatenate([right, -left], axis=-1)
     inner = gram(dual, wide)
     return x + matmul(wide, jnp.linalg.solve(identity_like(inner) - 0.5 * inner, gram(dual, x)))
-  half = skew(matmul(left, transpose(right)))  # W / 2
+  half = skew_part(matmul(left, transpose(right)))  # W / 2
   eye = identity_like(half)
   return jnp.linalg.solve(eye - half, x + matmul(half, x))
 

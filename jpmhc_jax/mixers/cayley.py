@@ -37,9 +37,9 @@ def _by_elimination(skew: Array) -> Array:
 
   def polished(q: Array) -> tuple[Array, Array]:
     # One Newton–Schulz step squares the error that elimination leaves when S is large.
-    error = linear.apart(q, linear.transpose(q)) - identity
+    error = linear.unfused_matmul(q, linear.transpose(q)) - identity
     # A sum, because XLA's maximum on the CPU may pass over NaN.
-    return q - 0.5 * linear.apart(error, q), jnp.sum(error * error, axis=(0, 1))
+    return q - 0.5 * linear.unfused_matmul(error, q), jnp.sum(error * error, axis=(0, 1))
 
   q, error = polished(2 * linear.inverse_positive(identity + skew) - identity)
   # Elimination does not keep S skew: its error grows as rounding times S, until it ends at another rotation because the
@@ -69,13 +69,13 @@ def _by_reflections(skew: Float[Array, "n n tokens"]) -> Float[Array, "n n token
     double = 2 / jnp.maximum(jnp.sum(v * v, axis=0, keepdims=True), tiny)
     # vᵀSv = 0, so (I − 2vvᵀ) S (I − 2vvᵀ) = S + 2v(Sv)ᵀ − 2(Sv)vᵀ for a unit v.
     turned = v[:, None] * (double * linear.matvec(s, v))[None]
-    return s + linear.skew(turned), basis - (double * linear.matvec(basis, v))[:, None] * v[None]
+    return s + linear.minus_transpose(turned), basis - (double * linear.matvec(basis, v))[:, None] * v[None]
 
   basis = jnp.broadcast_to(linear.identity_like(skew), skew.shape)
   s, basis = jax.lax.fori_loop(0, n - 2, reflect, (skew, basis))
   below = jnp.stack([s[k + 1, k] for k in range(n - 1)])
   rotation = 2 * _inverse_tridiagonal(below) - linear.identity_like(skew)
-  return linear.apart(linear.apart(basis, rotation), linear.transpose(basis))
+  return linear.unfused_matmul(linear.unfused_matmul(basis, rotation), linear.transpose(basis))
 
 
 def _inverse_tridiagonal(below: Float[Array, "m tokens"]) -> Float[Array, "n n tokens"]:
@@ -178,7 +178,7 @@ class Cayley(_FromSkewPart):
     return 2 * n**3, 2 * n**3
 
   def _project(self, logits: Array, n: int) -> Array:
-    return cayley(-0.5 * self.alpha * linear.skew(logits))
+    return cayley(-0.5 * self.alpha * linear.minus_transpose(logits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ class CayleyIterative(_FromSkewPart):
     return self.steps * n**3, self.steps * n**3
 
   def _project(self, logits: Array, n: int) -> Array:
-    return _truncated(self.alpha * linear.skew(logits), self.steps)
+    return _truncated(self.alpha * linear.minus_transpose(logits), self.steps)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(1,))
@@ -223,7 +223,7 @@ def _iterates(w: Array, steps: int) -> tuple[Array, Array]:
   identity = linear.identity_like(w)
 
   def step(y: Array, _: None) -> tuple[Array, Array]:
-    return identity + 0.5 * linear.apart(w, identity + y), y
+    return identity + 0.5 * linear.unfused_matmul(w, identity + y), y
 
   return jax.lax.scan(step, identity + w, length=steps)
 
@@ -239,8 +239,8 @@ def _truncated_backward(steps, w, cotangent):  # type: ignore[no-untyped-def]
 
     def step(carry: tuple[Array, Array], y: Array) -> tuple[tuple[Array, Array], None]:
       bar, to_w = carry
-      to_w = to_w + 0.5 * linear.apart(bar, linear.transpose(identity + y))
-      return (0.5 * linear.apart(linear.transpose(w), bar), to_w), None
+      to_w = to_w + 0.5 * linear.unfused_matmul(bar, linear.transpose(identity + y))
+      return (0.5 * linear.unfused_matmul(linear.transpose(w), bar), to_w), None
 
     (bar, to_w), _ = jax.lax.scan(step, (bar, jnp.zeros_like(w)), iterates, reverse=True)
     return to_w + bar

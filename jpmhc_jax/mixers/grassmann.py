@@ -77,7 +77,7 @@ class Grassmann(Mixer):
 
   def distance(self, matrix: Float[Array, "n n *tokens"]) -> Float[Array, "*tokens"]:
     """max of |H − Hᵀ|, |H² − H| and |trace H − p|."""
-    symmetric = jnp.max(jnp.abs(linear.skew(matrix)), axis=(0, 1))
+    symmetric = jnp.max(jnp.abs(linear.minus_transpose(matrix)), axis=(0, 1))
     idempotent = jnp.max(jnp.abs(linear.matmul(matrix, matrix) - matrix), axis=(0, 1))
     trace = jnp.abs(sum(matrix[i, i] for i in range(matrix.shape[0])) - self._rank(matrix.shape[0]))
     return jnp.maximum(jnp.maximum(symmetric, idempotent), trace)

@@ -67,7 +67,7 @@ class Householder(Mixer):
   def _project(self, logits: Array, n: int) -> Array:
     # One split: the gradient of several slices pads each of them.
     generator, direction, gate = jnp.split(logits, [n * n, n * n + n], axis=0)
-    rotation = cayley(-0.5 * self.alpha * linear.skew(generator.reshape(n, n, *logits.shape[1:])))
+    rotation = cayley(-0.5 * self.alpha * linear.minus_transpose(generator.reshape(n, n, *logits.shape[1:])))
     direction, gate = _scaled(direction), jax.nn.sigmoid(gate[0])
     if self.gate == "hard":
       gate = gate + jax.lax.stop_gradient(jnp.round(gate) - gate)

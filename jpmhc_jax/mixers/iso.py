@@ -85,7 +85,7 @@ def _rotation(matrix: Float[Array, "n n *tokens"]) -> Float[Array, "n n *tokens"
 
   In floating point Π S Π maps 1 to rounding of S, not to zero: the forms below cannot see 1 at all.
   """
-  n, skew = matrix.shape[0], linear.skew(matrix)
+  n, skew = matrix.shape[0], linear.minus_transpose(matrix)
   if n <= 2:
     return jnp.broadcast_to(linear.identity_like(matrix), matrix.shape)
   if n > 4:

@@ -55,7 +55,7 @@ class Orthostochastic(DoublyStochastic):
     return jnp.zeros(self.logit_shape(n))
 
   def _project(self, logits: Array, n: int) -> Array:
-    return _block_means(cayley(-linear.skew(logits)), self.copies)
+    return _block_means(cayley(-linear.minus_transpose(logits)), self.copies)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(1,))

@@ -75,14 +75,14 @@ def _halley(matrix: Array) -> Array:
   # that of a positive matrix, so it needs no pivots. What is singular to rounding is done again by Newton's steps.
   def step(x: Array, weights: Array) -> tuple[Array, None]:
     a, b, c = weights
-    gram = linear.apart(linear.transpose(x), x)
+    gram = linear.unfused_matmul(linear.transpose(x), x)
     inverse = linear.inverse_positive(linear.identity_like(x) + c * gram)
-    return b / c * x + (a - b / c) * linear.apart(x, inverse), None
+    return b / c * x + (a - b / c) * linear.unfused_matmul(x, inverse), None
 
   eps = float(jnp.finfo(matrix.dtype).eps)
   weights = jnp.asarray(_halley_weights(eps), matrix.dtype)
   factor, _ = jax.lax.scan(step, matrix * linear.inverse_norm(matrix)[None, None], weights)
-  error = linear.apart(factor, linear.transpose(factor)) - linear.identity_like(factor)
+  error = linear.unfused_matmul(factor, linear.transpose(factor)) - linear.identity_like(factor)
   lost = ~(jnp.sum(error * error, axis=(0, 1)) <= eps)  # NaN is lost too
   return jax.lax.cond(
     jnp.any(lost), lambda x: jnp.where(lost[None, None], _newton(x), factor), lambda _: factor, matrix
@@ -139,9 +139,9 @@ def _odd_steps(matrix: Array, schedule: tuple[Coefficients, ...]) -> tuple[Array
 
   def step(x: Array, coefficients: Array) -> tuple[Array, Array]:
     a, b, c = coefficients
-    gram = linear.apart(linear.transpose(x), x)
-    inner = b * gram + c * linear.apart(gram, gram) if any(c for _, _, c in schedule) else b * gram
-    return a * x + linear.apart(x, inner), x
+    gram = linear.unfused_matmul(linear.transpose(x), x)
+    inner = b * gram + c * linear.unfused_matmul(gram, gram) if any(c for _, _, c in schedule) else b * gram
+    return a * x + linear.unfused_matmul(x, inner), x
 
   return jax.lax.scan(step, matrix, jnp.asarray(schedule, matrix.dtype))
 
@@ -156,14 +156,14 @@ def _odd_backward(schedule, history, cotangent):  # type: ignore[no-untyped-def]
 
   def step(bar: Array, saved: tuple[Array, Array]) -> tuple[Array, None]:
     x, (a, b, c) = saved
-    gram = linear.apart(linear.transpose(x), x)
-    pulled = linear.apart(linear.transpose(x), bar)
+    gram = linear.unfused_matmul(linear.transpose(x), x)
+    pulled = linear.unfused_matmul(linear.transpose(x), bar)
     pulled = pulled + linear.transpose(pulled)
     inner, outer = b * gram, b * pulled
     if quintic:
-      both = linear.apart(pulled, gram)
-      inner, outer = inner + c * linear.apart(gram, gram), outer + c * (both + linear.transpose(both))
-    return a * bar + linear.apart(bar, inner) + linear.apart(x, outer), None
+      both = linear.unfused_matmul(pulled, gram)
+      inner, outer = inner + c * linear.unfused_matmul(gram, gram), outer + c * (both + linear.transpose(both))
+    return a * bar + linear.unfused_matmul(bar, inner) + linear.unfused_matmul(x, outer), None
 
   def backward(bar: Array, history: Array) -> Array:
     coefficients = jnp.asarray(schedule, bar.dtype)
@@ -190,9 +190,10 @@ def _polar_backward(forward, saved, cotangent):  # type: ignore[no-untyped-def]
   # PY + YP = RᵀḠ − ḠᵀR: a Sylvester equation in n(n−1)/2 unknowns, positive definite.
   def pull(matrix: Array, factor: Array, bar: Array) -> Array:
     r_t = linear.transpose(factor)
-    stretch = linear.apart(r_t, matrix)
-    y = skew_sylvester(0.5 * (stretch + linear.transpose(stretch)), linear.skew(linear.apart(r_t, bar)))
-    return linear.apart(factor, y)
+    stretch = linear.unfused_matmul(r_t, matrix)
+    right = linear.minus_transpose(linear.unfused_matmul(r_t, bar))
+    y = skew_sylvester(0.5 * (stretch + linear.transpose(stretch)), right)
+    return linear.unfused_matmul(factor, y)
 
   return (by_blocks(pull, *saved, cotangent),)
 

@@ -30,7 +30,7 @@ def test_cofactors_and_products_apart():
   for n, cofactors in ((3, linear.cofactors_3), (4, linear.cofactors_4)):
     a, b = RNG.standard_normal((2, 8, n, n))
     with jax.enable_x64(True):
-      found, product = cofactors(tokens_last(a)), linear.apart(tokens_last(a), tokens_last(b))
+      found, product = cofactors(tokens_last(a)), linear.unfused_matmul(tokens_last(a), tokens_last(b))
     expected = np.linalg.det(a)[:, None, None] * np.linalg.inv(a).swapaxes(1, 2)
     np.testing.assert_allclose(np.moveaxis(found, -1, 0), expected, atol=1e-12)
     np.testing.assert_allclose(np.moveaxis(product, -1, 0), a @ b, atol=1e-12)
