@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from jpmhc_jax.config import plugins, schema
 from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
-from jpmhc_jax.core.fields import check, check_bounds, convert
+from jpmhc_jax.core.fields import check, check_bounds, convert, takes
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.core.scalars import plain
@@ -335,12 +335,7 @@ def documentation(cls: type = schema.Config, prefix: str = "") -> Iterator[tuple
   What it takes: 'its | choices', or its bounds in words; empty for any value.
   """
   for name, field in schema_fields(cls, prefix):
-    yield (
-      name,
-      field.default,
-      field.metadata["doc"],
-      " | ".join(field.metadata["choices"]) or str(field.metadata["bounds"]),
-    )
+    yield name, field.default, field.metadata["doc"], takes(field)
 
 
 def differences(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:

@@ -76,6 +76,11 @@ def group(cls: type, doc: str) -> Any:
   return dataclasses.field(default_factory=cls, metadata={"doc": doc, "choices": ()})
 
 
+def takes(field: dataclasses.Field) -> str:
+  """What a field takes, in words: 'its | choices' or its bounds; empty for any value of its kind."""
+  return " | ".join(field.metadata["choices"]) or str(field.metadata["bounds"])
+
+
 def check(values: Any, prefix: str = "") -> None:
   """Raises ConfigError for the first value of a config, or of a group of its fields, that is not within its bounds.
 
