@@ -29,7 +29,7 @@ import optax
 
 from experiments.benchmarks import timing
 from jpmhc_jax.core import arguments
-from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, Orthogonal
+from jpmhc_jax.manifolds import Grassmann, Manifold, Orthogonal
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 
 STEPS = 2000

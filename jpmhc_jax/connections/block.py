@@ -27,7 +27,7 @@ from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams, Terms
 from jpmhc_jax.connections.spec import ABLATIONS, ConnectionSpec
 from jpmhc_jax.linalg import linear
-from jpmhc_jax.manifolds.parameters import MANIFOLDS
+from jpmhc_jax.manifolds import MANIFOLDS
 
 __all__ = ["COEFFICIENTS", "Coefficients", "HyperConnectionFn", "Parameters", "SubLayer"]
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, Stiefel
+from jpmhc_jax.manifolds import Grassmann, Manifold, Stiefel
 from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul
 from jpmhc_jax.optim.riemannian import (
   retract,

@@ -1,6 +1,6 @@
 """Riemannian optimisation as optax transformations that chain, partition and schedule like any other.
 
-Each piece takes a manifold of `manifolds.parameters`. Put together,
+Each piece takes a manifold of `manifolds`. Put together,
 
   optax.chain(
     riemannian_gradient(manifold),            # Euclidean gradient -> tangent vector
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from jpmhc_jax.core.errors import check_choice, ConfigError
-from jpmhc_jax.manifolds.parameters import Manifold
+from jpmhc_jax.manifolds import Manifold
 
 __all__ = [
   "ADAPTIVE", "RiemannianAdamState", "RiemannianMomentumState", "StabilizeState", "TRANSPORTS", "retract",

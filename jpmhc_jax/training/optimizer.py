@@ -8,7 +8,7 @@ import optax
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError
-from jpmhc_jax.manifolds.parameters import Grassmann, Manifold, MANIFOLDS
+from jpmhc_jax.manifolds import Grassmann, Manifold, MANIFOLDS
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
 from jpmhc_jax.optim.labels import label_tree, manifold_names, MANIFOLD_PREFIX
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, grassmann_adam
@@ -27,7 +27,7 @@ def make_optimizer(
   """Clip, then one optimiser a group: trunk, mixers, matrices on manifolds; all follow the same schedule shape.
 
   `roles` is a tree of strings of the parameters' structure (see `optim.labels`); `manifold_geometries` maps the name in
-  a role `manifold:<name>` to its manifold (default: `manifolds.parameters.MANIFOLDS`). A leaf with role `puzzle` does
+  a role `manifold:<name>` to its manifold (default: `manifolds.MANIFOLDS`). A leaf with role `puzzle` does
   not move here: `sign_sgd_rows` moves its rows.
 
   Raises ConfigError for an uncovered leaf, an unknown role or optimiser, or a setting out of range.

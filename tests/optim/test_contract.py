@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds.parameters import Birkhoff, Grassmann, Iso, Oblique, Orthogonal, Sphere, Stiefel
+from jpmhc_jax.manifolds import Birkhoff, Grassmann, Iso, Oblique, Orthogonal, Sphere, Stiefel
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
 from jpmhc_jax.optim.riemannian import (

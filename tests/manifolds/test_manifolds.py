@@ -10,7 +10,7 @@ import pytest
 from scipy.linalg import expm, null_space
 
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.manifolds.parameters import Birkhoff, Grassmann, Iso, MANIFOLDS, Oblique, Orthogonal, Sphere, Stiefel
+from jpmhc_jax.manifolds import Birkhoff, Grassmann, Iso, MANIFOLDS, Oblique, Orthogonal, Sphere, Stiefel
 from jpmhc_jax.manifolds.retractions import carry_along, cayley, qr
 
 CASES = [
