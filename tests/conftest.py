@@ -51,7 +51,8 @@ def registrations() -> Iterator[None]:
   registries = (FAMILIES, *(door.entries for door in plugins.DOORS), *ORIGINS.values())
   foreign = {n: o for origins in ORIGINS.values() for n, o in origins.items() if not o.module.startswith("jpmhc_jax.")}
   for name, origin in foreign.items():
-    sys.modules.pop(origin.module, None)
+    if origin.module not in sys.stdlib_module_names | {"__main__"}:  # what a doctest defines is said to be of builtins
+      sys.modules.pop(origin.module, None)
     for registry in registries:
       registry.pop(name, None)
   plugins._imported.clear()

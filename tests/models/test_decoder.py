@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.config.load import validate
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.models.decoder import Decoder
+from jpmhc_jax.training.tasks import task_of
 
 MODEL = schema.Model(kind="decoder", width=16, heads=2, layers=3, mlp_multiple=8, puzzle=schema.Puzzle(width=0))
 FAMILIES = {
@@ -122,8 +122,8 @@ def test_the_gradient_at_a_nudge_is_the_gradient_of_the_streams():
 
 
 def test_what_is_not_causal_or_not_there_is_refused():
-  base = schema.Config(model=MODEL)
+  base = schema.Config(model=MODEL, data=schema.Data(kind="text"))
   with pytest.raises(ConfigError, match="model.token_mixer='mlp'"):
-    validate(dataclasses.replace(base, model=dataclasses.replace(MODEL, token_mixer="mlp")))
+    task_of(dataclasses.replace(base, model=dataclasses.replace(MODEL, token_mixer="mlp")))
   with pytest.raises(ConfigError, match="model.rematerialise='call'"):
-    validate(dataclasses.replace(base, model=dataclasses.replace(MODEL, rematerialise="call")))
+    task_of(dataclasses.replace(base, model=dataclasses.replace(MODEL, rematerialise="call")))

@@ -11,6 +11,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.main import main
 from jpmhc_jax.training import plan as plans
+from jpmhc_jax.training.tasks import task_of
 
 
 def _live_bytes():
@@ -56,13 +57,17 @@ def test_changes_are_measured_when_a_device_is_too_small(tmp_path, capsys):
 def test_no_change_is_proposed_that_the_config_refuses(kind, monkeypatch):
   """Neither alone nor in what is proposed at last, all changes together."""
   monkeypatch.setattr(plans, "make_mesh", lambda *arguments: None)
-  monkeypatch.setattr(plans, "prepare", lambda *arguments: None)
+  monkeypatch.setattr(plans, "prepare", lambda config, *rest: task_of(config))
   monkeypatch.setattr(plans, "measure", lambda setup, dataset: plans.Need({}, 0, 0, 0, 0, 0.0, 0.0))
   config = tiny.config()
-  config = dataclasses.replace(config, model=dataclasses.replace(config.model, kind=kind, token_mixer="attention"))
-  changes = [change.fields for change in plans._changes(config, tiny.dataset(config), None, print)]
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, kind=kind, token_mixer="attention"),
+    data=dataclasses.replace(config.data, kind={"trm": "sudoku", "decoder": "text"}[kind]),
+  )
+  changes = [change.fields for change in plans._changes(config, None, None, print)]
   for fields in changes:
-    configs.validate(plans.with_fields(config, fields))
+    task_of(configs.validate(plans.with_fields(config, fields)))
   assert changes[-1]["model.rematerialise"] == {"trm": "call", "decoder": "block"}[kind]
 
 
