@@ -65,7 +65,7 @@ def test_no_change_is_proposed_that_the_config_refuses(kind, monkeypatch):
     model=dataclasses.replace(config.model, kind=kind, token_mixer="attention"),
     data=dataclasses.replace(config.data, kind={"trm": "sudoku", "decoder": "text"}[kind]),
   )
-  changes = [change.fields for change in plans._changes(config, None, None, print)]
+  changes = [change.fields for change in plans._changes(config, tiny.dataset(tiny.config()), None, print)]
   for fields in changes:
     task_of(configs.validate(plans.with_fields(config, fields)))
   assert changes[-1]["model.rematerialise"] == {"trm": "call", "decoder": "block"}[kind]
