@@ -76,10 +76,14 @@ class Dataset(Protocol):
   """
 
   @property
-  def kind(self) -> str: ...
+  def kind(self) -> str:
+    """The name in `data.kind`."""
+    ...
 
   @property
-  def identifiers(self) -> Sequence[str]: ...
+  def identifiers(self) -> Sequence[str]:
+    """What the rows of a table stand for."""
+    ...
 
   @property
   def element_spec(self) -> Mapping[str, ElementSpec]:

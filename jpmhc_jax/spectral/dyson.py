@@ -83,6 +83,7 @@ def resolvent(layers: Layers, z: Complex[Array, " points"], options: Options = O
   z: complex (points,), upper half-plane. Cost O(L n³) a point and iteration; about 5 iterations beside a
   solved grid point, 15-40 without one, so z should be ordered along its curve. Differentiable in mixers, noise and z
   (forward and reverse) through the implicit function theorem. Residuals are returned, not judged: see `checked`.
+  Raises ValueError for a z of another dtype than complex128.
   """
   if z.dtype != jnp.complex128:
     raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")

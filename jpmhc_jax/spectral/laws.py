@@ -19,11 +19,17 @@ __all__ = ["GinibreProduct", "HaarOrthogonal", "IdentitySkip", "Law", "Marchenko
 class Law(Protocol):
   """A law on [0, ∞) that the eigenvalues of some N x N matrix MᵀM follow as N → ∞."""
 
-  def density(self, x: np.ndarray) -> np.ndarray: ...
+  def density(self, x: np.ndarray) -> np.ndarray:
+    """ρ(x), any shape."""
+    ...
 
-  def moment(self, order: int) -> float: ...
+  def moment(self, order: int) -> float:
+    """∫ x^order ρ(x) dx."""
+    ...
 
-  def sample(self, key: Array, size: int) -> Array: ...
+  def sample(self, key: Array, size: int) -> Array:
+    """The eigenvalues of one drawn size x size matrix MᵀM, rising."""
+    ...
 
 
 def _squared_singular_values(matrix: Float[Array, "n m"]) -> Float[Array, " k"]:
@@ -42,9 +48,11 @@ class MarchenkoPastur:
       raise ValueError(f"ratio={self.ratio}: expected 0 < columns/rows <= 1")
 
   def edges(self) -> tuple[float, float]:
+    """The ends of the support."""
     return (1 - self.ratio**0.5) ** 2, (1 + self.ratio**0.5) ** 2
 
   def density(self, x: np.ndarray) -> np.ndarray:
+    """ρ(x) = √((x₊ − x)(x − x₋)) / (2π ratio x) between the edges, 0 outside."""
     low, high = self.edges()
     inside = np.sqrt(np.maximum((high - x) * (x - low), 0.0))
     return inside / (2 * np.pi * self.ratio * np.where(x > 0, x, 1.0))
@@ -54,6 +62,7 @@ class MarchenkoPastur:
     return float(sum(self.ratio**k * comb(order, k) * comb(order - 1, k) / (k + 1) for k in range(order)))
 
   def sample(self, key: Array, size: int) -> Array:
+    """The rising squared singular values of one drawn matrix, (size,)."""
     rows = round(size / self.ratio)
     return _squared_singular_values(jax.random.normal(key, (rows, size)) / jnp.sqrt(rows))
 
@@ -70,9 +79,11 @@ class GinibreProduct:
   depth: int = 1
 
   def edges(self) -> tuple[float, float]:
+    """The ends of the support."""
     return 0.0, (self.depth + 1) ** (self.depth + 1) / self.depth**self.depth
 
   def density(self, x: np.ndarray) -> np.ndarray:
+    """ρ(x) > 0 inside the edges, interpolated on 20,000 points of the parametric form."""
     depth = self.depth
     t = np.linspace(0, np.pi / (depth + 1), 20_001)[1:-1]
     grid = np.sin((depth + 1) * t) ** (depth + 1) / (np.sin(t) * np.sin(depth * t) ** depth)
@@ -84,6 +95,7 @@ class GinibreProduct:
     return comb((self.depth + 1) * order, order) / (self.depth * order + 1)
 
   def sample(self, key: Array, size: int) -> Array:
+    """The rising squared singular values of one drawn matrix, (size,)."""
     product = jnp.eye(size)
     for each in jax.random.split(key, self.depth):
       product = jax.random.normal(each, (size, size)) @ product / jnp.sqrt(size)
@@ -96,16 +108,19 @@ class HaarOrthogonal:
   angle, 1/2π)."""
 
   def density(self, x: np.ndarray) -> np.ndarray:
+    """1/2π, of the eigenvalue angle."""
     return np.full(np.shape(x), 1 / (2 * np.pi))
 
   def moment(self, order: int) -> float:
     return 1.0
 
   def matrix(self, key: Array, size: int) -> Float[Array, "size size"]:
+    """One rotation or reflection, uniform on O(size)."""
     q, r = jnp.linalg.qr(jax.random.normal(key, (size, size)))
     return q * jnp.sign(jnp.diagonal(r))[None, :]
 
   def sample(self, key: Array, size: int) -> Array:
+    """The rising squared singular values of one drawn matrix, (size,)."""
     return _squared_singular_values(self.matrix(key, size))
 
 
@@ -118,6 +133,7 @@ class IdentitySkip:
   eta: float = 1e-4  # height above the axis at which the density is read
 
   def density(self, x: np.ndarray) -> np.ndarray:
+    """−Im G(x + iη)/π. Raises NotSolvedError where the equation is not solved."""
     with jax.enable_x64(True):
       layers = full_noise(np.ones((self.depth, 1, 1)), self.sigma)
       return -np.asarray(dyson.checked(layers, np.asarray(x) + 1j * self.eta).g).imag / np.pi
@@ -136,6 +152,7 @@ class IdentitySkip:
       return float(moments.limit_moments(full_noise(np.ones((self.depth, 1, 1)), self.sigma), order)[-1])
 
   def sample(self, key: Array, size: int) -> Array:
+    """The rising squared singular values of one drawn matrix, (size,)."""
     product = jnp.eye(size)
     for each in jax.random.split(key, self.depth):
       product = product + self.sigma * jax.random.normal(each, (size, size)) @ product / jnp.sqrt(size)

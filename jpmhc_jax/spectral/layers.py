@@ -36,10 +36,12 @@ class Layers(NamedTuple):
 
   @property
   def depth(self) -> int:
+    """L, the number of layers."""
     return self.mixers.shape[0]
 
   @property
   def streams(self) -> int:
+    """n."""
     return self.mixers.shape[-1]
 
 

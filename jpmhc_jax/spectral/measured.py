@@ -37,6 +37,7 @@ class Products:
     return lambda v: push(v)[0], lambda u: pull(u)[0]
 
   def dense(self, at: Float[Array, "..."], context: tuple[Any, ...]) -> Float[Array, "outputs inputs"]:
+    """The whole Jacobian, one reverse pass per output."""
     return jax.jacrev(self._flat(at, context))(jnp.ravel(at))
 
   def _flat(self, at: Array, context: tuple[Any, ...]) -> Product:
@@ -52,6 +53,7 @@ class Operator(NamedTuple):
 
   @property
   def inputs(self) -> int:
+    """Columns of the Jacobian."""
     return self.at.size
 
 

@@ -101,6 +101,7 @@ def layer_stack(mixers: np.ndarray, activation: str, sigma_w: float, noise: str,
   """Layers whose noise follows from signal propagation through these mixers (residual gain tr AᵀA/n, averaged).
 
   noise: "full", or "block" with the read and write of a freshly initialised block, a = 1/n and b = 1. Needs float64.
+  Raises ConfigError for another noise, UserError for a sigma_w whose noise leaves the range of float64.
   """
   check_choice("noise", noise, NOISES)
   depth, streams, _ = mixers.shape

@@ -105,7 +105,7 @@ def resolvent(layers: Correlated, z: Complex[Array, " points"], options: Options
   z: complex (points,), upper half-plane, ordered along its curve, since every point starts from the one before it. Cost
   O(L³ m³) a point and map, about 8 maps a point; layers whose moments are known to be independent take the O(L n³)
   chain of `dyson.resolvent`. Differentiable in mixers, reads, writes, moments and z (forward and reverse) through the
-  implicit function theorem. Residuals are returned, not judged.
+  implicit function theorem. Residuals are returned, not judged. Raises ValueError for a z that is not complex128.
   """
   if z.dtype != jnp.complex128:
     raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")

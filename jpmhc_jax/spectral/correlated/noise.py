@@ -31,10 +31,12 @@ class Correlated(NamedTuple):
 
   @property
   def depth(self) -> int:
+    """L, the number of layers."""
     return self.mixers.shape[0]
 
   @property
   def streams(self) -> int:
+    """n."""
     return self.mixers.shape[-1]
 
 
@@ -82,7 +84,7 @@ def tied_covariance(sigma: Real, weights: Sequence[int], similarity: float = 1.0
   """K of layers that share weights: K_lk = ρ σ_l σ_k where layers l and k apply the same weight, σ_l² on the diagonal.
 
   sigma: number or (L,); weights: (L,) label of the weight that a layer applies; similarity: ρ from 0 (fresh noise at
-  every call) to 1 (the same Jacobian at every call).
+  every call) to 1 (the same Jacobian at every call). Raises ValueError for another similarity.
   """
   if not 0 <= similarity <= 1:
     raise ValueError(f"similarity={similarity}: expected a number from 0 (independent calls) to 1 (identical calls)")

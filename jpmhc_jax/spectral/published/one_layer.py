@@ -52,7 +52,7 @@ def scalar_resolvent(mixer: np.ndarray, sigma: float, z: np.ndarray) -> np.ndarr
 
 
 def from_eigenvalues(s: np.ndarray, sigma: float, z: np.ndarray) -> np.ndarray:
-  """The same from the eigenvalues of AᵀA, which is all that enters."""
+  """The same from the eigenvalues of AᵀA, which is all that enters. Raises UserError where Newton has not converged."""
   z = np.asarray(z, complex)
   variance, scale = sigma**2, np.max(s) + 4 * sigma**2 + np.abs(z)
   g: np.ndarray | None = None
@@ -70,7 +70,7 @@ def operator_resolvent(
   mixer: np.ndarray, sigma: float, z: np.ndarray, read: np.ndarray | None = None, write: np.ndarray | None = None
 ) -> np.ndarray:
   """G(z) for one layer by damped iteration, all points at once; a factor A = U Vᵀ of rank r < n/2 is inverted by
-  Woodbury."""
+  Woodbury. Raises UserError where the iteration has not converged."""
   z = np.asarray(z, complex)
   n = mixer.shape[0]
   read, write = np.eye(n) if read is None else read, np.eye(n) if write is None else write

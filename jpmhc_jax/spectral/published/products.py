@@ -93,7 +93,7 @@ def subordination(
 
 def anderson(step: Transform, start: np.ndarray, memory: int, iterations: int, tolerance: float = 1e-10) -> np.ndarray:
   """Anderson acceleration of x ← step(x), each entry on its own, in the lower half-plane; an entry that would leave it
-  takes the plain step."""
+  takes the plain step. Raises UserError where `iterations` steps do not reach the tolerance."""
   images: list[np.ndarray] = []
   residuals: list[np.ndarray] = []
   x, change = start, np.inf

@@ -67,7 +67,10 @@ def _newton(
 
 
 def resolvent(mixers: np.ndarray, sigmas: np.ndarray | float, z: np.ndarray) -> np.ndarray:
-  """G(z) of JᵀJ by the twisted fold: Newton on B and two scalars a layer, continued down from large Im z."""
+  """G(z) of JᵀJ by the twisted fold: Newton on B and two scalars a layer, continued down from large Im z.
+
+  Raises UserError where Newton has not converged.
+  """
   with jax.enable_x64(True):
     z, (depth, n, _) = np.asarray(z, complex), mixers.shape
     grams = np.einsum("lki,lkj->lij", mixers, mixers)
