@@ -15,7 +15,7 @@ def get_config():
   config = jp.default_config()
   config.plugins = ("diabetes",)
   config.data.kind, config.model.kind = "diabetes", "regression"
-  config.model.width, config.model.layers, config.model.puzzle.width = 16, 3, 0
+  config.model.width, config.model.layers = 16, 3
   config.steps, config.batch_size = 100, 32
   config.optimizer.name, config.optimizer.learning_rate, config.optimizer.warmup_steps = "adamw", 1e-3, 10
   config.optimizer.ema = 0.9
