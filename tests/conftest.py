@@ -31,8 +31,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What tests how programs are put together more than their last bits: most of its time is compilation, and half of that
 # is LLVM's. The slow tests of these rooms, and all tests of the others, compile as a user does.
 QUICKLY_COMPILED = (
-  "commands", "connections/test_kernels.py", "core/test_public_names.py", "evaluation", "examples", "plugins", "runs",
-  "spectral/test_jacobian.py", "sweeps", "training",
+  "commands", "connections/test_connection.py", "connections/test_diagnostics.py", "connections/test_forward_mode.py",
+  "connections/test_kernels.py", "core/test_public_names.py", "evaluation", "examples",
+  "mixers/test_mixer_gradients.py", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
 )  # fmt: skip
 
 
