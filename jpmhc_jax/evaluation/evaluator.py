@@ -182,7 +182,8 @@ class Evaluator:
       if wrong is not None:
         metrics |= {f"{_WRONG}{name}": value for name, value in self._means(wrong).items() if name != "examples"}
       judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
-      result = {"step": step, "metrics": self._earlier_wrong(step) | metrics, "judged_by": judged, "examples": examples}
+      kept = metrics | self._earlier_wrong(step) | metrics  # behind the others, so that a repetition writes the same
+      result = {"step": step, "metrics": kept, "judged_by": judged, "examples": examples}
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
