@@ -121,24 +121,24 @@ def mixer_rows(n: int, d: int) -> Iterator[tuple[str, ...]]:
   strength = schema.Connection().identity_bias
   console = Console(stderr=True)
   for name in track(FAMILIES, "families", console=console, transient=True, disable=not console.is_terminal):
-    manifold = make(name)
+    mixer = make(name)
     try:
       rule = hyper_connection_fn(schema.Connection(mixer=name, streams=n), d, layer_index=0)
       shapes = jax.eval_shape(rule.init, jax.random.key(0))
     except ConfigError as error:
-      yield (name, manifold.traits.set, f"not for n = {n}", str(error), "", "", "", "", "")
+      yield (name, mixer.traits.set, f"not for n = {n}", str(error), "", "", "", "", "")
       continue
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    forward, backward = manifold.flops(n)
-    traits = manifold.traits
+    forward, backward = mixer.flops(n)
+    traits = mixer.traits
     yield (
       name,
       traits.set,
-      str(manifold.dimension(n)),
+      str(mixer.dimension(n)),
       traits.norm,
       traits.eigenvalues,
       traits.determinant,
-      f"{manifold.identity_error(n, strength):.2g}",
+      f"{mixer.identity_error(n, strength):.2g}",
       f"{parameters:,}",
       f"{forward:,} + {backward:,}",
     )

@@ -181,9 +181,9 @@ class Evaluator:
           metrics |= {f"pooled/{name}": value for name, value in self._pooled(own.votes, step).results(scored).items()}
       if wrong is not None:
         metrics |= {f"{_WRONG}{name}": value for name, value in self._means(wrong).items() if name != "examples"}
+      stored = metrics if wrong is not None else metrics | self._earlier_wrong(step)
       judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
-      kept = metrics | self._earlier_wrong(step) | metrics  # behind the others, so that a repetition writes the same
-      result = {"step": step, "metrics": kept, "judged_by": judged, "examples": examples}
+      result = {"step": step, "metrics": stored, "judged_by": judged, "examples": examples}
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:

@@ -8,8 +8,6 @@ import pathlib
 import sys
 from typing import Any
 
-from flax import nnx
-
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import places
@@ -134,7 +132,7 @@ class Run:
     return self.state.evaluated
 
   @property
-  def model(self) -> nnx.Module:
+  def model(self) -> Any:
     """A new NNX module with copies of no array: `parameters` and the buffers of the checkpoint in the model's graph."""
     return self.setup.model(self.parameters, self.state.buffers)
 

@@ -30,7 +30,7 @@ MAY_IMPORT["runs"] = UPPER | {"evaluation", "reporting"}
 ROOMS = set(MAY_IMPORT)
 
 LIBRARIES = {
-  "flax": {"connections", "models", "transport", "training", "evaluation", "runs"},
+  "flax": {"connections", "models", "transport", "training", "evaluation"},
   "optax": {"optim", "training"},
   "orbax": {"training/checkpoint.py"},
   "ml_collections": {"config/load.py", "config/variants.py"},

@@ -7,7 +7,7 @@ class under `@register_task`, not an `if` there.
 import abc
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import nnx
 import jax
@@ -17,7 +17,9 @@ import numpy as np
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, require
+from jpmhc_jax.data import TokenDataset
 
+M = TypeVar("M", bound=nnx.Module)
 Batch = dict[str, Array]
 Sums = dict[str, Float[Array, ""]]
 Probe = Callable[[Any, Float[Array, "*tokens n d"]], Any]  # (connection, the streams that enter it) -> arrays
@@ -169,3 +171,15 @@ class TransformerPass(SinglePass):
       for layer in range(model.model.layers)
       for name, values in probed.items()
     }
+
+
+def token_model(model: Callable[..., M], config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> M:
+  """A model for the data set's vocabulary and sequence length, in the config's compute dtype."""
+  return model(
+    config.model,
+    config.connection,
+    vocab_size=dataset.vocab_size,
+    sequence_length=dataset.sequence_length,
+    dtype=jnp.dtype(config.precision.compute),
+    rngs=rngs,
+  )

@@ -15,7 +15,7 @@ from jpmhc_jax.core.examples import IGNORED, PAD
 from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.losses import TOKEN_LOSSES
-from jpmhc_jax.training.tasks.base import Answer, Batch, TransformerPass
+from jpmhc_jax.training.tasks.base import Answer, Batch, token_model, TransformerPass
 from jpmhc_jax.training.tasks.registry import register_task
 
 LONGEST, SHOWN = 32, 12  # bytes written on, which is as many forward passes; windows shown
@@ -45,14 +45,7 @@ class NextByte(TransformerPass):
     require(mixer == "attention", "model.token_mixer", mixer, "'attention', which is causal")
 
   def build(self, config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> Decoder:
-    return Decoder(
-      config.model,
-      config.connection,
-      vocab_size=dataset.vocab_size,
-      sequence_length=dataset.sequence_length,
-      dtype=jnp.dtype(config.precision.compute),
-      rngs=rngs,
-    )
+    return token_model(Decoder, config, dataset, rngs)
 
   def losses(self, model: Decoder, batch: Batch, config: schema.Config) -> dict[str, Float[Array, "b"]]:
     sums = byte_sums(model(batch["inputs"]), batch["labels"], config.model.loss)

@@ -14,7 +14,7 @@ from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
 from jpmhc_jax.models.trm import Output, TRM
-from jpmhc_jax.training.tasks.base import check_attention, Probe, Task
+from jpmhc_jax.training.tasks.base import check_attention, Probe, Task, token_model
 from jpmhc_jax.training.tasks.registry import register_task
 
 HALT_WEIGHT = 0.5
@@ -89,14 +89,7 @@ class DeepSupervision(Task):
   summarise = staticmethod(summarise)
 
   def build(self, config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> TRM:
-    return TRM(
-      config.model,
-      config.connection,
-      vocab_size=dataset.vocab_size,
-      sequence_length=dataset.sequence_length,
-      dtype=jnp.dtype(config.precision.compute),
-      rngs=rngs,
-    )
+    return token_model(TRM, config, dataset, rngs)
 
   def table_shape(self, config: schema.Config, dataset: TokenDataset) -> tuple[int, int] | None:
     # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
