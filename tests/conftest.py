@@ -24,7 +24,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Behind the hook that checks their annotations.
 from jpmhc_jax.config import plugins  # noqa: E402
-from jpmhc_jax.core.registrations import ORIGINS  # noqa: E402
+from jpmhc_jax.core.names import ORIGINS  # noqa: E402
 from jpmhc_jax.mixers import FAMILIES  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

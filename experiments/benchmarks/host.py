@@ -30,9 +30,9 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.process import restart_with_fast_allocation
 from jpmhc_jax.data import loading
+from jpmhc_jax.data.loading import DevicePrefetcher
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.mesh import make_mesh, share_of
-from jpmhc_jax.training.prefetch import DevicePrefetcher
 from jpmhc_jax.training.state import prepare, Setup
 from jpmhc_jax.training.step import make_train_step, StepFunction
 from jpmhc_jax.training.telemetry import Telemetry

@@ -59,7 +59,7 @@ class Sweep:
   def run(self, options: argparse.Namespace) -> int:
     """0 when all runs are done, 75 after a signal, 2 when no point of a search could run, else 1."""
     from jpmhc_jax.config import load as configs
-    from jpmhc_jax.sweeps import grid, ledger, search
+    from jpmhc_jax.sweeps import ledger, pool, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
     from jpmhc_jax.sweeps.space import check_size, SweepError
 
@@ -85,7 +85,7 @@ class Sweep:
         _print_commands(runs, options)
         return 0
       book.begin()
-      ending = grid.run_all(_pool(options, book), runs)
+      ending = pool.run_all(_pool(options, book), runs)
     book.save()
     _summarise(ending, sweep.metric)
     _report(options.workdir, ending)

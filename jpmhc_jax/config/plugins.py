@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import check_choice, ConfigError, UserError
 from jpmhc_jax.core.fields import convert
-from jpmhc_jax.core.registrations import Origin, ORIGINS
+from jpmhc_jax.core.names import Origin, ORIGINS
 
 ENTRY_POINTS = "jpmhc_jax.plugins"
 _OPTION = "--config.plugins="

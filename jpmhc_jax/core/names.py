@@ -1,6 +1,7 @@
-"""Names of runs and settings: the fields in which they differ and their values, short and stable."""
+"""Names: of runs, by the fields in which they differ and their values, short and stable; of what modules register."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import hashlib
 import json
 import re
@@ -90,3 +91,22 @@ def _safe(value: Any) -> str:
     f"{value:g}" if isinstance(value, float) else "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
   )
   return re.sub(r"[^A-Za-z0-9.+-]+", "-", words).strip("-.") or "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """The module and the qualified name of what was registered."""
+
+  module: str
+  name: str
+
+  @classmethod
+  def of(cls, value: Any) -> "Origin":
+    return cls(value.__module__ or "__main__", value.__qualname__)
+
+  def __str__(self) -> str:
+    return f"{self.module}.{self.name}"
+
+
+# Config field -> name -> origin, of names that a decorator has registered.
+ORIGINS: dict[str, dict[str, Origin]] = {"connection.mixer": {}, "data.kind": {}, "model.kind": {}}

@@ -5,10 +5,12 @@ batch asks. Tokens: blank 1, digit d is d + 1, PAD 0 unused; one identifier for 
 run's seed, so runs of different seeds train on the same data; only the batches differ.
 """
 
+from collections.abc import Sequence
 import dataclasses
+import functools
 import random
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt8, UInt64
 import numpy as np
 
 from jpmhc_jax.config.schema import Data, SudokuData
@@ -16,8 +18,194 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import digest
 from jpmhc_jax.data.registry import register_dataset
-from jpmhc_jax.data.sudoku_grids import BOXES, dig, filled, mix, symmetry_class, units
 from jpmhc_jax.data.tokens import TokenDataset
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box by side
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+  """Row, column and box of every cell; a box has `height` rows and `width` columns."""
+
+  side: int
+  height: int
+  width: int
+  row: tuple[int, ...]
+  column: tuple[int, ...]
+  box: tuple[int, ...]
+
+
+@functools.cache
+def units(side: int) -> Units:
+  """The layout of a 4×4, 6×6 or 9×9 grid."""
+  height, width = BOXES[side]
+  cells = [divmod(cell, side) for cell in range(side * side)]
+  boxes = tuple((row // height) * (side // width) + column // width for row, column in cells)
+  return Units(side, height, width, tuple(r for r, _ in cells), tuple(c for _, c in cells), boxes)
+
+
+class Solver:
+  """Depth-first search on digit bit masks that always branches on the cell with the fewest candidates."""
+
+  def __init__(self, grid: Sequence[int], side: int):
+    self._units = units(side)
+    self.grid = list(grid)
+    full = (1 << side) - 1
+    self._rows, self._columns, self._boxes = [full] * side, [full] * side, [full] * side  # digits still free
+    for cell, digit in enumerate(self.grid):
+      if digit:
+        self._flip(cell, 1 << (digit - 1))
+
+  def candidates(self, cell: int) -> int:
+    """Bit mask of the digits that no peer of the cell holds."""
+    u = self._units
+    return self._rows[u.row[cell]] & self._columns[u.column[cell]] & self._boxes[u.box[cell]]
+
+  def put(self, cell: int, bit: int) -> None:
+    """Writes the digit of a bit into a blank cell."""
+    self.grid[cell] = bit.bit_length()
+    self._flip(cell, bit)
+
+  def erase(self, cell: int) -> int:
+    """Blanks the cell and returns the bit of its digit."""
+    bit = 1 << (self.grid[cell] - 1)
+    self.grid[cell] = 0
+    self._flip(cell, bit)
+    return bit
+
+  def _flip(self, cell: int, bit: int) -> None:
+    u = self._units
+    self._rows[u.row[cell]] ^= bit
+    self._columns[u.column[cell]] ^= bit
+    self._boxes[u.box[cell]] ^= bit
+
+  def solvable(self, rng: random.Random | None = None) -> bool:
+    """Whether a completion exists. With rng it is left in `grid`, a random one; without, the grid is left as it was."""
+    best, best_mask, fewest = -1, 0, 99
+    for cell, digit in enumerate(self.grid):
+      if digit:
+        continue
+      mask = self.candidates(cell)
+      count = mask.bit_count()
+      if count < fewest:
+        best, best_mask, fewest = cell, mask, count
+        if count <= 1:
+          break
+    if best < 0:
+      return True
+    bits = [1 << i for i in range(self._units.side) if best_mask >> i & 1]
+    if rng is not None:
+      rng.shuffle(bits)
+    for bit in bits:
+      self.put(best, bit)
+      solved = self.solvable(rng)
+      if not (solved and rng is not None):
+        self.erase(best)
+      if solved:
+        return True
+    return False
+
+
+def filled(side: int, rng: random.Random) -> tuple[int, ...]:
+  """A random completed grid."""
+  solver = Solver([0] * side**2, side)
+  solver.solvable(rng)
+  return tuple(solver.grid)
+
+
+def dig(solution: Sequence[int], side: int, holes: int, rng: random.Random) -> tuple[int, ...] | None:
+  """Blanks `holes` cells in random order, each only if the solution stays unique; None if that many cannot be blanked.
+
+  A blanked cell keeps the solution unique exactly when no other digit in it leads to a completion.
+  """
+  solver = Solver(solution, side)
+  for cell in rng.sample(range(side * side), side * side):
+    if not holes:
+      break
+    bit = solver.erase(cell)
+    if _other_completion(solver, cell, solver.candidates(cell) & ~bit):
+      solver.put(cell, bit)
+    else:
+      holes -= 1
+  return None if holes else tuple(solver.grid)
+
+
+def _other_completion(solver: Solver, cell: int, others: int) -> bool:
+  while others:
+    bit = others & -others
+    others ^= bit
+    solver.put(cell, bit)
+    solved = solver.solvable()
+    solver.erase(cell)
+    if solved:
+      return True
+  return False
+
+
+def count_solutions(grid: Sequence[int], side: int, limit: int = 2) -> int:
+  """Number of completions of a grid without conflicts, counted up to `limit`."""
+  solver = Solver(grid, side)
+
+  def count(remaining: int) -> int:
+    blanks = [cell for cell, digit in enumerate(solver.grid) if not digit]
+    if not blanks:
+      return 1
+    cell = min(blanks, key=lambda c: solver.candidates(c).bit_count())
+    solutions, mask = 0, solver.candidates(cell)
+    while mask and solutions < remaining:
+      bit = mask & -mask
+      mask ^= bit
+      solver.put(cell, bit)
+      solutions += count(remaining - solutions)
+      solver.erase(cell)
+    return solutions
+
+  return count(limit)
+
+
+def symmetry_class(
+  puzzles: Int[np.ndarray, "n cells"], solutions: Int[np.ndarray, "n cells"], side: int, rounds: int = 4
+) -> UInt64[np.ndarray, "n"]:
+  """A number that equivalent puzzles share: under digits, bands, rows, stacks, columns and transposition.
+
+  Colour refinement on cells, rows, columns, bands, stacks, boxes and digits: each takes the hash of the multiset of
+  hashes around it. Equal for equivalent puzzles by construction; inequivalent ones may collide (rarely: refinement is
+  not a complete invariant), so keeping one puzzle a class errs on the side of too few, never of a leak.
+  Transposition counts only where boxes are square.
+  """
+  u = units(side)
+  n = puzzles.shape[0]
+  cell = mix((puzzles > 0).astype(np.uint64))
+  column_salt = np.uint64(0 if u.height == u.width else 0xC01)
+  digit_of = np.eye(side, dtype=np.uint64)[solutions - 1]  # (n, cells, side)
+  for _ in range(rounds):
+    square = mix(cell).reshape(n, side, side)
+    bands = _with_parent(square.sum(2), u.height)
+    stacks = _with_parent(square.sum(1) + column_salt, u.width)
+    boxes = square.reshape(n, side // u.height, u.height, side // u.width, u.width).sum((2, 4)).reshape(n, side)
+    digits = (digit_of * mix(cell)[:, :, None]).sum(1)
+    lines = mix(bands)[:, list(u.row)] + mix(stacks)[:, list(u.column)]
+    cell = mix(cell ^ mix(lines)) + mix(boxes + np.uint64(1))[:, list(u.box)]
+    cell = mix(cell) + mix(np.take_along_axis(digits, solutions - 1, 1) + np.uint64(2))
+  return mix(cell).sum(1)
+
+
+def _with_parent(lines: UInt64[np.ndarray, "n side"], size: int) -> UInt64[np.ndarray, "n side"]:
+  """Each line's hash joined with the hash of its band or stack."""
+  parents = mix(mix(lines).reshape(lines.shape[0], -1, size).sum(2))
+  return mix(lines) ^ np.repeat(parents, size, axis=1)
+
+
+def mix(words: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
+  """A bijection of 64-bit words under which neighbouring counters look independent.
+
+  Source: the finaliser of splitmix64 (Steele, Lea, Flood 2014).
+  """
+  words = words + np.uint64(0x9E3779B97F4A7C15)
+  words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return words ^ (words >> np.uint64(31))
+
 
 _BUILDER_SEED = 0
 _CHUNK = 64  # puzzles generated between two looks at their symmetry classes

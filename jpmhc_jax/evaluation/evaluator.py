@@ -41,8 +41,7 @@ from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.integrity import fingerprint
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.state import Setup, TrainState
-from jpmhc_jax.training.tasks.base import Batch, check_per_row
-from jpmhc_jax.training.tasks.registry import task_of
+from jpmhc_jax.training.tasks.base import Batch, check_per_row, task_of
 
 _WRONG = "wrong_puzzle/"  # begins the names of the metrics with permuted puzzles
 

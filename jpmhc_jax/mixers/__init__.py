@@ -3,12 +3,10 @@
 from jpmhc_jax.linalg.differences import helmert
 from jpmhc_jax.mixers.base import Mixer, Traits
 from jpmhc_jax.mixers.birkhoff import BirkhoffNewton, DoublyStochastic, EpsilonSinkhorn, Sinkhorn
-from jpmhc_jax.mixers.blend import Blend, scheduled
+from jpmhc_jax.mixers.blend import Blend, Choice, Hybrid, scheduled
 from jpmhc_jax.mixers.cayley import Cayley, CayleyIterative
-from jpmhc_jax.mixers.choice import Choice
 from jpmhc_jax.mixers.grassmann import Grassmann
 from jpmhc_jax.mixers.householder import Householder
-from jpmhc_jax.mixers.hybrid import Hybrid
 from jpmhc_jax.mixers.iso import Iso
 from jpmhc_jax.mixers.kronecker import Kronecker
 from jpmhc_jax.mixers.orthostochastic import Orthostochastic, OrthostochasticNewtonSchulz

@@ -7,15 +7,14 @@ import typing
 from typing import Any, TypeVar
 
 from jpmhc_jax.core.errors import check_choice, ConfigError, nearest
-from jpmhc_jax.core.registrations import Origin, ORIGINS
+from jpmhc_jax.core.names import Origin, ORIGINS
 from jpmhc_jax.core.scalars import plain
 from jpmhc_jax.mixers.base import Mixer
 from jpmhc_jax.mixers.birkhoff import BirkhoffNewton, EpsilonSinkhorn, Sinkhorn
+from jpmhc_jax.mixers.blend import Choice, Hybrid
 from jpmhc_jax.mixers.cayley import Cayley, CayleyIterative
-from jpmhc_jax.mixers.choice import Choice
 from jpmhc_jax.mixers.grassmann import Grassmann
 from jpmhc_jax.mixers.householder import Householder
-from jpmhc_jax.mixers.hybrid import Hybrid
 from jpmhc_jax.mixers.iso import Iso
 from jpmhc_jax.mixers.kronecker import Kronecker
 from jpmhc_jax.mixers.orthostochastic import Orthostochastic, OrthostochasticNewtonSchulz

@@ -12,9 +12,8 @@ from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.names import digest
 from jpmhc_jax.core.reading import check_regular
 from jpmhc_jax.sweeps import job, ledger
-from jpmhc_jax.sweeps.grid import Ending, refresh
 from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
-from jpmhc_jax.sweeps.pool import Pool, Say, Signals
+from jpmhc_jax.sweeps.pool import Ending, Pool, refresh, Say, Signals
 from jpmhc_jax.sweeps.space import Point, SEED, split_seeds, SweepError
 
 IN_VAIN = 50  # points in a row that cannot run, after which no more are drawn

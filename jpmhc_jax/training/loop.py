@@ -24,6 +24,7 @@ from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core.files import storing, sync_folder
 from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.data import Dataset, loading
+from jpmhc_jax.data.loading import DevicePrefetcher
 from jpmhc_jax.training import lease, nonfinite
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
@@ -31,7 +32,6 @@ from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
-from jpmhc_jax.training.prefetch import DevicePrefetcher
 from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step, Metrics, OF_THE_STEP, StepFunction

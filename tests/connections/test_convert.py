@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.connections import StreamExpansionFn
-from jpmhc_jax.connections.interop import CONVENTIONS, from_peer, head_from_deepseek, head_to_deepseek, to_peer
-from jpmhc_jax.connections.layouts import from_layout, LAYOUTS, to_layout
+from jpmhc_jax.connections.interop import (
+  CONVENTIONS,
+  from_layout,
+  from_peer,
+  head_from_deepseek,
+  head_to_deepseek,
+  LAYOUTS,
+  to_layout,
+  to_peer,
+)
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
 
 N, D, TOKENS = 4, 8, (2, 3)

@@ -14,8 +14,7 @@ import pytest
 from jpmhc_jax import data
 from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.data.arc import build_splits
-from jpmhc_jax.data.arc_builder import LegacyRandom
+from jpmhc_jax.data.arc import build_splits, LegacyRandom
 from jpmhc_jax.data.arc_grids import crop, grid_hash, parse_augmented_name, restore
 from jpmhc_jax.data.arc_tasks import load_tasks
 

@@ -11,7 +11,7 @@ import pytest
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.models.decoder import Decoder
+from jpmhc_jax.models.transformer import Decoder
 from jpmhc_jax.training.tasks import task_of
 
 MODEL = schema.Model(kind="decoder", width=16, heads=2, layers=3, mlp_multiple=8, puzzle=schema.Puzzle(width=0))

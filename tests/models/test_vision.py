@@ -13,7 +13,7 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.examples import ImageFormat
-from jpmhc_jax.models.vision import VisionTransformer
+from jpmhc_jax.models.transformer import VisionTransformer
 from jpmhc_jax.training.tasks.vision import class_losses
 
 IMAGE = ImageFormat(height=4, width=6, channels=3, top=255, classes=5)

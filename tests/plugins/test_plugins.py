@@ -11,7 +11,7 @@ import pytest
 from jpmhc_jax import mixers
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import plugins, schema
-from jpmhc_jax.core import registrations
+from jpmhc_jax.core import names
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.main import main
 from jpmhc_jax.sweeps import between, product, Sweep, sweep
@@ -123,8 +123,8 @@ def forgotten(monkeypatch):
   monkeypatch.setattr(sys, "path", list(sys.path))
   for door in plugins.DOORS:
     monkeypatch.setattr(door, "entries", {name: door.entries[name] for name in door.built_in if name in door.entries})
-  for field, origins in registrations.ORIGINS.items():
-    monkeypatch.setitem(registrations.ORIGINS, field, {n: o for n, o in origins.items() if "jpmhc_jax" in o.module})
+  for field, origins in names.ORIGINS.items():
+    monkeypatch.setitem(names.ORIGINS, field, {n: o for n, o in origins.items() if "jpmhc_jax" in o.module})
 
 
 def _lines(workdir):

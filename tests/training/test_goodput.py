@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jpmhc_jax.training.goodput import ACTIVITIES, Goodput
+from jpmhc_jax.training.telemetry import ACTIVITIES, Goodput
 
 
 class _Clock:

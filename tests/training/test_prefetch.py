@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jpmhc_jax.training.prefetch import DevicePrefetcher
+from jpmhc_jax.data.loading import DevicePrefetcher
 
 
 def _stream(seen, broken=None):

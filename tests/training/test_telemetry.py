@@ -15,9 +15,8 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import flops
 from jpmhc_jax.training import loop
-from jpmhc_jax.training.gradient_stats import LayerNorms
 from jpmhc_jax.training.mesh import make_mesh
-from jpmhc_jax.training.state import prepare
+from jpmhc_jax.training.state import LayerNorms, prepare
 from jpmhc_jax.training.telemetry import flops_per_step, parse_window, peak_flops, Throughput
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -17,9 +17,7 @@ import numpy as np
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra.trm import Stack, stream_layers, through, Trace
-from jpmhc_jax.models.decoder import Decoder
-from jpmhc_jax.models.transformer import Layer, Transformer
-from jpmhc_jax.models.vision import VisionTransformer
+from jpmhc_jax.models.transformer import Decoder, Layer, Transformer, VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a run learns: model, loss, metrics and predictions of each task, behind one interface."""
 
-from jpmhc_jax.training.tasks.base import SinglePass, Task
-from jpmhc_jax.training.tasks.registry import register_task, task_of
+from jpmhc_jax.training.tasks.base import register_task, SinglePass, Task, task_of
 
 __all__ = ["register_task", "SinglePass", "Task", "task_of"]

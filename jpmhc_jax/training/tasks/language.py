@@ -13,10 +13,9 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import IGNORED, PAD
 from jpmhc_jax.data import TokenDataset
-from jpmhc_jax.models.decoder import Decoder
 from jpmhc_jax.models.losses import TOKEN_LOSSES
-from jpmhc_jax.training.tasks.base import Answer, Batch, token_model, TransformerPass
-from jpmhc_jax.training.tasks.registry import register_task
+from jpmhc_jax.models.transformer import Decoder
+from jpmhc_jax.training.tasks.base import Answer, Batch, register_task, token_model, TransformerPass
 
 LONGEST, SHOWN = 32, 12  # bytes written on, which is as many forward passes; windows shown
 

@@ -14,8 +14,7 @@ from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
 from jpmhc_jax.models.trm import Output, TRM
-from jpmhc_jax.training.tasks.base import check_attention, Probe, Task, token_model
-from jpmhc_jax.training.tasks.registry import register_task
+from jpmhc_jax.training.tasks.base import check_attention, Probe, register_task, Task, token_model
 
 HALT_WEIGHT = 0.5
 

@@ -7,9 +7,8 @@ from jaxtyping import Array, Float, Int
 from jpmhc_jax.config import schema
 from jpmhc_jax.data.images import ImageDataset
 from jpmhc_jax.models.losses import TOKEN_LOSSES
-from jpmhc_jax.models.vision import VisionTransformer
-from jpmhc_jax.training.tasks.base import Batch, TransformerPass
-from jpmhc_jax.training.tasks.registry import register_task
+from jpmhc_jax.models.transformer import VisionTransformer
+from jpmhc_jax.training.tasks.base import Batch, register_task, TransformerPass
 
 
 def class_losses(
