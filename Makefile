@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP)
 
 demo: install
-	$(BIN)/jpmhc train --config=configs/arc_tiny.py:demo --workdir=runs/demo
+	$(BIN)/jpmhc train --config=arc_tiny:demo --workdir=runs/demo
 
 # Two workers: most of the time is compilation, which takes one core each.
 test: install

@@ -1,7 +1,7 @@
 """A mixer of your own: every stream keeps most of itself and takes a share of the mean of all streams.
 
     python examples/own_mixer.py
-    PYTHONPATH=examples jpmhc train --config=configs/sudoku.py:tiny --workdir=runs/own_mixer \\
+    PYTHONPATH=examples jpmhc train --config=sudoku:tiny --workdir=runs/own_mixer \\
       --config.plugins=own_mixer --config.connection.mixer=leak
 
 H = (1 - s) I + s 11ᵀ/n, s = most · sigmoid(logit), takes one number per token, where a Sinkhorn mixer takes n². The

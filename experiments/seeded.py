@@ -37,7 +37,7 @@ class Arm:
 
   @classmethod
   def load(cls, spec: str, overrides: Mapping[str, Any]) -> "Arm":
-    """The arm of a config file's variant, `configs/sudoku.py:tiny`, with some fields changed."""
+    """The arm of a config file's variant, `sudoku:tiny`, with some fields changed."""
     arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
     return cls.compile(configs.load(f"{ROOT}/{spec}", arguments))
 

@@ -6,7 +6,7 @@
     streams = connection(jp.expand(x, 4), my_module)  # (…, d) -> (…, 4, d)
     x = jp.reduce(streams)
 
-    run = jp.train("configs/sudoku.py:tiny", "runs/sudoku")  # as the command `jpmhc train` does
+    run = jp.train("sudoku:tiny", "runs/sudoku")  # as the command `jpmhc train` does
     run.metrics["train/loss"].values
 
 Names are imported at their first use, so that `import jpmhc_jax` costs nothing.
@@ -49,7 +49,10 @@ def __getattr__(name: str) -> Any:
   if name in _ROOMS:
     return importlib.import_module(f"jpmhc_jax.{name}")
   if name in _HOME:
-    value = getattr(importlib.import_module(f"jpmhc_jax.{_HOME[name]}"), name)
+    from jpmhc_jax.core.errors import naming_the_extra
+
+    with naming_the_extra(f"jp.{name}"):
+      value = getattr(importlib.import_module(f"jpmhc_jax.{_HOME[name]}"), name)
     globals()[name] = value
     return value
   raise AttributeError(f"module 'jpmhc_jax' has no attribute {name!r}")

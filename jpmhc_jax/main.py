@@ -1,4 +1,4 @@
-"""`jpmhc train|evaluate|sweep|report|describe|spectrum`, also `python -m jpmhc_jax`.
+"""`jpmhc train|evaluate|sweep|report|configs|describe|spectrum`, also `python -m jpmhc_jax`.
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
 died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed, or too many files are open ·
@@ -12,7 +12,7 @@ import sys
 
 from jpmhc_jax import commands
 from jpmhc_jax.core.arguments import Parser, refuse_repeated
-from jpmhc_jax.core.errors import StorageError, UserError
+from jpmhc_jax.core.errors import naming_the_extra, StorageError, UserError
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.process import keep_compiled_programs, restart_with_fast_allocation
 from jpmhc_jax.core.terminal import fail, Forgiving, leave_at_once, open_closed_streams
@@ -53,7 +53,7 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
     keep_compiled_programs()
   try:
     refuse_repeated([word for word in arguments if word not in rest])
-    with shortages():
+    with shortages(), naming_the_extra("this command"):
       code = command.run(options)
     if output and _only_prints(options):
       output.flush()

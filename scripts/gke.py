@@ -1,7 +1,7 @@
 """A run on Google Kubernetes Engine as a JobSet, TPU slices or GPU nodes; --xpk prints the same for the xpk tool.
 
   python -m scripts.gke --name=arc1 --image=REGISTRY/jpmhc:1 --accelerator=tpu-v5-lite-podslice --topology=4x4 \\
-    --hosts=4 --chips=4 --slices=2 -- --config=configs/arc1.py:cayley --workdir=/runs/arc1 --config.mesh.slices=2
+    --hosts=4 --chips=4 --slices=2 -- --config=arc1:cayley --workdir=/runs/arc1 --config.mesh.slices=2
 
 The image holds the installed package. TPU hosts find each other; GPU pods are told where process 0 is and how many they
 are, and take their number from the indexed job. The claim named by --volume is mounted at /runs. A pod that is told to

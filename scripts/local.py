@@ -1,6 +1,6 @@
 """Several processes of one run on this machine, as on several hosts.
 
-  python -m scripts.local --processes=2 --devices=4 -- --config=configs/sudoku.py:tiny --workdir=runs/two
+  python -m scripts.local --processes=2 --devices=4 -- --config=sudoku:tiny --workdir=runs/two
 
 Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which `jpmhc train` looks for. Their
 output is shown with the process number in front. SIGTERM and Ctrl-C go to all; when one fails, the others are stopped.

@@ -1,6 +1,6 @@
 """A run on a SLURM cluster of GPUs: one process a GPU, resumed by itself after preemption and time limits.
 
-  python -m scripts.slurm --nodes=4 --gpus-per-node=8 --time=24:00:00 -- --config=configs/arc1.py:cayley \\
+  python -m scripts.slurm --nodes=4 --gpus-per-node=8 --time=24:00:00 -- --config=arc1:cayley \\
     --workdir=/shared/runs/arc1 --config.mesh.fsdp=8
 
 Run it in the project's folder on the login node. Two minutes before a limit SLURM sends SIGTERM; the run saves and ends

@@ -1,7 +1,7 @@
 """A run on a Cloud TPU VM, pod or several slices of one, by a queued resource.
 
   python -m scripts.tpu_pod --name=arc1 --zone=europe-west4-b --accelerator-type=v5litepod-64 --spot -- \\
-    --config=configs/arc1.py:cayley --workdir=/mnt/runs/arc1 --config.mesh.fsdp=8
+    --config=arc1:cayley --workdir=/mnt/runs/arc1 --config.mesh.fsdp=8
 
 Asks for the machines, waits until they are there, installs the committed code on every host and trains on all of them:
 `jpmhc train` finds rank and coordinator in the TPU's metadata. The same command resumes (the resource and the

@@ -20,7 +20,6 @@ from jpmhc_jax.training.state import prepare
 from jpmhc_jax.training.telemetry import flops_per_step
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
 PUBLISHED = {"trm": 6_829_058, "cayley": 7_238_658}
 H100_FLOPS, UTILISATION = 989e12, 0.4  # dense bf16 peak; the share of it that is assumed
 
@@ -32,7 +31,7 @@ def measure(quick: bool, cache: Cache) -> dict[str, Number]:
   for variant in PUBLISHED:
     # Two augmentations instead of 1,000: the shapes of the step are the same and the data is there at once.
     small = ["--config.data.arc.augmentations=2", "--config.data.arc.evaluation_augmentations=2"]
-    config = configs.load(f"{ROOT}/configs/arc1.py:{variant}", small)
+    config = configs.load(f"arc1:{variant}", small)
     dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
     setup = prepare(config, dataset, make_mesh(schema.Mesh(data=1), jax.devices()[:1]))
     numbers[f"{variant}/parameters"] = Number(setup.parameter_count, 0)

@@ -1,6 +1,6 @@
 """Where the wall time of a real run goes once everything has compiled.
 
-  python -m experiments.benchmarks.goodput [--config=configs/sudoku.py:tiny] [--steps=500] [--start=260] [--out=FILE]
+  python -m experiments.benchmarks.goodput [--config=sudoku:tiny] [--steps=500] [--start=260] [--out=FILE]
 
 Trains with the command line in a folder of its own and reads the account of its metrics.jsonl, shares of the time since
 the start. The seconds of the first compilation do not change after it, so every share over its share is an amount of
@@ -41,7 +41,7 @@ def shares_between(totals: dict[int, dict[str, float]], start: int) -> tuple[int
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", default="configs/sudoku.py:tiny")
+  parser.add_argument("--config", default="sudoku:tiny")
   parser.add_argument("--steps", type=arguments.whole(1), default=500)
   parser.add_argument(
     "--start",

@@ -20,7 +20,7 @@ RATE, SEEDS, STEPS, SKIPPED = 5e-3, (1, 2, 3), 150, 30
 
 
 def overrides(mixer: str, steps: int, published_form: bool) -> dict[str, Any]:
-  """Of configs/sudoku.py:tiny."""
+  """Of sudoku:tiny."""
   values = smaller(mixer, RATE, steps)
   if published_form and mixer in ("cayley", "grassmann"):
     values |= {"connection.read_write": "softmax", "connection.norm": "layernorm"}
@@ -30,7 +30,7 @@ def overrides(mixer: str, steps: int, published_form: bool) -> dict[str, Any]:
 
 def mean_norms(values: dict[str, Any], seeds: tuple[int, ...]) -> list[float]:
   """Of each seed the gradient norm averaged over the steps behind the warm-up."""
-  arm, means = Arm.load("configs/sudoku.py:tiny", values), []
+  arm, means = Arm.load("sudoku:tiny", values), []
   for seed in seeds:
     norms = [metrics["gradient_norm"] for metrics in arm.train(seed)][SKIPPED:]
     means.append(sum(norms) / len(norms))

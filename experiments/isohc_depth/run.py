@@ -2,7 +2,7 @@
 
   python -m experiments.isohc_depth.run [--quick] [--check] [--record]
 
-A byte-level language model on Python's standard library (configs/stdlib_lm.py:depth, d = 32), every mixer at the same
+A byte-level language model on Python's standard library (stdlib_lm:depth, d = 32), every mixer at the same
 budget, learning rate and no gradient clip. Measured: held-out perplexity, whether the loss diverged, the gradient that
 reaches the streams in front of the first layer over that of the last, and the mean cosine between streams there. The
 seed draws the parameters and the order of the data.
@@ -32,7 +32,7 @@ STEPS, SEEDS = 100, (1, 2, 3)
 
 
 def overrides(depth: int, steps: int) -> dict[str, Any]:
-  """Of configs/stdlib_lm.py:depth_MIXER."""
+  """Of stdlib_lm:depth_MIXER."""
   return {
     "model.layers": depth // 2,
     "model.width": 32,
@@ -80,7 +80,7 @@ def runs(cache: Cache, mixer: str, depth: int, steps: int, seeds: tuple[int, ...
 
   def run(seed: int) -> dict[str, Any]:
     if not compiled:
-      compiled.append(Arm.load(f"configs/stdlib_lm.py:depth_{mixer}", overrides(depth, steps)))
+      compiled.append(Arm.load(f"stdlib_lm:depth_{mixer}", overrides(depth, steps)))
     result = one(compiled[0], seed)
     print(
       f"{mixer}, {depth} sub-layers, seed {seed}: perplexity {result['perplexity']:.3g}", file=sys.stderr, flush=True

@@ -21,7 +21,6 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.models.connections import hyper_connection_fn
 
 FOLDER = pathlib.Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
 N, WIDTH, TOKENS = 4, 512, 4096
 PARAMETERS = {"sinkhorn": 49_188, "cayley": 102_400, "grassmann": 32_796, "permutation": 28_694}
 OPTIONS = {"permutation": "basis=jpmhc"}
@@ -33,7 +32,7 @@ def parameters(mixer: str) -> int:
   """Numbers learned by one connection: JPmHC's form for Cayley, mHC's for the others, as their counts imply."""
   connection = schema.Connection(mixer=mixer, options=OPTIONS.get(mixer, ""))
   if mixer == "cayley":
-    connection = configs.load(f"{ROOT}/configs/arc1.py:cayley").connection
+    connection = configs.load("arc1:cayley").connection
   shapes = jax.eval_shape(hyper_connection_fn(connection, WIDTH, 0).init, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 

@@ -22,7 +22,7 @@ STEPS, EVERY = 300, 50
 
 
 def overrides(mixer: str, rate: float, steps: int) -> dict[str, Any]:
-  """Of configs/sudoku.py:tiny, to make it smaller: d = 32, batch 32, four supervision steps."""
+  """Of sudoku:tiny, to make it smaller: d = 32, batch 32, four supervision steps."""
   return {
     "steps": steps,
     "batch_size": 32,
@@ -43,7 +43,7 @@ def curves(cache: Cache, mixer: str, rate: float, seeds: tuple[int, ...], steps:
 
   def run(seed: int) -> list[dict[str, float]]:
     if not compiled:
-      compiled.append(Arm.load("configs/sudoku.py:tiny", values))
+      compiled.append(Arm.load("sudoku:tiny", values))
     arm, seen = compiled[0], []
     arm.train(seed, {k: lambda state: seen.append(arm.evaluate(state)) for k in range(EVERY, steps + 1, EVERY)})
     print(f"{mixer}, rate {rate:g}, seed {seed}: {seen[-1]}", file=sys.stderr, flush=True)

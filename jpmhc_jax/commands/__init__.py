@@ -7,7 +7,7 @@ imports stand inside `run`, so that `jpmhc --help` answers at once.
 
 from typing import Any
 
-from jpmhc_jax.commands import describe, evaluate, report, spectrum, sweep, train
+from jpmhc_jax.commands import configs, describe, evaluate, report, spectrum, sweep, train
 from jpmhc_jax.core.errors import UserError
 
 __all__ = ["COMMANDS", "tell_other_processes"]
@@ -17,6 +17,7 @@ COMMANDS = (
   evaluate.Evaluate(),
   sweep.Sweep(),
   report.Report(),
+  configs.Configs(),
   describe.Describe(),
   spectrum.Spectrum(),
 )

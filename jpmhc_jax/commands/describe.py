@@ -20,9 +20,7 @@ class Describe:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument(
-      "--config", type=arguments.line, default=None, help="config file and variant whose values are shown"
-    )
+    parser.add_argument("--config", type=arguments.line, default=None, help="config and variant whose values are shown")
     parser.add_argument("--mixers", action="store_true", help="print one comparison table of all mixer families")
     parser.add_argument("--markdown", action="store_true", help="with --mixers: the table as docs/mixers.md has it")
 

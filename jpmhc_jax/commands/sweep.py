@@ -25,8 +25,8 @@ class Sweep:
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     add = parser.add_argument
-    add("--config", type=arguments.line, required=True, help="config file and variant that every run starts from")
-    add("--sweep", type=arguments.line, required=True, help="sweep file, and variant: configs/sweeps/mixers.py")
+    add("--config", type=arguments.line, required=True, help="config and variant that every run starts from")
+    add("--sweep", type=arguments.line, required=True, help="sweep and variant: mixers:two of the package, or a file")
     add("--workdir", required=True, type=arguments.path, help="folder of the sweep; each run gets a folder in it")
     add("--executor", default="local", choices=("local", "slurm", "tpu"), help="tpu only prints the launch lines")
     add("--jobs", type=arguments.whole(0), default=None, help="runs at a time, 0 for all; 1 by default, on SLURM 0")

@@ -29,7 +29,10 @@ class Train:
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument(
-      "--config", type=arguments.line, required=True, help="config file and variant, such as configs/arc_tiny.py:cayley"
+      "--config",
+      type=arguments.line,
+      required=True,
+      help="config and variant: one of `jpmhc configs`, as sudoku:tiny, or path/to/file.py:variant",
     )
     parser.add_argument("--workdir", type=arguments.path, help="folder of the run; an existing run resumes")
     parser.add_argument(

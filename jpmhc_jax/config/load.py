@@ -6,20 +6,17 @@ package receives the frozen dataclasses of `config.schema`.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import os.path
+import os
 import pathlib
 import re
-import runpy
-import traceback
 from typing import Any, TypeAlias
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from jpmhc_jax.config import plugins, schema
-from jpmhc_jax.core import places
-from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require, UserError
+from jpmhc_jax.config import plugins, schema, sources
+from jpmhc_jax.core.errors import ConfigError, DataError, nearest, require
 from jpmhc_jax.core.fields import check, check_bounds, convert, takes
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
@@ -69,7 +66,9 @@ def _grouped(values: Mapping[str, Any], kind: type[_Values] = _Values) -> _Value
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> schema.Config:
-  """Reads `path/to/file.py:variant`, applies `--config.a.b=value` overrides, and returns the checked config.
+  """The checked config of `sudoku:tiny`, one of the package, or `path/to/file.py:variant`, under its overrides.
+
+  overrides: such as '--config.optimizer.learning_rate=3e-4'.
 
   Raises ConfigError that names an unknown field with the nearest known one, a value of the wrong type, or a variant
   that the file does not offer.
@@ -84,22 +83,23 @@ def class_of(spec: str, overrides: Sequence[str] = ()) -> type[schema.Config]:
 
 
 def _read(spec: str) -> tuple[Mapping[str, Any], str]:
-  """What a config file returns, and the folder that its plugins may lie in."""
-  path, variant = file_and_variant("--config", spec, "configs/sudoku.py:tiny")
+  """What a config file returns, and the folder that its plugins may lie in: its own, the current one for ours."""
+  path, variant = sources.file_and_variant("--config", spec)
+  folder = os.getcwd() if sources.is_bundled(spec) else str(path.parent)
   try:
-    with plugins.beside(str(path.parent)):
-      loaded = run_file(path, "get_config", variant)
+    with plugins.beside(folder):
+      loaded = sources.run_file(path, "get_config", variant)
   except (AttributeError, KeyError, TypeError) as error:
     raise _config_file_error(path, error) from error
   if not isinstance(loaded, ml_collections.ConfigDict):
     raise ConfigError(
       f"{path}: get_config() returned a {type(loaded).__name__}; expected what jpmhc_jax.config.load.default() is"
     )
-  return loaded.to_dict(), str(path.parent)
+  return loaded.to_dict(), folder
 
 
 def resolve(config: Resolvable, overrides: Mapping[str, Any] | None = None) -> schema.Config:
-  """The checked config of Python code: a Config, a ConfigDict that a config file returns, or 'path/file.py:variant'.
+  """The checked config of Python code: a Config, a ConfigDict that a config file returns, or its name.
 
   overrides: values by dotted name, such as {"optimizer.learning_rate": 3e-4}. Raises ConfigError as `load` does.
   """
@@ -118,45 +118,9 @@ def resolve(config: Resolvable, overrides: Mapping[str, Any] | None = None) -> s
   return validate(from_dict(values))
 
 
-def file_and_variant(option: str, spec: str, example: str) -> tuple[pathlib.Path, str]:
-  """The file and the variant, '' where none is named, of an option such as --config=path/to/file.py:variant.
-
-  Raises ConfigError when there is no such file.
-  """
-  try:
-    path, variant = places.file_and_variant(spec)
-  except ValueError as error:
-    raise ConfigError(f"{option}={spec}: expected {error}") from error
-  if not os.path.isfile(path):
-    raise ConfigError(f"{option}={spec}: no file {path}; expected something like {example}")
-  return path, variant
-
-
 def load_default(overrides: Sequence[str] = ()) -> schema.Config:
   """The defaults with `--config.a.b=value` overrides, checked; raises ConfigError as `load` does."""
   return _apply({}, "", overrides, plugins.offered())
-
-
-def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
-  """Calls a function of a Python file, with the variant if there is one.
-
-  Raises ConfigError with the line for whatever goes wrong in the file; lets errors of the user's and AttributeError,
-  KeyError (no such function) and TypeError through, whose meaning the caller knows.
-  """
-  try:
-    return runpy.run_path(str(path))[function](*([variant] if variant else []))
-  except (UserError, AttributeError, KeyError, TypeError):
-    raise
-  except Exception as error:
-    reason = getattr(error, "msg", None) or error
-    raise ConfigError(f"{where(path, error)}: {type(error).__name__}: {reason}") from error
-
-
-def where(path: pathlib.Path, error: BaseException) -> str:
-  """The file, and the line of it that raised the error, if one of its lines did."""
-  frames = traceback.extract_tb(error.__traceback__)
-  line = getattr(error, "lineno", None) or next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
-  return f"{path}, line {line}" if line else f"{path}"
 
 
 def override(config: schema.Config, overrides: Sequence[str], groups: Sequence[str]) -> schema.Config:
@@ -186,7 +150,7 @@ def _apply(
 
 def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
   """What a locked ConfigDict says of an unknown key or a wrong type inside a config file, in our words."""
-  place = where(path, error)
+  place = sources.where(path, error)
   unknown = re.search(r'Key "([^"]+)" does not exist', str(error))
   if unknown:
     return ConfigError(f"{place}: unknown field {unknown[1]!r}.{_renamed(unknown[1]) or nearest(unknown[1], _known())}")
@@ -195,7 +159,7 @@ def _config_file_error(path: pathlib.Path, error: Exception) -> ConfigError:
     value = repr(wrong[2]) if wrong[3] == "str" else wrong[2]
     return ConfigError(f"{place}: {wrong[1]}={value}: expected {_expected_of(wrong[1])}, got {wrong[3]}")
   if str(error) == "'get_config'":
-    return ConfigError(f"{path}: no function get_config(variant) in it; see configs/sudoku.py")
+    return ConfigError(f"{path}: no function get_config(variant) in it; see {sources.CONFIGS / 'sudoku.py'}")
   return ConfigError(f"{place}: {type(error).__name__}: {error}")
 
 

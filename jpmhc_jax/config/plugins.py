@@ -19,6 +19,7 @@ import traceback
 from typing import Any, TypeVar
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.config.sources import search
 from jpmhc_jax.core.errors import check_choice, ConfigError, UserError
 from jpmhc_jax.core.fields import convert
 from jpmhc_jax.core.names import Origin, ORIGINS
@@ -133,8 +134,8 @@ def load(plugins: Sequence[str], folder: str = "", needed_by: str = "") -> None:
   import fails.
   """
   folder = folder or _beside
-  if folder and plugins and folder not in sys.path:
-    sys.path.append(folder)
+  if plugins:
+    search(folder)
   for plugin in plugins:
     if plugin not in _imported:
       before = {field: set(origins) for field, origins in ORIGINS.items()}

@@ -1,7 +1,8 @@
 """Every field of a run's configuration: name, type, default, meaning, bounds. Data only; nothing here computes.
 
-A config file fills these in (`configs/*.py`), `config.load` locks and checks them, `jpmhc describe` prints them. The
-rest of the package receives the frozen dataclasses, so that a misspelt field is an error at import time of its reader.
+A config file fills these in (`jpmhc_jax/configs`), `config.load` locks and checks them, `jpmhc describe` prints them.
+The rest of the package receives the frozen dataclasses, so that a misspelt field is an error at import time of its
+reader.
 """
 
 import dataclasses

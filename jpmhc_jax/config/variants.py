@@ -1,4 +1,4 @@
-"""Connection settings by name, shared by the config files: `configs/arc1.py:sinkhorn` and the like.
+"""Connection settings by name, shared by the config files: `arc1:sinkhorn` and the like.
 
 `published=True` gives each family the norm and the read/write form that its paper used with it, which confounds the
 mixer with the form. `published=False` gives all of them the same, so that the mixer is all that differs.

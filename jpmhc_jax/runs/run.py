@@ -180,7 +180,7 @@ def train(
   """Trains to `config.steps`, or resumes where the workdir's newest intact checkpoint ends, and writes report.html.
 
   config: a `schema.Config`, the ConfigDict that a config file's get_config returns, or its name and variant,
-  "configs/sudoku.py:tiny". overrides: values by dotted name, {"optimizer.learning_rate": 3e-4}. profile: steps to trace
+  "sudoku:tiny". overrides: values by dotted name, {"optimizer.learning_rate": 3e-4}. profile: steps to trace
   into workdir/profile. command: what environment.json says the run was started by; the process's own by default.
 
   Raises ConfigError for a field that cannot work and for a workdir of another config, WorkdirError where another
@@ -189,7 +189,7 @@ def train(
   in the main thread only. `precision.deterministic` asks XLA, which listens before JAX's first use of a device only.
   In a run of several processes each calls this once, before anything else of JAX.
 
-  >>> run = jp.train(config, workdir)  # such as "configs/sudoku.py:tiny", "runs/sudoku"
+  >>> run = jp.train(config, workdir)  # such as "sudoku:tiny", "runs/sudoku"
   >>> run.evaluations[-1].step, (run.workdir / "report.html").is_file()
   (4, True)
   """

@@ -1,6 +1,6 @@
 """Sweeps: an algebra of config overrides, matched budgets, executors, and a search over the same space.
 
-A sweep file imports what it needs from here and defines `get_sweep()`; see configs/sweeps/mixers.py.
+A sweep file imports what it needs from here and defines `get_sweep()`; see jpmhc_jax/configs/sweeps/mixers.py.
 """
 
 from jpmhc_jax.sweeps.definition import Budget, Sweep

@@ -13,7 +13,7 @@ import jax
 
 from jpmhc_jax import data
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.config import schema
+from jpmhc_jax.config import schema, sources
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.core.names import digest, Point, run_names
 from jpmhc_jax.models import connections
@@ -40,19 +40,19 @@ class Planned:
 
 
 def load_sweep(spec: str) -> Sweep:
-  """What get_sweep(variant) of `path/to/file.py:variant` returns.
+  """What get_sweep(variant) of `mixers:two`, one of the package, or of `path/to/file.py:variant` returns.
 
   Raises ConfigError for a file that does not exist or fails, SweepError for one that returns no sweep.
   """
-  path, variant = configs.file_and_variant("--sweep", spec, "configs/sweeps/mixers.py")
+  path, variant = sources.file_and_variant("--sweep", spec, sources.SWEEPS)
   try:
-    returned = configs.run_file(path, "get_sweep", variant)
+    returned = sources.run_file(path, "get_sweep", variant)
   except KeyError as error:
     if str(error) == "'get_sweep'":
-      raise SweepError(f"{path}: no function get_sweep() in it; see configs/sweeps/mixers.py") from error
-    raise SweepError(f"{configs.where(path, error)}: no key {error}") from error
+      raise SweepError(f"{path}: no function get_sweep() in it; see {sources.SWEEPS / 'mixers.py'}") from error
+    raise SweepError(f"{sources.where(path, error)}: no key {error}") from error
   except (AttributeError, TypeError) as error:
-    raise SweepError(f"{configs.where(path, error)}: {type(error).__name__}: {error}") from error
+    raise SweepError(f"{sources.where(path, error)}: {type(error).__name__}: {error}") from error
   if isinstance(returned, Space):
     return Sweep(returned)
   if not isinstance(returned, Sweep):

@@ -1,23 +1,25 @@
-"""Every recipe under configs/ loads, and the published models have the published number of parameters."""
+"""The configs of the package load and say what they are; published models have the published number of parameters."""
 
 import dataclasses
 import functools
 import math
 import pathlib
 import re
+import sys
 
 import jax
 import pytest
 import tiny
 
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.config import schema
+from jpmhc_jax.config import schema, sources
 from jpmhc_jax.config.variants import VARIANTS
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.main import main
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import prepare
 
-FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configs.md"
 RECIPES = {
   "arc1": VARIANTS,
   "arc2": VARIANTS,
@@ -30,11 +32,60 @@ RECIPES = {
 
 
 def _load(name, variant=""):
-  return configs.load(f"{FOLDER / name}.py" + (f":{variant}" if variant else ""))
+  return configs.load(f"{name}:{variant}" if variant else name)
 
 
 def test_no_recipe_is_left_out_here():
-  assert {path.stem for path in FOLDER.glob("*.py")} == set(RECIPES)
+  assert set(sources.bundled()) == set(RECIPES) and sources.bundled(sources.SWEEPS) == ("mixers",)
+
+
+def test_what_each_config_says_of_itself_is_complete():
+  for name, promise, recipes in sources.catalogue():
+    offered = [variant for recipe in recipes for variant in recipe.variants]
+    assert set(RECIPES[name]) <= set(offered) and len(offered) == len(set(offered))
+    assert f"--config={name}" in promise
+    assert all(text for recipe in recipes for text in (recipe.about, recipe.cost, recipe.measured))
+
+
+def test_the_page_of_configs_is_what_the_command_prints(capsys):
+  assert main(["configs", "--markdown"]) == 0
+  assert capsys.readouterr().out == PAGE.read_text(encoding="utf-8"), "jpmhc configs --markdown > docs/configs.md"
+
+
+def test_the_command_lists_every_config_and_the_promise_of_one(capsys):
+  assert main(["configs"]) == 0
+  listed = capsys.readouterr().out
+  assert all(f"{name}:" in listed for name in RECIPES) and "100 % exact" in listed
+  assert main(["configs", "sudoku"]) == 0
+  assert "Variants: tiny, 6x6, 9x9" in capsys.readouterr().out
+  assert main(["configs", "sudko"]) == 2 and "Did you mean 'sudoku'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ("sudko:tiny", "no 'sudko' in the package, which has arc1, .* Did you mean 'sudoku'"),
+    ("./mine.py:tiny", "no file .*mine.py. Did you mean 'mime.py'"),
+  ],
+)
+def test_a_name_that_nobody_has_is_refused_with_the_nearest(spec, message, tmp_path, monkeypatch):
+  (tmp_path / "mime.py").touch()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ConfigError, match=message):
+    configs.load(spec)
+
+
+def test_a_config_file_imports_what_lies_beside_it_and_ours_find_plugins_in_the_current_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("widths_of_mine.py").write_text("WIDTH = 48\n")
+  pathlib.Path("mine.py").write_text(
+    "import widths_of_mine\nfrom jpmhc_jax.config.load import default\n\ndef get_config():\n"
+    "  config = default()\n  config.model.width = widths_of_mine.WIDTH\n  return config\n"
+  )
+  assert configs.load("mine.py").model.width == 48
+  config = configs.load("sudoku:tiny", ["--config.plugins=widths_of_mine"])
+  assert (config.plugins, config.plugin_folder) == (("widths_of_mine",), str(tmp_path))
 
 
 @pytest.mark.parametrize("name", RECIPES)

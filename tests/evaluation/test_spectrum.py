@@ -135,7 +135,7 @@ def test_the_command_measures_a_run_and_the_report_draws_it(tmp_path, capsys):
     "model.heads": 2, "model.mlp_multiple": 8, "model.layers": 1, "connection.streams": 2,
   }  # fmt: skip
   fields = [f"--config.{name}={value}" for name, value in overrides.items()]
-  assert main.main(["train", "--config=configs/sudoku.py:tiny", f"--workdir={workdir}", *fields]) == 0
+  assert main.main(["train", "--config=sudoku:tiny", f"--workdir={workdir}", *fields]) == 0
   assert main.main(["spectrum", f"--workdir={workdir}"]) == 0
   found = json.loads((workdir / "spectrum.json").read_text())
   assert found["step"] == 2
@@ -161,7 +161,7 @@ def _decoder_run(tmp_path, **model):
   }  # fmt: skip
   fields = [f"--config.{name}={value}" for name, value in (overrides | model).items()]
   workdir = tmp_path / "run"
-  assert main.main(["train", "--config=configs/stdlib_lm.py:tiny", f"--workdir={workdir}", *fields]) == 0
+  assert main.main(["train", "--config=stdlib_lm:tiny", f"--workdir={workdir}", *fields]) == 0
   return workdir
 
 

@@ -104,7 +104,7 @@ def test_the_promise_of_the_task_of_ones_own_is_kept(tmp_path):
 def test_a_recipe_trains_with_the_mixer_of_ones_own(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(EXAMPLES)
   losses = _train(
-    f"{EXAMPLES.parent}/configs/sudoku.py:tiny", tmp_path, "plugins=own_mixer", "connection.mixer=leak", "steps=60",
+    "sudoku:tiny", tmp_path, "plugins=own_mixer", "connection.mixer=leak", "steps=60",
     "model.width=16", "model.heads=2", "evaluation.every=60", "optimizer.warmup_steps=5",
   )  # fmt: skip
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -150,7 +150,11 @@ def test_an_example_is_short_and_uses_public_names_only(path):
 
 def test_the_extra_installs_what_the_examples_import():
   project = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
-  requirements = [*project["dependencies"], *project["optional-dependencies"]["examples"]]
+  extras = project["optional-dependencies"]
+  requirements = [
+    *project["dependencies"],
+    *(need for name in ("examples", "train", "vision") for need in extras[name]),
+  ]
   installed = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
   folders = {path.name for path in EXAMPLES.iterdir()}
   for path in FILES:

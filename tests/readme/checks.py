@@ -24,7 +24,7 @@ from pages import Code, ROOT
 
 from jpmhc_jax import commands
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.config import schema
+from jpmhc_jax.config import schema, sources
 from jpmhc_jax.main import parser
 from jpmhc_jax.sweeps.plan import load_sweep
 from jpmhc_jax.training.hosts import launches
@@ -126,12 +126,12 @@ def _check_verb(argv: list[str]) -> None:
   assert not overrides or options.command.takes_overrides, overrides
   given = vars(options)
   if given.get("config"):
-    config = configs.load(str(ROOT / options.config), overrides)
+    config = configs.load(options.config, overrides)
     assert not given.get("profile") or int(options.profile.split(":")[1]) <= config.steps
   else:
     configs.load_default(overrides)
   if given.get("sweep"):
-    load_sweep(str(ROOT / options.sweep))
+    load_sweep(options.sweep)
 
 
 def check_launcher(module: str, argv: list[str]) -> None:
@@ -139,7 +139,7 @@ def check_launcher(module: str, argv: list[str]) -> None:
   launcher = importlib.import_module(module)
   if "--" not in argv:
     needed = {"scripts.tpu_pod": ["--name=n", "--zone=z"], "scripts.gke": ["--name=n", "--image=i"]}
-    argv = [*argv, *needed.get(module, []), "--", "--config=configs/arc1.py:cayley", "--workdir=/runs/a"]
+    argv = [*argv, *needed.get(module, []), "--", "--config=arc1:cayley", "--workdir=/runs/a"]
   _check_verb(["train", *argv[argv.index("--") + 1 :]])
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
@@ -226,20 +226,19 @@ def _help_of(call: Any) -> str:
   return printed.getvalue()
 
 
-RECIPE = re.compile(r"(?:configs/)?(\w+\.py)(?::(\{[\w,]+\}|\w+|…))?")
+RECIPE = re.compile(rf"({'|'.join(sources.bundled())}):(\{{[\w,]+\}}|\w+|…)")
 
 
 def is_recipe(piece: Code) -> bool:
-  """`arc_tiny.py:demo`, `maze.py:{tiny,hard}`: a file of configs/ and its variants."""
-  found = RECIPE.fullmatch(piece.text)
-  return bool(found) and (found[2] is not None or piece.text.startswith("configs/"))
+  """`arc_tiny:demo`, `maze:{tiny,hard}`: a config of the package and its variants."""
+  return bool(RECIPE.fullmatch(piece.text))
 
 
 def check_recipe(piece: Code) -> None:
   """Loads it in every variant."""
   name, variants = RECIPE.fullmatch(piece.text).groups()  # type: ignore[union-attr]
-  for variant in (variants or "").strip("{}").split(","):
-    configs.load(str(ROOT / "configs" / name) + (f":{variant}" if variant.strip("…") else ""))
+  for variant in variants.strip("{}…").split(","):
+    configs.load(f"{name}:{variant}")
 
 
 def is_field(piece: Code) -> bool:

@@ -93,9 +93,9 @@ def test_every_verb_is_on_the_page():
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
-    ("jpmhc train --config=configs/sudoku.py:tiny --config.steqs=3", "steqs"),
-    ("jpmhc train --config=configs/sudoko.py:tiny", "no file"),
-    ("jpmhc sweep --config=configs/sudoku.py:tiny --sweep=configs/sweeps/none.py --workdir=x", "none.py"),
+    ("jpmhc train --config=sudoku:tiny --config.steqs=3", "steqs"),
+    ("jpmhc train --config=sudoko:tiny", "Did you mean 'sudoku'"),
+    ("jpmhc sweep --config=sudoku:tiny --sweep=none --workdir=x", "no 'none'"),
     ("python -m experiments.mixer_costs.run --chek", "2"),
     ("pip install 'jpmhc-jax[visoin]'", "visoin"),
     ("make demmo", "demmo"),

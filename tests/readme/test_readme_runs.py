@@ -11,7 +11,6 @@ import pathlib
 import pty
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -26,17 +25,17 @@ COMMON = {
   "checkpoint.every": 2, "logging.every": 1, "optimizer.warmup_steps": 1,
 }  # fmt: skip
 SHRUNK = {
-  "arc_tiny.py": COMMON | {
+  "=arc_tiny:": COMMON | {
     "data.arc.canvas": 4, "data.arc.max_side": 4, "data.arc.augmentations": 3, "data.arc.evaluation_augmentations": 3,
     "model.puzzle.width": 16,
   },
-  "sudoku.py": COMMON | {
+  "=sudoku:": COMMON | {
     "data.sudoku.train_puzzles": 20, "data.sudoku.test_puzzles": 8, "data.sudoku.shuffles": 2,
   },
 }  # fmt: skip
 REPLACED = {
   "--profile=100:105": "--profile=2:3",
-  "--sweep=configs/sweeps/mixers.py": "--sweep=configs/sweeps/one.py",
+  "--sweep=mixers": "--sweep=one.py",
   "--mixer=sinkhorn,cayley,iso": "--mixer=iso",
   "--depth=12,48": "--depth=2",
   "--workdir=runs/sudoku --mixer=sinkhorn": "--workdir=runs/sudoku --exact-limit=64 --lanczos-steps=4 --probes=1",
@@ -90,8 +89,8 @@ class User:
 
   def __init__(self, folder: pathlib.Path):
     self.home = folder / "a user's folder"
-    shutil.copytree(ROOT / "configs", self.home / "configs")
-    (self.home / "configs" / "sweeps" / "one.py").write_text(ONE_RUN)
+    self.home.mkdir()
+    (self.home / "one.py").write_text(ONE_RUN)
     startup = folder / "startup"
     startup.mkdir()
     (startup / "sitecustomize.py").write_text(NOBODY)  # the system has no entry, and so no home folder, for this user

@@ -67,7 +67,7 @@ def environment(name: str, seed: int) -> dict:
     "command": [
       "jpmhc",
       "train",
-      "--config=configs/arc_tiny.py:cayley",
+      "--config=arc_tiny:cayley",
       f"--workdir=runs/{name}",
       f"--config.seed={seed}",
     ],

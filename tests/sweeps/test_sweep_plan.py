@@ -1,17 +1,15 @@
 """From a sweep file to checked runs: budgets, names that last, and errors before anything starts."""
 
-import pathlib
-
 import pytest
 
 from jpmhc_jax.config import load as configs
+from jpmhc_jax.config import sources
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.sweeps import Budget, cases, product, seeds, Sweep, sweep
 from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
 from jpmhc_jax.sweeps.space import SweepError
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TINY = f"{ROOT}/configs/sudoku.py:tiny"
+TINY = "sudoku:tiny"
 SMALL = ("--config.model.width=16", "--config.model.heads=2", "--config.data.sudoku.train_puzzles=20")
 
 
@@ -98,11 +96,12 @@ def test_a_budget_is_checked():
 
 
 def test_sweep_files_are_read_with_their_variant(tmp_path):
-  path = ROOT / "configs" / "sweeps" / "mixers.py"
-  assert len(load_sweep(str(path)).space) == 35 and load_sweep(f"{path}:flops").limit.kind == "flops"
-  assert len(load_sweep(f"{path}:two").space) == 4
+  assert len(load_sweep("mixers").space) == 35 and load_sweep("mixers:flops").limit.kind == "flops"
+  assert len(load_sweep(f"{sources.SWEEPS}/mixers.py:two").space) == 4
   with pytest.raises(UserError, match="expected one of steps, flops, two"):
-    load_sweep(f"{path}:too")
+    load_sweep("mixers:too")
+  with pytest.raises(ConfigError, match="no 'mixer' in the package, which has mixers. Did you mean 'mixers'"):
+    load_sweep("mixer:two")
   with pytest.raises(ConfigError, match="no file"):
     load_sweep(str(tmp_path / "none.py"))
   for text, expected in (("x = 1", "no function get_sweep"), ("def get_sweep():\n  return 3", "returned a int")):
@@ -113,6 +112,6 @@ def test_sweep_files_are_read_with_their_variant(tmp_path):
 
 def test_every_point_of_the_shipped_sweeps_is_valid(tmp_path):
   for variant in ("steps", "two"):
-    found = load_sweep(f"{ROOT}/configs/sweeps/mixers.py:{variant}")
+    found = load_sweep(f"mixers:{variant}")
     runs = plan(found.space, tmp_path, common=())
     assert len({run.name for run in runs}) == len(runs) == len(found.space)

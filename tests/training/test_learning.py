@@ -1,19 +1,16 @@
-"""The shipped recipe learns: configs/sudoku.py:tiny reaches its promise on unseen puzzles, and its streams separate."""
+"""The shipped recipe learns: sudoku:tiny reaches its promise on unseen puzzles, and its streams separate."""
 
 import json
-import pathlib
 
 import pytest
 
 from jpmhc_jax.main import main
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 @pytest.mark.slow
 def test_sudoku_tiny_solves_unseen_puzzles_and_its_streams_separate(tmp_path):
   workdir = tmp_path / "sudoku"
-  assert main(["train", f"--config={ROOT}/configs/sudoku.py:tiny", f"--workdir={workdir}", "--config.mesh.data=8"]) == 0
+  assert main(["train", "--config=sudoku:tiny", f"--workdir={workdir}", "--config.mesh.data=8"]) == 0
   metrics = json.loads((workdir / "evaluation" / "step_1000.json").read_text())["metrics"]
   assert metrics["exact_accuracy"] > 0.95
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -14,8 +13,6 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.main import main
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +113,7 @@ def test_a_model_is_refused_data_that_it_cannot_learn_from(config):
 def test_the_shipped_recipe_trains_resumes_and_reports(tmp_path):
   """Below 4.2 bits a byte after 100 steps of a narrower model: the order-0 entropy of the sources is 4.5."""
   command = [
-    "train", f"--config={ROOT}/configs/stdlib_lm.py:tiny_sinkhorn", f"--workdir={tmp_path}", "--config.mesh.data=8",
+    "train", "--config=stdlib_lm:tiny_sinkhorn", f"--workdir={tmp_path}", "--config.mesh.data=8",
     "--config.steps=100", "--config.model.width=32", "--config.data.text.window=64",
     "--config.evaluation.max_examples=256", "--config.optimizer.ema=0.9",
   ]  # fmt: skip

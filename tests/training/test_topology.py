@@ -12,7 +12,7 @@ import pytest
 from jpmhc_jax.main import main
 from jpmhc_jax.training import plan as plans
 
-CONFIG = "configs/sudoku.py:tiny"
+CONFIG = "sudoku:tiny"
 
 
 @pytest.mark.parametrize(

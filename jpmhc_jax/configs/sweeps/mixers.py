@@ -1,9 +1,9 @@
 """Every main arm of the comparison, seeds included: the same network, norm, read and write; the mixer is what differs.
 
-  jpmhc sweep --config=configs/sudoku.py:tiny --sweep=configs/sweeps/mixers.py --workdir=sweeps/mixers
+  jpmhc sweep --config=sudoku:tiny --sweep=mixers --workdir=sweeps/mixers
 
 Variants: steps (default; `steps` of the config), flops (every run may spend what 1,000 steps of the plain network
-cost on configs/sudoku.py:tiny), two (Cayley and identity, 2 seeds: a trial of the machinery).
+cost on sudoku:tiny), two (Cayley and identity, 2 seeds: a trial of the machinery).
 Arms: no streams; streams that do not mix; free; Sinkhorn (mHC); Cayley (JPmHC); Grassmann, stored on the manifold; Iso.
 """
 

@@ -1,6 +1,6 @@
 """Generated Sudoku with unique solutions; train and test are disjoint up to every symmetry of the grid.
 
-  jpmhc train --config=configs/sudoku.py:tiny --workdir=runs/sudoku
+  jpmhc train --config=sudoku:tiny --workdir=runs/sudoku
 
 Variants: tiny (4×4: the proof in a minute that everything works), 6x6, 9x9 (the published Sudoku recipe on
 generated puzzles). All use four streams with Cayley mixers; another family: --config.connection.mixer=sinkhorn,
@@ -11,11 +11,22 @@ streams); about 2 minutes on 2 CPU cores (measured 2026-11-21, AMD EPYC, 2 cores
 """
 
 from jpmhc_jax.config.load import default
-from jpmhc_jax.core.errors import check_choice
+from jpmhc_jax.config.sources import check_variant, Recipe
+
+RECIPES = (
+  Recipe(
+    ("tiny",),
+    "4×4 puzzles, four Cayley streams: the proof that everything works",
+    "80 s on 2 CPU cores",
+    "100 % exact on unseen puzzles after 1,000 steps",
+  ),
+  Recipe(("6x6",), "6×6 puzzles, a wider network", "4,000 steps", "not run to the end here"),
+  Recipe(("9x9",), "the published Sudoku recipe on generated puzzles", "accelerators", "not run to the end here"),
+)
 
 
 def get_config(variant="tiny"):
-  check_choice("variant", variant, ("tiny", "6x6", "9x9"))
+  check_variant(variant, RECIPES)
   config = default()
   config.data.kind = "sudoku"
   config.model.token_mixer, config.model.positions = "mlp", "none"

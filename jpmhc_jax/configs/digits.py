@@ -1,7 +1,7 @@
 """Handwritten digits by a small vision transformer with four streams: the same mixers on images.
 
-  jpmhc train --config=configs/digits.py:cayley --workdir=runs/digits
-  jpmhc train --config=configs/digits.py --workdir=runs/mine --config.data.images.file=mine.npz --config.model.patch=4
+  jpmhc train --config=digits:cayley --workdir=runs/digits
+  jpmhc train --config=digits --workdir=runs/mine --config.data.images.file=mine.npz --config.model.patch=4
 
 Variants: every family of `jpmhc describe --mixers`, and trm (one stream: the plain transformer). All share one
 generator, norm and read/write form. 1,438 images to train on and 359 held out, 8×8 pixels, in patches of 2×2. Expect
@@ -9,7 +9,23 @@ generator, norm and read/write form. 1,438 images to train on and 359 held out, 
 """
 
 from jpmhc_jax.config.load import default
-from jpmhc_jax.config.variants import set_connection
+from jpmhc_jax.config.sources import Recipe
+from jpmhc_jax.config.variants import set_connection, VARIANTS
+
+RECIPES = (
+  Recipe(
+    ("cayley",),
+    "vision transformer on 8×8 handwritten digits, or on your images in an .npz file",
+    "30 s on 2 CPU cores",
+    "98.1 % of 359 held-out digits after 600 steps",
+  ),
+  Recipe(
+    tuple(name for name in VARIANTS if name != "cayley"),
+    "the same with other mixers, or one stream (trm)",
+    "as cayley",
+    "not measured",
+  ),
+)
 
 
 def get_config(variant="cayley"):

@@ -1,6 +1,6 @@
 """ARC-AGI-1, the full recipes: a 7M Tiny Recursive Model on the 800 public tasks, 1,000 augmentations each.
 
-  jpmhc train --config=configs/arc1.py:cayley --workdir=runs/arc1_cayley
+  jpmhc train --config=arc1:cayley --workdir=runs/arc1_cayley
 
 Variants: trm (the official model: 4 inner cycles, constant learning rate, everything decays), cayley, sinkhorn,
 grassmann (the published JPmHC recipe: 4 streams, 6 inner cycles, step decay, clip 1.0, each with its paper's norm and
@@ -13,7 +13,29 @@ Cost: 306 TFLOP a step for trm, 428 with 6 inner cycles, 1.6e20–2.2e20 FLOP in
 """
 
 from jpmhc_jax.config.load import default
-from jpmhc_jax.config.variants import set_connection
+from jpmhc_jax.config.sources import Recipe
+from jpmhc_jax.config.variants import set_connection, VARIANTS
+
+RECIPES = (
+  Recipe(
+    ("trm",),
+    "ARC-AGI-1, the official 7M Tiny Recursive Model",
+    "3 days on 4 H100",
+    "not run here (published: pass@2 44.6)",
+  ),
+  Recipe(
+    ("cayley", "sinkhorn", "grassmann"),
+    "the published JPmHC recipe, each family with its paper's form",
+    "2.2e20 FLOP",
+    "not run here (published: pass@2 45.4, 41.7, 31.2)",
+  ),
+  Recipe(
+    tuple(name for name in VARIANTS if name not in ("trm", "cayley", "sinkhorn", "grassmann")),
+    "the same recipe with the shared form",
+    "2.2e20 FLOP",
+    "not run here",
+  ),
+)
 
 
 def get_config(variant="cayley"):
