@@ -58,7 +58,8 @@ class Coefficients(NamedTuple):
 
 
 def _named(coefficient: Array) -> Array:
-  return checkpoint_name(coefficient, COEFFICIENTS)
+  result: Array = checkpoint_name(coefficient, COEFFICIENTS)
+  return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,8 @@ def unfused_matmul(a: Float[Array, "n k *#tokens"], b: Float[Array, "k m *#token
   rows, half = a.shape[0], (a.shape[0] + 1) // 2
   padded = jnp.pad(a, ((0, 2 * half - rows),) + ((0, 0),) * (a.ndim - 1))
   parts = jax.lax.map(lambda part: _matmul(part, b), padded.reshape(2, half, *a.shape[1:]))
-  return parts.reshape(2 * half, *parts.shape[2:])[:rows]
+  result: Array = parts.reshape(2 * half, *parts.shape[2:])[:rows]
+  return result
 
 
 def _matmul(a: Array, b: Array) -> Array:
@@ -155,7 +156,8 @@ def solve(
     return jnp.where((index == k)[:, None], row, work - jax.lax.dynamic_index_in_dim(work, k, 1) * row)
 
   # A loop, not a written-out chain: a compiler that fuses such a chain recomputes earlier steps at every use.
-  return jax.lax.fori_loop(0, n, eliminate, work)[:, n:]
+  result: Array = jax.lax.fori_loop(0, n, eliminate, work)[:, n:]
+  return result
 
 
 def cofactors_4(m: Float[Array, "4 4 *tokens"]) -> Float[Array, "4 4 *tokens"]:

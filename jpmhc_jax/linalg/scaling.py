@@ -37,7 +37,8 @@ def sinkhorn_bounded(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[
 
 def sinkhorn_log(logits: Float[Array, "n n *tokens"], sweeps: int) -> Float[Array, "n n *tokens"]:
   """The same sweeps in the log domain, for logits of any size; the same gradient, for which X is saved."""
-  return recomputed(logits, functools.partial(_log_sweeps, sweeps=sweeps))
+  result: Array = recomputed(logits, functools.partial(_log_sweeps, sweeps=sweeps))
+  return result
 
 
 def _log_sweeps(logits: Array, sweeps: int) -> Array:
@@ -221,7 +222,8 @@ def implicit_vjp(
 
 
 def _finished(array: Array) -> Array:
-  return jax.lax.optimization_barrier(array)
+  result: Array = jax.lax.optimization_barrier(array)
+  return result
 
 
 def _minus_row_mean(values: Array, weights: Array) -> Array:

@@ -120,7 +120,8 @@ def _balanced(matrix: Matrix, manifold: Birkhoff) -> Matrix:
 
   start = (matrix, jnp.ones((*matrix.shape[:-2], 1, 1), bool), jnp.zeros([], jnp.int32))
   matrix, going, _ = jax.lax.while_loop(unfinished, balance, start)
-  return jax.lax.cond(jnp.any(going), lambda m: jnp.where(going, finished(m), m), lambda m: m, matrix)
+  result: Matrix = jax.lax.cond(jnp.any(going), lambda m: jnp.where(going, finished(m), m), lambda m: m, matrix)
+  return result
 
 
 @_balanced.defjvp

@@ -86,12 +86,13 @@ def with_care(
 ) -> Float[Array, "*batch n p"]:
   """retract(step), and restore(retract(step shortened to LONGEST)) for the steps that are longer than 1."""
   short = jnp.sum(step * step, axis=(-2, -1), keepdims=True) <= 1.0  # false for what is no number
-  return jax.lax.cond(
+  result: Array = jax.lax.cond(
     jnp.all(short),
     retract,
     lambda step: jnp.where(short, retract(step), restore(retract(shortened(step)))),
     step,
   )
+  return result
 
 
 def rotate(
@@ -110,7 +111,8 @@ def rotate(
     return x + matmul(wide, jnp.linalg.solve(identity_like(inner) - 0.5 * inner, gram(dual, x)))
   half = skew_part(matmul(left, transpose(right)))  # W / 2
   eye = identity_like(half)
-  return jnp.linalg.solve(eye - half, x + matmul(half, x))
+  result: Array = jnp.linalg.solve(eye - half, x + matmul(half, x))
+  return result
 
 
 def _generator(point: Float[Array, "*batch n p"], step: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
@@ -140,7 +142,8 @@ def cayley_iterative(
     middle = 0.5 * (point + y)
     return point + matmul(factor, gram(point, middle)) - matmul(point, gram(factor, middle))
 
-  return jax.lax.fori_loop(0, sweeps, sweep, point + step)
+  result: Array = jax.lax.fori_loop(0, sweeps, sweep, point + step)
+  return result
 
 
 def qr(matrix: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:

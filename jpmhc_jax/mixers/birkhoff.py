@@ -116,9 +116,11 @@ class Sinkhorn(_Scaled):
     if self.adjoint == "unrolled":
       return forward(logits)
     if self.adjoint == "implicit":
-      return scaling.with_adjoint(logits, forward, scaling.implicit_vjp)
-    backward = functools.partial(scaling.gauss_seidel_vjp, sweeps=gauss_seidel_sweeps(n))
-    return scaling.with_adjoint(logits, forward, backward)
+      backward = scaling.implicit_vjp
+    else:
+      backward = functools.partial(scaling.gauss_seidel_vjp, sweeps=gauss_seidel_sweeps(n))
+    result: Array = scaling.with_adjoint(logits, forward, backward)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,8 @@ class BirkhoffNewton(_Scaled):
 
   def _project(self, logits: Array, n: int) -> Array:
     forward = functools.partial(scaling.newton, sweeps=self.sweeps, steps=self.steps)
-    return scaling.with_adjoint(jnp.clip(logits, -self.clip, self.clip), forward, scaling.implicit_vjp)
+    result: Array = scaling.with_adjoint(jnp.clip(logits, -self.clip, self.clip), forward, scaling.implicit_vjp)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Blend(Mixer):
 
   def _sum(self, matrices: list[Array], weights: Float[Array, "families"]) -> Array:
     first, *others = (weight * matrix for weight, matrix in zip(weights, matrices, strict=True))
-    return sum(others, first)
+    result: Array = sum(others, first)
+    return result
 
   def _sizes(self, n: int) -> list[int]:
     return [math.prod(family.logit_shape(n)) for family in self.families]

@@ -50,7 +50,8 @@ def _by_elimination(skew: Array) -> Array:
   def with_care(q: Array) -> Array:
     return jnp.where(lost[None, None], polished(_by_reflections(skew))[0], q)
 
-  return jax.lax.cond(jnp.any(lost), with_care, lambda q: q, q)
+  result: Array = jax.lax.cond(jnp.any(lost), with_care, lambda q: q, q)
+  return result
 
 
 def _by_reflections(skew: Float[Array, "n n tokens"]) -> Float[Array, "n n tokens"]:
@@ -210,7 +211,8 @@ class CayleyIterative(_FromSkewPart):
     return self.steps * n**3, self.steps * n**3
 
   def _project(self, logits: Array, n: int) -> Array:
-    return _truncated(self.alpha * linear.minus_transpose(logits), self.steps)
+    result: Array = _truncated(self.alpha * linear.minus_transpose(logits), self.steps)
+    return result
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(1,))

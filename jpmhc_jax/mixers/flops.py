@@ -84,12 +84,12 @@ def _count_equation(equation: Any, products_only: bool) -> int:
     return 0
   if name == "dot_general":
     (contracting, _), _ = params["dimension_numbers"]
-    return 2 * math.prod(out.shape) * math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+    return int(2 * math.prod(out.shape) * math.prod(equation.invars[0].aval.shape[axis] for axis in contracting))
   if name == "conv_general_dilated":
     kernel = equation.invars[1].aval.shape
-    return 2 * math.prod(out.shape) * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
+    return int(2 * math.prod(out.shape) * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]])
   if name in _ELEMENTWISE and not products_only:
     return math.prod(out.shape)
   if name in _REDUCTIONS and not products_only:
-    return math.prod(equation.invars[0].aval.shape) - math.prod(out.shape)
+    return int(math.prod(equation.invars[0].aval.shape) - math.prod(out.shape))
   return 0

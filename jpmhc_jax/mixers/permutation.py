@@ -90,7 +90,8 @@ class PermutationMixture(DoublyStochastic):
 
 def permutation_matrices(permutations: tuple[Permutation, ...]) -> np.ndarray:
   """The matrices (K, n, n) with Π[i, π(i)] = 1."""
-  return np.eye(len(permutations[0]))[np.asarray(permutations)]
+  result: np.ndarray = np.eye(len(permutations[0]))[np.asarray(permutations)]
+  return result
 
 
 def generators(n: int) -> tuple[Permutation, ...]:

@@ -42,7 +42,8 @@ def polar(matrix: Float[Array, "n n *tokens"], method: str, steps: int, adjoint:
   if adjoint == "unrolled":
     # The gradient grows like 1/length: that of the steps ends where `skew_sylvester` ends.
     return forward(linear.constant_below(matrix, 16 * float(jnp.finfo(matrix.dtype).eps) ** 2))
-  return _polar_implicit(matrix, forward)
+  result: Array = _polar_implicit(matrix, forward)
+  return result
 
 
 def _factor(matrix: Array, method: str, steps: int) -> Array:
@@ -67,7 +68,8 @@ def _newton(matrix: Array) -> Array:
 
   # The limit has ‖X‖ = 2, an orthogonal matrix √n.
   steps = _NEWTON_STEPS + (matrix.dtype == jnp.float64)
-  return 0.5 * math.sqrt(max(n, 3)) * jax.lax.fori_loop(0, steps, step, start)[:n, :n]
+  result: Array = 0.5 * math.sqrt(max(n, 3)) * jax.lax.fori_loop(0, steps, step, start)[:n, :n]
+  return result
 
 
 def _halley(matrix: Array) -> Array:
@@ -84,9 +86,10 @@ def _halley(matrix: Array) -> Array:
   factor, _ = jax.lax.scan(step, matrix * linear.inverse_norm(matrix)[None, None], weights)
   error = linear.unfused_matmul(factor, linear.transpose(factor)) - linear.identity_like(factor)
   lost = ~(jnp.sum(error * error, axis=(0, 1)) <= eps)  # NaN is lost too
-  return jax.lax.cond(
+  result: Array = jax.lax.cond(
     jnp.any(lost), lambda x: jnp.where(lost[None, None], _newton(x), factor), lambda _: factor, matrix
   )
+  return result
 
 
 def _halley_weights(eps: float) -> list[Coefficients]:

@@ -64,7 +64,8 @@ def scale_by_adam_atan2(b1: Any = 0.9, b2: Any = 0.95, form: str = "imoneoi") ->
         step = _angle(m, jnp.sqrt(v) / jnp.sqrt(second)) / first
       else:
         step = _LUCIDRAINS_SCALE * _angle(m / first, jnp.sqrt(v / second))
-      return step.astype(g.dtype)
+      result: jax.Array = step.astype(g.dtype)
+      return result
 
     return jax.tree.map(direction, updates, mu, nu), optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 

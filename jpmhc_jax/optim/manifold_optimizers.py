@@ -183,9 +183,10 @@ def landing(learning_rate: ScalarOrSchedule, attraction: Any = 1.0, radius: Any 
     eta = jnp.minimum(rate, jnp.minimum(safe, 1 / (2 * attraction)))
     descent = -eta * (relative + attraction * matmul(point, excess))
     far = d >= 1
-    return jax.lax.cond(
+    result: jax.Array = jax.lax.cond(
       jnp.any(far), lambda u: jnp.where(far, EUCLIDEAN.project(point) - point, u), lambda u: u, descent
     )
+    return result
 
   def norm(matrix: jax.Array) -> jax.Array:
     largest = jnp.maximum(jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True), jnp.finfo(matrix.dtype).tiny)

@@ -270,7 +270,8 @@ def _check(manifold: Manifold, params: Any) -> None:
 
 def _is_off(manifold: Manifold, point: jax.Array) -> jax.Array:
   """Which matrices miss their manifold by more than the root of rounding: far more than exact steps add up to."""
-  return ~(manifold.distance(point) <= float(jnp.finfo(point.dtype).eps) ** 0.5)
+  result: jax.Array = ~(manifold.distance(point) <= float(jnp.finfo(point.dtype).eps) ** 0.5)
+  return result
 
 
 def warn_off(manifold: Manifold, params: Any, is_off: Callable[[jax.Array], jax.Array]) -> None:

@@ -56,4 +56,5 @@ def _segment_sums(values: Float[Array, "batch width"], starts: Array) -> Float[A
     (left_start, left_sum), (right_start, right_sum) = left, right
     return left_start | right_start, jnp.where(right_start, right_sum, left_sum + right_sum)
 
-  return jax.lax.associative_scan(combine, (starts[:, None], values))[1]
+  result: Array = jax.lax.associative_scan(combine, (starts[:, None], values))[1]
+  return result

@@ -79,4 +79,5 @@ def w1(first: Atoms, second: Atoms) -> float:
 def smoothed(law: Atoms, log_values: Float[np.ndarray, " points"], width: float) -> Float[np.ndarray, " points"]:
   """Density over log s, every atom spread by a Gaussian of the given width, for drawing."""
   bumps = np.exp(-0.5 * ((log_values[:, None] - law.log_values[None, :]) / width) ** 2)
-  return bumps @ law.weights / (width * np.sqrt(2 * np.pi))
+  result: np.ndarray = bumps @ law.weights / (width * np.sqrt(2 * np.pi))
+  return result

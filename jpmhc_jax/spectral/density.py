@@ -99,7 +99,8 @@ def aaa_density(
   Source: Nakatsukasa, Sète, Trefethen 2018, in scipy.
   """
   rational = AAA(np.asarray(z), np.asarray(g), rtol=1e-9)
-  return np.maximum(-rational(np.asarray(x, complex)).imag / np.pi, 0.0)
+  result: np.ndarray = np.maximum(-rational(np.asarray(x, complex)).imag / np.pi, 0.0)
+  return result
 
 
 def _by_parts(
@@ -185,7 +186,8 @@ def spectrum(
   residual = jnp.max(jnp.stack([one.residual for one in each]), axis=0)
   if not float(jnp.max(residual)) < dyson.SOLVED:
     raise dyson.NotSolvedError.of(float(jnp.max(residual)))
-  return mean._replace(residual=residual)
+  result: Spectrum = mean._replace(residual=residual)
+  return result
 
 
 def upper_edge(layers: Stack, low: float, high: float) -> float:

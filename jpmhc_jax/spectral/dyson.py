@@ -117,7 +117,8 @@ def _part(
 
 def _joined(parts: Resolvent, points: int) -> Resolvent:
   """Values of all parts, (parts, chunk), in the order of the grid."""
-  return jax.tree.map(lambda a: a.T.reshape(-1)[:points], parts)
+  result: Resolvent = jax.tree.map(lambda a: a.T.reshape(-1)[:points], parts)
+  return result
 
 
 _compiled_part = jax.jit(_part, static_argnums=3)
@@ -142,13 +143,14 @@ def by_parts(
     if not np.median(residual) < SOLVED:
       raise NotSolvedError.of(float(np.median(residual)))
     tick((index + 1) / len(parts))
-  result = _joined(jax.tree.map(lambda *each: jnp.stack(each), *found), z.shape[0])
+  result: Resolvent = _joined(jax.tree.map(lambda *each: jnp.stack(each), *found), z.shape[0])
   rest = np.flatnonzero(~(np.asarray(result.residual) < SOLVED))
   if not 0 < len(rest) <= chunk:
     return result
   at = jnp.asarray(np.resize(rest, chunk))
   _, again = _compiled_part(layers, z[at], _nothing(layers, chunk), _PATIENT)
-  return jax.tree.map(lambda old, new: old.at[at].set(new), result, again)
+  result = jax.tree.map(lambda old, new: old.at[at].set(new), result, again)
+  return result
 
 
 def checked(
@@ -160,7 +162,7 @@ def checked(
     raise ValueError(
       f"z: smallest imaginary part {float(jnp.min(z.imag)):.3g}; the resolvent is wanted above the real axis"
     )
-  result = resolvent(layers, z)
+  result: Resolvent = resolvent(layers, z)
   worst = int(jnp.argmax(result.residual))
   if not float(result.residual[worst]) <= limit:
     reached, allowed = differing_digits(float(result.residual[worst]), limit)

@@ -85,7 +85,8 @@ class JacobianSpectrum:
   def quantile(self, levels: float | Sequence[float]) -> Float[np.ndarray, "..."]:
     """Singular values under which these shares of the directions lie, in the shape of `levels`."""
     asked = np.asarray(levels, np.float64)
-    return np.exp(compare.quantiles(self.atoms, asked.ravel())).reshape(asked.shape)
+    result: np.ndarray = np.exp(compare.quantiles(self.atoms, asked.ravel())).reshape(asked.shape)
+    return result
 
   def summary(self, threshold: float = 0.1) -> compare.Summary:
     """Condition (99 % over 1 % quantile), share under the threshold, mean and spread of log s, three quantiles."""

@@ -55,7 +55,8 @@ def gmres(matvec: Callable[[Vector], Vector], rhs: Vector, dimension: int, resta
     weights = _least_squares(hessenberg, size)
     return x + jnp.sum(weights.T[:, None, :] * basis[:dimension], axis=0)
 
-  return jax.lax.fori_loop(0, restarts, cycle, jnp.zeros_like(rhs))
+  result: Vector = jax.lax.fori_loop(0, restarts, cycle, jnp.zeros_like(rhs))
+  return result
 
 
 def _least_squares(hessenberg: Array, size: Float[Array, " points"]) -> Complex[Array, "points k"]:
@@ -93,7 +94,8 @@ def gmres_of_pairs(matvec: Callable[[Pair], Pair], rhs: Pair, dimension: int, to
 
   def unfinished(state: State) -> Array:
     k, _, _, null = state
-    return (k < dimension) & (tolerance * jnp.linalg.norm(null) < 1)
+    result: Array = (k < dimension) & (tolerance * jnp.linalg.norm(null) < 1)
+    return result
 
   def grow(state: State) -> State:
     k, basis, hessenberg, null = state

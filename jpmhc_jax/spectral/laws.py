@@ -88,7 +88,8 @@ class GinibreProduct:
     t = np.linspace(0, np.pi / (depth + 1), 20_001)[1:-1]
     grid = np.sin((depth + 1) * t) ** (depth + 1) / (np.sin(t) * np.sin(depth * t) ** depth)
     value = np.sin(t) ** 2 * np.sin(depth * t) ** (depth - 1) / (np.pi * np.sin((depth + 1) * t) ** depth)
-    return np.exp(np.interp(np.log(x), np.log(grid[::-1]), np.log(value[::-1]))) * (x < self.edges()[1])
+    result: np.ndarray = np.exp(np.interp(np.log(x), np.log(grid[::-1]), np.log(value[::-1]))) * (x < self.edges()[1])
+    return result
 
   def moment(self, order: int) -> float:
     """Fuss-Catalan number C((L+1)k, k)/(Lk + 1)."""

@@ -38,7 +38,8 @@ class Products:
 
   def dense(self, at: Float[Array, "..."], context: tuple[Any, ...]) -> Float[Array, "outputs inputs"]:
     """The whole Jacobian, one reverse pass per output."""
-    return jax.jacrev(self._flat(at, context))(jnp.ravel(at))
+    result: Array = jax.jacrev(self._flat(at, context))(jnp.ravel(at))
+    return result
 
   def _flat(self, at: Array, context: tuple[Any, ...]) -> Product:
     return lambda x: jnp.ravel(self.function(x.reshape(at.shape), *context))
@@ -71,7 +72,8 @@ def operator(function: Callable[..., Array], at: Float[Array, "..."], *context: 
 
 def singular_values(function: Callable[..., Array], at: Float[Array, "..."], *context: Any) -> Float[Array, " values"]:
   """All singular values of the Jacobian, descending. Memory O(inputs · outputs): for a few thousand inputs."""
-  return _dense_values(Products(function), jnp.asarray(at), context)
+  result: Array = _dense_values(Products(function), jnp.asarray(at), context)
+  return result
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -112,7 +114,8 @@ def golub_kahan(
     v, beta = unit(orthogonal(pulled, right), jnp.linalg.norm(pulled))
     return right.at[k + 1].set(v), left.at[k].set(u), diagonal.at[k].set(alpha), above.at[k].set(beta)
 
-  return jax.lax.fori_loop(0, steps, step, (right, left, zeros, zeros))[2:]
+  result: tuple[Array, Array] = jax.lax.fori_loop(0, steps, step, (right, left, zeros, zeros))[2:]
+  return result
 
 
 def extreme_singular_values(jacobian: Operator, key: Array, steps: int = 32) -> np.ndarray:
@@ -151,7 +154,8 @@ class Quadrature(NamedTuple):
     """Density of log λ, each node spread by a Gaussian of the given width in log λ."""
     nodes = np.log(np.maximum(self.nodes.ravel(), 1e-300))
     bumps = np.exp(-0.5 * ((log_x[:, None] - nodes[None, :]) / width) ** 2) / (width * np.sqrt(2 * np.pi))
-    return bumps @ self.weights.ravel() / len(self.nodes)
+    result: np.ndarray = bumps @ self.weights.ravel() / len(self.nodes)
+    return result
 
 
 def lanczos_quadrature(jacobian: Operator, key: Array, steps: int = 32, probes: int = 8) -> Quadrature:

@@ -64,4 +64,5 @@ def limit_moments(layers: Layers, order: int, points: int = 64) -> Float[Array, 
 
 
 def _norm(matrices: Float[Array, "layers n n"]) -> Float[Array, " layers"]:
-  return jnp.linalg.norm(matrices, 2, axis=(1, 2))
+  result: Array = jnp.linalg.norm(matrices, 2, axis=(1, 2))
+  return result

@@ -20,7 +20,8 @@ __all__ = [
 
 def _square_root(covariance: Float[Array, "layers n n"]) -> Float[Array, "layers n n"]:
   values, vectors = jnp.linalg.eigh(covariance)
-  return (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
+  result: Array = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[:, None, :]) @ jnp.swapaxes(vectors, 1, 2)
+  return result
 
 
 @functools.partial(jax.jit, static_argnames=("width", "samples", "batch"))
@@ -45,7 +46,8 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array, batch: int
     jacobian, _ = jax.lax.scan(layer, jnp.eye(size), (layers.mixers, read, write, layers.variance, keys))
     return jnp.linalg.svd(jacobian, compute_uv=False)[::-1] ** 2
 
-  return jax.lax.map(one, jax.random.split(key, samples), batch_size=batch)
+  result: Array = jax.lax.map(one, jax.random.split(key, samples), batch_size=batch)
+  return result
 
 
 @functools.partial(jax.jit, static_argnames=("width", "samples"))
@@ -73,7 +75,8 @@ def correlated_eigenvalues(layers: Correlated, width: int, samples: int, key: Ar
     jacobian, _ = jax.lax.scan(layer, jnp.eye(size), (layers.mixers, layers.reads, layers.writes, noise))
     return jnp.linalg.svd(jacobian, compute_uv=False)[::-1] ** 2
 
-  return jax.lax.map(one, jax.random.split(key, samples))
+  result: Array = jax.lax.map(one, jax.random.split(key, samples))
+  return result
 
 
 class Curve(NamedTuple):

@@ -49,7 +49,8 @@ def log_singular_values(
   read, write = (_square_roots(np.asarray(each)) for each in (layers.read, layers.write))
 
   def couple(matrix: np.ndarray, state: np.ndarray) -> np.ndarray:  # (A ⊗ I) state
-    return (matrix @ state.reshape(n, -1)).reshape(state.shape)
+    result: np.ndarray = (matrix @ state.reshape(n, -1)).reshape(state.shape)
+    return result
 
   u, log_d, t = np.eye(size), np.zeros(size), np.eye(size)
   for index in range(layers.depth):
@@ -72,4 +73,5 @@ def log_singular_values(
 
 def _square_roots(covariance: np.ndarray) -> np.ndarray:
   values, vectors = np.linalg.eigh(covariance)
-  return (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ np.swapaxes(vectors, 1, 2)
+  result: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ np.swapaxes(vectors, 1, 2)
+  return result

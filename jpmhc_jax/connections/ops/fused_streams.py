@@ -126,7 +126,8 @@ def _statistics_backward(ops: StreamOps, saved: _Arrays, cotangents: tuple[Array
 # The backward rules return factors, no cotangents: they have no transpose, and the forward rules are derivatives of the
 # formulas in plain JAX.
 def _statistics_tangent(ops: StreamOps, saved: _Arrays, fused: FusedStreams, kernel: Array) -> tuple[Array, Array]:
-  return jax.jvp(xla.statistics, saved, (fused.streams, kernel))[1]
+  result: tuple[Array, Array] = jax.jvp(xla.statistics, saved, (fused.streams, kernel))[1]
+  return result
 
 
 statistics.defvjp(_statistics_forward, _statistics_backward, _statistics_tangent)
@@ -150,7 +151,8 @@ def _read_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) -> tuple[An
 
 
 def _read_tangent(ops: StreamOps, saved: _Arrays, fused: FusedStreams, weights: Array) -> Array:
-  return jax.jvp(xla.read, saved, (fused.streams, weights))[1].astype(saved[0].dtype)
+  result: Array = jax.jvp(xla.read, saved, (fused.streams, weights))[1].astype(saved[0].dtype)
+  return result
 
 
 read.defvjp(_read_forward, _read_backward, _read_tangent)
@@ -183,7 +185,8 @@ def _mix_and_write_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) ->
 
 
 def _mix_and_write_tangent(ops: StreamOps, saved: _Arrays, fused: FusedStreams, *tangents: Array) -> Array:
-  return jax.jvp(xla.mix, saved, (fused.streams, *tangents))[1].astype(saved[0].dtype)
+  result: Array = jax.jvp(xla.mix, saved, (fused.streams, *tangents))[1].astype(saved[0].dtype)
+  return result
 
 
 mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_write_tangent)
@@ -203,7 +206,8 @@ def _write_forward(fused: FusedStreams, weights: Array, output: Array) -> tuple[
 
 
 def _write_tangent(saved: _Arrays, fused: FusedStreams, *tangents: Array) -> Array:
-  return (fused.streams + jax.jvp(xla.write, saved, tangents)[1]).astype(fused.streams.dtype)
+  result: Array = (fused.streams + jax.jvp(xla.write, saved, tangents)[1]).astype(fused.streams.dtype)
+  return result
 
 
 def _write_backward(saved: _Arrays, cotangent: Array) -> tuple[Any, ...]:

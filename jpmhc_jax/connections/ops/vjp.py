@@ -54,7 +54,8 @@ def _read_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) -> tuple[An
 
 
 def _read_tangent(ops: StreamOps, saved: _Arrays, *tangents: Array) -> Array:
-  return jax.jvp(xla.read, saved, tangents)[1].astype(saved[0].dtype)
+  result: Array = jax.jvp(xla.read, saved, tangents)[1].astype(saved[0].dtype)
+  return result
 
 
 _read.defvjp(_read_forward, _read_backward, _read_tangent)
@@ -91,7 +92,8 @@ def _mix_and_write_backward(ops: StreamOps, saved: _Arrays, cotangent: Array) ->
 
 
 def _mix_and_write_tangent(ops: StreamOps, saved: _Arrays, *tangents: Array) -> Array:
-  return jax.jvp(xla.mix, saved, tangents)[1].astype(saved[0].dtype)
+  result: Array = jax.jvp(xla.mix, saved, tangents)[1].astype(saved[0].dtype)
+  return result
 
 
 _mix_and_write.defvjp(_mix_and_write_forward, _mix_and_write_backward, _mix_and_write_tangent)
@@ -152,7 +154,8 @@ def _statistics_backward(ops: StreamOps, saved: _Arrays, cotangents: tuple[Array
 
 
 def _statistics_tangent(ops: StreamOps, saved: _Arrays, *tangents: Array) -> tuple[Array, Array]:
-  return jax.jvp(xla.statistics, saved, tangents)[1]
+  result: tuple[Array, Array] = jax.jvp(xla.statistics, saved, tangents)[1]
+  return result
 
 
 _statistics.defvjp(_statistics_forward, _statistics_backward, _statistics_tangent)

@@ -148,7 +148,8 @@ def _to_kernel(
 def normed_products(x: _Streams, kernel: Float[Array, "n d k"], epsilon: float) -> Float[Array, "k *tokens"]:
   """Σ_s r_s x_s W_s with r_s = (mean_d x_s² + ε)^(−1/2) of stream s alone."""
   scaled = zip(_stream_scales(x, kernel, epsilon), _stream_products(x, kernel), strict=True)
-  return sum(scale[None] * own for scale, own in scaled)
+  result: Array = sum(scale[None] * own for scale, own in scaled)
+  return result
 
 
 def normed_products_backward(

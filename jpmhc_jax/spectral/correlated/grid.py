@@ -109,10 +109,13 @@ def resolvent(layers: Correlated, z: Complex[Array, " points"], options: Options
   """
   if z.dtype != jnp.complex128:
     raise ValueError(f"z: dtype {z.dtype}; expected complex128 (wrap in `with jax.enable_x64(True):`)")
+  result: Resolvent
   if is_independent(layers):
-    return dyson.resolvent(independent(layers), z)
-  at = equation.places(layers)
-  return _grid(at, z, _alone(at), _infinity(at), options)[1]
+    result = dyson.resolvent(independent(layers), z)
+  else:
+    at = equation.places(layers)
+    _, result = _grid(at, z, _alone(at), _infinity(at), options)
+  return result
 
 
 def by_parts(
@@ -134,7 +137,8 @@ def by_parts(
     if not np.median(residual) < dyson.SOLVED:
       raise dyson.NotSolvedError.of(float(np.median(residual)))
     tick((index + 1) / len(padded))
-  return jax.tree.map(lambda *each: jnp.concatenate(each)[: z.shape[0]], *done)
+  result: Resolvent = jax.tree.map(lambda *each: jnp.concatenate(each)[: z.shape[0]], *done)
+  return result
 
 
 def first_moment(layers: Correlated) -> float:

@@ -96,5 +96,6 @@ def operator_resolvent(
     change = max(np.max(np.abs(following[0] - g) / np.abs(g)), np.max(np.abs(following[1] - h) / np.abs(h)))
     g, h = 0.5 * (g + following[0]), 0.5 * (h + following[1])
     if change < 1e-11:
-      return np.einsum("tii->t", r) / n
+      result: np.ndarray = np.einsum("tii->t", r) / n
+      return result
   raise UserError(f"operator-valued Dyson: change {change:.1e} after 20,000 steps; move z further from the real axis")

@@ -69,7 +69,8 @@ def _logarithmic(s: np.ndarray, sigmas: np.ndarray, powers: np.ndarray, z: np.nd
       f"S-transform: last Newton step {np.max(size):.1e}; move z further from the real axis or use spectral.dyson"
     )
   assert psi is not None  # the ladder of heights is never empty
-  return (1 + psi) / z
+  result: np.ndarray = (1 + psi) / z
+  return result
 
 
 def subordination(
@@ -85,10 +86,12 @@ def subordination(
 
   def h(transform: Transform, at: np.ndarray) -> np.ndarray:
     one_plus_psi = transform(1 / at) / at
-    return (1 - 1 / one_plus_psi) / at
+    result: np.ndarray = (1 - 1 / one_plus_psi) / at
+    return result
 
   omega = anderson(lambda omega: w * h(second, w * h(first, omega)), w.copy(), memory, iterations)
-  return first(1 / omega) / omega * w
+  result: np.ndarray = first(1 / omega) / omega * w
+  return result
 
 
 def anderson(step: Transform, start: np.ndarray, memory: int, iterations: int, tolerance: float = 1e-10) -> np.ndarray:

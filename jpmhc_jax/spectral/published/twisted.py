@@ -61,7 +61,8 @@ def _newton(
       size = jnp.linalg.norm(move) / jnp.linalg.norm(x)
       return x + jnp.minimum(1.0, 0.3 / jnp.maximum(size, 1e-300)) * move, size
 
-    return jax.lax.fori_loop(0, steps, step, (x, jnp.asarray(1.0)))
+    result: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(0, steps, step, (x, jnp.asarray(1.0)))
+    return result
 
   return jax.vmap(one)(unknowns, z)
 
@@ -88,4 +89,5 @@ def resolvent(mixers: np.ndarray, sigmas: np.ndarray | float, z: np.ndarray) -> 
         f"twisted S-transform: last Newton step {float(jnp.max(last)):.1e}; move z further from the real axis"
       )
     b = np.asarray(unknowns)[:, : n * n].reshape(-1, n, n)
-  return (1 + np.einsum("tii->t", b) / n) / z
+  result: np.ndarray = (1 + np.einsum("tii->t", b) / n) / z
+  return result

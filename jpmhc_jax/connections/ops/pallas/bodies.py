@@ -57,7 +57,8 @@ class Shape:
 
 
 def _column(ref: Any, k: Any) -> jax.Array:
-  return ref[:, pl.ds(k, 1)].astype(jnp.float32)
+  result: jax.Array = ref[:, pl.ds(k, 1)].astype(jnp.float32)
+  return result
 
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -72,7 +73,8 @@ def _total(terms: Sequence[jax.Array]) -> jax.Array:
 
 
 def _load(ref: Any, index: Any) -> jax.Array:
-  return ref[index].astype(jnp.float32)
+  result: jax.Array = ref[index].astype(jnp.float32)
+  return result
 
 
 def _store(ref: Any, index: Any, value: jax.Array) -> None:
