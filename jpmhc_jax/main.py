@@ -1,4 +1,4 @@
-"""`jpmhc train|evaluate|sweep|report|configs|describe|spectrum`, also `python -m jpmhc_jax`.
+"""`jpmhc train|evaluate|sweep|report|configs|describe|spectrum|launch|init|completion`, also `python -m jpmhc_jax`.
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
 died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed, or too many files are open ·
@@ -8,9 +8,10 @@ prints ends with 74.
 """
 
 import argparse
+import itertools
 import sys
 
-from jpmhc_jax import commands
+from jpmhc_jax import __version__, commands
 from jpmhc_jax.core.arguments import Parser, refuse_repeated
 from jpmhc_jax.core.errors import naming_the_extra, StorageError, UserError
 from jpmhc_jax.core.files import shortages
@@ -21,6 +22,7 @@ from jpmhc_jax.core.terminal import fail, Forgiving, leave_at_once, open_closed_
 def parser() -> argparse.ArgumentParser:
   """The command line."""
   top = Parser(prog="jpmhc", description="Manifold-constrained hyper-connections in JAX.")
+  top.add_argument("--version", action="version", version=f"jpmhc_jax {__version__}")
   verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
   for command in commands.COMMANDS:
     sub = verbs.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
@@ -52,7 +54,7 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
     restart_with_fast_allocation()
     keep_compiled_programs()
   try:
-    refuse_repeated([word for word in arguments if word not in rest])
+    refuse_repeated([word for word in itertools.takewhile(lambda word: word != "--", arguments) if word not in rest])
     with shortages(), naming_the_extra("this command"):
       code = command.run(options)
     if output and _only_prints(options):

@@ -7,7 +7,7 @@ imports stand inside `run`, so that `jpmhc --help` answers at once.
 
 from typing import Any
 
-from jpmhc_jax.commands import configs, describe, evaluate, report, spectrum, sweep, train
+from jpmhc_jax.commands import completion, configs, describe, evaluate, init, launch, report, spectrum, sweep, train
 from jpmhc_jax.core.errors import UserError
 
 __all__ = ["COMMANDS", "tell_other_processes"]
@@ -20,6 +20,9 @@ COMMANDS = (
   configs.Configs(),
   describe.Describe(),
   spectrum.Spectrum(),
+  launch.Launch(),
+  init.Init(),
+  completion.Completion(),
 )
 
 

@@ -119,7 +119,7 @@ def _print_commands(runs: Any, options: argparse.Namespace) -> None:
   from jpmhc_jax.sweeps import executors
 
   if options.executor == "tpu":
-    print("# NAME, ZONE, TYPE: of the pod; --workdir must be a folder that all hosts see (scripts/tpu_pod.py)")
+    print("# NAME, ZONE, TYPE: of the pod; --workdir must be a folder that all hosts see (jpmhc launch tpu --help)")
   for run in runs:
     line = executors.tpu_line if options.executor == "tpu" else executors.command
     print(line(options.config, run))

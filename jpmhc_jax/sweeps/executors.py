@@ -34,7 +34,7 @@ def tpu_line(config: str, run: Planned) -> str:
   """The line that asks for a TPU pod and trains a run on all its hosts; NAME, ZONE, TYPE are the reader's variables."""
   _, *training = arguments(config, run)
   pod = '--name="$NAME" --zone="$ZONE" --accelerator-type="$TYPE"'
-  return f"python -m scripts.tpu_pod {pod} -- {shlex.join(training)}"
+  return f"jpmhc launch tpu {pod} -- {shlex.join(training)}"
 
 
 class Executor:

@@ -27,6 +27,7 @@ MAY_IMPORT["training"] = LIBRARY | {"models"}
 UPPER = LIBRARY | {"models", "training"}
 MAY_IMPORT |= {room: UPPER for room in ("evaluation", "transport", "sweeps", "reporting")}
 MAY_IMPORT["runs"] = UPPER | {"evaluation", "reporting"}
+MAY_IMPORT |= {"launch": {"core"}}
 MAY_IMPORT["configs"] = {"core", "config", "sweeps"}
 ROOMS = set(MAY_IMPORT)
 

@@ -7,7 +7,6 @@ an error, so that a new line of a page cannot go untested.
 import argparse
 import contextlib
 import functools
-import importlib
 import io
 import itertools
 import pathlib
@@ -23,9 +22,10 @@ from unittest import mock
 from pages import Code, ROOT
 
 from jpmhc_jax import commands
+from jpmhc_jax.commands import launch
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema, sources
-from jpmhc_jax.main import parser
+from jpmhc_jax.main import main, parser
 from jpmhc_jax.sweeps.plan import load_sweep
 from jpmhc_jax.training.hosts import launches
 
@@ -46,6 +46,8 @@ def words(text: str) -> tuple[dict[str, str], list[str]]:
   found = [word.removeprefix(".venv/bin/") for word in found[len(assigned) :]]
   if found[:3] == ["python", "-m", "jpmhc_jax"]:
     found = ["jpmhc", *found[3:]]
+  if found[:1] == ["eval"]:  # eval "$(jpmhc completion)"
+    found = shlex.split(found[1].strip("$()"))
   return dict(word.split("=", 1) for word in assigned), found
 
 
@@ -81,8 +83,6 @@ def _check_call(argv: list[str], piece: Code) -> None:
   elif rest[:2] == ["-m", "pytest"]:
     named = [word for word in rest if word.startswith("tests/")]
     assert named and all((ROOT / word).exists() for word in named), piece
-  elif rest[:1] == ["-m"] and rest[1].startswith("scripts."):
-    check_launcher(rest[1], rest[2:])
   elif rest[:1] == ["-m"] and ".NAME." in rest[1]:
     options = [word.strip("[]") for word in rest[2:]]
     for folder in claims():
@@ -122,6 +122,9 @@ def _check_verb(argv: list[str]) -> None:
   if not argv or "…" in argv:  # the program's name alone, or the arguments left to the reader
     assert argv[:1] in ([], *([command.name] for command in commands.COMMANDS)), argv
     return
+  if argv[0] == "launch" and len(argv) > 1:
+    _check_launch(argv[1:])
+    return
   options, overrides = parser().parse_known_args(argv)
   assert not overrides or options.command.takes_overrides, overrides
   given = vars(options)
@@ -134,17 +137,16 @@ def _check_verb(argv: list[str]) -> None:
     load_sweep(options.sweep)
 
 
-def check_launcher(module: str, argv: list[str]) -> None:
+def _check_launch(argv: list[str]) -> None:
   """Renders a launcher's commands; one that stands alone gets what it asks for."""
-  launcher = importlib.import_module(module)
-  if "--" not in argv:
-    needed = {"scripts.tpu_pod": ["--name=n", "--zone=z"], "scripts.gke": ["--name=n", "--image=i"]}
-    argv = [*argv, *needed.get(module, []), "--", "--config=arc1:cayley", "--workdir=/runs/a"]
-  _check_verb(["train", *argv[argv.index("--") + 1 :]])
+  needed = {"tpu": ["--name=n", "--zone=z"], "gke": ["--name=n", "--image=i"]}
+  given = [*argv, *(word for word in needed.get(argv[0], ()) if len(argv) == 1)]
+  if "--" in argv:
+    _check_verb(["train", *argv[argv.index("--") + 1 :]])
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
-    assert launcher.main(["--dry-run", *argv]) == 0
-  assert "train" in printed.getvalue()
+    assert main(["launch", given[0], "--dry-run", *given[1:]]) == 0
+  assert printed.getvalue()
 
 
 class _Parsed(Exception):
@@ -211,8 +213,8 @@ def _all_help(page: pathlib.Path) -> str:
   texts = []
   for verb in re.findall(r"^ {4}(\w+) ", parser().format_help(), re.MULTILINE):
     texts.append(_help_of(lambda verb=verb: parser().parse_args([verb, "--help"])))
-  for name in ("tpu_pod", "slurm", "gke", "local"):
-    texts.append(_help_of(lambda name=name: importlib.import_module(f"scripts.{name}").main(["--help"])))
+  for place in launch.LAUNCHERS:
+    texts.append(_help_of(lambda place=place: parser().parse_args(["launch", place, "--help"])))
   for path in sorted(page.parent.glob("*.py")):
     if page.parent.parent.name == "experiments" and "if __name__ ==" in path.read_text(encoding="utf-8"):
       texts.append(module_help(path))

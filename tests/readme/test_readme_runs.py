@@ -51,9 +51,16 @@ ELSEWHERE = {  # commands that are parsed only (test_readme_lines.py)
   "--plan": "compiles the step of the full recipe, or asks for the compiler of a device that is not here",
   "--workdir=/data/": "the full recipe, on accelerators",
   "…": "a line for each of several hosts",
+  "launch": "machines elsewhere; tests/launch renders the commands",
   "describe --mixers": "half a minute; tests/commands/test_mixer_page.py reads what it prints",
 }
-ONCE = ("jpmhc describe", "jpmhc spectrum")  # they keep nothing, or write it anew
+ONCE = (
+  "jpmhc describe",
+  "jpmhc spectrum",
+  "jpmhc configs",
+  "jpmhc init",
+  "jpmhc completion",
+)  # they keep nothing, or write it anew
 NOBODY = "import pwd\ndef getpwuid(uid):\n  raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
 
 

@@ -53,7 +53,7 @@ def detect(environ: Mapping[str, str], tpu_vm: bool = False, kubernetes_client: 
     if not kubernetes_client:
       raise ConfigError(
         f"JOB_COMPLETION_INDEX={environ['JOB_COMPLETION_INDEX']}: a pod of an indexed Kubernetes job, which does not "
-        "say how many pods there are; set JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES (scripts/gke.py does), "
+        "say how many pods there are; set JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES (`jpmhc launch gke` does), "
         "JAX_NUM_PROCESSES=1 if every pod is a run of its own, or pip install kubernetes"
       )
     return Launch("kubernetes")
