@@ -12,13 +12,13 @@ and a full disk (2, 3, 74) end it: they would come again.
 """
 
 import argparse
-import json
 import pathlib
 import shlex
 from typing import Any
 
 from jpmhc_jax.core.arguments import line, whole
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.files import to_json
 from jpmhc_jax.launch import commands, xla_flags
 
 DOCKERFILE = pathlib.Path(__file__).with_name("Dockerfile")
@@ -161,7 +161,7 @@ def plan(options: argparse.Namespace) -> list[commands.Command]:
     raise ConfigError(f"--slices={options.slices}: GPU nodes have no slices; raise --hosts")
   if options.xpk and (not options.cluster or options.accelerator.startswith(("tpu-", "nvidia"))):
     raise ConfigError("--xpk needs --cluster and xpk's own name of a TPU, such as --accelerator=v5litepod-16")
-  text = json.dumps(manifest(options), indent=2)
+  text = to_json(manifest(options), indent=2)
   submit = commands.Command("create the JobSet", ("kubectl", "apply", "-f", "-"), stdin=text)
   return [*(building(options) if options.build else []), xpk(options) if options.xpk else submit]
 

@@ -59,7 +59,9 @@ def _imported(path):
 
 
 def _sources():
-  return sorted(p for p in PACKAGE.rglob("*.py") if len(p.relative_to(PACKAGE).parts) > 1)
+  """Modules inside a room; what `jpmhc init` writes is no part of the house."""
+  inside = (p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py"))
+  return sorted(PACKAGE / p for p in inside if len(p.parts) > 1 and p.parts[:2] != ("commands", "project"))
 
 
 @pytest.mark.parametrize("path", _sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
