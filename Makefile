@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | lock. PYTHON chooses the interpreter (3.11 to 3.13); LOCK, a file of
+# make install | demo | test | test-slow | lint | docs | lock. PYTHON chooses the interpreter (3.11 to 3.13); LOCK, a file of
 # requirements/, installs the versions that it lists instead of the newest.
 PYTHON ?= python3
 LOCK ?=
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Keep the memory of temporaries in the process: XLA on the CPU is up to three times faster (see jpmhc_jax/core/process.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000:glibc.malloc.arena_max=2
 
-.PHONY: install demo test test-slow lint lock clean
+.PHONY: install demo test test-slow lint docs lock clean
 .DEFAULT_GOAL := install
 
 $(STAMP): pyproject.toml
@@ -34,6 +34,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, build/site/index.html, which opens without a server or a network; warnings are errors.
+docs: install
+	PYTHONPATH=. $(BIN)/mkdocs build --quiet
 
 # The versions that an installation from nothing takes today: requirements/dev-3.11.txt for Python 3.11.
 lock:

@@ -5,7 +5,6 @@ python -m scripts.api_page
 
 import inspect
 import pathlib
-import types
 
 import jpmhc_jax as jp
 
@@ -24,14 +23,18 @@ def tables() -> str:
   """The section `Names`: one table a room."""
   parts = [HEADING]
   for room, title in ROOMS.items():
-    module = getattr(jp, room.removeprefix("jp.")) if "." in room else jp
-    rows = [f"| `{room}.{name}` | {_first_line(getattr(module, name))} |" for name in _names(module)]
+    rows = [f"| `{room}.{name}` | {_first_line(value)} |" for name, value in members(room)]
     parts.append("\n".join([f"### {title}: `{room}`\n", "| name | what it is |", "|---|---|", *rows]) + "\n")
   return "\n".join(parts)
 
 
-def _names(module: types.ModuleType) -> list[str]:
-  return sorted((name for name in module.__all__ if callable(getattr(module, name))), key=str.casefold)
+def members(room: str) -> list[tuple[str, object]]:
+  """(name, value) of the public functions and classes of `jp`, or of a part such as `jp.optim`, by the alphabet."""
+  module = getattr(jp, room.removeprefix("jp.")) if "." in room else jp
+  values = {name: getattr(module, name) for name in module.__all__}
+  return sorted(
+    ((name, value) for name, value in values.items() if callable(value)), key=lambda item: item[0].casefold()
+  )
 
 
 def _first_line(value: object) -> str:

@@ -1,4 +1,4 @@
-"""docs/mixers.md is what the command prints, and the README shows it; parameter counts are functions of n and d."""
+"""docs/mixers.md is what the command prints; parameter counts are functions of n and d."""
 
 import pathlib
 import re
@@ -37,17 +37,6 @@ def test_families_that_do_not_exist_for_so_many_streams_say_so(monkeypatch):
   absent = {name for name, row in rows.items() if row[2] == "not for n = 3"}
   assert tuple(rows) == some and absent == {"kronecker", "quaternion"}
   assert "needs exactly 4 streams" in rows["quaternion"][3] and rows["cayley"][2] == "3"
-
-
-def test_the_readme_shows_columns_of_the_page():
-  def rows(text):
-    return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
-
-  page = rows(PAGE.read_text())
-  readme = (PAGE.parents[1] / "README.md").read_text()
-  shown = rows(readme[readme.index("## The mixers") : readme.index("## The spectrum")])
-  columns = [page[0].index(heading) for heading in shown[0]]
-  assert shown == [[row[column] for column in columns] for row in page]
 
 
 @pytest.mark.parametrize("n, d", ((2, 64), (4, 128)))

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, on a user's own module, and wraps it in three lines."""
+"""The code of docs/network.md runs as it stands, on a user's own module, and wraps it in three lines."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
+PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "network.md"
 
 
 class MyModule(nnx.Module):
@@ -22,8 +22,7 @@ class MyModule(nnx.Module):
 
 
 def test_the_blocks_of_your_own_network_wrap_any_module():
-  section = README.read_text().split("## Your own network")[1].split("\n## ")[0]
-  with_flax, pure = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+  with_flax, pure = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
   scope = {"jax": jax, "jnp": jnp, "nnx": nnx}
   x = jax.random.normal(jax.random.key(0), (2, 3, 64))
   my_module = MyModule(nnx.Rngs(1))

@@ -16,6 +16,7 @@ from jpmhc_jax.main import main
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 FILES = sorted(EXAMPLES.rglob("*.py"))
+TUTORIALS = sorted((EXAMPLES.parent / "docs" / "tutorials").glob("*.py"))
 PROJECT = sorted((EXAMPLES.parent / "jpmhc_jax" / "commands" / "project").glob("*.py"))
 SMALL = {
   "equinox_mlp": {"STREAMS": 2, "WIDTH": 8, "DEPTH": 1},
@@ -132,7 +133,7 @@ def test_the_components_are_those_of_the_closed_form():
   np.testing.assert_allclose(losses[-1], closed, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", [*FILES, *PROJECT], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", [*FILES, *PROJECT, *TUTORIALS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_an_example_is_short_and_uses_public_names_only(path):
   text = path.read_text(encoding="utf-8")
   assert len(text.splitlines()) <= 90 and ast.get_docstring(ast.parse(text))

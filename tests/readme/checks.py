@@ -122,8 +122,10 @@ def _check_verb(argv: list[str]) -> None:
   if not argv or "…" in argv:  # the program's name alone, or the arguments left to the reader
     assert argv[:1] in ([], *([command.name] for command in commands.COMMANDS)), argv
     return
-  if argv[0] == "launch" and len(argv) > 1:
-    _check_launch(argv[1:])
+  if argv == ["--version"]:
+    return
+  if argv[0] == "launch":
+    _check_launch(argv[1:] or ["slurm"])
     return
   options, overrides = parser().parse_known_args(argv)
   assert not overrides or options.command.takes_overrides, overrides
@@ -258,7 +260,9 @@ def check_field(piece: Code) -> None:
 
 def is_path(piece: Code) -> bool:
   """`jpmhc_jax/manifolds`, `results/step_cpu.json`: a file or folder of the project, but not one of a workdir."""
-  return bool(re.fullmatch(r"[\w.-]+/[\w./-]*", piece.text)) and piece.section != "A run" and piece.text != "damaged/"
+  return (
+    bool(re.fullmatch(r"[\w.-]+/[\w./-]*", piece.text)) and piece.page.name != "runs.md" and piece.text != "damaged/"
+  )
 
 
 def check_path(piece: Code) -> None:

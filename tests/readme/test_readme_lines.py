@@ -37,7 +37,7 @@ def _place(piece):
 
 def test_every_line_of_every_block_is_covered():
   for block in BLOCKS:
-    if block.language == "python" or block.text.startswith(FORMULAS) or block.section in LISTINGS:
+    if block.language in ("python", "text") or block.text.startswith(FORMULAS) or block.section in LISTINGS:
       continue
     uncovered = [line.text for line in lines(block) if not checks.is_command(line)]
     assert not block.language and not uncovered, f"{block.place}: no rule in tests/readme/checks.py covers {uncovered}"
@@ -78,15 +78,20 @@ def test_the_listing_of_the_house_is_the_house():
 
 
 def test_the_table_of_exit_codes_is_that_of_the_program():
-  text = (ROOT / "README.md").read_text(encoding="utf-8")
+  text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
   rows = [row.split("|")[1].strip() for row in text[text.index("| exit code") :].split("\n\n")[0].splitlines()[2:]]
   ours = {error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")}
   assert set(map(int, rows)) == {0, 1, train.EXIT_DIVERGED, train.EXIT_INTERRUPTED, monitor.EXIT_PEER_LOST, *ours}
   assert len(rows) == len(set(rows))
 
 
+def test_the_readme_is_short_and_begins_with_the_two_commands():
+  assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+  assert [line.text.split()[:2] for line in COMMANDS[:2]] == [["make", "demo"], ["make", "test"]]
+
+
 def test_every_verb_is_on_the_page():
-  shown = {checks.words(line.text)[1][1] for line in COMMANDS if checks.words(line.text)[1][0] == "jpmhc"}
+  shown = {argv[1] for _, argv in (checks.words(line.text) for line in COMMANDS) if argv[0] == "jpmhc"} - {"--version"}
   assert shown == {command.name for command in commands.COMMANDS}
 
 

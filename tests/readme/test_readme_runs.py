@@ -1,4 +1,4 @@
-"""The README's commands run in its order, from a fresh folder, and again: the second time nothing is done anew.
+"""The commands of docs/runs.md run in its order, from a fresh folder, and again: the second time nothing is done anew.
 
 The conditions are those of a user whom a test suite forgets: relative paths, a space in the folder's name, no home
 folder, a terminal that knows ASCII only; output goes to a file the first time and to a terminal the second.
@@ -18,7 +18,7 @@ import checks
 from pages import code, lines, ROOT
 import pytest
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "runs.md"
 COMMON = {
   "steps": 4, "batch_size": 8, "model.width": 16, "model.heads": 2, "model.layers": 1, "model.mlp_multiple": 8,
   "model.recursion.outer": 1, "model.recursion.inner": 1, "model.recursion.max_steps": 1, "evaluation.every": 2,
@@ -65,10 +65,10 @@ NOBODY = "import pwd\ndef getpwuid(uid):\n  raise KeyError(uid)\npwd.getpwuid = 
 
 
 def _commands():
-  """The README's calls of `jpmhc` that run here, in order; `make demo` is the one that it stands for."""
+  """The page's calls of `jpmhc` that run here, in order, behind the one that `make demo` stands for."""
   made = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
   found = [line for line in made.splitlines() if "jpmhc train" in line]
-  for block in code(README):
+  for block in code(PAGE):
     if not block.span and not block.language:
       found += [line.text for line in lines(block) if checks.is_command(line)]
   calls = [shlex.join(argv) for _, argv in map(checks.words, found) if argv[0] == "jpmhc"]
@@ -142,7 +142,7 @@ def _record(folder):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run_in_order_and_again(tmp_path):
+def test_the_commands_of_the_page_run_in_order_and_again(tmp_path):
   user, calls = User(tmp_path), _commands()
   assert len(calls) > 8 and {call.split()[1] for call in calls} >= {"train", "evaluate", "report", "sweep", "spectrum"}
   recorded = {}
@@ -161,15 +161,15 @@ def test_the_commands_of_the_readme_run_in_order_and_again(tmp_path):
 
 
 def _names_of_a_workdir():
-  """The files and folders that the README promises."""
-  text = README.read_text(encoding="utf-8")
+  """The files and folders that the page promises."""
+  text = PAGE.read_text(encoding="utf-8")
   paragraph = text[text.index("A workdir holds") :].split("\n\n")[0]
   names = re.findall(r"`(?:\w+/)?(\w+(?:\.jsonl?|\.html|/))`", paragraph)
   return {name.strip("/").replace("step_N", "step_4") for name in names if "partial" not in name}
 
 
 def _check_metrics(workdir):
-  """What the README says of metrics.jsonl."""
+  """What the page says of metrics.jsonl."""
   rows = [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
   there = {name for row in rows for name in row}
   times = {f"time/{name}" for name in ("step_ms", "examples_per_s", "tflops_per_s", "eta_s")}

@@ -1,0 +1,80 @@
+"""The site builds without a warning and needs no network; its tutorials run, in a small size."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from pages import ROOT
+import pytest
+from test_readme_runs import SHRUNK
+
+from scripts import docs_site
+
+TUTORIALS = ROOT / "docs" / "tutorials"
+SUDOKU = SHRUNK["=sudoku:"] | {"mesh.data": 1, "data.sudoku.test_puzzles": 8}
+OPTIONS = [f"--config.{name}={value}" for name, value in SUDOKU.items()]
+FAST = {"wrap": {"STEPS": 4}, "mixer": {}, "spectrum": {"DEPTHS": (2,)}}
+SLOW = {
+  "train": {"FIELDS": SUDOKU},
+  "task": {"FIELDS": {"steps": 20, "model.layers": 1, "mesh.data": 1, "evaluation.every": 20}},
+  "arc": {"FIELDS": SHRUNK["=arc_tiny:"] | {"mesh.data": 1}},
+  "sweep": {"FIELDS": OPTIONS, "SEEDS": 1},
+  "pods": {"CONFIG": ["--config=sudoku:tiny", *OPTIONS], "PLAN": ["--plan"]},
+}
+
+
+def test_every_tutorial_is_run_here():
+  assert {path.stem for path in TUTORIALS.glob("*.py")} == set(FAST | SLOW)
+
+
+def _run(name, constants, tmp_path, monkeypatch):
+  """Runs a tutorial in an empty folder, with constants of another size."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  path = TUTORIALS / f"{name}.py"
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  for node in tree.body:
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in constants:
+      node.value = ast.parse(repr(constants[ast.unparse(node.targets[0])])).body[0].value
+  exec(compile(ast.fix_missing_locations(tree), str(path), "exec"), {"__name__": f"tutorial_{name}"})
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_tutorial_runs(name, tmp_path, monkeypatch):
+  _run(name, FAST[name], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_a_tutorial_that_trains_runs(name, tmp_path, monkeypatch):
+  _run(name, SLOW[name], tmp_path, monkeypatch)
+
+
+def test_a_page_is_made_of_comments_and_code():
+  source = '"""A title.\n\nText.\n"""\n\nimport a\n\n# Words `of`\n# two lines.\nx = 1  # stays\n'
+  assert docs_site.tutorial(source) == (
+    "# A title\n\nText.\n\n```python\nimport a\n```\n\nWords `of`\ntwo lines.\n\n```python\nx = 1  # stays\n```\n"
+  )
+
+
+def test_the_reference_has_every_public_name_with_signature_and_text():
+  page = "\n".join(docs_site.reference("jp.optim", "optax transformations"))
+  assert "## jp.optim.adam_atan2\nadam_atan2(" in page.replace("```python\n", "") and ">>> " in page
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_for_nothing_elsewhere(tmp_path):
+  pytest.importorskip("mkdocs", reason="the site is built where the extra docs is installed")
+  command = [sys.executable, "-m", "mkdocs", "build", "--quiet", f"--site-dir={tmp_path}"]
+  built = subprocess.run(
+    command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+  )
+  assert built.returncode == 0, built.stderr
+  pages = [path.read_text(encoding="utf-8") for path in pathlib.Path(tmp_path).rglob("*.html")]
+  assert len(pages) > 40
+  tag = re.compile(r"<(?:script|img|link|iframe)[^>]*?(?:src|href)=\"?([^\" >]+)")
+  loaded = [word for page in pages for word in tag.findall(page)]
+  assert loaded and not [word for word in loaded if "://" in word]
