@@ -1,8 +1,7 @@
 """What mkdocs asks for while it builds the site (`make docs`): pages made from code and files, and their links.
 
 tutorials/NAME.md is docs/tutorials/NAME.py, whose comments at the margin are the text; reference/ROOM.md are the
-docstrings of the public names; metrics.md is what the report says of every metric; the pages of FILES are files of the
-checkout.
+docstrings of the public names; the pages of FILES are files of the checkout.
 """
 
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import pathlib
 import posixpath
 import re
 
-from jpmhc_jax.reporting import glossary
 from scripts import api_page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,14 +20,6 @@ FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "
 FILES |= {"examples/README.md": "examples.md"}
 FILES |= {f"experiments/{page.parent.name}/README.md": f"experiments/{page.parent.name}.md"
           for page in sorted(ROOT.glob("experiments/*/README.md"))}  # fmt: skip
-GLOSSARY = """\
-# Metrics
-
-What `metrics.jsonl`, the evaluations and the report call their numbers, by the last part of the name: `train/loss`,
-`mixer/block0.tokens/angle_deg_1`.
-
-| metric | name | meaning | better |
-|---|---|---|---|"""
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -43,7 +33,6 @@ def on_files(files, config):
   for room, title in api_page.ROOMS.items():
     page = f"reference/{room.removeprefix('jp.')}.md"
     files.append(File.generated(config, page, content="\n\n".join(reference(room, title))))
-  files.append(File.generated(config, "metrics.md", content=metrics()))
   for source, page in FILES.items():
     files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     for picture in sorted({*ROOT.joinpath(source).parent.rglob("*.png")} if source.startswith("experiments") else ()):
@@ -126,12 +115,3 @@ def _signature(value: object) -> str:
   parameters, arrow, returned = text[1:].rpartition(") ->")
   parts = re.split(r", (?=[\w*]+(?::|$|=)|\*,|/,)", parameters if arrow else text[1:-1])
   return "(\n" + "".join(f"  {part},\n" for part in parts) + f"){' ->' if arrow else ''}{returned if arrow else ''}"
-
-
-def metrics() -> str:
-  """The glossary: one line a metric."""
-  rows = (
-    f"| `{name}` | {meaning.title} | {meaning.words.replace('|', '/')} | {meaning.better.partition(' ')[0]} |"
-    for name, meaning in glossary.MEANINGS.items()
-  )
-  return "\n".join((GLOSSARY, *rows)) + "\n"
