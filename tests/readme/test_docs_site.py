@@ -16,8 +16,9 @@ from scripts import docs_site
 TUTORIALS = ROOT / "docs" / "tutorials"
 SUDOKU = SHRUNK["=sudoku:"] | {"mesh.data": 1, "data.sudoku.test_puzzles": 8}
 OPTIONS = [f"--config.{name}={value}" for name, value in SUDOKU.items()]
-FAST = {"wrap": {"STEPS": 4}, "mixer": {}, "spectrum": {"DEPTHS": (2,)}}
+FAST = {"wrap": {"STEPS": 4}, "mixer": {}}
 SLOW = {
+  "spectrum": {"DEPTHS": (2,)},
   "train": {"FIELDS": SUDOKU},
   "task": {"FIELDS": {"steps": 20, "model.layers": 1, "mesh.data": 1, "evaluation.every": 20}},
   "arc": {"FIELDS": SHRUNK["=arc_tiny:"] | {"mesh.data": 1}},
@@ -49,7 +50,7 @@ def test_a_tutorial_runs(name, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_a_tutorial_that_trains_runs(name, tmp_path, monkeypatch):
+def test_a_longer_tutorial_runs(name, tmp_path, monkeypatch):
   _run(name, SLOW[name], tmp_path, monkeypatch)
 
 
