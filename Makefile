@@ -37,7 +37,7 @@ lint: install
 
 # The site, build/site/index.html, which opens without a server or a network; warnings are errors.
 docs: install
-	PYTHONPATH=. $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --quiet
 
 # The versions that an installation from nothing takes today: requirements/dev-3.11.txt for Python 3.11.
 lock:

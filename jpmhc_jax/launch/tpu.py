@@ -4,10 +4,11 @@
     --config=arc1:cayley --workdir=/mnt/runs/arc1 --config.mesh.fsdp=8
   jpmhc launch tpu --name=arc1 --zone=europe-west4-b --logs     # or --status, --stop, --delete
 
-Asks for the machines, waits until they are there, installs the committed code on every host and trains on all of them:
-`jpmhc train` finds rank and coordinator in the TPU's metadata. The run belongs to the hosts, not to the ssh session:
-what is shown is the log of the first host, and Ctrl-C or a dropped line ends the showing only. --stop sends SIGTERM:
-the run saves and ends with 75. The same command resumes (the resource and the installation are kept).
+Asks for the machines, waits until they are there, copies the committed files to every host, installs jpmhc-jax (the
+checkout, where it is one) and trains on all of them: `jpmhc train` finds rank and coordinator in the TPU's metadata.
+The run belongs to the hosts, not to the ssh session: what is shown is the log of the first host, and Ctrl-C or a
+dropped line ends the showing only. --stop sends SIGTERM: the run saves and ends with 75. The same command resumes (the
+resource and the installation are kept).
 
 --watch stays and looks every minute: a preempted resource is deleted, asked for anew and trained on from the last
 checkpoint, until the run has ended with 0, or with 2, 3 or 74, which would come again. --delete gives the machines
@@ -35,7 +36,8 @@ INSTALL = (
   f"(cd jpmhc_jax 2>/dev/null && {RUNS}) ||"
   f" (rm -rf jpmhc_jax && mkdir jpmhc_jax && tar xzf {ARCHIVE} -C jpmhc_jax && cd jpmhc_jax"
   " && curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python=3.13 .venv"
-  " && ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -e '.[train,tpu]')"
+  " && if [ -d jpmhc_jax ]; then package='-e .'; else package=jpmhc-jax; fi"
+  ' && ~/.local/bin/uv pip install --quiet --python=.venv/bin/python $package"[train,tpu]")'
 )
 DETACHED = (
   "if {runs}; then echo it runs already; else rm -f run.exit run.pid; touch run.env;"
