@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -18,8 +17,6 @@ from jpmhc_jax.evaluation.evaluator import make_rollout
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import build_model, prepare, Setup, TrainState
 from jpmhc_jax.training.step import make_train_step
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Arm:
   def load(cls, spec: str, overrides: Mapping[str, Any]) -> "Arm":
     """The arm of a config file's variant, `sudoku:tiny`, with some fields changed."""
     arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
-    return cls.compile(configs.load(f"{ROOT}/{spec}", arguments))
+    return cls.compile(configs.load(spec, arguments))
 
   @classmethod
   def compile(cls, config: schema.Config) -> "Arm":

@@ -1,7 +1,7 @@
 """Train in five minutes.
 
-A network of 60,000 parameters learns Sudoku of 4×4 with four streams, in a minute and a half on two CPU cores. What
-follows is Python; on the command line it is `jpmhc train --config=sudoku:tiny --workdir=runs/first`.
+A network of 106,000 parameters learns Sudoku of 4×4 with four streams, in 80 seconds on two CPU cores. What follows is
+Python; on the command line it is `jpmhc train --config=sudoku:tiny --workdir=runs/first`.
 """
 
 import jpmhc_jax as jp

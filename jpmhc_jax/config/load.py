@@ -6,7 +6,6 @@ package receives the frozen dataclasses of `config.schema`.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import os
 import pathlib
 import re
 from typing import Any, TypeAlias
@@ -85,7 +84,7 @@ def class_of(spec: str, overrides: Sequence[str] = ()) -> type[schema.Config]:
 def _read(spec: str) -> tuple[Mapping[str, Any], str]:
   """What a config file returns, and the folder that its plugins may lie in: its own, the current one for ours."""
   path, variant = sources.file_and_variant("--config", spec)
-  folder = os.getcwd() if sources.is_bundled(spec) else str(path.parent)
+  folder = sources.current_folder() if sources.is_bundled(spec) else str(path.parent)
   try:
     with plugins.beside(folder):
       loaded = sources.run_file(path, "get_config", variant)

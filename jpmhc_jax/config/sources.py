@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import os.path
+import os
 import pathlib
 import re
 import runpy
@@ -83,6 +83,14 @@ def file_and_variant(option: str, spec: str, folder: pathlib.Path = CONFIGS) -> 
     names = ", ".join(bundled(folder))
     raise ConfigError(f"{option}={spec}: no file {path}.{beside} The package has {names}, named without a path")
   return path, variant
+
+
+def current_folder() -> str:
+  """Its absolute path, '' where it was removed."""
+  try:
+    return os.getcwd()
+  except FileNotFoundError:
+    return ""
 
 
 def search(folder: str) -> None:

@@ -62,6 +62,7 @@ def test_a_relative_path_in_a_folder_that_was_removed_is_refused(here):
   with pytest.raises(ValueError, match="the current folder was removed"):
     places.local("runs/a")
   assert places.local(str(here)) == here
+  assert configs.load("sudoku:tiny").data.sudoku.side == 4  # of the package: no folder is asked for
 
 
 def test_every_path_of_a_config_is_made_absolute_when_it_is_read(here):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,6 @@ from jpmhc_jax.training import loop
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import LayerNorms, prepare
 from jpmhc_jax.training.telemetry import flops_per_step, parse_window, peak_flops, Throughput
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _flops(function, *shapes):
@@ -53,7 +50,7 @@ def test_the_count_is_the_compilers_where_there_is_no_loop():
 
 def test_the_full_recipe_costs_what_was_derived_by_hand():
   """306 TFLOP a step: matrix products and attention of the official model, batch 768, 916 positions, n = 4."""
-  config = configs.load(str(ROOT / "configs" / "arc1.py:trm"), ["--config.mesh.data=1"])
+  config = configs.load("arc1:trm", ["--config.mesh.data=1"])
   dataset = dataclasses.replace(tiny.dataset(tiny.config()), side=30, vocab_size=12)
   setup = prepare(config, dataset, make_mesh(config.mesh, jax.devices()[:1]))
   assert flops_per_step(setup, dataset) == pytest.approx(306e12, rel=0.03)
