@@ -14,14 +14,14 @@ from test_readme_runs import SHRUNK
 from scripts import docs_site
 
 TUTORIALS = ROOT / "docs" / "tutorials"
-SUDOKU = SHRUNK["=sudoku:"] | {"mesh.data": 1, "data.sudoku.test_puzzles": 8}
+SUDOKU = SHRUNK["=sudoku:"]
 OPTIONS = [f"--config.{name}={value}" for name, value in SUDOKU.items()]
 FAST = {"wrap": {"STEPS": 4}, "mixer": {}}
 SLOW = {
   "spectrum": {"DEPTHS": (2,)},
   "train": {"FIELDS": SUDOKU},
-  "task": {"FIELDS": {"steps": 20, "model.layers": 1, "mesh.data": 1, "evaluation.every": 20}},
-  "arc": {"FIELDS": SHRUNK["=arc_tiny:"] | {"mesh.data": 1}},
+  "task": {"FIELDS": {"steps": 20, "model.layers": 1, "evaluation.every": 20}},
+  "arc": {"FIELDS": SHRUNK["=arc_tiny:"]},
   "sweep": {"FIELDS": OPTIONS, "SEEDS": 1},
   "pods": {"CONFIG": ["--config=sudoku:tiny", *OPTIONS], "PLAN": ["--plan"]},
 }
