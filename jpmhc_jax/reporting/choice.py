@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from jpmhc_jax.reporting import curves, markup
-from jpmhc_jax.reporting.charts import chart, Line
-from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
+from jpmhc_jax.reporting.charts import Chart
+from jpmhc_jax.reporting.lines import Line
+from jpmhc_jax.reporting.markup import Cell, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Run, Series
 
 PREFIX = "choice/"
@@ -26,21 +27,29 @@ def weights(run: Run) -> dict[str, dict[str, Series]]:
   return {connection: families for connection, families in connections.items() if families}
 
 
-def section(run: Run) -> Markup | None:
-  """The weights over training, one chart a connection, and what was chosen; None for a run without a choice."""
-  connections = weights(run)
-  if not connections:
-    return None
-  figures, rows = [], []
-  for connection, families in connections.items():
-    lines = [Line(family, series.steps, series.values, i) for i, (family, series) in enumerate(families.items())]
-    figures.append(chart(f"Weights in {connection}", lines, "step", percent=True))
+def charts(run: Run) -> list[Chart]:
+  """The weights over training, one chart a connection; none for a run without a choice."""
+  return [
+    Chart(
+      f"Weights in {connection}",
+      [Line(family, series.steps, series.values, i) for i, (family, series) in enumerate(families.items())],
+      about="Of the families that are blended: at 100 % the choice is made.",
+      percent=True,
+    )
+    for connection, families in weights(run).items()
+  ]
+
+
+def table(run: Run) -> Markup | None:
+  """What was chosen in each connection, and when; None for a run without a choice."""
+  rows = []
+  for connection, families in weights(run).items():
     family, weight = _leader(families)
     steps = families[family].steps[families[family].values == 1.0]
     decided = number(float(steps[0])) if weight == 1.0 else Cell("not decided yet", class_="number missing")
     rows.append([Cell(connection), Cell(family), number(weight, percent=True), decided])
-  table = markup.table("Chosen family", ["connection", "family", "weight", "decided at step"], rows, class_="sortable")
-  return join([table, tag("div", *figures, class_="charts")])
+  header = ["connection", "family", "weight", "decided at step"]
+  return markup.table("Chosen family", header, rows, class_="sortable") if rows else None
 
 
 def comparison(runs: Sequence[Run]) -> Markup | None:

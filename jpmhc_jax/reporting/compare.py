@@ -10,9 +10,11 @@ import numpy as np
 
 from jpmhc_jax.core.names import short_fields
 from jpmhc_jax.reporting import choice, curves, depth, markup
-from jpmhc_jax.reporting.charts import chart, Line
+from jpmhc_jax.reporting.charts import Chart, gallery
+from jpmhc_jax.reporting.lead import status_badge
+from jpmhc_jax.reporting.lines import Line
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
-from jpmhc_jax.reporting.sections import Section, status_badge
+from jpmhc_jax.reporting.sections import Section
 from jpmhc_jax.reporting.statistics import differing_fields, Group, group_runs, Spread, spread, welch_p_values
 from jpmhc_jax.reporting.workdir import Run, Series
 
@@ -27,7 +29,7 @@ def comparison_sections(runs: Sequence[Run]) -> list[Section]:
     Section("runs", "Runs", runs_table(runs, metric)),
     Section("groups", "Mean and spread over seeds", groups_table(groups, metric)),
     Section("comparison", "Curves", comparison_charts(groups, metric)),
-    Section("depth", "Over depth", depth.group_charts(groups)),
+    Section("depth", "Over depth", over_depth(groups)),
     *([Section("choice", "Chosen families", chosen)] if chosen else []),
     Section("differences", "Differences in configuration", differences_table(runs)),
   ]
@@ -142,12 +144,11 @@ def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) 
   parts = []
   for axis in curves.AXES:
     wanted = headline | (evaluated if axis == "step" else {}) | trained
-    figures = [figure for name, reader in wanted.items() if (figure := _group_chart(groups, name, reader, axis))]
+    charts = [chart for name, reader in wanted.items() if (chart := _group_chart(groups, name, reader, axis))]
     if axis == "step":
-      figures += _pass_by_k(groups)
-    if figures:
-      heading = tag("h3", curves.AXES[axis])
-      parts += [heading, tag("div", *figures, class_="charts")]
+      charts += _pass_by_k(groups)
+    if charts:
+      parts += [tag("h3", curves.AXES[axis]), gallery(charts)]
   if not parts:
     return markup.note("No curve was recorded.")
   shown = "Metrics without train/ in front are those of evaluations. "
@@ -155,6 +156,11 @@ def comparison_charts(groups: Sequence[Group], metric: tuple[str, bool] | None) 
   shown += "A partial run is drawn only where its setting has no complete one."
   cut = f" The first {depth.LINES} of {len(groups)} settings are drawn." if len(groups) > depth.LINES else ""
   return join([tag("p", shown + cut, class_="quiet"), *parts])
+
+
+def over_depth(groups: Sequence[Group]) -> Markup:
+  """Profiles over the depth of the network, one line a setting: the last values, mean over seeds."""
+  return gallery(depth.group_charts(groups)) or markup.note("No run recorded anything for several depths.")
 
 
 def differences_table(runs: Sequence[Run]) -> Markup:
@@ -169,12 +175,11 @@ def differences_table(runs: Sequence[Run]) -> Markup:
   return markup.table("Only what differs", ["field", *(group.label for group in groups)], rows)
 
 
-def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) -> Markup | None:
+def _group_chart(groups: Sequence[Group], name: str, reader: Reader, axis: str) -> Chart | None:
   lines = [line for i, group in enumerate(groups[: depth.LINES]) for line in _group_line(group, reader, axis, i)]
-  percent = curves.is_share(name)
-  if percent:
+  if curves.is_share(name):
     lines = [dataclasses.replace(line, low=_in_unit(line.low), high=_in_unit(line.high)) for line in lines]
-  return chart(name, lines, axis, percent) if lines else None
+  return curves.chart_of(name, lines, axis, name) if lines else None
 
 
 def _group_line(group: Group, reader: Reader, axis: str, i: int) -> list[Line]:
@@ -189,7 +194,7 @@ def _group_line(group: Group, reader: Reader, axis: str, i: int) -> list[Line]:
   values = np.stack([_at(series, steps) for _, series in read])
   xs = np.mean([x for run, _ in read if (x := curves.axis_values(run, axis, steps)) is not None], axis=0)
   mean = values.mean(0)
-  style: dict[str, Any] = {"colour": i, "dash": i // 8, "smooth": len(read) == 1}
+  style: dict[str, Any] = {"colour": i, "dash": i // 8, "smooth": True}
   if len(read) == 1:
     return [Line(group.label, xs, mean, **style)]
   deviation = values.std(0, ddof=1)
@@ -213,7 +218,7 @@ def _at(series: Series, steps: Sequence[float]) -> np.ndarray:
   return series.values[np.searchsorted(series.steps, steps)]
 
 
-def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
+def _pass_by_k(groups: Sequence[Group]) -> list[Chart]:
   lines = []
   for i, group in enumerate(groups[: depth.LINES]):
     curves_of_runs = []
@@ -226,7 +231,7 @@ def _pass_by_k(groups: Sequence[Group]) -> list[Markup]:
       mean = np.mean([[c[k] for k in common] for c in curves_of_runs], axis=0)
       lines.append(Line(group.label, np.array(common, np.float64), mean, i, i // 8))
   title, axis = "pass@k by k, last evaluation, fractional", "k, answers allowed"
-  return [chart(title, lines, axis, percent=True, log_x=True)] if lines else []
+  return [dataclasses.replace(curves.chart_of("pass@k", lines, axis, title), log_x=True)] if lines else []
 
 
 def _scores(run: Run, metric: tuple[str, bool]) -> list[Cell]:

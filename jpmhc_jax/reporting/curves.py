@@ -1,69 +1,65 @@
 """Which scalars of a run are drawn together: learning curves, pass@k, timings, mixer diagnostics."""
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 import re
 
 import numpy as np
 
 from jpmhc_jax.core.metrics import HEADLINES
 from jpmhc_jax.reporting import markup
-from jpmhc_jax.reporting.charts import chart, Line
-from jpmhc_jax.reporting.markup import Markup, tag
+from jpmhc_jax.reporting.charts import Chart
+from jpmhc_jax.reporting.glossary import meaning
+from jpmhc_jax.reporting.lines import Line
 from jpmhc_jax.reporting.workdir import Run, Series
 
 PASS_NAME = re.compile(r"(?:(?P<kind>.+)/)?pass@(?P<k>\d+)")
 COMPOSITE = "composite"  # the product of all mixers, logged like a connection
-TOGETHER = (
-  ("Loss", ("loss", "lm_loss")),
-  ("Halting loss", ("halt_loss", "q_halt_loss")),
-  ("Accuracy", ("accuracy", "exact_accuracy")),
-)
-
+TOGETHER = (("loss", "lm_loss"), ("halt_loss", "q_halt_loss"), ("accuracy", "exact_accuracy"))
 FAMILIES_OF_SCALARS = (
-  ("Gradient norm by layer", "gradient_norm/"),
-  ("Update over parameter norm by layer", "update_ratio/"),
-  ("Share of the wall time", "goodput/"),
+  ("Gradient norm by layer", "gradient_norm/", "A layer far above or below the others trains at another speed."),
+  ("Update over parameter norm by layer", "update_ratio/", "About 1e-3 is usual; 0 does not move, 1 starts anew."),
+  ("Share of the wall time", "goodput/", "Where the time went: the share of steps is what training gets."),
 )
+LEADING = ("difference_energy", "singular_value", "angle_deg")  # of the mixers: drawn first
 WALL = "seconds, compilation and evaluations included"
 AXES = {"step": "By step", WALL: "By wall time", "FLOP": "By arithmetic"}
 
-READABLE = {
-  "time/step_ms": "Step time (ms)",
-  "time/examples_per_s": "Examples a second",
-  "time/tflops_per_s": "TFLOP/s",
-  "time/mfu": "Share of the peak FLOP/s",
-  "train/steps": "Supervision steps until halting",
-  "memory/host_peak_gib": "Host memory, peak (GiB)",
-  "memory/device_peak_gib": "Device memory, peak (GiB)",
-  "max_angle_deg": "Largest rotation angle (degrees)",
-  "angle_deg": "Rotation angles (degrees)",
-  "singular_value": "Singular values",
-}
 
-
-def learning_charts(run: Run) -> Markup | None:
-  """Loss and accuracy of training and evaluation, pass@k, every other scalar of training, layers and time together."""
-  figures, drawn = [], {"train/count", "time/eta_s", "time/elapsed_s"}
-  for title, names in TOGETHER:
+def learning_charts(run: Run) -> list[Chart]:
+  """Loss, headline metric and gradient norm; then every other scalar of training, pass@k, layers and time."""
+  charts: dict[str, Chart] = {}
+  drawn = {"train/count", "time/eta_s", "time/elapsed_s"}
+  for names in TOGETHER:
     lines = []
     for i, name in enumerate(names):
       drawn |= {f"train/{name}"}
       lines += _line(f"{name}, train", run.training_series(name), i, smooth=True)
       lines += _line(f"{name}, evaluation", run.evaluation_series(name), i, dash=1)
-    figures += [chart(title, lines, "step", is_share(names[0]))] if lines else []
-  figures += _pass_charts(run)
+    charts |= dict.fromkeys(names, chart_of(names[0], lines)) if lines else {}
+  charts |= _pass_charts(run)
   # What is learned stands before what it costs.
   for name in sorted(natural_order(run.series), key=lambda name: not name.startswith("train/")):
     once = name.startswith("time/") and len(run.series[name].steps) == 1  # a duration, not a curve
     if name.startswith(("train/", "time/", "memory/")) and name not in drawn and not once:
-      figures.append(chart(readable(name), _trained_and_evaluated(run, name), "step", is_share(name)))
-  for title, prefix in FAMILIES_OF_SCALARS:
+      charts[name.removeprefix("train/")] = chart_of(name, _trained_and_evaluated(run, name))
+  for title, prefix, about in FAMILIES_OF_SCALARS:
     ordered = [name for name in natural_order(run.series) if name.startswith(prefix)]
     lines = [
       line for i, n in enumerate(ordered) for line in _line(n.removeprefix(prefix), run.series[n], i, dash=i // 8)
     ]
-    figures += [chart(title, lines, "step")] if lines else []
-  return tag("div", *figures, class_="charts") if figures else None
+    charts |= {title: Chart(title, lines, about=about)} if lines else {}
+  headline = run.headline()
+  leading = [charts[name] for name in ("loss", headline[0] if headline else "", "gradient_norm") if name in charts]
+  return list({id(chart): chart for chart in (*leading, *charts.values())}.values())
+
+
+def chart_of(name: str, lines: Sequence[Line], x_label: str = "step", title: str = "") -> Chart:
+  """A chart of one scalar, with what the glossary says of it."""
+  known = meaning(name)
+  return Chart(
+    title or known.title, lines, x_label, known.words, known.better, is_share(name), tolerance=known.tolerance
+  )
 
 
 def _trained_and_evaluated(run: Run, name: str) -> list[Line]:
@@ -85,13 +81,13 @@ def main_metrics(runs: Iterable[Run]) -> list[str]:
   return [name for name in dict.fromkeys((*known, *others)) if name in recorded]
 
 
-def other_axes(run: Run) -> Markup | None:
-  """Loss and headline metric by wall time and by arithmetic; None when neither is known."""
-  parts = []
+def other_axes(run: Run) -> dict[str, list[Chart]]:
+  """Loss and headline metric by wall time and by arithmetic, as far as they are known."""
+  by_axis: dict[str, list[Chart]] = {}
   choice = run.headline()
   names = ["loss", *([choice[0]] if choice and choice[0] != "loss" else [])]
   for axis in (axis for axis in AXES if axis != "step"):
-    figures = []
+    charts = []
     for name in names:
       drawn = (
         (f"{name}, train", run.training_series(name), 0),
@@ -102,15 +98,16 @@ def other_axes(run: Run) -> Markup | None:
         for label, series, dash in drawn
         if series is not None and (xs := axis_values(run, axis, series.steps)) is not None
       ]
-      figures += [chart(readable(name), lines, axis, is_share(name))] if lines else []
-    if figures:
-      parts.append(tag("p", tag("strong", AXES[axis])))
-      parts.append(tag("div", *figures, class_="charts"))
-  return markup.join(parts) if parts else None
+      charts += [chart_of(name, lines, axis)] if lines else []
+    by_axis |= {AXES[axis]: charts} if charts else {}
+  return by_axis
 
 
-def mixer_charts(run: Run) -> Markup | None:
-  """One chart a diagnostic, one line a connection; its numbered entries (`..._0`, `..._1`) share its colour."""
+def mixer_charts(run: Run) -> list[Chart]:
+  """One chart a diagnostic, one line a connection; its numbered entries (`..._0`, `..._1`) share its colour.
+
+  What the streams and the mixers are stands before how they answer their logits.
+  """
   by_diagnostic: dict[str, list[Line]] = {}
   connections = mixer_connections(run)
   for connection, diagnostic, name in mixer_names(run):
@@ -120,10 +117,8 @@ def mixer_charts(run: Run) -> Markup | None:
     label = connection if index is None else f"{connection} [{index}]"
     line = _line(label, run.series[name], connections.index(connection), dash=index or 0)
     by_diagnostic.setdefault(base, []).extend(line)
-  figures = [
-    chart(readable(name), sorted(lines, key=lambda line: line.colour), "step") for name, lines in by_diagnostic.items()
-  ]
-  return tag("div", *figures, class_="charts") if figures else None
+  ordered = sorted(by_diagnostic, key=lambda name: LEADING.index(name) if name in LEADING else len(LEADING))
+  return [chart_of(name, sorted(by_diagnostic[name], key=lambda line: line.colour)) for name in ordered]
 
 
 def mixer_names(run: Run) -> list[tuple[str, str, str]]:
@@ -165,13 +160,6 @@ def is_share(name: str) -> bool:
   return "accuracy" in name or "pass@" in name
 
 
-def readable(name: str) -> str:
-  """'train/gradient_norm' -> 'Gradient norm'; 'time/step_ms' -> 'Step time (ms)'."""
-  words = name.split("/", 1)[-1].replace("_", " ").replace("/", ": ")
-  words = re.sub(r"^angle deg (\d+)$", r"rotation angle \1 (degrees)", words)
-  return READABLE.get(name, words[:1].upper() + words[1:])
-
-
 def natural_order(names: Iterable[str]) -> list[str]:
   """Sorts so that numbers inside names count as numbers."""
   return sorted(
@@ -183,26 +171,28 @@ def _line(label: str, series: Series | None, colour: int, dash: int = 0, smooth:
   return [] if series is None else [Line(label, series.steps, series.values, colour, dash, smooth)]
 
 
-def _pass_charts(run: Run) -> list[Markup]:
+def _pass_charts(run: Run) -> dict[str, Chart]:
   kinds = pass_names(dict.fromkeys(name for e in run.evaluations for name in e.metrics))
-  figures = []
+  charts: dict[str, Chart] = {}
   for kind, ks in kinds.items():
     lines = [
       line for i, k in enumerate(ks) for line in _line(f"pass@{k}", run.evaluation_series(pass_name(kind, k)), i)
     ]
     if len(ks) > 1 and any(len(line.xs) > 1 for line in lines):
-      figures.append(chart(f"pass@k, {kind_words(kind)}", lines, "step", percent=True))
+      chart = chart_of("pass@k", lines, title=f"pass@k, {kind_words(kind)}")
+      charts |= dict.fromkeys((pass_name(kind, k) for k in ks), chart)
   if len(run.evaluations) and any(len(ks) > 1 for ks in kinds.values()):
-    figures.append(_pass_by_k(run, kinds))
-  return figures
+    charts["pass@k by k"] = _pass_by_k(run, kinds)
+  return charts
 
 
-def _pass_by_k(run: Run, kinds: dict[str, list[int]]) -> Markup:
+def _pass_by_k(run: Run, kinds: dict[str, list[int]]) -> Chart:
   metrics, lines = run.evaluations[-1].metrics, []
   for i, (kind, ks) in enumerate((kind, ks) for kind, ks in kinds.items() if len(ks) > 1):
     values = np.array([metrics.get(pass_name(kind, k), np.nan) for k in ks])
     lines.append(Line(kind_words(kind), np.array(ks, np.float64), values, i))
-  return chart("pass@k by k, last evaluation", lines, "k, answers allowed", percent=True, log_x=True)
+  chart = chart_of("pass@k", lines, "k, answers allowed", "pass@k by k, last evaluation")
+  return dataclasses.replace(chart, log_x=True)
 
 
 def kind_words(kind: str) -> str:

@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 
-from jpmhc_jax.reporting import choice, curves, markup
-from jpmhc_jax.reporting.charts import chart, Line
-from jpmhc_jax.reporting.markup import Markup, tag
+from jpmhc_jax.reporting import choice, curves
+from jpmhc_jax.reporting.charts import Chart
+from jpmhc_jax.reporting.glossary import meaning
+from jpmhc_jax.reporting.lines import Line
 from jpmhc_jax.reporting.statistics import Group
 from jpmhc_jax.reporting.workdir import Run, Series
 
@@ -21,49 +22,46 @@ _LAYER = re.compile(r"[a-z]+(?P<a>\d+)\.(?P<part>\w+)(?:\.[\w.]+)?|\w+\.(?P<stac
 Profile = Mapping[str, Series]  # place -> its values over training; places in order of depth
 
 
-def profiles(run: Run) -> dict[str, Profile]:
-  """Everything that a run recorded for several depths: title -> profile."""
-  titles: dict[str, dict[str, Series]] = {}
+def profiles(run: Run) -> dict[tuple[str, str], Profile]:
+  """Everything that a run recorded for several depths: (title, name of the scalar) -> profile."""
+  titles: dict[tuple[str, str], dict[str, Series]] = {}
   for (_, _, place), series in sorted(_gradient_norms(run).items(), key=lambda item: item[0]):
     title = "Gradient norm of the connections over depth" if "connect" in place else "Gradient norm over depth"
-    titles.setdefault(title, {})[place] = series
+    titles.setdefault((title, "layer_norm"), {})[place] = series
   depths = curves.mixer_depths(run)
   named = [(d, c, name) for c, d, name in curves.mixer_names(run) if c in depths and not choice.is_weight(d)]
   for diagnostic, connection, name in sorted(named, key=lambda item: (item[0] not in STREAMS, depths.index(item[1]))):
-    titles.setdefault(f"{curves.readable(diagnostic)} over depth", {})[connection] = run.series[name]
-  return {title: profile for title, profile in titles.items() if len(profile) > 1}
+    title = f"{meaning(diagnostic).title} over depth"
+    titles.setdefault((title, diagnostic), {})[connection] = run.series[name]
+  return {key: profile for key, profile in titles.items() if len(profile) > 1}
 
 
-def run_charts(run: Run) -> Markup:
+def run_charts(run: Run) -> list[Chart]:
   """One chart a profile with three lines: at the first record, half-way and at the last."""
-  figures = []
-  for title, profile in profiles(run).items():
+  charts = []
+  for (title, name), profile in profiles(run).items():
     steps = np.unique(np.concatenate([series.steps for series in profile.values()]))
     moments = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]))
     lines = [
       Line(f"step {moment:g}", _positions(profile), _values(profile, moment), i, 0) for i, moment in enumerate(moments)
     ]
-    figures.append(chart(title, lines, X_LABEL))
-  if not figures:
-    return markup.note("Nothing was recorded for several depths.")
-  return tag("div", *figures, class_="charts")
+    charts.append(curves.chart_of(name, lines, X_LABEL, title))
+  return charts
 
 
-def group_charts(groups: Sequence[Group]) -> Markup:
+def group_charts(groups: Sequence[Group]) -> list[Chart]:
   """One chart a profile, one line a group: the mean over its runs of the last values."""
   of_runs = [[profiles(run) for run in group.judged()] for group in groups[:LINES]]
-  titles = dict.fromkeys(title for of_run in of_runs for each in of_run for title in each)
-  figures = []
-  for title in titles:
+  keys = dict.fromkeys(key for of_run in of_runs for each in of_run for key in each)
+  charts = []
+  for key in keys:
     lines = []
     for i, (group, of_run) in enumerate(zip(groups, of_runs, strict=False)):
-      listed = [each[title] for each in of_run if title in each]
+      listed = [each[key] for each in of_run if key in each]
       if listed:
         lines.append(_mean_line(group.label, listed, i))
-    figures.append(chart(title, lines, X_LABEL))
-  return (
-    tag("div", *figures, class_="charts") if figures else markup.note("No run recorded anything for several depths.")
-  )
+    charts.append(curves.chart_of(key[1], lines, X_LABEL, key[0]))
+  return charts
 
 
 def _mean_line(label: str, listed: Sequence[Profile], i: int) -> Line:

@@ -108,7 +108,7 @@ def draw_grid(kind: str, grid: Any, label: str, truth: Any = None, given: Any = 
     tag("title", f"{label}, {rows} by {cols}"),
     tag("desc", words),
     *style.body(grid, given),
-    _differences(grid, truth),
+    *_differences(grid, truth),
     viewBox=f"-.06 -.06 {cols + 0.12:g} {rows + 0.12:g}",
     role="img",
     class_=f"grid {kind}",
@@ -157,13 +157,16 @@ def _rules(rows: int, cols: int) -> Markup:
   return tag("path", d=across + down, class_="rules")
 
 
-def _differences(grid: Sequence[Sequence[Any]], truth: Any) -> Markup | None:
-  """Frames every cell that is not as in the truth; nothing when shapes differ: the whole answer is wrong then."""
+def _differences(grid: Sequence[Sequence[Any]], truth: Any) -> list[Markup]:
+  """Frames every cell that is not as in the truth; nothing when shapes differ: the whole answer is wrong then.
+
+  A frame is white with a black rim to both sides, so that it is seen on every colour.
+  """
   if not _is_grid(truth) or (len(truth), len(truth[0])) != (len(grid), len(grid[0])):
-    return None
+    return []
   wrong = [(x, y) for y, row in enumerate(grid) for x, cell in enumerate(row) if cell != truth[y][x]]
-  path = "".join(f"M{x + 0.12:g} {y + 0.12:g}h.76v.76h-.76z" for x, y in wrong)
-  return tag("path", d=path, class_="wrong") if path else None
+  path = "".join(f"M{x + 0.16:g} {y + 0.16:g}h.68v.68h-.68z" for x, y in wrong)
+  return [tag("path", d=path, class_=name) for name in ("rim", "wrong")] if path else []
 
 
 def _arc(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:
@@ -260,7 +263,7 @@ STYLES = {
   "maze": GridStyle(_maze, _maze_cell),
 }
 DRAWINGS = {
-  kind: Drawing(functools.partial(draw_grids, kind), "Red frames mark wrong cells.", numbered=style.voted)
+  kind: Drawing(functools.partial(draw_grids, kind), "Frames mark wrong cells.", numbered=style.voted)
   for kind, style in STYLES.items()
 } | {
   "text": Drawing(draw_text, "Marked is what follows the first difference."),

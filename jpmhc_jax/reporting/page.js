@@ -1,66 +1,6 @@
-'use strict';
-// The page is complete without this script. It adds: a cursor on charts, sorting, filters, a copy button, links that open.
+// The page is complete without this script. It adds: sorting, filters, a copy button, links that open what they lead to.
 (() => {
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const svg = (name, attributes) => {
-    const node = document.createElementNS('http://www.w3.org/2000/svg', name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    return node;
-  };
-
-  // Charts: pointer or arrow keys move a cursor to the nearest recorded point; the box names every line's value there.
-  for (const plot of all('.plot')) {
-    let data = null;
-    let at = -1;
-    const drawing = plot.querySelector('svg');
-    const cursor = plot.querySelector('.cursor');
-    const tip = plot.querySelector('.tip');
-    const load = () => {
-      if (data) return;
-      data = JSON.parse(plot.querySelector('script').textContent);
-      data.xs = [...new Set(data.lines.flatMap(line => line.points.map(point => point[0])))].sort((a, b) => a - b);
-    };
-    const nearest = (points, x) => points.reduce((best, p) => (!best || Math.abs(p[0] - x) < Math.abs(best[0] - x) ? p : best), null);
-    const show = x => {
-      const hits = data.lines.map(line => [line, nearest(line.points, x)]).filter(([, p]) => p && Math.abs(p[0] - x) < 12);
-      if (!hits.length) return;
-      cursor.replaceChildren(svg('line', {x1: x, x2: x, y1: data.top, y2: data.bottom}));
-      const head = document.createElement('span');
-      head.textContent = hits[0][1][2].toLocaleString('en').replaceAll(',', '\u202f');
-      const rows = hits.slice(0, 14).map(([line, p]) => {
-        cursor.append(svg('circle', {cx: p[0], cy: p[1], r: 3.2, style: `--c:var(--line-${line.colour})`}));
-        const row = document.createElement('span');
-        const dot = document.createElement('b');
-        dot.style.setProperty('--c', `var(--line-${line.colour})`);
-        row.append(dot, `${line.label}: ${data.percent ? (100 * p[3]).toFixed(2) + ' %' : +p[3].toPrecision(4)}`);
-        return row;
-      });
-      tip.replaceChildren(head, ...rows);
-      tip.style.left = x < 200 ? `${x / 4 + 4}%` : '';
-      tip.style.right = x < 200 ? '' : `${(400 - x) / 4 + 4}%`;
-    };
-    const move = step => {
-      load();
-      const from = at < 0 && step < 0 ? data.xs.length : at;
-      at = Math.max(0, Math.min(data.xs.length - 1, from + step));
-      show(data.xs[at]);
-    };
-    const clear = () => { at = -1; cursor.replaceChildren(); tip.replaceChildren(); };
-    drawing.addEventListener('pointermove', event => {
-      load();
-      const box = drawing.getBoundingClientRect();
-      const x = (event.clientX - box.left) / box.width * 400;
-      const found = nearest(data.xs.map(v => [v]), x);
-      if (found) { at = data.xs.indexOf(found[0]); show(found[0]); }
-    });
-    plot.addEventListener('pointerleave', clear);
-    plot.addEventListener('blur', clear);
-    plot.addEventListener('keydown', event => {
-      const steps = {ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9};
-      if (event.key in steps) { move(steps[event.key]); event.preventDefault(); }
-      if (event.key === 'Escape') clear();
-    });
-  }
+  const {all} = JPMHC;
 
   // Tables: a button in every column head sorts; numbers by value, missing ones last.
   for (const table of all('table.sortable')) {
@@ -90,16 +30,22 @@
     });
   }
 
-  // Filters: over the cards of a gallery (verdict and task), or over the rows of a table (any cell).
+  // Filters: over the cards of a gallery (verdict and task), or over the rows of a table (any cell). Of a gallery's cards
+  // that match, the first few are shown until a reader asks for all.
   const filter = (root, items, matches) => {
     const form = root.querySelector('form');
     const output = form.querySelector('output');
+    const limit = Number(root.dataset.shown ?? Infinity);
     const apply = () => {
       const words = form.querySelector('.find').value.trim().toLowerCase();
       const verdict = form.querySelector('input[type=radio]:checked')?.value ?? 'all';
-      const shown = items.filter(item => { item.hidden = !matches(item, words, verdict); return !item.hidden; });
-      output.textContent = shown.length < items.length ? `${shown.length} of ${items.length} shown` : '';
+      const most = form.querySelector('.every')?.checked ? Infinity : limit;
+      const hits = items.filter(item => matches(item, words, verdict));
+      const shown = new Set(hits.slice(0, most));
+      for (const item of items) item.hidden = !shown.has(item);
+      output.textContent = shown.size < items.length ? `${shown.size} of ${items.length} shown` : '';
     };
+    root.classList.add('live');
     form.addEventListener('input', apply);
     form.addEventListener('submit', event => event.preventDefault());
     apply();

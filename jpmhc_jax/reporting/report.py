@@ -8,8 +8,9 @@ import shlex
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.files import storing, write_atomically
 from jpmhc_jax.reporting import compare, sweep_folder
+from jpmhc_jax.reporting.lead import status_badge
 from jpmhc_jax.reporting.markup import join, Markup, tag
-from jpmhc_jax.reporting.sections import run_sections, Section, status_badge
+from jpmhc_jax.reporting.sections import run_sections, Section
 from jpmhc_jax.reporting.workdir import folders_inside, read_runs, Run
 
 NAMED = 8  # folders that a message names
@@ -75,7 +76,7 @@ def page(runs: Sequence[Run], sweep: Markup | None = None) -> str:
     tag("header", tag("p", "jpmhc report", class_="eyebrow"), tag("h1", title)),
     tag("nav", links, aria_label="Sections"),
     tag("main", *(section.render(2) for section in sections), id="content"),
-    tag("script", Markup(_asset("page.js"))),
+    tag("script", Markup(_asset("chart.js") + _asset("page.js"))),
   ]
   return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), lang='en')}\n"
 

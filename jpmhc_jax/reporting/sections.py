@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import shlex
 from typing import Any
 
-import numpy as np
-
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.reporting import choice, curves, depth, markup, spectra
+from jpmhc_jax.reporting import charts, choice, curves, depth, markup, spectra
 from jpmhc_jax.reporting.examples import draw_example, DRAWINGS
+from jpmhc_jax.reporting.lead import CHARTS, lead
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
 from jpmhc_jax.reporting.workdir import Evaluation, fields_of, Run
+
+SHOWN = 12  # answers that are seen before a reader asks for all; page.css and page.js count to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,63 +32,34 @@ class Section:
 def run_sections(run: Run, examples: int = 1000) -> list[Section]:
   """All sections of one run, with at most `examples` answers drawn; one that has nothing to show says why."""
   parts = [
-    ("summary", "Summary", summary(run)),
-    ("curves", "Learning curves", learning_curves(run)),
-    ("evaluation", "Evaluation", evaluation_tables(run)),
-    ("examples", "Answers", example_gallery(run, examples)),
-    ("depth", "Over depth", depth.run_charts(run)),
+    ("summary", "Summary", lead(run)),
     ("mixers", "Mixers", mixers(run)),
+    ("depth", "Over depth", over_depth(run)),
+    ("examples", "Answers", example_gallery(run, examples)),
+    ("evaluation", "Evaluation", evaluation_tables(run)),
+    ("curves", "More of training", learning_curves(run)),
     *([("spectra", "Jacobian spectra", body)] if (body := spectra.section(run)) else []),
     ("config", "Configuration", configuration(run)),
-    ("environment", "Environment and reproduction", environment(run)),
+    ("environment", "Environment", environment(run)),
   ]
   return [Section(f"{run.anchor}-{anchor}", title, body) for anchor, title, body in parts]
 
 
 def learning_curves(run: Run) -> Markup:
-  """Everything over the steps; then loss and headline metric over time and arithmetic."""
-  over_steps = curves.learning_charts(run) or markup.note("No training metrics were recorded.")
-  return join([over_steps, curves.other_axes(run)])
+  """Everything over the steps that the first screen does not show; then loss and headline over time and arithmetic."""
+  more = curves.learning_charts(run)[CHARTS:]
+  parts = [charts.gallery(more, 3) or markup.note("No other training metrics were recorded.")]
+  for title, listed in curves.other_axes(run).items():
+    parts.append(
+      tag("details", tag("summary", f"{title}: {', '.join(c.title for c in listed)}"), charts.gallery(listed))
+    )
+  return join(parts)
 
 
-def summary(run: Run) -> Markup:
-  """Headline figures, state of the run, and everything that could not be read."""
-  tiles: dict[str, Any] = {"State": status_badge(run), "Steps": markup.format_number(run.last_step)}
-  judged_by, best = run.headline(), run.best()
-  if judged_by and best:
-    metric = judged_by[0]
-    share = curves.is_share(metric)
-    tiles[f"Best {metric}"] = _figure(best.metrics[metric], share, f"at step {best.step}{best.remark}")
-    last = run.evaluations[-1]
-    if metric in last.metrics:
-      tiles[f"Last {metric}"] = _figure(last.metrics[metric], share, f"at step {last.step}{last.remark}")
-  loss = run.series.get("train/loss")
-  if loss is not None:
-    tiles["Last train loss"] = _figure(loss.last(), False, f"at step {int(loss.steps[-1])}")
-  clock = run.series.get("time/step_ms")
-  if clock is not None and np.isfinite(clock.values).any():
-    tiles["Step time"] = _figure(float(np.nanmedian(clock.values)), False, "ms, median")
-  compile_time = run.series.get("time/compile_s")
-  if compile_time is not None:
-    tiles["Compile time"] = curves.duration(float(np.nansum(compile_time.values)))
-  seconds = curves.wall_seconds(run)
-  if seconds is not None:
-    tiles["Wall time"] = curves.duration(seconds)
-  return join([markup.definitions(tiles), problems(run)])
-
-
-def problems(run: Run) -> Markup | None:
-  """What is missing or unreadable in the run folder; None when all is well."""
-  if not run.problems:
-    return None
-  items = tag("ul", *(tag("li", problem) for problem in run.problems))
-  return tag("div", tag("strong", "Incomplete record"), items, class_="warning", role="note")
-
-
-def status_badge(run: Run) -> Markup:
-  """The state of a run in words, coloured."""
-  kind = "good" if run.status == "complete" else "bad" if run.fate in ("failed", "diverged") else "open"
-  return tag("span", run.status, class_=f"badge {kind}")
+def over_depth(run: Run) -> Markup:
+  """Profiles over the depth of the network at the first record, half-way and at the last."""
+  varied = [chart for chart in depth.run_charts(run) if not chart.constant]  # those are said of the mixers
+  return charts.gallery(varied, 3) or markup.note("Nothing was recorded for several depths.")
 
 
 def evaluation_tables(run: Run) -> Markup:
@@ -145,15 +116,18 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   count = len(examples)
   solved = sum(example.get("solved_at") is not None for example in examples)
   choose = _solved_filter(run.anchor, count, solved) if any("solved_at" in example for example in examples) else None
-  large = tag("label", tag("input", type="checkbox", class_="large"), " Large")
-  filters = tag("form", choose, markup.search("Task", "id"), large, tag("output", class_="quiet"), class_="filters")
+  switches = [
+    tag("label", tag("input", type="checkbox", class_=name), f" {words}")
+    for name, words in (("large", "Large"), *([("every", f"Show all {count}")] if count > SHOWN else []))
+  ]
+  filters = tag("form", choose, markup.search("Task", "id"), *switches, tag("output", class_="quiet"), class_="filters")
   shown = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
   drawing = DRAWINGS.get(str(examples[0].get("kind", "arc")) if examples else "")
   legend = drawing.legend if drawing else ""
   words = f"{shown} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
   intro = tag("p", words, class_="quiet")
   cards = map(draw_example, examples)
-  return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery")
+  return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery", data_shown=SHOWN)
 
 
 def _solved_filter(anchor: str, count: int, solved: int) -> Markup:
@@ -175,8 +149,8 @@ def _solved_filter(anchor: str, count: int, solved: int) -> Markup:
 
 def mixers(run: Run) -> Markup:
   """Mixer diagnostics over training, and their latest values as a table."""
-  figures, chosen = curves.mixer_charts(run), choice.section(run)
-  if figures is None and chosen is None:
+  drawn = [*choice.charts(run), *curves.mixer_charts(run)]
+  if not drawn:
     return markup.note("No mixer diagnostics were recorded: the run has no hyper-connections or logs none.")
   connections = curves.mixer_connections(run)
   latest = {(c, d): run.series[name].last() for c, d, name in curves.mixer_names(run) if not choice.is_weight(d)}
@@ -184,7 +158,7 @@ def mixers(run: Run) -> Markup:
   rows = [[c, *(number(latest.get((c, d))) for d in diagnostics)] for c in connections]
   header = ["connection", *(d.replace("_", " ") for d in diagnostics)]
   values = markup.table("Latest value of every diagnostic", header, rows, class_="sortable")
-  return join([chosen, figures, tag("details", tag("summary", "Latest values"), values)])
+  return join([choice.table(run), charts.gallery(drawn, 3), tag("details", tag("summary", "Latest values"), values)])
 
 
 def configuration(run: Run) -> Markup:
@@ -216,22 +190,14 @@ def configuration(run: Run) -> Markup:
 
 
 def environment(run: Run) -> Markup:
-  """The command to run again, and what it ran on."""
+  """Where the run happened, and how it was started before it was resumed."""
   if not run.environment:
     return markup.note("The environment was not recorded.")
-  command = run.environment.get("command")
-  parts = []
-  if command:
-    words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
-    copy = tag("button", "Copy", type="button", class_="copy", hidden=True)
-    parts += [
-      tag("p", "Command of this run:"),
-      tag("div", tag("pre", tag("code", words), tabindex="0"), copy, class_="command"),
-    ]
   rows = [
     [Cell(name), _value(value)] for name, value in run.environment.items() if name not in ("command", "earlier_starts")
   ]
-  return join([*parts, markup.table("Environment", ["item", "value"], rows), earlier_starts(run)])
+  every = tag("details", tag("summary", f"{len(rows)} items"), markup.table("Environment", ["item", "value"], rows))
+  return join([every, earlier_starts(run)])
 
 
 def earlier_starts(run: Run) -> Markup | None:
@@ -252,8 +218,3 @@ def _plain(value: Any) -> Any:
 def _value(value: Any) -> Cell:
   words = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, default=str)
   return Cell(tag("code", words) if words else tag("span", "empty", class_="quiet"), words)
-
-
-def _figure(value: float, share: bool, remark: str) -> Markup:
-  shown = tag("data", markup.format_number(value, share), value=repr(value))
-  return join([shown, tag("small", remark)])

@@ -23,7 +23,7 @@ import resource
 import statistics
 import sys
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -165,12 +165,13 @@ class Telemetry:
     self.throughput = Throughput(
       config.steps, config.batch_size, flops_per_step(setup, dataset), None if peak is None else peak * devices.size
     )
+    self._built = {"parameters": setup.parameter_count, "data": dataset.describe()}
     self._step, self._seconds = step, list[float]()
     self._finished_at: float | None = None
 
-  def facts(self) -> dict[str, int | float | None]:
-    """For environment.json: model FLOPs of a step over all devices, and the peak of all devices (None = unknown)."""
-    return {"flops_per_step": self.throughput.flops, "peak_flops": self.throughput.peak}
+  def facts(self) -> dict[str, Any]:
+    """For environment.json: parameters, data, model FLOPs of a step and peak of all devices (None = unknown)."""
+    return self._built | {"flops_per_step": self.throughput.flops, "peak_flops": self.throughput.peak}
 
   def finished(self, step: int) -> None:
     """The result of a step, the `step`-th of the run, has just been read back."""

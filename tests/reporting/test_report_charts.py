@@ -7,9 +7,11 @@ from hypothesis import given, strategies
 import numpy as np
 import pytest
 
-from jpmhc_jax.reporting.charts import chart, Line, nice_ticks, running_mean, tick_label
-from jpmhc_jax.reporting.curves import readable
+from jpmhc_jax.reporting.charts import chart
 from jpmhc_jax.reporting.examples import draw_grid
+from jpmhc_jax.reporting.glossary import meaning
+from jpmhc_jax.reporting.lines import Line, running_mean
+from jpmhc_jax.reporting.scales import nice_ticks, tick_label
 
 FINITE = strategies.floats(-1e6, 1e6, allow_subnormal=False)
 
@@ -55,7 +57,7 @@ def test_no_axis_of_shares_goes_beyond_100_percent(values):
 
 def test_scalars_have_readable_names():
   names = ("train/gradient_norm", "time/step_ms", "angle_deg", "angle_deg_0", "singular_value_3")
-  assert [readable(name) for name in names] == [
+  assert [meaning(name).title for name in names] == [
     "Gradient norm", "Step time (ms)", "Rotation angles (degrees)", "Rotation angle 0 (degrees)", "Singular value 3",
   ]  # fmt: skip
 
