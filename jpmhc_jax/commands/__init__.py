@@ -7,7 +7,19 @@ imports stand inside `run`, so that `jpmhc --help` answers at once.
 
 from typing import Any
 
-from jpmhc_jax.commands import completion, configs, describe, evaluate, init, launch, report, spectrum, sweep, train
+from jpmhc_jax.commands import (
+  completion,
+  configs,
+  describe,
+  evaluate,
+  figures,
+  init,
+  launch,
+  report,
+  spectrum,
+  sweep,
+  train,
+)
 from jpmhc_jax.core.errors import UserError
 
 __all__ = ["COMMANDS", "tell_other_processes"]
@@ -17,6 +29,7 @@ COMMANDS = (
   evaluate.Evaluate(),
   sweep.Sweep(),
   report.Report(),
+  figures.Figures(),
   configs.Configs(),
   describe.Describe(),
   spectrum.Spectrum(),

@@ -7,6 +7,7 @@ keeps the order in which the answers were first seen. This is the rule of the of
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 from jaxtyping import Bool, Float, Integer, UInt8
@@ -160,9 +161,9 @@ class ArcVotes:
     return entries
 
   def examples(self, test_puzzles: Mapping[str, Mapping], limit: int = 60, answers: int = 3) -> list[dict]:
-    """Test inputs with truth and best answers, as `evaluation/step_N.json` and the report want them (plain lists)."""
-    pairs = ((task, i, pair) for task, puzzle in test_puzzles.items() for i, pair in enumerate(puzzle["test"]))
-    return [self._example(task, i, pair, answers) for (task, i, pair), _ in zip(pairs, range(limit), strict=False)]
+    """Test inputs with demonstrations, truth and best answers, as evaluation/step_N.json holds them (plain lists)."""
+    pairs = ((task, i) for task, puzzle in test_puzzles.items() for i in range(len(puzzle["test"])))
+    return [self._example(task, i, test_puzzles[task], answers) for task, i in itertools.islice(pairs, limit)]
 
   def to_state(self) -> dict[str, Any]:
     """The votes as plain JSON values; grids are digit rows joined by '/'. `from_state` restores them bit for bit."""
@@ -198,13 +199,15 @@ class ArcVotes:
   def _ballot(self, task: str, test_input: Any) -> _Ballot | None:
     return self._tasks.get(task, {}).get(_key(test_input))
 
-  def _example(self, task: str, test: int, pair: Mapping, answers: int) -> dict:
+  def _example(self, task: str, test: int, puzzle: Mapping, answers: int) -> dict:
+    pair = puzzle["test"][test]
     rank = _rank(self._ballot(task, pair["input"]), _key(pair["output"]))
     best = self.ranking(task, pair["input"])[:answers]
     return {
       "kind": "arc",
       "task": task,
       "test": test,
+      "demonstrations": list(puzzle.get("train", ())),
       "input": np.asarray(pair["input"]).tolist(),
       "truth": np.asarray(pair["output"]).tolist(),
       "predictions": [{"grid": c.grid.tolist(), "votes": c.votes, "q": c.q} for c in best],

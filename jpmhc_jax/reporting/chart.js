@@ -79,6 +79,7 @@ const JPMHC = (() => {
         const xs = this.numbers.lines.flatMap(line => line.x);
         const [low, high] = [xs.reduce((a, b) => Math.min(a, b)), xs.reduce((a, b) => Math.max(a, b))];
         this.whole = high > low ? [low, high] : this.numbers.logX ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
+        if (this.numbers.dots) this.whole = [low - 0.5, high + 0.5];
         this.view = this.whole;
         this.xs = [...new Set(xs)].sort((a, b) => a - b);
         const id = `clip-${this.number}`;
@@ -153,10 +154,11 @@ const JPMHC = (() => {
         const corners = [...keep.map(i => at(i, line.high[i])), ...keep.reverse().map(i => at(i, line.low[i]))];
         parts.push(svg('path', {d: corners.length ? `M${corners.join('L')}Z` : '', class: 'band'}));
       }
-      parts.push(svg('path', {d: path(line.y), class: line.mean ? 'raw' : 'line', ...dashes}));
+      if (!this.data.dots) parts.push(svg('path', {d: path(line.y), class: line.mean ? 'raw' : 'line', ...dashes}));
       if (line.mean) parts.push(svg('path', {d: path(line.mean), class: 'line', ...dashes}));
       const dots = line.y.map((y, i) => [line.x[i], y]).filter(([x, y]) => this.drawable(y) && this.view[0] <= x && x <= this.view[1]);
-      if (dots.length <= 16) parts.push(...dots.map(([x, y]) => svg('circle', {cx: this.x(x), cy: this.y(y), r: 2.4})));
+      const r = this.data.dots ? 3.5 : 2.4;
+      if (this.data.dots || dots.length <= 16) parts.push(...dots.map(([x, y]) => svg('circle', {cx: this.x(x), cy: this.y(y), r})));
       curve.replaceChildren(...parts);
     }
 
@@ -333,7 +335,7 @@ const JPMHC = (() => {
       const [ink, quiet] = [this.figure, this.figure.querySelector('.axes text')].map(node => getComputedStyle(node));
       const shown = all('.curve', this.drawing).map((curve, i) => [curve, lines[i]]).filter((_, i) => !this.hidden.has(i));
       const rows = lines.length < 2 ? [] : shown.map(([curve, line], k) => {
-        const stroke = {stroke: getComputedStyle(curve.querySelector('.line')).stroke, 'stroke-width': 1.8, 'stroke-dasharray': line.dash};
+        const stroke = {stroke: getComputedStyle(curve.querySelector('.line, circle')).getPropertyValue(this.data.dots ? 'fill' : 'stroke'), 'stroke-width': 1.8, 'stroke-dasharray': line.dash};
         return svg('g', {}, svg('line', {x1: 46, x2: 68, y1: 274 + 16 * k, y2: 274 + 16 * k, ...stroke}),
           svg('text', {x: 74, y: 278 + 16 * k, 'font-size': 11, fill: quiet.fill}, line.label));
       });

@@ -17,7 +17,7 @@ from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.scales import Scale, tick_label, x_range, y_range
 
 WIDTH, HEIGHT = 400, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 20, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 20, 34
 COLOURS = 8  # page.css defines --line-0 .. --line-7
 DASHES = ("", "5 3", "1.5 2.5", "8 3 2 3")
 TABLE_ROWS = 10
@@ -29,7 +29,8 @@ class Chart:
   """What a chart shows.
 
   about: a sentence for readers who do not know the quantity. better: which way is good, in words, or nothing.
-  linear_y: no logarithmic axis, whatever the values. tolerance: see `lines.constant`.
+  linear_y: no logarithmic axis, whatever the values. dots: points without lines between them. tolerance: see
+  `lines.constant`.
   """
 
   title: str
@@ -40,6 +41,7 @@ class Chart:
   percent: bool = False
   log_x: bool = False
   linear_y: bool = False
+  dots: bool = False
   tolerance: float | None = None
 
   @property
@@ -52,6 +54,11 @@ class Chart:
   def constant(self) -> str | None:
     """'1 to 6e-7' where all values are one up to rounding; None where they are not."""
     return constant(self.lines, self.tolerance)
+
+  @property
+  def counted(self) -> bool:
+    """Whether x counts something, so that only whole numbers stand on its axis."""
+    return self.dots or all(bool((line.xs == np.round(line.xs)).all()) for line in self.lines)
 
   @property
   def unit(self) -> str:
@@ -90,18 +97,17 @@ def draw(chart: Chart) -> Markup:
   averaged, span = smoothed(chart.lines)
   lines = thinned(averaged)
   x_scale, y_scale = _scales(chart, lines)
-  whole = all(bool((line.xs == np.round(line.xs)).all()) for line in lines)
   drawing = tag(
     "svg",
     tag("title", _summary(chart, lines)),
-    _axes(chart, x_scale, y_scale, whole),
-    *(_curve(line, x_scale, y_scale) for line in lines),
+    _axes(chart, x_scale, y_scale),
+    *(_curve(line, x_scale, y_scale, chart.dots) for line in lines),
     tag("g", class_="cursor"),
     viewBox=f"0 0 {WIDTH} {HEIGHT}",
     role="img",
   )
   plot = tag(
-    "div", drawing, tag("div", class_="tip", role="status"), _numbers_for_script(chart, lines, whole),
+    "div", drawing, tag("div", class_="tip", role="status"), _numbers_for_script(chart, lines),
     class_="plot", data_log="true" if y_scale.log else "false", tabindex="0", role="group",
     aria_label=f"{chart.title}: left and right arrow keys read the values, + and − zoom, 0 shows all",
   )  # fmt: skip
@@ -116,7 +122,8 @@ def _scales(chart: Chart, lines: Sequence[Line]) -> tuple[Scale, Scale]:
   bands = [band[np.isfinite(band)] for line in lines for band in (line.low, line.high) if band is not None]
   low, high = y_range(np.concatenate([finite, *bands]), float(finite.min()), chart.log_y)
   high = min(high, 1.0) if chart.percent and finite.max() <= 1 else high  # no room above 100 %
-  x_scale = Scale(*x_range(xs, chart.log_x), LEFT, WIDTH - RIGHT, chart.log_x)
+  ends = (float(xs.min()) - 0.5, float(xs.max()) + 0.5) if chart.dots else x_range(xs, chart.log_x)
+  x_scale = Scale(*ends, LEFT, WIDTH - RIGHT, chart.log_x)
   return x_scale, Scale(low, high, HEIGHT - BOTTOM, TOP, chart.log_y)
 
 
@@ -136,7 +143,7 @@ def _omissions(lines: Sequence[Line], drawn: Sequence[Line]) -> str:
   return f"{shown} of {points} points are drawn." if shown < points else ""
 
 
-def _axes(chart: Chart, x_scale: Scale, y_scale: Scale, whole: bool) -> Markup:
+def _axes(chart: Chart, x_scale: Scale, y_scale: Scale) -> Markup:
   """Rules and labels; each axis carries what it shows: the unit above y, the quantity below x."""
   parts = []
   for value in y_scale.ticks():
@@ -144,7 +151,7 @@ def _axes(chart: Chart, x_scale: Scale, y_scale: Scale, whole: bool) -> Markup:
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="rule"))
     shown = tick_label(float(f"{100 * value:.10g}") if chart.percent else value)
     parts.append(tag("text", shown, x=LEFT - 6, y=y + 4, text_anchor="end"))
-  for value in x_scale.ticks(whole):
+  for value in x_scale.ticks(chart.counted):
     parts.append(tag("text", tick_label(value), x=x_scale(value), y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
   y_label = " · ".join(filter(None, (chart.unit, "log scale" if y_scale.log else "")))
   if y_label:
@@ -156,19 +163,20 @@ def _axes(chart: Chart, x_scale: Scale, y_scale: Scale, whole: bool) -> Markup:
   return tag("g", *parts, class_="axes", aria_hidden="true")
 
 
-def _curve(line: Line, x_scale: Scale, y_scale: Scale) -> Markup:
+def _curve(line: Line, x_scale: Scale, y_scale: Scale, dots: bool) -> Markup:
   dash = DASHES[line.dash % len(DASHES)] or None
   parts = [tag("title", line.label)]
   if line.low is not None and line.high is not None:
     parts.append(tag("path", d=_band(line, x_scale, y_scale), class_="band"))
   class_ = "line" if line.mean is None else "raw"
-  parts.append(tag("path", d=_path(line.xs, line.ys, x_scale, y_scale), class_=class_, stroke_dasharray=dash))
+  if not dots:
+    parts.append(tag("path", d=_path(line.xs, line.ys, x_scale, y_scale), class_=class_, stroke_dasharray=dash))
   if line.mean is not None:
     parts.append(tag("path", d=_path(line.xs, line.mean, x_scale, y_scale), class_="line", stroke_dasharray=dash))
   drawable = _drawable(line.ys, y_scale)
-  if drawable.sum() <= 16:
-    dots = zip(line.xs[drawable], line.ys[drawable], strict=True)
-    parts.extend(tag("circle", cx=x_scale(x), cy=y_scale(y), r=2.4) for x, y in dots)
+  if dots or drawable.sum() <= 16:
+    places = zip(line.xs[drawable], line.ys[drawable], strict=True)
+    parts.extend(tag("circle", cx=x_scale(x), cy=y_scale(y), r=3.5 if dots else 2.4) for x, y in places)
   return tag("g", *parts, class_="curve", style=f"--c:var(--line-{line.colour % COLOURS})")
 
 
@@ -217,11 +225,11 @@ def _summary(chart: Chart, lines: Sequence[Line]) -> str:
   return " ".join(parts) + (f" {len(lines) - 8} more lines." if len(lines) > 8 else "")
 
 
-def _numbers_for_script(chart: Chart, lines: Sequence[Line], whole: bool) -> Markup:
+def _numbers_for_script(chart: Chart, lines: Sequence[Line]) -> Markup:
   """What the page's script needs to draw the chart again: geometry, labels and the points in units of the data."""
   look = {
-    "title": chart.title, "x": chart.x_label, "unit": chart.unit, "percent": chart.percent, "whole": whole,
-    "logX": chart.log_x, "logY": chart.log_y, "box": [LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM],
+    "title": chart.title, "x": chart.x_label, "unit": chart.unit, "percent": chart.percent, "whole": chart.counted,
+    "logX": chart.log_x, "logY": chart.log_y, "dots": chart.dots, "box": [LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM],
   }  # fmt: skip
   return markup.embed_json(look | {"lines": [_columns(line) for line in lines]})
 

@@ -60,7 +60,8 @@ def group_charts(groups: Sequence[Group]) -> list[Chart]:
       listed = [each[key] for each in of_run if key in each]
       if listed:
         lines.append(_mean_line(group.label, listed, i))
-    charts.append(curves.chart_of(key[1], lines, X_LABEL, key[0]))
+    alone = f", {lines[0].label}" if len(lines) == 1 < len(groups) else ""  # one line has no legend
+    charts.append(curves.chart_of(key[1], lines, X_LABEL, key[0] + alone))
   return charts
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.reporting import markup
-from jpmhc_jax.reporting.markup import Markup, tag
+from jpmhc_jax.reporting.markup import join, Markup, tag
 
 ARC_NAMES = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon")
 MAZE_CELLS = "# SGo"  # wall, floor, start, goal, path; tokens 1..5 in this order
@@ -61,7 +61,7 @@ def draw_example(example: Mapping[str, Any]) -> Markup:
 
 
 def draw_grids(kind: str, example: Mapping[str, Any], predictions: Predictions) -> Markup:
-  """Input, truth and answers in order, each with votes and mean halting probability."""
+  """The task's demonstrations; then input, truth and answers in order, each with votes and mean halting probability."""
   truth, given = example.get("truth"), example.get("input")
   figures = [_grid_figure(kind, given, "Input", given=given), _grid_figure(kind, truth, "Truth", given=given)]
   for i, prediction in enumerate(predictions, start=1):
@@ -70,7 +70,19 @@ def draw_grids(kind: str, example: Mapping[str, Any], predictions: Predictions) 
     figures.append(_grid_figure(kind, grid, label, details, truth, given, right=grid == truth))
   if not predictions:
     figures.append(markup.note("No answer was recorded."))
-  return tag("div", *figures, class_="grids")
+  return join([_demonstrations(kind, example.get("demonstrations")), tag("div", *figures, class_="grids")])
+
+
+def _demonstrations(kind: str, pairs: Any) -> Markup | None:
+  """Input and output of every pair, small, side by side; None where none were recorded."""
+  known = [pair for pair in pairs if isinstance(pair, Mapping)] if isinstance(pairs, list) else []
+  if not known:
+    return None
+  drawn = []
+  for i, pair in enumerate(known, start=1):
+    sides = [draw_grid(kind, pair.get(side), f"Demonstration {i}, {side}") for side in ("input", "output")]
+    drawn.append(tag("span", sides[0], tag("span", "→", aria_hidden="true"), sides[1], class_="pair"))
+  return tag("div", *drawn, class_="demonstrations", role="group", aria_label="Demonstrations")
 
 
 def _votes_and_q(prediction: Mapping[str, Any], voted: bool) -> str:

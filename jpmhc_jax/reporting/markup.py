@@ -9,7 +9,7 @@ from typing import Any
 
 from jpmhc_jax.core.files import to_json
 
-_VOID = {"input", "meta", "br", "link"}
+_VOID = {"input", "meta", "br", "link", "wbr"}
 
 
 class Markup(str):
@@ -45,6 +45,11 @@ def embed_json(value: Any, **attributes: Any) -> Markup:
   """Strict JSON for the page's script. `<` is written as an escape, so the element cannot be closed from inside."""
   data = to_json(value, separators=(",", ":")).replace("<", "\\u003c")
   return tag("script", Markup(data), type="application/json", **attributes)
+
+
+def field(name: str) -> Markup:
+  """A dotted name as code that may be broken behind its dots."""
+  return tag("code", Markup(text(name).replace(".", ".<wbr>")))
 
 
 def search(label: str, example: str) -> Markup:
@@ -108,7 +113,7 @@ def table(caption: Any, header: Sequence[Any], rows: Iterable[Sequence[Any]], **
     tag("tr", dataclasses.replace(row[0], header=True).render(), *(cell.render() for cell in row[1:])) for row in cells
   ]
   inner = tag("table", tag("caption", caption), head, tag("tbody", *body), **attributes)
-  return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=_plain(caption))
+  return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=plain(caption))
 
 
 def definitions(items: Mapping[str, Any]) -> Markup:
@@ -121,5 +126,6 @@ def note(*children: Any, kind: str = "note") -> Markup:
   return tag("p", *children, class_=kind, role="note")
 
 
-def _plain(markup: Any) -> str:
+def plain(markup: Any) -> str:
+  """The text of markup, without its tags."""
   return html.unescape(re.sub(r"<[^>]*>", "", str(markup)))

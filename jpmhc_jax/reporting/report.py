@@ -26,11 +26,7 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
   page cannot be written; an earlier page is still there then.
   """
   given = [Path(workdir) for workdir in workdirs]
-  folders, entries = sweep_folder.expand(given)
-  endings = {
-    path: (entry["state"], remark) for path, entry in entries.items() if (remark := sweep_folder.problem(entry))
-  }
-  runs = read_runs(folders, endings, {path: entry.get("metric", "") for path, entry in entries.items()})
+  runs, entries = runs_of(given)
   if not any(run.path.is_dir() for run in runs):
     names = ", ".join(str(run.path) for run in runs) or "none given"
     raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")
@@ -42,6 +38,15 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
   return out
+
+
+def runs_of(workdirs: Sequence[Path]) -> tuple[list[Run], dict[Path, sweep_folder.Entry]]:
+  """The runs of these folders of runs and sweeps, and of each what its sweep says of it."""
+  folders, entries = sweep_folder.expand(workdirs)
+  endings = {
+    path: (entry["state"], remark) for path, entry in entries.items() if (remark := sweep_folder.problem(entry))
+  }
+  return read_runs(folders, endings, {path: entry.get("metric", "") for path, entry in entries.items()}), entries
 
 
 def _nothing_recorded(runs: Sequence[Run]) -> str:

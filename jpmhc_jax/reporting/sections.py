@@ -169,7 +169,7 @@ def configuration(run: Run) -> Markup:
   changed = {k: v for k, v in run.config.items() if k not in known or _plain(known[k].default) != _plain(v)}
   rows = [
     [
-      Cell(tag("code", k)),
+      Cell(markup.field(k)),
       _value(v),
       _value(known[k].default) if k in known else "–",
       known[k].metadata["doc"] if k in known else "–",
@@ -184,7 +184,7 @@ def configuration(run: Run) -> Markup:
     )
   ]
   every = markup.table(
-    "All fields", ["field", "value"], [[Cell(tag("code", k)), _value(v)] for k, v in run.config.items()]
+    "All fields", ["field", "value"], [[Cell(markup.field(k)), _value(v)] for k, v in run.config.items()]
   )
   return join([*parts, tag("details", tag("summary", "Whole configuration"), every)])
 
@@ -194,7 +194,9 @@ def environment(run: Run) -> Markup:
   if not run.environment:
     return markup.note("The environment was not recorded.")
   rows = [
-    [Cell(name), _value(value)] for name, value in run.environment.items() if name not in ("command", "earlier_starts")
+    [Cell(markup.field(name)), _value(value)]
+    for name, value in run.environment.items()
+    if name not in ("command", "earlier_starts")
   ]
   every = tag("details", tag("summary", f"{len(rows)} items"), markup.table("Environment", ["item", "value"], rows))
   return join([every, earlier_starts(run)])

@@ -84,6 +84,21 @@ def welch_p_values(samples: Sequence[Sequence[float]], reference: int) -> list[f
   return corrected
 
 
+def smallest_difference(a: Spread, b: Spread, level: float = 0.05, power: float = 0.8) -> float:
+  """The difference of means that a two-sided Welch test at `level` finds with probability `power`.
+
+  (t(1 − level/2) + t(power)) · √(s_a²/n_a + s_b²/n_b), t with Welch's degrees of freedom; NaN for fewer than two values
+  on a side.
+  """
+  if min(a.count, b.count) < 2:
+    return math.nan
+  parts = [sample.deviation**2 / sample.count for sample in (a, b)]
+  if not sum(parts):
+    return 0.0
+  freedom = sum(parts) ** 2 / sum(part**2 / (sample.count - 1) for part, sample in zip(parts, (a, b), strict=True))
+  return float((stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(power, freedom)) * math.sqrt(sum(parts)))
+
+
 _MISSING = object()
 
 

@@ -222,7 +222,9 @@ def test_a_q_that_is_not_a_number_neither_stops_the_evaluation_nor_wins():
 
 def test_examples_carry_what_the_report_draws():
   votes = make_votes([(1, 0, WRONG, 0.5), (1, 0, WRONG, 0.5), (1, 0, TRUTH, 0.75)])
-  (example,) = votes.examples(puzzles(), limit=1)
+  shown = [{"input": [[1]], "output": [[2]]}]
+  (example,) = votes.examples({name: puzzle | {"train": shown} for name, puzzle in puzzles().items()}, limit=1)
+  assert example["demonstrations"] == shown
   assert example["solved_at"] == 2 and example["truth"] == TRUTH.tolist() and example["input"] == QUESTION.tolist()
   assert [(p["grid"], p["votes"]) for p in example["predictions"]] == [(WRONG.tolist(), 2), (TRUTH.tolist(), 1)]
   (unsolved,) = make_votes([(1, 0, WRONG, 0.5)]).examples(puzzles())

@@ -31,6 +31,7 @@ def arc_examples():
     ]
     at = next((j + 1 for j, grid in enumerate(answers) if np.array_equal(grid, truth)), None)
     example = {"kind": "arc", "task": name, "test": 0, "input": question.tolist(), "truth": truth.tolist()}
+    example["demonstrations"] = tasks[name]["train"]
     examples.append(example | {"predictions": predictions, "solved_at": at})
   return examples
 

@@ -5,7 +5,7 @@ import re
 
 from jpmhc_jax.reporting.report import write_report
 
-VOID = {"input", "meta", "br", "link"}
+VOID = {"input", "meta", "br", "link", "wbr"}
 
 
 class Page(html.parser.HTMLParser):

@@ -1,14 +1,19 @@
 """The page in a real browser: its script runs without errors, and nothing sticks out of a phone's screen."""
 
+import csv
 import html
 import json
+import pathlib
+import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 from PIL import Image
 import pytest
 
+from jpmhc_jax.reporting.glossary import COSTS, MIXERS, ROUTING, STREAMS
 from jpmhc_jax.reporting.report import write_report
 
 BROWSER = next(
@@ -19,46 +24,7 @@ FLAGS = (
   "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
   "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000"
 )
-PROBE = """
-<script>
-const frame = document.querySelector('iframe');
-frame.addEventListener('load', () => {
-  const doc = frame.contentDocument, out = {};
-  const all = s => [...doc.querySelectorAll(s)];
-  const input = node => node.dispatchEvent(new Event('input', {bubbles: true}));
-  out.overflow = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
-  out.cut = all('.tiles > div').filter(tile => tile.scrollWidth > tile.clientWidth).map(tile => tile.textContent);
-  const plot = doc.querySelector('.plot');
-  plot.dispatchEvent(new KeyboardEvent('keydown', {key: 'End'}));
-  out.tip = plot.querySelector('.tip').textContent;
-  plot.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}));
-  out.cleared = plot.querySelector('.tip').textContent;
-  const gallery = doc.querySelector('.gallery');
-  if (gallery) {
-    const shown = () => [...gallery.querySelectorAll('.card')].filter(c => !c.hidden).length;
-    gallery.querySelector('input[value=solved]').checked = true; input(gallery.querySelector('form'));
-    out.solved = shown();
-    gallery.querySelector('input[value=all]').checked = true;
-    gallery.querySelector('.find').value = gallery.querySelector('.card').dataset.task;
-    input(gallery.querySelector('form'));
-    out.found = shown();
-  }
-  const box = doc.querySelector('.filterable');
-  if (box) {
-    const column = [...box.querySelectorAll('thead th')].findIndex(th => th.textContent.startsWith('best'));
-    const head = box.querySelectorAll('thead th')[column];
-    const order = () => [...box.querySelectorAll('tbody tr')].map(r => r.cells[0].textContent);
-    head.querySelector('button').click(); out.ascending = order(); out.sort = head.getAttribute('aria-sort');
-    head.querySelector('button').click(); out.descending = order();
-    box.querySelector('.find').value = 'sinkhorn complete'; input(box.querySelector('form'));
-    out.filtered = [...box.querySelectorAll('tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].textContent);
-  }
-  const probe = document.createElement('pre');
-  probe.id = 'probe'; probe.textContent = JSON.stringify({...out, errors: frame.contentWindow.errors});
-  document.body.append(probe);
-});
-</script>
-"""
+PROBE = (pathlib.Path(__file__).parent / "probe.js").read_text()
 LISTEN = "<script>window.errors = []; addEventListener('error', e => errors.push(e.message));</script>"
 
 
@@ -67,7 +33,7 @@ def probe(report, tmp_path, width):
   source = report.read_text(encoding="utf-8").replace("<title>", f"{LISTEN}<title>", 1)
   page = tmp_path / "probe.html"
   frame = f'<iframe width="{width}" height="800" srcdoc="{html.escape(source)}"></iframe>'
-  page.write_text(f"<!doctype html><meta charset=utf-8>{frame}{PROBE}", encoding="utf-8")
+  page.write_text(f"<!doctype html><meta charset=utf-8>{frame}<script>{PROBE}</script>", encoding="utf-8")
   command = [BROWSER, *FLAGS.split(), "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
   dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
   found = dom.rsplit('<pre id="probe">', 1)
@@ -75,18 +41,57 @@ def probe(report, tmp_path, width):
   return json.loads(html.unescape(found[1].split("</pre>")[0]))
 
 
-def test_one_run_on_a_phone(make_run, tmp_path, arc_examples):
-  report = write_report([make_run("cayley")], tmp_path / "report.html")
-  seen = probe(report, tmp_path, width=360)
+SUDOKU = [[2, 1, 4, 1], [1, 5, 1, 3], [3, 1, 5, 1], [1, 4, 1, 2]]
+
+
+@pytest.fixture
+def sudoku(make_run):
+  """A run with every scalar that the glossary knows, in four connections, and sixty small grids."""
+  folder = make_run("sudoku", data__kind="sudoku", model__token_mixer="attention")
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  for line in lines[9::10]:
+    step, places = line["step"], {name.split("/")[1] for name in line if name.startswith("mixer/")}
+    line |= {f"mixer/{c}/{name}": 1 + step % 60 / 50 for c in places for name in STREAMS | MIXERS | ROUTING}
+    line |= {f"mixer/{c}/singular_value_{k}": 1 + step % 7 * 1e-8 for c in places for k in range(4)}
+    line |= {f"mixer/{c}/angle_deg_{k}": step / (k + 1) for c in places for k in range(4)}
+    line |= {name: step % 60 / 9 for name in (*COSTS, "update_ratio/block0", "gradient_norm/block0")}
+  (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  for path in (folder / "evaluation").glob("*.json"):
+    example = {"kind": "sudoku", "input": SUDOKU, "truth": SUDOKU, "predictions": [{"grid": SUDOKU, "q": 0.98}]}
+    examples = [example | {"task": f"sudoku {i}", "test": 0, "solved_at": 1 if i % 3 else None} for i in range(60)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"examples": examples}))
+  return folder
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_sudoku_page_is_short_and_whole_and_its_charts_do_what_they_offer(sudoku, tmp_path, width):
+  seen = probe(write_report([sudoku], tmp_path / "report.html"), tmp_path, width)
   assert seen["errors"] == [] and seen["overflow"] == 0
+  assert seen["cut"] == [] and seen["outside"] == [] and seen["broken"] == []
+  assert seen["height"] <= 9000 or width < 1400
+  assert seen["changed"] == []
   assert seen["tip"].startswith("400") and "loss, train" in seen["tip"] and seen["cleared"] == ""
-  assert seen["solved"] == sum(bool(e["solved_at"]) for e in arc_examples) and seen["found"] == 1
+  assert "100" not in seen["zoomed"][0].split(",") and not seen["zoomed"][1] and seen["whole"] == [True, True]
+  assert seen["hidden"] == ["none", "", "", ""]
+  assert "log scale" in seen["log"][0] and seen["log"][1] == "true"
+  assert (seen["first"], seen["every"], seen["solved"], seen["found"]) == (12, 60, 40, 1)
+  picture = ElementTree.fromstring(seen["svg"])
+  assert picture.tag == "{http://www.w3.org/2000/svg}svg" and not re.search("var\\(|class=|style=", seen["svg"])
+  strokes = {node.get("stroke") for node in picture.iter("{http://www.w3.org/2000/svg}path")}
+  assert strokes and all(stroke.startswith("rgb(") for stroke in strokes)
+  words = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")]
+  assert {"Loss", "loss, train", "lm_loss, evaluation"} <= set(words)
+  table = list(csv.DictReader(seen["csv"].splitlines()))
+  recorded = [json.loads(line) for line in (sudoku / "metrics.jsonl").read_text().splitlines()]
+  assert [float(row["loss, train"]) for row in table] == pytest.approx([r["train/loss"] for r in recorded], rel=1e-5)
+  assert [row["step"] for row in table if row["loss, evaluation"]] == ["100", "200", "300", "400"]
 
 
-def test_no_tile_of_the_summary_is_cut(make_run, tmp_path):
+def test_no_tile_of_a_run_with_long_words_is_cut(make_run, tmp_path):
   report = write_report([make_run("killed", steps=130, planned=1000)], tmp_path / "report.html")
   for width in (360, 1200):
-    assert probe(report, tmp_path, width)["cut"] == []
+    seen = probe(report, tmp_path, width)
+    assert seen["cut"] == [] and seen["broken"] == []
 
 
 def test_several_runs_sort_and_filter(make_run, tmp_path):

@@ -1,5 +1,6 @@
 """Charts: ticks, thinning, gaps and bands put the ink where the numbers are."""
 
+import importlib.resources
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -7,10 +8,10 @@ from hypothesis import given, strategies
 import numpy as np
 import pytest
 
-from jpmhc_jax.reporting.charts import chart
+from jpmhc_jax.reporting.charts import Chart, chart, draw, gallery
 from jpmhc_jax.reporting.examples import draw_grid
 from jpmhc_jax.reporting.glossary import meaning
-from jpmhc_jax.reporting.lines import Line, running_mean
+from jpmhc_jax.reporting.lines import Line, running_mean, smoothed
 from jpmhc_jax.reporting.scales import nice_ticks, tick_label
 
 FINITE = strategies.floats(-1e6, 1e6, allow_subnormal=False)
@@ -78,7 +79,7 @@ def test_thinning_keeps_the_ends_and_every_spike():
   xy = points(paths(figure, "line")[0])
   assert len(xy) <= 1202
   assert xy[:, 1].min() == pytest.approx(xy[np.argmin(xy[:, 1]), 1]) and xy[:, 1].min() < xy[:, 1].max() - 100
-  assert (xy[0, 0], xy[-1, 0]) == (46.0, 388.0)
+  assert (xy[0, 0], xy[-1, 0]) == (46.0, 382.0)
 
 
 def test_gaps_break_the_line_and_a_flat_or_single_value_still_shows():
@@ -122,6 +123,72 @@ def test_a_drawn_grid_covers_every_cell_once_in_its_colour():
         assert (int(y), column) not in seen
         seen[int(y), column] = int(colour)
   assert seen == {(y, x): grid[y][x] for y in range(7) for x in range(5)}
+
+
+def _contrast(first: str, second: str) -> float:
+  """Of two colours #rgb or #rrggbb, from 1 to 21 (WCAG 2)."""
+
+  def luminance(colour):
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = np.array([int(digits[k : k + 2], 16) for k in (0, 2, 4)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+  bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
+  return (bright + 0.05) / (dark + 0.05)
+
+
+def test_a_wrong_cell_is_framed_so_that_it_is_seen_on_every_colour():
+  sheet = importlib.resources.files("jpmhc_jax.reporting").joinpath("page.css").read_text()
+  wrong, rim = (re.search(rf"\.{name} \{{[^}}]*stroke: (#\w+)", sheet)[1] for name in ("wrong", "rim"))
+  for colour in range(10):
+    cell = re.search(rf"\.c{colour} \{{ fill: (#\w+)", sheet)[1]
+    assert max(_contrast(cell, wrong), _contrast(cell, rim)) > 4.5, colour
+  figure = draw_grid("arc", [[0, 1], [2, 3]], "Answer", truth=[[0, 1], [2, 4]])
+  assert paths(figure, "wrong") == paths(figure, "rim") == ["M1.16 1.16h.68v.68h-.68z"]
+
+
+@pytest.mark.parametrize(
+  ("values", "tolerance", "words"),
+  [
+    ([1.0, 1.0 + 6e-7, 1.0], 1e-5, "1 to 6e-7"),
+    ([3e-7, 6e-7, 0.0], 1e-5, "0 to 6e-7"),
+    ([0.002, 0.002, 0.002], None, "0.002"),
+    ([0.002, 0.0021, 0.002], None, None),
+    ([1.0, 1.0 + 6e-5, 1.0], 1e-5, None),
+    ([1.0, np.nan, 1.0, 1.0], 1e-5, None),
+    ([1.0, 1.0], 1e-5, None),
+  ],
+)
+def test_what_is_constant_up_to_rounding_is_said_not_drawn(values, tolerance, words):
+  shown = Chart("Gain", [Line("a", np.arange(float(len(values))), np.array(values))], tolerance=tolerance)
+  assert shown.constant == words
+  page = gallery([shown])
+  assert (f"<strong>Gain</strong>: {words}</li>" in page) == (words is not None) == ("<svg" not in page)
+
+
+def test_all_lines_of_a_chart_are_smoothed_over_one_stretch_of_the_axis():
+  rng = np.random.default_rng(0)
+  long, short = (Line("a", np.arange(0.0, 1000, d), rng.normal(size=1000 // d), smooth=True) for d in (1, 4))
+  calm = Line("calm", np.arange(1000.0), np.arange(1000.0), smooth=True)
+  (a, b, c), span = smoothed([long, short, calm])
+  assert span == pytest.approx(50, rel=0.01)
+  # A triangle over ±span has the same weights in units of the axis, whatever the spacing of the points.
+  np.testing.assert_allclose(c.mean[100:-100], calm.ys[100:-100], rtol=1e-9)
+  for line, step in ((a, 1), (b, 4)):
+    at, reach = 500 // step, round(50 / step)
+    weights = reach - np.abs(np.arange(1 - reach, reach))
+    near = line.ys[at - reach + 1 : at + reach]
+    assert line.mean[at] == pytest.approx(weights @ near / weights.sum())
+  assert smoothed([calm])[1] == 0 and smoothed([calm])[0][0].mean is None
+
+
+def test_a_chart_says_what_it_shows_and_each_axis_what_is_on_it():
+  figure = draw(
+    Chart("Step time (ms)", [Line("a", np.arange(3.0), np.array([1.0, 10.0, 900.0]))], better="lower is better")
+  )
+  labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*class="axis">([^<]*)<', figure)
+  assert [(float(y) < 20, words) for _, y, words in labels] == [(True, "ms · log scale"), (False, "step")]
+  assert "↓ lower is better" in figure
 
 
 @pytest.mark.parametrize("grid", [[], [[]], None, [[1, 2], [3]], "12", [[1], 2]])

@@ -7,9 +7,9 @@ from page_parser import Page, read
 import pytest
 from scipy import stats
 
-from jpmhc_jax.reporting.compare import significance_note
+from jpmhc_jax.reporting.ranking import significance_note
 from jpmhc_jax.reporting.report import write_report
-from jpmhc_jax.reporting.statistics import group_runs, spread, welch_p_values
+from jpmhc_jax.reporting.statistics import group_runs, smallest_difference, Spread, spread, welch_p_values
 from jpmhc_jax.reporting.workdir import read_runs
 
 
@@ -90,16 +90,14 @@ def test_runs_of_a_decoder_are_compared_by_their_own_metrics(tmp_path):
   page = read(*folders, out=tmp_path / "report.html")
   titles = [t["caption"].removesuffix(": sampled values") for t in page.tables if "sampled values" in t["caption"]]
   trained = ["train/loss", "train/bits_per_byte", "train/byte_accuracy"]
-  assert titles[:6] == ["bits_per_byte", "loss", "byte_accuracy", *trained]
+  assert titles[1:7] == ["bits_per_byte", "loss", "byte_accuracy", *trained]
   runs = page.table("Runs, by the last bits_per_byte, the smallest first")[1:]
   assert [row[0][0] for row in runs] == ["better", "worse"]
   assert "bits_per_byte against step. worse (n=2): 0.07778, one point." in page.text
   # The run's own page: training and evaluation of a metric on one chart.
   alone = read(folders[0], out=tmp_path / "alone.html")
   charts = [t["caption"] for t in alone.tables if t["caption"].endswith(": sampled values")]
-  assert charts[:4] == [
-    f"{title}: sampled values" for title in ("Loss", "Bits per byte", "Byte accuracy", "Step time (ms)")
-  ]
+  assert charts[:3] == [f"{title}: sampled values" for title in ("Loss", "Bits per byte", "Byte accuracy")]
   for title, metric in (("Bits per byte", "bits_per_byte"), ("Byte accuracy", "byte_accuracy")):
     by_step, *_ = [t["rows"] for t in alone.tables if t["caption"] == f"{title}: sampled values"]
     assert [cell[0] for cell in by_step[0]] == ["step", f"{metric}, train", f"{metric}, evaluation"]
@@ -146,3 +144,37 @@ def test_a_drawn_number_is_named_and_rounded_as_far_as_it_tells_the_settings_apa
 
   assert labels(0.00028648679, 0.0123456789) == ["learning_rate=0.0002865", "learning_rate=0.01235"]
   assert labels(0.100001, 0.100002) == ["learning_rate=0.100001", "learning_rate=0.100002"]
+
+
+def test_an_unfair_race_is_named_before_the_ranking(make_run, tmp_path):
+  folders = [make_run("a", connection__mixer="iso"), make_run("b", steps=200, planned=200, optimizer__ema=0.5)]
+  page = read(*folders, out=tmp_path / "report.html")
+  assert "steps: 400, 200" in page.text and "optimizer.ema: 0.999, 0.5" in page.text
+  assert page.text.index("No fair race") < page.text.index("has the best last pass@2")
+  fair = read(make_run("c"), make_run("d", connection__mixer="iso"), out=tmp_path / "fair.html")
+  assert "No fair race" not in fair.text
+  cut = read(make_run("e"), make_run("f", steps=300), out=tmp_path / "cut.html")
+  assert "steps done: 300 to 400" in cut.text
+
+
+def test_the_verdict_names_who_is_behind_and_what_the_seeds_can_show(runs, tmp_path):
+  page = read(*runs[:6], out=tmp_path / "report.html")
+  last = [[e.evaluations[-1].metrics["pass@2"] for e in read_runs(part)] for part in (runs[:3], runs[3:6])]
+  assert f"cayley has the best last pass@2: {100 * np.mean(last[0]):.2f}" in page.text
+  assert "Clearly behind it (p < 0.05): sinkhorn." in page.text
+  least = 100 * smallest_difference(*(spread(sample) for sample in last))
+  assert f"The seeds show differences from {least:.2g} points on" in page.text
+  dots = page.table("Last pass@2: sampled values")
+  assert sorted(float(cell[1]) for row in dots[1:] for cell in row[1:] if cell[1]) == pytest.approx(
+    sorted(sum(last, []))
+  )
+
+
+def test_the_smallest_difference_is_found_four_times_in_five():
+  rng = np.random.default_rng(0)
+  a, b = Spread(4, 0.0, 1.0), Spread(6, 0.0, 2.0)
+  least = smallest_difference(a, b)
+  drawn = [rng.normal(size=(20_000, s.count)) * s.deviation for s in (a, b)]
+  p = stats.ttest_ind(drawn[0] + least, drawn[1], axis=1, equal_var=False).pvalue
+  assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+  assert np.isnan(smallest_difference(Spread(1, 0.0, np.nan), b)) and smallest_difference(Spread(2, 0.0, 0.0), a) > 0

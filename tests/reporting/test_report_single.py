@@ -56,7 +56,8 @@ def test_every_answer_is_drawn_with_votes_and_verdict(make_run, tmp_path, arc_ex
   assert [c["data-task"] for c in cards] == [e["task"] for e in arc_examples]
   assert [c["data-solved"] for c in cards] == ["solved" if e["solved_at"] else "unsolved" for e in arc_examples]
   drawn = sum(tag == "svg" and "grid" in a.get("class", "").split() for tag, a in page.elements)
-  assert drawn == sum(2 + len(e["predictions"]) for e in arc_examples)
+  assert drawn == sum(2 + len(e["predictions"]) + 2 * len(e["demonstrations"]) for e in arc_examples)
+  assert page.text.count("Demonstration 1, output") == len(arc_examples)
   assert page.text.count("300 votes · q\N{NO-BREAK SPACE}0.93") == sum(bool(e["predictions"]) for e in arc_examples)
   words = " ".join(str(cell) for cell in arc_examples[0]["truth"][0])
   assert words in page.text  # every drawing says its cells
@@ -273,7 +274,7 @@ def test_accuracies_without_any_halted_sequence_are_left_out(tmp_path):
   folder = tmp_path / "halting"
   folder.mkdir()
   lines = [(1, 0, 0.0), (2, 8, 0.5), (3, 0, 0.0), (4, 4, 0.75)]
-  records = [{"step": s, "train/count": c, "train/accuracy": a, "train/loss": 1.0} for s, c, a in lines]
+  records = [{"step": s, "train/count": c, "train/accuracy": a, "train/loss": 1.0 / s} for s, c, a in lines]
   (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
   page = read(folder, out=tmp_path / "report.html")
   assert page.values("Accuracy: sampled values") == {"2": ["0.5"], "4": ["0.75"]}
@@ -293,7 +294,7 @@ def test_connections_stand_in_order_of_depth(tmp_path):
   folder = tmp_path / "deep"
   folder.mkdir()
   names = ("block10.tokens", "block2.features", "block2.tokens", "composite", "block10.features")
-  (folder / "metrics.jsonl").write_text(json.dumps({"step": 1} | {f"mixer/{n}/gain": 1.0 for n in names}))
+  (folder / "metrics.jsonl").write_text(json.dumps({"step": 1} | {f"mixer/{n}/gain": len(n) / 8 for n in names}))
   page = read(folder, out=tmp_path / "report.html")
   expected = ["block2.tokens", "block2.features", "block10.tokens", "block10.features", "composite"]
   assert list(page.values("Latest value of every diagnostic")) == expected
