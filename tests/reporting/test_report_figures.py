@@ -1,4 +1,4 @@
-"""Figures and tables for a paper: one file a chart, equal for equal runs; exact values in tables; plot draws a metric."""
+"""Figures and tables for a paper: a file a chart, equal for equal runs; exact values in tables; plot draws a metric."""
 
 import csv
 import json
