@@ -21,12 +21,14 @@ EXAMPLES = 60  # shown in the report
 class EvalAccumulator:
   """Sums over valid examples. Tallies of consecutive ranges of examples merge into that of the whole range.
 
-  names: the per-example arrays that are summed. voting: count ARC votes instead of keeping examples to show.
+  names: the per-example arrays that are summed. kept: those of which every value is kept. voting: count ARC votes
+  instead of keeping examples to show.
   """
 
-  def __init__(self, dataset: Dataset, names: Sequence[str], voting: bool):
+  def __init__(self, dataset: Dataset, names: Sequence[str], kept: Sequence[str], voting: bool):
     self._dataset = dataset
     self.sums = dict.fromkeys(names, 0.0)
+    self.kept: dict[str, list[float]] = {name: [] for name in kept}
     self.count = 0
     self.examples: list[dict[str, Any]] = []
     self.votes = ArcVotes(dataset.identifiers, dataset.side) if voting else None  # type: ignore[attr-defined]
@@ -37,6 +39,8 @@ class EvalAccumulator:
     self.count += int(valid.sum())
     for name in self.sums:
       self.sums[name] += float(result[name][valid].astype(np.float64).sum())
+    for name, values in self.kept.items():
+      values += result[name][valid].tolist()
     if self.votes is not None:
       q = result["q_halt"].astype(np.float32)
       self.votes.add(batch["puzzle_identifiers"], batch["inputs"], result["predictions"], q, valid)
@@ -47,6 +51,7 @@ class EvalAccumulator:
   def merge(self, other: "EvalAccumulator") -> None:
     """Adds a tally of later examples."""
     self.sums = {name: total + other.sums[name] for name, total in self.sums.items()}
+    self.kept = {name: values + other.kept[name] for name, values in self.kept.items()}
     self.count += other.count
     self.examples = (self.examples + other.examples)[:EXAMPLES]
     if self.votes is not None and other.votes is not None:
@@ -55,13 +60,14 @@ class EvalAccumulator:
   def to_state(self) -> dict[str, Any]:
     """Plain JSON values; `from_state` restores them bit for bit."""
     votes = None if self.votes is None else self.votes.to_state()
-    return {"sums": self.sums, "count": self.count, "examples": self.examples, "votes": votes}
+    return {"sums": self.sums, "kept": self.kept, "count": self.count, "examples": self.examples, "votes": votes}
 
   @classmethod
   def from_state(cls, dataset: Dataset, state: dict[str, Any]) -> "EvalAccumulator":
     """The tally that `to_state` described."""
-    tally = cls(dataset, list(state["sums"]), voting=False)
-    tally.sums, tally.count, tally.examples = state["sums"], state["count"], state["examples"]
+    tally = cls(dataset, list(state["sums"]), (), voting=False)
+    tally.sums, tally.kept = state["sums"], state["kept"]
+    tally.count, tally.examples = state["count"], state["examples"]
     if state["votes"] is not None:
       tally.votes = ArcVotes.from_state(dataset.identifiers, state["votes"])
     return tally

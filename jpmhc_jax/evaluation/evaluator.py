@@ -92,7 +92,8 @@ class Evaluator:
 
     def identity() -> str:
       numbers = fingerprint((state.evaluated, state.buffers, state.table))
-      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {self.share.count} of {self.share.size}"
+      shares = f"{self.share.count} of {self.share.size}"
+      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {shares} {self.setup.task.kept}"
 
     return EvalProgress(self.folder, name, identity, self.share.index)
 
@@ -102,8 +103,9 @@ class Evaluator:
     """The tally of all examples on process 0; that of its own share elsewhere."""
     save_every = self.setup.config.evaluation.save_every
     start, saved = partial.load()
-    names = self.setup.task.per_example
-    tally = EvalAccumulator.from_state(self.dataset, saved) if saved else EvalAccumulator(self.dataset, names, voting)
+    task, dataset = self.setup.task, self.dataset
+    new = EvalAccumulator(dataset, task.per_example, task.kept, voting)
+    tally = EvalAccumulator.from_state(dataset, saved) if saved else new
     for done, (batch, result) in enumerate(self._results(state, start, permutation), start=start + 1):
       tally.add(batch, result)
       stopping = interrupts.stop_requested()
@@ -114,7 +116,7 @@ class Evaluator:
           f"asked to stop in an evaluation, after {done} of {self._length()} batches: saved; run the same command to "
           "resume"
         )
-    samples = self.setup.task.samples(self._batch(0), lambda batch: self._answers(state, batch))
+    samples = task.samples(self._batch(0), lambda batch: self._answers(state, batch))
     if samples is not None:
       tally.examples = samples
     return self._merged(tally)
@@ -183,6 +185,8 @@ class Evaluator:
       stored = metrics if wrong is not None else metrics | self._earlier_wrong(step)
       judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
       result = {"step": step, "metrics": stored, "judged_by": judged, "examples": examples}
+      if own.kept:
+        result["answers"] = own.kept
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
@@ -256,12 +260,12 @@ def make_rollout(setup: Setup) -> Rollout:
 
   The numbers of the table's rows are read as given, so an ablation can permute them.
   """
-  by_row = meshes.batch_sharding(setup.mesh)
+  by_row, task = meshes.batch_sharding(setup.mesh), setup.task
 
   def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
     model = setup.model(params, buffers)
-    predicted = setup.task.predict(model, setup.rows(table, batch), batch, setup.config)
-    check_per_row(f"{type(setup.task).__name__}.predict", predicted, setup.task.per_example, batch)
+    predicted = task.predict(model, setup.rows(table, batch), batch, setup.config)
+    check_per_row(f"{type(task).__name__}.predict", predicted, (*task.per_example, *task.kept), batch)
     return predicted
 
   layout = setup.shardings

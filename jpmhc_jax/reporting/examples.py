@@ -66,7 +66,8 @@ def draw_grids(kind: str, example: Mapping[str, Any], predictions: Predictions) 
   figures = [_grid_figure(kind, given, "Input", given=given), _grid_figure(kind, truth, "Truth", given=given)]
   for i, prediction in enumerate(predictions, start=1):
     label = "Answer" if len(predictions) == 1 else f"Answer {i}"
-    grid, details = prediction.get("grid"), _votes_and_q(prediction, STYLES[kind].voted)
+    grid = prediction.get("grid")
+    details = " · ".join(filter(None, (_votes_and_q(prediction, STYLES[kind].voted), _wrong_words(grid, truth))))
     figures.append(_grid_figure(kind, grid, label, details, truth, given, right=grid == truth))
   if not predictions:
     figures.append(markup.note("No answer was recorded."))
@@ -93,6 +94,11 @@ def _votes_and_q(prediction: Mapping[str, Any], voted: bool) -> str:
   if isinstance(q, int | float):
     words.append(f"q\N{NO-BREAK SPACE}{q:.2f}")
   return " · ".join(words)
+
+
+def _wrong_words(grid: Any, truth: Any) -> str:
+  count = len(_wrong_cells(grid, truth))
+  return f"{count} wrong cell{'s' * (count > 1)}" if count else ""
 
 
 def _grid_figure(
@@ -170,15 +176,19 @@ def _rules(rows: int, cols: int) -> Markup:
 
 
 def _differences(grid: Sequence[Sequence[Any]], truth: Any) -> list[Markup]:
-  """Frames every cell that is not as in the truth; nothing when shapes differ: the whole answer is wrong then.
+  """Frames the cells that are not as in the truth; nothing when shapes differ: the whole answer is wrong then.
 
   A frame is white with a black rim to both sides, so that it is seen on every colour.
   """
-  if not _is_grid(truth) or (len(truth), len(truth[0])) != (len(grid), len(grid[0])):
-    return []
-  wrong = [(x, y) for y, row in enumerate(grid) for x, cell in enumerate(row) if cell != truth[y][x]]
-  path = "".join(f"M{x + 0.16:g} {y + 0.16:g}h.68v.68h-.68z" for x, y in wrong)
+  path = "".join(f"M{x + 0.16:g} {y + 0.16:g}h.68v.68h-.68z" for x, y in _wrong_cells(grid, truth))
   return [tag("path", d=path, class_=name) for name in ("rim", "wrong")] if path else []
+
+
+def _wrong_cells(grid: Any, truth: Any) -> list[tuple[int, int]]:
+  """(column, row) of each; none where one of the two is no grid or their shapes differ."""
+  if not _is_grid(grid) or not _is_grid(truth) or (len(truth), len(truth[0])) != (len(grid), len(grid[0])):
+    return []
+  return [(x, y) for y, row in enumerate(grid) for x, cell in enumerate(row) if cell != truth[y][x]]
 
 
 def _arc(grid: Sequence[Sequence[Any]], given: Any) -> list[Markup]:

@@ -70,12 +70,13 @@ class Cell:
   value: Any = None
   class_: str | None = None
   header: bool = False
+  style: str | None = None
 
   def render(self) -> Markup:
     """The cell as HTML."""
     exact = None if self.value is None else (repr(self.value) if isinstance(self.value, float) else self.value)
     name, scope = ("th", "row") if self.header else ("td", None)
-    return tag(name, self.shown, scope=scope, class_=self.class_, data_value=exact)
+    return tag(name, self.shown, scope=scope, class_=self.class_, data_value=exact, style=self.style)
 
 
 def number(value: Any, percent: bool = False) -> Cell:

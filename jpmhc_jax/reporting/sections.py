@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.reporting import charts, choice, curves, depth, markup, spectra
+from jpmhc_jax.reporting import charts, choice, classes, curves, depth, markup, spectra
 from jpmhc_jax.reporting.examples import draw_example, DRAWINGS
 from jpmhc_jax.reporting.lead import CHARTS, lead
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
@@ -37,6 +37,7 @@ def run_sections(run: Run, examples: int = 1000) -> list[Section]:
     ("depth", "Over depth", over_depth(run)),
     ("examples", "Answers", example_gallery(run, examples)),
     ("evaluation", "Evaluation", evaluation_tables(run)),
+    *([("classes", "Classes", body)] if (body := classes.section(run)) else []),
     ("curves", "More of training", learning_curves(run)),
     *([("spectra", "Jacobian spectra", body)] if (body := spectra.section(run)) else []),
     ("config", "Configuration", configuration(run)),

@@ -43,6 +43,7 @@ class Evaluation:
   examples: Sequence[Mapping[str, Any]] = ()
   coverage: Coverage | None = None
   judged_by: tuple[str, bool] | None = None  # the main metric of the run's task, and whether larger is better
+  answers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> one value an example
 
   @property
   def remark(self) -> str:
@@ -290,7 +291,10 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    evaluations.append(Evaluation(step, numbers, examples, _coverage(record.get("partial")), judged_by(record)))
+    answers = record.get("answers")
+    answers = answers if isinstance(answers, dict) else {}
+    covered = _coverage(record.get("partial"))
+    evaluations.append(Evaluation(step, numbers, examples, covered, judged_by(record), answers))
   return sorted(evaluations, key=lambda evaluation: evaluation.step)
 
 

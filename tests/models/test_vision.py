@@ -1,6 +1,7 @@
 """The vision transformer: patches, order of positions, its wrong sizes; and that it learns real digits."""
 
 import dataclasses
+import json
 
 from drawn import drawn
 from flax import nnx
@@ -13,8 +14,9 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.examples import ImageFormat
+from jpmhc_jax.evaluation.accumulator import EvalAccumulator
 from jpmhc_jax.models.transformer import VisionTransformer
-from jpmhc_jax.training.tasks.vision import class_losses
+from jpmhc_jax.training.tasks.vision import class_losses, ImageClass
 
 IMAGE = ImageFormat(height=4, width=6, channels=3, top=255, classes=5)
 MODEL = schema.Model(
@@ -56,6 +58,29 @@ def test_the_loss_is_that_of_the_class_and_padding_has_none():
   sums = class_losses(logits, jnp.array([[1], [3], [-100]]), "softmax")
   np.testing.assert_allclose(sums["loss"], -np.log([0.7, 0.1, 1.0]), atol=1e-6)
   np.testing.assert_array_equal(sums["accuracy"], [1.0, 0.0, 0.0])
+
+
+def test_an_evaluation_keeps_the_class_the_answer_and_its_probability_of_every_image():
+  logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]]))
+  batch = {"inputs": jnp.zeros((2, 4)), "labels": jnp.array([[1], [2]])}
+  config = dataclasses.replace(tiny.config(), model=dataclasses.replace(MODEL, loss="softmax"))
+  kept = ImageClass().predict(lambda _: logits, None, batch, config)
+  np.testing.assert_array_equal(kept["truth"], [0, 1])
+  np.testing.assert_array_equal(kept["answer"], [0, 2])
+  np.testing.assert_allclose(kept["confidence"], [0.7, 0.5], rtol=1e-6)
+  tally, rest = (EvalAccumulator(_Nothing(), ImageClass.per_example, ImageClass.kept, False) for _ in range(2))
+  result = {name: np.asarray(values) for name, values in kept.items()}
+  tally.add({"valid": np.array([True, False])}, result)
+  rest.add({"valid": np.array([True, True])}, result)
+  tally.merge(EvalAccumulator.from_state(_Nothing(), json.loads(json.dumps(rest.to_state()))))
+  assert (tally.count, tally.kept["truth"], tally.kept["answer"]) == (3, [0, 0, 1], [0, 0, 2])
+
+
+class _Nothing:
+  """A data set whose examples are not shown."""
+
+  def example(self, batch, result, row):
+    return None
 
 
 @pytest.mark.slow

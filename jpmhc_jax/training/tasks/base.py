@@ -32,8 +32,9 @@ class Task(abc.ABC):
   """What a run learns: the model, its objective, its metrics and its predictions.
 
   data_kinds: names of data sets that it can learn from; () for any. per_example: names of the arrays (b,) of `predict`
-  that evaluation sums up. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the report. table_ids: the
-  array of a batch that numbers the rows of the table; '' without one.
+  that evaluation sums up. kept: names of those of which evaluation/step_N.json holds all values; of a classifier truth,
+  answer and confidence, which the report draws. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the
+  report. table_ids: the array of a batch that numbers the rows of the table; '' without one.
   A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
   that the step works on.
 
@@ -43,6 +44,7 @@ class Task(abc.ABC):
 
   data_kinds: tuple[str, ...] = ()
   per_example: tuple[str, ...] = ("loss",)
+  kept: tuple[str, ...] = ()
   main_metric: str = "loss"
   higher_is_better: bool = False
   table_ids: str = ""
@@ -83,7 +85,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def predict(self, model: Any, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
-    """The arrays (b,) named in `per_example` for held-out examples, and `predictions` (b, …) for what is shown."""
+    """The arrays (b,) named in `per_example` and `kept`, and `predictions` (b, …) for what is shown."""
 
   def evaluation_metrics(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
     """Metrics from the sums of `per_example` over all valid examples: their means."""

@@ -26,6 +26,7 @@ class ImageClass(TransformerPass):
 
   data_kinds = ("images",)
   per_example = ("loss", "accuracy")
+  kept = ("truth", "answer", "confidence")
   main_metric = "accuracy"
   higher_is_better = True
 
@@ -39,7 +40,9 @@ class ImageClass(TransformerPass):
   def predict(
     self, model: VisionTransformer, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config
   ) -> Batch:
-    """Also the likeliest class, `predictions` (b, 1)."""
-    logits = model(batch["inputs"])
-    predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
-    return class_losses(logits, batch["labels"], config.model.loss) | {"predictions": predictions}
+    """Also the likeliest class, `predictions` (b, 1), and per image `truth`, `answer` and its probability."""
+    logits, labels = model(batch["inputs"]), batch["labels"]
+    answer = jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+    nats = TOKEN_LOSSES[config.model.loss](logits[:, None], answer)[:, 0]
+    kept = {"truth": labels[:, 0].astype(jnp.int32) - 1, "answer": answer[:, 0], "confidence": jnp.exp(-nats)}
+    return class_losses(logits, labels, config.model.loss) | kept | {"predictions": answer}
