@@ -13,7 +13,7 @@ from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
 CHARTS = 3
-WORDS = {"trm": "TRM", "vit": "ViT", "arc": "ARC", "images": "images", "cpu": "CPU"}
+WORDS = {"trm": "TRM", "vit": "ViT", "arc": "ARC", "cpu": "CPU"}
 
 
 def lead(run: Run) -> Markup:
@@ -37,15 +37,15 @@ def _score(run: Run) -> str:
     return "Nothing was evaluated yet, so the run cannot be judged."
   name, last = judged[0], run.evaluations[-1]
   if name not in last.metrics:
-    return f"{_valued(run, name, best)}."
-  sentence = f"{_valued(run, name, last)}, its last evaluation"
+    return f"{_valued(name, best)}."
+  sentence = f"{_valued(name, last)}, its last evaluation"
   if math.isfinite(last.metrics[name]) and best.metrics[name] == last.metrics[name]:
     return f"{sentence} and its best."
   share = curves.is_share(name)
   return f"{sentence}; best {markup.format_number(best.metrics[name], share)} at step {best.step}{best.remark}."
 
 
-def _valued(run: Run, name: str, evaluation: Evaluation) -> str:
+def _valued(name: str, evaluation: Evaluation) -> str:
   value = markup.format_number(evaluation.metrics[name], curves.is_share(name))
   count = evaluation.metrics.get("examples")
   on = f" on {markup.format_number(count)} held-out examples" if count else ""
@@ -53,14 +53,14 @@ def _valued(run: Run, name: str, evaluation: Evaluation) -> str:
 
 
 def _gap(run: Run) -> str:
-  """How much better the run does on what it trains on: over 5 points it has learned by heart."""
+  """How much better the run does on what it trains on, where that is more than 5 points."""
   judged = run.headline()
   trained = run.training_series(judged[0]) if judged else None
   if judged is None or trained is None or not run.evaluations or not curves.is_share(judged[0]):
     return ""
   recent = trained.values[np.isfinite(trained.values)][-5:]
   gap = float(recent.mean()) - run.evaluations[-1].metrics.get(judged[0], math.nan) if recent.size else math.nan
-  return f"On training data it is {100 * gap:.0f} points higher: the run overfits." if gap > 0.05 else ""
+  return f"On training data it is {100 * gap:.0f} points higher." if gap > 0.05 else ""
 
 
 def _average(run: Run) -> str:
