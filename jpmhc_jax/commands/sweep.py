@@ -43,6 +43,13 @@ class Sweep:
       help="SLURM: name=value,… such as partition=gpu,gpus_per_node=1,timeout_min=4320",
     )
     add("--retries", type=arguments.whole(0), default=1, help="how often a run that crashed is started again")
+    add(
+      "--seeds",
+      type=arguments.whole(1, 1000),
+      default=None,
+      metavar="N",
+      help="every setting of the sweep with the seeds 0 to N−1; a finished sweep trains those that it lacks",
+    )
     add("--dry-run", action="store_true", help="print the command of every run and start nothing")
     add("--search", choices=("optuna",), default=None, help="draw points instead of listing all of them")
     add("--trials", type=arguments.whole(1), default=20, help="search: trials in all, those of earlier starts counted")
@@ -61,11 +68,15 @@ class Sweep:
     from jpmhc_jax.config import load as configs
     from jpmhc_jax.sweeps import ledger, pool, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
-    from jpmhc_jax.sweeps.space import check_size, SweepError
+    from jpmhc_jax.sweeps.space import check_size, SweepError, with_seeds
 
     printed = options.dry_run or options.executor == "tpu"
     if options.search and printed:
       raise SweepError("--search draws its points while it runs: there is no list of commands to print")
+    if options.search and options.seeds:
+      raise SweepError(
+        "--seeds is about a list of settings: leave it out, or set seeds(…) in the sweep that is searched"
+      )
     configs.class_of(options.config, options.overrides)  # a sweep file may ask what a plugin's field takes
     sweep = load_sweep(options.sweep)
     book = ledger.Ledger(options.workdir, _about(options) | {"metric": sweep.metric})
@@ -80,7 +91,8 @@ class Sweep:
         ending = study.run()
     else:
       check_size(options.sweep, sweep.space.size())
-      runs = planner.all(sweep.space.points())
+      points = sweep.space.points()
+      runs = planner.all(points if options.seeds is None else with_seeds(points, options.seeds))
       if printed:
         _print_commands(runs, options)
         return 0

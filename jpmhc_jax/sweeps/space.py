@@ -10,7 +10,7 @@ the fields exist and take their values is asked where a sweep is planned, which 
 """
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -291,6 +291,17 @@ def split_seeds(space: Space) -> tuple[Space, tuple[int, ...]]:
     if whole(seed) is None:
       raise SweepError(f"search: seed={_shown(seed)}: expected a whole number")
   return rest, tuple(listed)
+
+
+def with_seeds(points: Iterable[Point], count: int) -> Iterator[Point]:
+  """Every setting among the points with the seeds 0 … count − 1, whichever seeds they have.
+
+  >>> list(with_seeds([{"steps": 5, "seed": 0}, {"steps": 5, "seed": 1}, {"steps": 9}], 1))
+  [{'steps': 5, 'seed': 0}, {'steps': 9, 'seed': 0}]
+  """
+  settings = [{field: value for field, value in point.items() if field != SEED} for point in points]
+  different = [setting for i, setting in enumerate(settings) if setting not in settings[:i]]
+  return ({**setting, SEED: seed} for setting in different for seed in range(count))
 
 
 def _check_disjoint(name: str, spaces: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.sweeps import executors, grid, job, ledger
+from jpmhc_jax.sweeps import executors, job, ledger, pool
 from jpmhc_jax.sweeps.plan import Planned
 from jpmhc_jax.sweeps.pool import Pool
 
@@ -35,7 +35,7 @@ def make_pool(folder, said=None, jobs=4, retries=1, **options):
 def run(folder, *plans, **options):
   said = []
   runs = [planned(folder, plan) for plan in plans]
-  ending = grid.run_all(make_pool(folder, said, **options), runs)
+  ending = pool.run_all(make_pool(folder, said, **options), runs)
   return {record.name: record for _, record in ending.runs}, ending, said
 
 
@@ -141,7 +141,7 @@ def test_a_folder_of_another_config_is_refused_before_anything_starts(tmp_path):
   taken.workdir.mkdir()
   configs.save(dataclasses.replace(schema.Config(), steps=7), taken.workdir / "config.json")
   with pytest.raises(UserError, match="holds another run .*steps: 7 there, 1000 now"):
-    grid.run_all(make_pool(tmp_path), [planned(tmp_path, "exit0", "first"), taken])
+    pool.run_all(make_pool(tmp_path), [planned(tmp_path, "exit0", "first"), taken])
   assert not (tmp_path / "first").exists()
 
 

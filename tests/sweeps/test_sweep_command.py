@@ -55,6 +55,10 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
     "--config.seed=3 --config.connection.mixer=cayley"
   )
   assert len(lines) == 3 and not (tmp_path / "s").exists()
+  assert main([*arguments, "--dry-run", "--seeds=2"]) == 0
+  seeded = [line.partition(str(tmp_path / "s"))[2] for line in capsys.readouterr().out.splitlines()]
+  assert len(seeded) == 6 and "--config.connection.mixer=cayley --config.seed=1" in seeded[1]
+  assert main([*arguments, "--search=optuna", "--seeds=2"]) == 2
 
 
 def test_every_run_has_an_absolute_folder(arguments, tmp_path, monkeypatch, capsys):
