@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from jpmhc_jax.core.names import distinguishing
 from jpmhc_jax.reporting.workdir import Run
@@ -87,8 +87,8 @@ def welch_p_values(samples: Sequence[Sequence[float]], reference: int) -> list[f
 def smallest_difference(a: Spread, b: Spread, level: float = 0.05, power: float = 0.8) -> float:
   """The difference of means that a two-sided Welch test at `level` finds with probability `power`.
 
-  δ · √(s_a²/n_a + s_b²/n_b), where a noncentral t of shift δ and Welch's degrees of freedom exceeds t(1 − level/2) with
-  that probability; NaN for fewer than two values on a side.
+  (t(1 − level/2) + t(power)) · √(s_a²/n_a + s_b²/n_b), t with Welch's degrees of freedom; NaN for fewer than two values
+  on a side.
   """
   if min(a.count, b.count) < 2:
     return math.nan
@@ -96,9 +96,7 @@ def smallest_difference(a: Spread, b: Spread, level: float = 0.05, power: float 
   if not sum(parts):
     return 0.0
   freedom = sum(parts) ** 2 / sum(part**2 / (sample.count - 1) for part, sample in zip(parts, (a, b), strict=True))
-  critical = stats.t.ppf(1 - level / 2, freedom)
-  shift = optimize.brentq(lambda delta: stats.nct.sf(critical, freedom, delta) - power, 0.0, 10 * critical)
-  return float(shift * math.sqrt(sum(parts)))
+  return float((stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(power, freedom)) * math.sqrt(sum(parts)))
 
 
 _MISSING = object()
