@@ -84,9 +84,10 @@ def facts(run: Run) -> Markup:
   items = [tag("div", tag("dt", name), tag("dd", words)) for name, words in rows.items() if words]
   command = run.environment.get("command")
   if command:
-    words = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+    words = [shlex.quote(str(word)) for word in command] if isinstance(command, list) else [str(command)]
     copy = tag("button", "Copy", type="button", class_="copy", hidden=True)
-    code = tag("div", tag("code", words, tabindex="0"), copy, class_="command")
+    line = join(part for word in words for part in (tag("span", word), " "))  # broken between words
+    code = tag("div", tag("code", line, tabindex="0"), copy, class_="command")
     items.append(tag("div", tag("dt", "Command"), tag("dd", code), class_="wide"))
   return tag("dl", *items, class_="facts")
 

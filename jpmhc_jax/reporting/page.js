@@ -62,7 +62,7 @@
     if (!navigator.clipboard) continue;
     button.hidden = false;
     button.addEventListener('click', async () => {
-      await navigator.clipboard.writeText(button.parentElement.querySelector('code').textContent);
+      await navigator.clipboard.writeText(button.parentElement.querySelector('code').textContent.trim());
       button.textContent = 'Copied';
       setTimeout(() => { button.textContent = 'Copy'; }, 1500);
     });
