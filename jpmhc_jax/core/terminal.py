@@ -30,6 +30,15 @@ def cut(message: str, longest: int = LONGEST) -> str:
   return f"{message[: longest - end]} … ({len(message) - longest} characters cut) … {message[-end:]}"
 
 
+def duration(seconds: float | int) -> str:
+  """75 -> '1 min 15 s'; 8000 -> '2 h 13 min'; 0.0123 -> '0.0123 s'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes_left = divmod(minutes, 60)
+  if hours:
+    return f"{hours:,} h {minutes_left} min"
+  return f"{minutes} min {rest} s" if minutes else f"{float(f'{seconds:.3g}'):g} s"
+
+
 def fail(verb: str, message: object, code: int) -> int:
   """Prints why a command ends, as its last line on standard error; returns the exit code."""
   print(f"jpmhc {verb}: {cut(str(message))}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core.names import short_fields
+from jpmhc_jax.core.terminal import duration
 from jpmhc_jax.reporting import choice, curves, depth, group_curves, markup, ranking
 from jpmhc_jax.reporting.charts import gallery
 from jpmhc_jax.reporting.lead import status_badge
@@ -87,7 +88,7 @@ def runs_table(runs: Sequence[Run], metric: Metric | None) -> Table:
         number(_last(run, "train/loss")),
         number(run.last_step),
         number(_median(run, "time/step_ms")),
-        number(None) if elapsed is None else Cell(curves.duration(elapsed), elapsed, "number"),
+        number(None) if elapsed is None else Cell(duration(elapsed), elapsed, "number"),
         *(_setting(run.config.get(field)) for field in fields),
       ]
     )

@@ -7,7 +7,6 @@ import re
 import numpy as np
 
 from jpmhc_jax.core.metrics import HEADLINES
-from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.charts import Chart
 from jpmhc_jax.reporting.glossary import meaning
 from jpmhc_jax.reporting.lines import Line
@@ -232,12 +231,3 @@ def wall_seconds(run: Run) -> float | None:
   """Wall time of the whole run, all its starts together; None when it is not known."""
   seconds = axis_values(run, WALL, [run.last_step])
   return float(seconds[0]) if seconds is not None and np.isfinite(seconds[0]) else None
-
-
-def duration(seconds: float) -> str:
-  """75 -> '1 min 15 s'; 8000 -> '2 h 13 min'."""
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes_left = divmod(minutes, 60)
-  if hours:
-    return f"{hours} h {minutes_left} min"
-  return f"{minutes} min {rest} s" if minutes else markup.format_number(float(f"{seconds:.3g}")) + " s"

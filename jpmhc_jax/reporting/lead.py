@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.connections.diagnostics import alarms
+from jpmhc_jax.core.terminal import duration
 from jpmhc_jax.reporting import charts, curves, markup
 from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
@@ -136,7 +137,7 @@ def _device(run: Run) -> str:
 def _date(run: Run) -> str:
   started, seconds = run.environment.get("started"), curves.wall_seconds(run)
   words = [str(started).replace("T", " ").removesuffix("+00:00") + " UTC" if started else ""]
-  return ", ".join(filter(None, [*words, f"took {curves.duration(seconds)}" if seconds is not None else ""]))
+  return ", ".join(filter(None, [*words, f"took {duration(seconds)}" if seconds is not None else ""]))
 
 
 def tiles(run: Run) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def tiles(run: Run) -> dict[str, Any]:
     shown["Step time"] = _figure(float(np.nanmedian(clock.values)), False, "ms, median")
   compile_time = run.series.get("time/compile_s")
   if compile_time is not None:
-    shown["Compile time"] = curves.duration(float(np.nansum(compile_time.values)))
+    shown["Compile time"] = duration(float(np.nansum(compile_time.values)))
   return shown
 
 

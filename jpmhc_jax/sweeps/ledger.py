@@ -50,6 +50,11 @@ class Ledger:
     """Key -> name, of every run that was ever planned here."""
     return {record.key: record.name for record in self.records.values()}
 
+  @property
+  def metric(self) -> str:
+    """The metric that the sweep is judged by; '' for the main one of its runs."""
+    return str(self.about.get("metric", ""))
+
   def record(self, run: Planned, command: str) -> Record:
     """The run's record, new if there is none."""
     fresh = Record(run.name, run.key, run.workdir.name, command)

@@ -6,6 +6,7 @@ A grid runs every point of a space once in it: what is done is skipped, what fai
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import datetime
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.core.errors import UserError
+from jpmhc_jax.core.terminal import duration
 from jpmhc_jax.sweeps import executors, job, ledger
 from jpmhc_jax.sweeps.plan import Planned
 
@@ -35,6 +37,8 @@ class Pool:
   def __init__(self, executor: executors.Executor, book: ledger.Ledger, *, jobs: int, retries: int, say: Say):
     self.executor, self.book, self.jobs, self.retries, self.say = executor, book, jobs, retries, say
     self.active: list[_Active] = []
+    self.expected, self.over = 0, 0  # runs that are to end, 0 where that is not known; those that have
+    self.seconds = list[float]()  # that each of these took
 
   @property
   def has_room(self) -> bool:
@@ -77,11 +81,24 @@ class Pool:
         self.say(f"{run.name}: {record.state} {record.message}".rstrip())
         self._submit(run, record)
       else:
-        self.say(_farewell(record))
+        self.seconds += _seconds(record)
+        self.say(", ".join(filter(None, (_farewell(run, record, self.book.metric), self._outlook()))))
         ended.append((run, record))
     if over:
       self.book.save()
     return ended
+
+  def _outlook(self) -> str:
+    """'2 of 6 over, about 4 min 10 s left': what is left takes as long as what has ended, as many at a time."""
+    if not self.expected:
+      return ""
+    self.over += 1
+    left = self.expected - self.over
+    if not left or not self.seconds:
+      return f"{self.over} of {self.expected} over"
+    at_once = min(self.jobs or left, left)
+    about = sum(self.seconds) / len(self.seconds) * -(-left // at_once)
+    return f"{self.over} of {self.expected} over, about {duration(about)} left"
 
   def stop(self, run: Planned) -> None:
     """Asks a run to save and end."""
@@ -106,10 +123,22 @@ class Pool:
     return ended and not job.is_running(active.run.workdir)
 
 
-def _farewell(record: ledger.Record) -> str:
+def _farewell(run: Planned, record: ledger.Record, metric: str) -> str:
+  """'mixer=iso: done, step 400, exact_accuracy 0.95, 1 min 30 s'."""
   code = f" (exit code {record.exit_code})" if record.exit_code else ""
   reason = f": {record.message}" if record.message else ""
-  return f"{record.name}: {record.state}{code}{reason}"
+  scores = ledger.scores(run.workdir, metric)
+  score = f"step {scores[2][-1][0]}, {scores[0]} {scores[2][-1][1]:.4g}" if scores else ""
+  took = "".join(duration(seconds) for seconds in _seconds(record))
+  return ", ".join(filter(None, (f"{record.name}: {record.state}{code}{reason}", score, took)))
+
+
+def _seconds(record: ledger.Record) -> list[float]:
+  """How long the last attempt took; nothing where its job left no word of that."""
+  if not (record.started and record.ended):
+    return []
+  started, ended = (datetime.datetime.fromisoformat(moment) for moment in (record.started, record.ended))
+  return [(ended - started).total_seconds()]
 
 
 class Signals:
@@ -156,6 +185,7 @@ def run_all(pool: Pool, runs: Sequence[Planned]) -> Ending:
   records = [refresh(pool, run) for run in runs]
   waiting = [run for run, record in zip(runs, records, strict=True) if record.state not in ledger.OVER]
   skipped = len(runs) - len(waiting)
+  pool.expected = len(waiting)
   pool.say(f"{len(runs)} runs" + (f", {skipped} done already" if skipped else ""))
   with Signals() as signals:
     while (waiting or pool.active) and not signals.received:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -56,8 +57,12 @@ def test_a_failure_is_tried_again_reported_and_stops_nobody(tmp_path):
   }
   assert ending.exit_code == 1
   assert (
-    records["exit1"].message == "the reason for exit1" and "exit1: failed (exit code 1): the reason for exit1" in said
+    records["exit1"].message == "the reason for exit1"
+    and sum(line.startswith("exit1: failed (exit code 1): the reason for exit1, ") for line in said) == 1
   )
+  (done,) = (line for line in said if line.startswith("exit0: done"))
+  assert re.fullmatch(r"exit0: done, step 4, exact_accuracy 0\.5, [\d.]+ s, \d of 6 over(, about \d.* left)?", done)
+  assert [line.rpartition(" over")[0][-6:] for line in said if " over" in line] == [f"{k} of 6" for k in range(1, 7)]
   on_disk = json.loads((tmp_path / "sweep.json").read_text())
   assert {entry["name"]: entry["state"] for entry in on_disk["runs"]} == {n: state[0] for n, state in states.items()}
   assert on_disk["command"] == ["jpmhc", "sweep"]
