@@ -74,9 +74,9 @@ def gallery(charts: Sequence[Chart], first: int = 6) -> Markup | None:
   if constants:
     words = join(tag("li", tag("strong", c.title), f": {c.constant}", title=c.about) for c in constants.values())
     parts.append(tag("div", "Constant throughout: ", tag("ul", words), class_="constants"))
-  if shown[first:]:
-    summary = tag("summary", f"{len(shown) - first} more charts: " + ", ".join(c.title for c in shown[first:]))
-    parts.append(tag("details", summary, tag("div", *map(draw, shown[first:]), class_="charts"), class_="more"))
+  if rest := shown[first:]:
+    names = f"{len(rest)} more chart{'s' * (len(rest) > 1)}: {', '.join(chart.title for chart in rest)}"
+    parts.append(tag("details", tag("summary", names), tag("div", *map(draw, rest), class_="charts"), class_="more"))
   return join(parts) if parts else None
 
 

@@ -23,7 +23,6 @@ from jpmhc_jax.reporting.ranking import headline_of
 from jpmhc_jax.reporting.statistics import group_runs
 from jpmhc_jax.reporting.workdir import Run
 
-FORMATS = ("pdf", "svg", "png")
 DASHES = ("-", "--", ":", "-.")
 WIDTH = 3.25  # inches: a column of most two-column papers
 ASPECT = 0.66
