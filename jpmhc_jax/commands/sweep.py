@@ -95,6 +95,7 @@ class Sweep:
       runs = planner.all(points if options.seeds is None else with_seeds(points, options.seeds))
       if printed:
         _print_commands(runs, options)
+        print(f"sweep: {_estimate(runs, book, options.jobs)}", file=sys.stderr)
         return 0
       book.begin()
       ending = pool.run_all(_pool(options, book), runs)
@@ -125,6 +126,27 @@ def _pool(options: argparse.Namespace, book: Any) -> Any:
   executor = executors.Executor(options.executor, options.workdir, options.config, resources, options.gpus_per_job)
   jobs = options.jobs if options.jobs is not None else 1 if options.executor == "local" else 0
   return Pool(executor, book, jobs=jobs, retries=options.retries, say=lambda words: print(words, flush=True))
+
+
+def _estimate(runs: Any, book: Any, jobs: int | None) -> str:
+  """How long what is not done takes, by the steps that runs of this sweep have measured."""
+  from jpmhc_jax.core.terminal import duration
+  from jpmhc_jax.sweeps import ledger
+
+  measured = [seconds for run in runs if (seconds := ledger.seconds_per_step(run.workdir)) is not None]
+  over = {key for key, record in book.records.items() if record.state in ledger.OVER}
+  left = [run for run in runs if run.key not in over]
+  words = f"{len(left)} of {len(runs)} runs to train"
+  if not left:
+    return words
+  if not measured:
+    return (
+      f"{words}; no step has been measured in this --workdir yet: start the sweep, stop it, and ask again for the time"
+    )
+  step = sum(measured) / len(measured)
+  total = step * sum(run.config.steps for run in left) / min(jobs or 1, len(left))
+  at_once = f"{jobs} at a time" if (jobs or 1) > 1 else "one after the other"
+  return f"{words}, about {duration(total)} {at_once}: {duration(step)} a step, measured in {len(measured)} of them"
 
 
 def _print_commands(runs: Any, options: argparse.Namespace) -> None:

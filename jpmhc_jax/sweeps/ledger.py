@@ -116,6 +116,17 @@ def scores(workdir: pathlib.Path, asked: str = "") -> tuple[str, bool, list[tupl
   return *choice, [(step, values[choice[0]]) for step, values in evaluations if choice[0] in values]
 
 
+def seconds_per_step(workdir: pathlib.Path) -> float | None:
+  """Of all a run has done so far, compilation and evaluations included; None where it has measured none."""
+  path, last = workdir / "metrics.jsonl", dict[str, Any]()
+  if path.is_file():
+    with path.open(encoding="utf-8", errors="replace") as lines:
+      for line in lines:
+        last = json_line(line) if '"time/elapsed_s"' in line else last
+  step, seconds = last.get("step"), last.get("time/elapsed_s")
+  return seconds / step if isinstance(step, int) and step > 0 and isinstance(seconds, float) else None
+
+
 def _main_metric(folder: pathlib.Path) -> tuple[str, bool] | None:
   """What the run's task is judged by, as its evaluations say."""
   path = next(folder.glob("step_*.json"), None)

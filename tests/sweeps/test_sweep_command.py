@@ -56,9 +56,23 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
   )
   assert len(lines) == 3 and not (tmp_path / "s").exists()
   assert main([*arguments, "--dry-run", "--seeds=2"]) == 0
-  seeded = [line.partition(str(tmp_path / "s"))[2] for line in capsys.readouterr().out.splitlines()]
+  ended = capsys.readouterr()
+  assert "6 of 6 runs to train; no step has been measured" in ended.err
+  seeded = [line.partition(str(tmp_path / "s"))[2] for line in ended.out.splitlines()]
   assert len(seeded) == 6 and "--config.connection.mixer=cayley --config.seed=1" in seeded[1]
   assert main([*arguments, "--search=optuna", "--seeds=2"]) == 2
+
+
+def test_a_dry_run_tells_the_time_by_the_steps_that_were_measured(arguments, tmp_path, capsys):
+  folder = tmp_path / "s" / "mixer=cayley"
+  folder.mkdir(parents=True)
+  lines = [{"step": 1, "time/elapsed_s": 30.0}, {"step": 4, "time/elapsed_s": 40.0}, {"step": 5, "train/loss": 1.0}]
+  (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  assert main([*arguments, "--dry-run"]) == 0
+  words = "sweep: 3 of 3 runs to train, about 3 min 0 s one after the other: 10 s a step, measured in 1 of them\n"
+  assert capsys.readouterr().err == words
+  assert main([*arguments, "--dry-run", "--jobs=3"]) == 0
+  assert "about 1 min 0 s 3 at a time" in capsys.readouterr().err
 
 
 def test_every_run_has_an_absolute_folder(arguments, tmp_path, monkeypatch, capsys):
