@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from typing import Any
@@ -144,7 +145,8 @@ def _estimate(runs: Any, book: Any, jobs: int | None) -> str:
       f"{words}; no step has been measured in this --workdir yet: start the sweep, stop it, and ask again for the time"
     )
   step = sum(measured) / len(measured)
-  total = step * sum(run.config.steps for run in left) / min(jobs or 1, len(left))
+  each = [min(step * run.config.steps, run.config.budget_seconds or math.inf) for run in left]
+  total = sum(each) / min(jobs or 1, len(left))
   at_once = f"{jobs} at a time" if (jobs or 1) > 1 else "one after the other"
   return f"{words}, about {duration(total)} {at_once}: {duration(step)} a step, measured in {len(measured)} of them"
 
