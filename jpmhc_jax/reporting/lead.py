@@ -65,10 +65,16 @@ def _gap(run: Run) -> str:
 
 
 def _average(run: Run) -> str:
-  decay = run.config.get("optimizer.ema")
-  return (
-    f"Evaluated is the running average of the parameters (EMA {decay:g})." if isinstance(decay, float) and decay else ""
+  """Which parameters are evaluated, and how the others do where both were."""
+  decay, judged = run.config.get("optimizer.ema"), run.headline()
+  if not isinstance(decay, float) or not decay or not run.evaluations:
+    return ""
+  name = judged[0] if judged else ""
+  raw = run.evaluations[-1].metrics.get(f"unaveraged/{name}")
+  beside = (
+    "" if raw is None else f"; the parameters themselves reach {markup.format_number(raw, curves.is_share(name))}"
   )
+  return f"Evaluated is the running average of the parameters (EMA {decay:g}){beside}."
 
 
 def _alarms(run: Run) -> list[str]:

@@ -12,7 +12,9 @@ import pytest
 
 from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.main import main
+from jpmhc_jax.reporting import lead
 from jpmhc_jax.reporting.report import write_report
+from jpmhc_jax.reporting.workdir import read_runs
 
 
 def test_tables_hold_the_numbers_of_the_run(make_run, tmp_path):
@@ -299,3 +301,26 @@ def test_connections_stand_in_order_of_depth(tmp_path):
   expected = ["block2.tokens", "block2.features", "block10.tokens", "block10.features", "composite"]
   assert list(page.values("Latest value of every diagnostic")) == expected
   assert [cell[0] for cell in page.table("Gain: sampled values")[0]] == ["step", *expected]
+
+
+def test_the_verdict_names_score_average_gap_and_alarms(make_run, tmp_path):
+  folder = make_run("cayley")
+  path = folder / "evaluation" / "step_400.json"
+  record = json.loads(path.read_text())
+  record["metrics"] |= {"pass@2": 0.25, "unaveraged/pass@2": 0.3125, "examples": 24.0}
+  path.write_text(json.dumps(record))
+  with (folder / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": 400, "train/pass@2": 0.5, "mixer/block0.mlp/frozen_gradient": 1.0}) + "\n")
+  (run,) = read_runs([folder])
+  words = lead.verdict(run)
+  assert (
+    "pass@2 is 25.00\N{NARROW NO-BREAK SPACE}% on 24 held-out examples at step 400, its last evaluation; best" in words
+  )
+  assert "On training data it is 25 points higher." in words
+  assert "(EMA 0.999); the parameters themselves reach 31.25\N{NARROW NO-BREAK SPACE}%." in words
+  assert "Alarm in block0.mlp: the coefficients no longer answer their logits" in words
+  (folder / "environment.json").write_text(json.dumps({"parameters": 24576, "data": {"train_puzzles": 1000}}))
+  facts = lead.facts(read_runs([folder])[0])
+  assert (
+    "24\N{NARROW NO-BREAK SPACE}576 parameters" in facts and "ARC, 1\N{NARROW NO-BREAK SPACE}000 to train on" in facts
+  )
