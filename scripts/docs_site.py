@@ -1,7 +1,7 @@
 """What mkdocs asks for while it builds the site (`make docs`): pages made from code and files, and their links.
 
 tutorials/NAME.md is docs/tutorials/NAME.py, whose comments at the margin are the text; reference/ROOM.md are the
-docstrings of the public names; the pages of FILES are files of the checkout.
+docstrings of the public names; glossary.md is what reports say of metrics; the pages of FILES are files as they lie.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import pathlib
 import posixpath
 import re
 
+from jpmhc_jax.reporting import glossary
 from scripts import api_page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,6 +34,7 @@ def on_files(files, config):
   for room, title in api_page.ROOMS.items():
     page = f"reference/{room.removeprefix('jp.')}.md"
     files.append(File.generated(config, page, content="\n\n".join(reference(room, title))))
+  files.append(File.generated(config, "glossary.md", content="\n".join(metrics())))
   for source, page in FILES.items():
     files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     for picture in sorted({*ROOT.joinpath(source).parent.rglob("*.png")} if source.startswith("experiments") else ()):
@@ -90,6 +92,14 @@ def reference(room: str, title: str) -> Iterator[str]:
         if inspect.isfunction(function) and not method.startswith("_") and inspect.getdoc(function):
           yield f"### {name}.{method}"
           yield from _entry(function, method)
+
+
+def metrics() -> Iterator[str]:
+  """A table of every scalar that a run records, in the words of the report."""
+  yield "# Glossary of metrics\n\nWhat a run records in `metrics.jsonl`, as its report explains it.\n"
+  yield "| name | called | meaning | |\n|---|---|---|---|"
+  for name, known in glossary.MEANINGS.items():
+    yield f"| `{name}` | {_escaped(known.title)} | {_escaped(known.words)} | {known.better} |"
 
 
 def _entry(value: object, name: str) -> Iterator[str]:

@@ -61,8 +61,9 @@ def test_a_page_is_made_of_comments_and_code():
   )
 
 
-def test_the_reference_has_every_public_name_with_signature_and_text():
+def test_the_reference_has_every_public_name_with_signature_and_text_and_the_glossary_every_metric():
   page = "\n".join(docs_site.reference("jp.optim", "optax transformations"))
+  assert "| `exact_accuracy` | Exact accuracy | Share of examples" in "\n".join(docs_site.metrics())
   assert "## jp.optim.adam_atan2\nadam_atan2(" in page.replace("```python\n", "") and ">>> " in page
 
 
