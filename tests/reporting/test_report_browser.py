@@ -72,7 +72,7 @@ def test_a_sudoku_page_is_short_and_whole_and_its_charts_do_what_they_offer(sudo
   assert seen["changed"] == []
   assert seen["tip"].startswith("400") and "loss, train" in seen["tip"] and seen["cleared"] == ""
   assert "100" not in seen["zoomed"][0].split(",") and not seen["zoomed"][1] and seen["whole"] == [True, True]
-  assert seen["hidden"] == ["none", "", "", ""]
+  assert seen["hidden"] == ["none", "", ""]
   assert "log scale" in seen["log"][0] and seen["log"][1] == "true"
   assert (seen["first"], seen["every"], seen["solved"], seen["found"]) == (12, 60, 40, 1)
   picture = ElementTree.fromstring(seen["svg"])
@@ -80,7 +80,7 @@ def test_a_sudoku_page_is_short_and_whole_and_its_charts_do_what_they_offer(sudo
   strokes = {node.get("stroke") for node in picture.iter("{http://www.w3.org/2000/svg}path")}
   assert strokes and all(stroke.startswith("rgb(") for stroke in strokes)
   words = [node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")]
-  assert {"Loss", "loss, train", "lm_loss, evaluation"} <= set(words)
+  assert {"Loss", "loss, train", "lm_loss, train"} <= set(words)
   table = list(csv.DictReader(seen["csv"].splitlines()))
   recorded = [json.loads(line) for line in (sudoku / "metrics.jsonl").read_text().splitlines()]
   assert [float(row["loss, train"]) for row in table] == pytest.approx([r["train/loss"] for r in recorded], rel=1e-5)
