@@ -61,10 +61,9 @@ def test_the_loss_is_that_of_the_class_and_padding_has_none():
 
 
 def test_an_evaluation_keeps_the_class_the_answer_and_its_probability_of_every_image():
-  logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]]))
   batch = {"inputs": jnp.zeros((2, 4)), "labels": jnp.array([[1], [2]])}
   config = dataclasses.replace(tiny.config(), model=dataclasses.replace(MODEL, loss="softmax"))
-  kept = ImageClass().predict(lambda _: logits, None, batch, config)
+  kept = ImageClass().predict(_Fixed(), None, batch, config)
   np.testing.assert_array_equal(kept["truth"], [0, 1])
   np.testing.assert_array_equal(kept["answer"], [0, 2])
   np.testing.assert_allclose(kept["confidence"], [0.7, 0.5], rtol=1e-6)
@@ -74,6 +73,16 @@ def test_an_evaluation_keeps_the_class_the_answer_and_its_probability_of_every_i
   rest.add({"valid": np.array([True, True])}, result)
   tally.merge(EvalAccumulator.from_state(_Nothing(), json.loads(json.dumps(rest.to_state()))))
   assert (tally.count, tally.kept["truth"], tally.kept["answer"]) == (3, [0, 0, 1], [0, 0, 2])
+
+
+class _Fixed(VisionTransformer):
+  """Says the same whatever it sees."""
+
+  def __init__(self):
+    pass
+
+  def __call__(self, inputs):
+    return jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]]))
 
 
 class _Nothing:

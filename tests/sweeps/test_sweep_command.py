@@ -87,8 +87,9 @@ def test_the_tpu_executor_prints_launch_lines(arguments, tmp_path, capsys):
   assert lines[0].startswith("#") and len(lines) == 4
   launched = shlex.split(lines[1].replace("$NAME", "pod").replace("$ZONE", "z").replace("$TYPE", "v5litepod-16"))
   printed = subprocess.run(
-    [sys.executable, *launched[1:3], "--dry-run", *launched[3:]], cwd=ROOT, capture_output=True, text=True, check=True
-  ).stdout
+    [sys.executable, "-m", "jpmhc_jax", *launched[1:3], "--dry-run", *launched[3:]], cwd=ROOT, capture_output=True,
+    text=True, check=True,
+  ).stdout  # fmt: skip
   assert "--worker=all" in printed and "train" in printed and "mixer=cayley" in printed
   assert not (tmp_path / "s").exists()
 
