@@ -98,6 +98,8 @@ def metrics() -> Iterator[str]:
   """A table of every scalar that a run records, in the words of the report."""
   yield "# Glossary of metrics\n\nWhat a run records in `metrics.jsonl`, as its report explains it.\n"
   yield "| name | called | meaning | |\n|---|---|---|---|"
+  for group, words in glossary.GROUPS.items():
+    yield f"| `{group}/…` | | {_escaped(words)} | |"
   for name, known in glossary.MEANINGS.items():
     yield f"| `{name}` | {_escaped(known.title)} | {_escaped(known.words)} | {known.better} |"
 

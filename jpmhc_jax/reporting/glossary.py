@@ -107,7 +107,21 @@ ROUTING = {
   "logit_saturation": Meaning("Logit saturation", "Share of logits that have no effect any more.", LOWER, 1e-6),
   "frozen_gradient": Meaning("Frozen gradient (alarm)", "1 when coefficients no longer answer their logits.", LOWER),
 }
-MEANINGS = LEARNING | COSTS | STREAMS | MIXERS | ROUTING | {"halt_loss": LEARNING["q_halt_loss"]}
+RECORDS = {
+  "examples": Meaning("Examples", "Held-out examples that the evaluation has looked at."),
+  "augmentations_voted": Meaning("Augmentations voted", "Votes on a test input, mean over the inputs."),
+  "count": Meaning("Count", "Examples of the batch that ended at this step, over which its means are taken."),
+  "elapsed_s": Meaning("Elapsed (s)", "Wall time of all starts."),
+  "compile_s": Meaning("Compilation (s)", "Wall time until the first step of a start had run.", LOWER),
+  "eta_s": Meaning("Time left (s)", "Steps that remain times the step time."),
+}
+MEANINGS = LEARNING | COSTS | STREAMS | MIXERS | ROUTING | RECORDS | {"halt_loss": LEARNING["q_halt_loss"]}
+# Of scalars that have one for each layer or activity, by the first part of the name.
+GROUPS = {
+  "gradient_norm": LEARNING["layer_norm"].words,
+  "update_ratio": "Length of a layer's update over that of its parameters; 1e-3 is usual, near 1 nothing is kept.",
+  "goodput": "Share of the wall time of all starts that went there; the shares sum to 1.",
+}
 
 
 def meaning(name: str) -> Meaning:
@@ -124,5 +138,6 @@ def meaning(name: str) -> Meaning:
   if "pass@" in last:
     k = last.rpartition("@")[2]
     return Meaning(name.removeprefix("evaluation/"), f"Share of tasks solved by one of the {k} best answers.", HIGHER)
-  words = name.split("/", 1)[-1].replace("_", " ").replace("/", ": ")
-  return MEANINGS.get(last) or Meaning(words[:1].upper() + words[1:])
+  group, _, rest = name.partition("/")
+  words = (rest or group).replace("_", " ").replace("/", ": ")
+  return MEANINGS.get(last) or Meaning(words[:1].upper() + words[1:], GROUPS.get(group, ""))

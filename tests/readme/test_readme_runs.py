@@ -18,6 +18,8 @@ import checks
 from pages import code, lines, ROOT
 import pytest
 
+from jpmhc_jax.reporting import glossary
+
 PAGE = ROOT / "docs" / "runs.md"
 COMMON = {
   "steps": 4, "batch_size": 8, "model.width": 16, "model.heads": 2, "model.layers": 1, "model.mlp_multiple": 8,
@@ -176,3 +178,4 @@ def _check_metrics(workdir):
   shares = {f"goodput/{name}" for name in ("step", "compile", "data", "lost")}
   assert {"train/loss", "memory/host_peak_gib", *times, *shares} <= there, sorted(there)
   assert {"gradient_norm", "update_ratio", "mixer"} <= {name.split("/")[0] for name in there}
+  assert not [name for name in sorted(there - {"step"}) if not glossary.meaning(name).words]

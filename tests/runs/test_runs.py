@@ -16,6 +16,7 @@ import tiny
 import jpmhc_jax as jp
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
+from jpmhc_jax.reporting import glossary
 from jpmhc_jax.runs.session import processes_of
 from jpmhc_jax.training import lease, loop
 
@@ -35,6 +36,11 @@ def trained(tmp_path_factory):
 
 def _arrays(run):
   return [np.asarray(leaf) for leaf in jax.tree.leaves(run.parameters)]
+
+
+def test_the_glossary_explains_every_metric_that_a_run_records(trained):
+  names = {*trained.metrics, *(name for each in trained.evaluations for name in each.metrics)}
+  assert len(names) > 15 and not [name for name in sorted(names) if not glossary.meaning(name).words]
 
 
 def test_train_returns_the_run_and_load_finds_it_again(trained):
