@@ -18,6 +18,7 @@ from jpmhc_jax.reporting.workdir import LIMIT, Run
 
 FILE = "spectrum.json"
 SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
+PREDICTIONS = ("predicted", "independent")
 STATISTICS = (("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"), ("spread_log", "spread of log"))
 
 
@@ -36,9 +37,11 @@ def section(run: Run) -> Markup | None:
 def _intro(content: Mapping[str, Any]) -> Markup:
   words = (
     f"Singular values of the Jacobian of the checkpoint at step {content['step']}, at a real batch: measured, and "
-    "predicted by free probability from the mixers, reads, writes and noise seen there, with independent Gaussian "
-    "noise in every layer. W1 is the mean distance in log singular value that mass would have to be moved; ± is what "
-    "the random probes alone leave of it. Values under the floor count as the floor in both."
+    "predicted by free probability from the mixers, reads, writes and sub-layers seen there; calls that share their "
+    "weights are taken so, and beside it as if every call had weights of its own (independent). W1 is the mean "
+    "distance in log singular value that mass would have to be moved; ± is what the random probes alone leave of it. "
+    "The largest value is an outlier that no average predicts: it is measured (top). Values under the floor count as "
+    "the floor in both."
   )
   if not content.get("complete", True):
     words += " The measurement was interrupted: what was done until then is shown."
@@ -49,8 +52,9 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
   for site in _shown(sites):
     s = np.array(site["singular_values"], np.float64)
     lines = [Line("measured", s, np.array(site["measured_density"], np.float64), colour=0)]
-    if site["predicted_density"] is not None:
-      lines.append(Line("predicted", s, np.array(site["predicted_density"], np.float64), colour=1, dash=1))
+    for index, side in enumerate(PREDICTIONS, 1):
+      if site.get(f"{side}_density") is not None:
+        lines.append(Line(side, s, np.array(site[f"{side}_density"], np.float64), colour=index, dash=index))
     # The tails of a density fall over tens of decades, which would be all that a logarithmic axis shows.
     yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True, linear_y=True)
   calls = [site for site in sites if site["scale"] in SERIES]
@@ -82,12 +86,26 @@ def _table(content: Mapping[str, Any]) -> Markup:
       number(site["size"]),
       Cell("exact" if site["exact"] else "Lanczos"),
       number(site["floor"]),
+      number(site.get("top")),
     ]
     for key, _ in STATISTICS:
       row += [number(side and side[key], percent=key == "stalled") for side in (site["measured"], site["predicted"])]
-    rows.append([*row, number(site["w1"]), number(site["chance"]), number(site["residual"])])
+    rows.append(
+      [*row, number(site["w1"]), number(site["chance"]), number(site.get("independent_w1")), number(site["residual"])]
+    )
   pairs = [f"{words}, {side}" for _, words in STATISTICS for side in ("measured", "predicted")]
-  header = ["Jacobian of", "inputs", "method", "floor", *pairs, "W1", "±", "residual"]
+  header = [
+    "Jacobian of",
+    "inputs",
+    "method",
+    "floor",
+    "top, measured",
+    *pairs,
+    "W1",
+    "±",
+    "W1, independent",
+    "residual",
+  ]
   return markup.table("Measured and predicted singular values", header, rows, class_="sortable")
 
 
@@ -108,8 +126,9 @@ def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
   panels = []
   for site in _shown(sites):
     curves = [("measured", site["singular_values"], site["measured_density"], "-")]
-    if site["predicted_density"] is not None:
-      curves.append(("predicted", site["singular_values"], site["predicted_density"], "--"))
+    for side, style in zip(PREDICTIONS, ("--", ":"), strict=True):
+      if site.get(f"{side}_density") is not None:
+        curves.append((side, site["singular_values"], site[f"{side}_density"], style))
     panels.append((site["name"], curves))
   _draw(panels, path)
 

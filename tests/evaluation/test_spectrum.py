@@ -12,10 +12,10 @@ import tiny
 
 from jpmhc_jax import main
 from jpmhc_jax.config import plugins, schema
-from jpmhc_jax.evaluation.spectra import measure, trm
+from jpmhc_jax.evaluation.spectra import measure, moments, trm
 from jpmhc_jax.models.trm import supervision_step
 
-EFFORT = measure.Effort(examples=1, tokens=2, points=64, carry_points=32, exact_limit=700, steps=48)
+EFFORT = measure.Effort(examples=1, cells=2, points=64, carry_points=32, exact_limit=700, steps=48)
 
 
 def _linearised(**connection):
@@ -56,10 +56,54 @@ def test_mixers_reads_and_writes_are_those_of_the_connection(carried):
   assert_allclose(at.trace.reads[-1, 0, :, 0], reads[tokens], rtol=1e-5)
   out = np.asarray(part.connect(streams, part.sublayer)).reshape(-1, 2, 16)[tokens]
   assert_allclose(at.trace.gains[-1, 0], 1 / np.sqrt(np.mean(out**2, axis=-1)), rtol=1e-3)
-  # sigma² is the mean square of the sub-layer's Jacobian, times its size
-  u = jnp.einsum("jbl,bljd->bld", coefficients.read, streams)
-  jacobian = jax.jacrev(lambda v: part.sublayer(v.reshape(u.shape)).ravel())(u.ravel())
-  assert_allclose(at.trace.sigma[-1, 0] ** 2, jnp.sum(jacobian**2) / u.size, rtol=0.3)
+
+
+def test_the_noise_is_the_projected_jacobian_of_the_sub_layer(carried):
+  """K_ll + m_l² = |P_out F' P_in|²/N of the features of the last call, which the norm of its tokens precedes."""
+  _, at = carried
+  first, part = at.network.model(*at.arrays).parts()
+  streams = jnp.asarray(at.trace.inputs[1])
+  coefficients = part.connect.coefficients(streams)
+  read, write = (jnp.moveaxis(c, 0, -1) for c in (coefficients.read, coefficients.write))
+  u = jnp.einsum("blj,bljd->bld", read, streams)
+  out = part.connect(streams, part.sublayer)
+  into = moments.before(streams, first.axes, read[:, :, None, :])
+  behind = moments.behind(out, part.axes, write[..., None])
+  dense = lambda f: np.asarray(jax.jacrev(lambda v: f(v.reshape(u.shape)).ravel())(u.ravel()))  # noqa: E731
+  jacobian = dense(behind) @ dense(part.sublayer) @ dense(into)
+  noise, size = at.trace.noise, len(jacobian)
+  assert_allclose(noise.covariance[-1, -1] + noise.mean[-1] ** 2, np.sum(jacobian**2) / size, rtol=0.15)
+  squared = np.trace(jacobian @ jacobian) / size
+  assert abs(noise.elliptic[-1, -1] + noise.mean[-1] ** 2 - squared) < 0.15 * np.sum(jacobian**2) / size
+  assert 0 < noise.error < 0.2
+
+
+def test_a_norm_removes_the_direction_of_its_vector():
+  rng = np.random.default_rng(0)
+  streams, write = rng.normal(size=(1, 3, 1, 8)), rng.normal(size=(1, 3, 1, 1))
+  unit = streams[:, :, 0] / np.linalg.norm(streams[:, :, 0], axis=-1, keepdims=True)
+  vector = jnp.asarray(rng.normal(size=(1, 3, 8)), jnp.float32)
+  expected = vector - unit * np.sum(unit * np.asarray(vector), axis=-1, keepdims=True)
+  assert_allclose(moments.behind(jnp.asarray(streams), -1, jnp.asarray(write))(vector), expected, rtol=1e-4, atol=1e-5)
+  assert moments.behind(jnp.asarray(streams), (), jnp.asarray(write)) is moments.unchanged
+  # Two equal streams lose what one would: the reads and writes do not matter.
+  twice, ends = jnp.asarray(np.concatenate([streams, streams], axis=2)), jnp.asarray(rng.normal(size=(1, 3, 1, 2)))
+  assert_allclose(moments.before(twice, -1, ends)(vector), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_are_those_of_the_matrices_within_their_sampling_error():
+  rng, size = np.random.default_rng(1), 400
+  common = rng.normal(size=(size, size)) / np.sqrt(size)
+  matrices = [common, common + 0.5 * rng.normal(size=(size, size)) / np.sqrt(size), common.T + 0.3 * np.eye(size)]
+  pairs = lambda v: np.stack([[m @ np.ravel(v), m.T @ np.ravel(v)] for m in matrices])  # noqa: E731
+  result = moments.estimate(pairs, (1, 1, size), jax.random.key(0))
+  mean = np.array([np.trace(m) / size for m in matrices])
+  exact = lambda turn: np.array([[np.sum(a * turn(b)) / size for b in matrices] for a in matrices])  # noqa: E731
+  assert_allclose(result.mean, mean, atol=0.05)
+  assert_allclose(result.covariance, exact(lambda b: b) - np.outer(mean, mean), atol=0.1)
+  assert_allclose(result.elliptic, exact(np.transpose) - np.outer(mean, mean), atol=0.1)
+  for sign in (1, -1):
+    assert np.min(np.linalg.eigvalsh(result.covariance + sign * result.elliptic)) > -1e-12
 
 
 def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
@@ -77,7 +121,8 @@ def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
   assert_allclose(product, np.concatenate([z_h, z_l]), rtol=1e-9)
   part, call = trm.part_layers(at.trace, 1, 0), trm.stream_layers(at.trace, -1, 0)
   assert_allclose(part.mixers, [np.eye(2), call.mixers[1]])
-  assert_allclose(part.sigma, [0, call.sigma[1]])
+  assert_allclose(part.noise.covariance, np.diag([0, call.noise.covariance[1, 1]]))
+  assert_allclose(call.independent.noise.covariance, np.diag(np.diagonal(call.noise.covariance) + call.noise.mean**2))
 
 
 def test_streams_made_inside_a_call_are_closed_at_its_ends():
@@ -106,7 +151,8 @@ def test_measured_and_predicted_spectra_agree(carried):
   few = dataclasses.replace(
     few,
     trace=few.trace._replace(
-      **{k: v[:3] for k, v in few.trace._asdict().items() if k not in ("inputs", "enter", "leave")}
+      **{k: v[:3] for k, v in few.trace._asdict().items() if k not in ("inputs", "enter", "leave", "noise")},
+      noise=trm.chosen_noise(few.trace, np.arange(6)),
     ),
   )
   sites = {site.name: site for site in measure.measure(few, EFFORT)}

@@ -141,10 +141,10 @@ def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean():
 
 
 def _members(streams, depth):
-  """Random members of every family that exists for so many streams."""
-  for name in families.FAMILIES:
+  """Random members of the families that exist for so many streams."""
+  for name in families.FAMILIES[:: 1 if streams == 4 else 3]:
     try:
-      yield name, mixer_stack(families.make(name), streams, depth)
+      yield mixer_stack(families.make(name), streams, depth)
     except ConfigError:
       continue
 
@@ -152,15 +152,16 @@ def _members(streams, depth):
 @pytest.mark.slow
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
 def test_theory_is_monte_carlo_for_every_family_and_similarity(streams):
+  """All families at four streams, every third at other numbers of them."""
   depth, rng, seen = 4, np.random.default_rng(streams), 0
-  for index, (_, mixers) in enumerate(_members(streams, depth)):
+  for index, mixers in enumerate(_members(streams, depth)):
     similarity = (0.0, 0.5, 1.0)[index % 3]
     reads, writes = rng.dirichlet(np.ones(streams), depth), rng.uniform(0.5, 1.5, (depth, streams))
     weights = [0, 1, 0, 1]
     layers = correlated_noise(mixers, reads, writes, tied_covariance(0.4, weights, similarity))
     _sampled(layers, width=64 // streams, draws=12, extra=2)
     seen += 1
-  assert seen > (0 if streams == 1 else 5)
+  assert seen > (10 if streams == 4 else 0)
 
 
 @pytest.mark.slow

@@ -4,20 +4,19 @@ Three scales: every part of the network (connection, sub-layer, norm); every net
 layer of the decoder; the whole map, of the carry (z_H, z_L) from the start over many calls or of the streams through
 all layers. All at one real batch of the run's data, with the evaluated parameters, in float32.
 
-How near the two are is measured every time (W1 in log singular value), and it is no agreement within sampling error.
-The theory holds for independent Gaussian noise in every layer and coefficients that do not depend on the streams. A
-trained network breaks this: TRM's calls share their weights, so that noise adds up coherently or cancels over many
-calls; F' has structure (attention is a product over positions and features, few directions count); H, a and b depend on
-the streams. Single parts come out best. Over many calls most singular values lie below the floor of the measurement,
-where both sides count as the floor: a small W1 there says little, and the largest values may be far off (26 times too
-large on a tiny TRM).
+The noise of a part is its sub-layer's Jacobian, with its moments across all parts (`moments`): calls that share their
+weights have correlated noise, which adds up coherently or cancels. Beside that prediction stands the one of the same
+network with weights of their own at every call. How near they are is measured every time (W1 in log singular value),
+and it is no agreement within sampling error: a trained F' is not Gaussian (attention is a product over positions and
+features, few directions count), coefficients differ between tokens and features (the prediction averages over a few),
+and H, a and b depend on the streams. The largest value is an outlier that no average predicts; it is measured.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +26,21 @@ from jpmhc_jax.core import rng
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.evaluation.spectra import transformer, trm
-from jpmhc_jax.evaluation.spectra.trm import call_layers, part_layers, Stack, Trace
+from jpmhc_jax.evaluation.spectra import moments, transformer, trm
+from jpmhc_jax.evaluation.spectra.trm import call_layers, Cells, part_layers, Stack, Trace
 from jpmhc_jax.mixers import parse
 from jpmhc_jax.spectral import compare, density, dyson, measured, rules, table
+from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, independent
 from jpmhc_jax.spectral.jacobian import measure as law_of
 from jpmhc_jax.spectral.jacobian import mixer_stack
-from jpmhc_jax.spectral.layers import block_noise, Layers
+from jpmhc_jax.spectral.layers import Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 from jpmhc_jax.training.tasks.base import Task, TransformerPass
 from jpmhc_jax.training.tasks.trm import DeepSupervision
 
 FILE = "spectrum.json"
-_MEASURING = 0.7  # share of the time, roughly; the rest is for the design rules
+_MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
+_POINT_S = 0.004  # CPU seconds a grid point of 48 places, measured
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = trm.Network | transformer.Network
 
@@ -71,12 +72,15 @@ class Effort:
   """How much is measured and predicted."""
 
   examples: int = 1  # of the batch; every Jacobian is that of all of them together
-  tokens: int = 3  # at which the coefficients are read; predictions are averaged over them
+  cells: int = 6  # tokens and features at which the coefficients are read; predictions are averaged over them
   steps: int = 96  # of Lanczos
   probes: int = 2
   exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
   points: int = 128  # of the grid of a prediction
-  carry_points: int = 48  # the same for the whole map, which is as deep as all calls together; read at one token
+  carry_points: int = 96  # the same for the whole map, which is as deep as all calls together
+  carry_s: float = (
+    30.0  # for the prediction of the whole map, roughly, on a core: it takes fewer cells where it is slow
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +94,23 @@ class Site:
   exact: bool
   floor: float  # singular value under which both sides are cut off
   measured: compare.Summary
-  predicted: compare.Summary | None
+  top: float  # the largest singular value, measured
+  predicted: compare.Summary | None  # from the moments across all parts
   w1: float | None  # between the two, in log singular value
+  independent: compare.Summary | None  # predicted as if every call had weights of its own
+  independent_w1: float | None
   chance: float  # W1 that the random probes alone are expected to leave
   residual: float | None  # of the Dyson equation; None where it could not be solved
   singular_values: tuple[float, ...]  # the axis of the densities of log s below
   measured_density: tuple[float, ...]
   predicted_density: tuple[float, ...] | None
+  independent_density: tuple[float, ...] | None
+  remark: str = ""  # why there is no prediction, and what to do
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values for JSON."""
-    summaries = {"measured": self.measured._asdict(), "predicted": self.predicted and self.predicted._asdict()}
+    sides = ("measured", "predicted", "independent")
+    summaries = {side: getattr(self, side) and getattr(self, side)._asdict() for side in sides}
     return dataclasses.asdict(self) | summaries
 
 
@@ -117,7 +127,14 @@ class Linearised:
   removed: tuple[float, ...]  # see `Network.removed`
 
 
-def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effort: Effort) -> Linearised:
+def linearise(
+  setup: Setup,
+  dataset: Dataset,
+  state: TrainState,
+  step: int,
+  effort: Effort,
+  tick: rules.Tick = lambda what, share: None,
+) -> Linearised:
   """Runs the network on the batch of `step` and reads its coefficients off."""
   config = setup.config
   if config.precision.compute != "float32":
@@ -129,10 +146,13 @@ def linearise(setup: Setup, dataset: Dataset, state: TrainState, step: int, effo
   network = network_of(setup.task, setup)
   latents, x, parts = network.start(*arrays, jnp.asarray(batch["inputs"]), rows)
   key = rng.key_for(config.seed, "spectrum", step)
-  tokens = jax.random.choice(key, x.shape[0] * x.shape[1], (effort.tokens,), replace=False)
-  trace = jax.jit(network.trace)(latents, *arrays, x, tokens, key)
+  cells = Cells.drawn(x.shape[0] * x.shape[1], latents.shape[-1], effort.cells, key)
+  trace = jax.jit(network.trace)(latents, *arrays, x, cells, key)
+  products = functools.partial(jax.jit(network.products), trace.states, *arrays)
+  width = (*x.shape[:2], config.model.width)
+  noise = moments.estimate(products, width, key, lambda share: tick("moments of the sub-layers", share))
   # The theory computes with the coefficients on the host; the points at which a Jacobian is taken stay where they are.
-  trace = jax.tree.map(np.asarray, trace)._replace(states=trace.states, inputs=trace.inputs)
+  trace = jax.tree.map(np.asarray, trace)._replace(states=trace.states, inputs=trace.inputs, noise=noise)
   removed = network.removed(*arrays, trace.inputs[0])
   return Linearised(network, parts, arrays, x, latents, trace, removed)
 
@@ -145,7 +165,7 @@ def measure(
   tick: called before every site and while it is predicted; what it raises ends the work.
   """
   total = len(at.parts) + at.network.calls + len(at.network.counts)
-  for index, (scale, name, calls, jacobian, stacks, removed) in enumerate(_sites(at)):
+  for index, (scale, name, calls, jacobian, stacks, removed) in enumerate(_sites(at, effort)):
 
     def report(share: float, name: str = name, index: int = index) -> None:
       tick(name, (index + share) / total)
@@ -156,30 +176,33 @@ def measure(
     yield Site(scale=scale, name=name, calls=calls, **site)
 
 
-def _sites(at: Linearised) -> Iterator[tuple[str, str, int, measured.Operator, list[Stack], float]]:
-  """(scale, name, calls, Jacobian, one stack of layers a token, share of directions that the norms remove)."""
-  network, trace, tokens = at.network, at.trace, range(at.trace.mixers.shape[2])
+def _sites(at: Linearised, effort: Effort) -> Iterator[tuple[str, str, int, measured.Operator, list[Stack], float]]:
+  """(scale, name, calls, Jacobian, one stack of layers a cell, share of directions that the norms remove)."""
+  network, trace, cells = at.network, at.trace, range(at.trace.mixers.shape[2])
   for index, name in enumerate(at.parts):
     jacobian = measured.operator(network.part(index), trace.inputs[index], *at.arrays)
-    yield (
-      "part",
-      name,
-      network.calls,
-      jacobian,
-      [part_layers(trace, index, token) for token in tokens],
-      at.removed[index],
-    )
+    stacks = [part_layers(trace, index, cell) for cell in cells]
+    yield "part", name, network.calls, jacobian, stacks, at.removed[index]
   # Streams made inside a call have each lost another direction when their mean leaves it: nothing is lost.
   removed = 0.0 if trace.enter.size else max(at.removed)
   one, many = network.scales
   for call in range(network.calls):
     jacobian = measured.operator(network.call, trace.states[call], *at.arrays, jnp.asarray(call))
-    stacks = [call_layers(trace, call, token) for token in tokens]
+    stacks = [call_layers(trace, call, cell) for cell in cells]
     yield one, f"{network.noun} {call + 1}", call + 1, jacobian, stacks, removed
   for count in network.counts:
-    whole = network.layers(trace, count, 0)
     jacobian = measured.operator(network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
-    yield many, f"{network.noun}s 1 to {count}", count, jacobian, [whole] if whole else [], removed
+    whole = [stack for cell in cells if (stack := network.layers(trace, count, cell)) is not None]
+    yield many, f"{network.noun}s 1 to {count}", count, jacobian, _affordable(whole, effort), removed
+
+
+def _affordable(stacks: list[Stack], effort: Effort) -> list[Stack]:
+  """As many of the stacks as `effort` has time for, at least one."""
+  if not stacks:
+    return []
+  places = 2 * len(stacks[0].mixers) * stacks[0].reads.shape[1]
+  seconds = _POINT_S * max(1.0, (places / 48) ** 2.3) * (2 * effort.carry_points + 96)
+  return stacks[: max(1, int(effort.carry_s / seconds))]
 
 
 def _compared(
@@ -194,56 +217,88 @@ def _compared(
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
   measurement = law_of(jacobian, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
-  law, residual = _predicted(stacks, removed, points, measurement.floor, tick) if stacks else (None, None)
-  both = np.concatenate([measurement.log_values, *([law.log_values] if law else [])])
+  tied = _predicted(stacks, removed, points, measurement.floor, lambda share: tick(share / 2))
+  alone = [stack.independent for stack in stacks]
+  single = _predicted(alone, removed, points, measurement.floor, lambda share: tick((1 + share) / 2))
+  laws = [each.law for each in (tied, single) if each.law]
+  both = np.concatenate([law.log_values for law in (measurement.atoms, *laws)])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
   width = max(0.03, (grid[-1] - grid[0]) / 60)
+
+  def drawn(law: compare.Atoms | None) -> tuple[float, ...] | None:
+    return tuple(compare.smoothed(law, grid, width).tolist()) if law else None
+
   return {
     "size": jacobian.inputs,
     "exact": measurement.source == "exact",
     "floor": measurement.floor,
     "measured": measurement.summary(threshold),
-    "predicted": compare.summary(law, threshold, measurement.floor) if law else None,
-    "w1": compare.w1(measurement.atoms, law) if law else None,
+    "top": measurement.top,
+    "predicted": compare.summary(tied.law, threshold, measurement.floor) if tied.law else None,
+    "w1": compare.w1(measurement.atoms, tied.law) if tied.law else None,
+    "independent": compare.summary(single.law, threshold, measurement.floor) if single.law else None,
+    "independent_w1": compare.w1(measurement.atoms, single.law) if single.law else None,
     "chance": measurement.chance,
-    "residual": residual,
+    "residual": tied.residual,
     "singular_values": tuple(np.exp(grid).tolist()),
-    "measured_density": tuple(compare.smoothed(measurement.atoms, grid, width).tolist()),
-    "predicted_density": tuple(compare.smoothed(law, grid, width).tolist()) if law else None,
+    "measured_density": drawn(measurement.atoms),
+    "predicted_density": drawn(tied.law),
+    "independent_density": drawn(single.law),
+    "remark": tied.remark,
   }
+
+
+class _Prediction(NamedTuple):
+  law: compare.Atoms | None
+  residual: float | None
+  remark: str  # why there is none
 
 
 def _predicted(
   stacks: list[Stack], removed: float, points: int, floor: float, tick: Callable[[float], None]
-) -> tuple[compare.Atoms | None, float | None]:
-  """The predicted law and the residual of its equation; None and None where it could not be solved."""
+) -> _Prediction:
+  """The predicted law and the residual of its equation, or the reason why there is none."""
+  if not stacks:
+    return _Prediction(None, None, "a call makes its streams inside, so that the carry is no product of layers")
   with jax.enable_x64(True):
-    layers = [layers_of(stack) for stack in stacks]
+    layers = [correlated_of(stack) for stack in stacks]
     try:
       spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
-    except dyson.NotSolvedError:
-      return None, None
+    except dyson.NotSolvedError as error:
+      return _Prediction(None, None, f"{error}; the measured spectrum stands alone, and a shorter stack is predicted")
     share = 1.0 / layers[0].streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
-    return compare.of_spectrum(spectrum, share, floor, removed), float(jnp.max(spectrum.residual))
+    law = compare.of_spectrum(spectrum, share, floor, removed)
+    return _Prediction(law, float(jnp.max(spectrum.residual)), "")
+
+
+def correlated_of(stack: Stack) -> Correlated:
+  """The stack for the spectral theory. Needs float64."""
+  noise = stack.noise
+  return correlated_noise(stack.mixers, stack.reads, stack.writes, noise.covariance, noise.elliptic, noise.mean)
 
 
 def layers_of(stack: Stack) -> Layers:
-  """The stack for the spectral theory. Needs float64."""
-  return block_noise(stack.mixers, stack.sigma, stack.reads, stack.writes)
+  """The stack with independent noise. Needs float64."""
+  return independent(correlated_of(stack.independent))
 
 
-HEADER = f"{'Jacobian of':<20}{'size':>6}{'largest':>18}{'stalled':>16}{'mean log':>16}{'spread':>14}  {'W1':>6}"
+HEADER = (
+  f"{'Jacobian of':<20}{'size':>6}{'top':>9}{'99 % quantile':>18}{'stalled':>16}{'mean log':>16}{'spread':>14}"
+  f"  {'W1':<14}{'independent':>12}"
+)
 
 
 def describe(site: Site) -> str:
-  """One line below HEADER: measured and predicted pairs, then W1 with its chance."""
+  """One line below HEADER: the top, measured and predicted pairs, W1 with its chance, W1 of independent calls."""
   forms = (("largest", "9.3g"), ("stalled", "8.1%"), ("mean_log", "8.2f"), ("spread_log", "7.2f"))
   pairs = []
   for name, form in forms:
     for side in (site.measured, site.predicted):
       pairs.append(f"{getattr(side, name):{form}}" if side else f"{'–':>{form.split('.')[0]}}")
-  distance = f"{site.w1:6.3f} ± {site.chance:.3f}" if site.w1 is not None else f"{'–':>6}"
-  return f"{site.name:<20}{site.size:>6}{''.join(pairs)}  {distance}"
+  found = f"{site.w1:.3f} ± {site.chance:.3f}" if site.w1 is not None else "–"
+  single = f"{site.independent_w1:.3f}" if site.independent_w1 is not None else "–"
+  text = f"{site.name:<20}{site.size:>6}{site.top:9.3g}{''.join(pairs)}  {found:<14}{single:>12}"
+  return f"{text}\n  {site.name}: {site.remark}" if site.remark else text
 
 
 def swapped(
@@ -257,14 +312,14 @@ def swapped(
 ) -> Iterator[rules.Row]:
   """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
   depth, streams, _ = at.network.design(at.trace, 0).mixers.shape
-  tokens = range(at.trace.mixers.shape[2])
+  cells = range(at.trace.mixers.shape[2])
 
   def make(name: str, depth: int) -> list[Layers]:
     own = None if name == CHECKPOINT else mixer_stack(parse(name), streams, depth, "random", seed)
-    return [layers_of(at.network.design(at.trace, token, own)) for token in tokens]
+    return [layers_of(at.network.design(at.trace, cell, own)) for cell in cells]
 
   jobs = [(name, depth) for name in (CHECKPOINT, *families)]
-  return table.announced(rules.rows(jobs, make, None, threshold, points, tick), jobs, streams, say, len(tokens))
+  return table.announced(rules.rows(jobs, make, None, threshold, points, tick), jobs, streams, say, len(cells))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,17 +369,17 @@ def findings(
   ends the work.
   """
   tick("the network at a batch", 0.0)
-  at = linearise(setup, dataset, state, step, effort)
+  at = linearise(setup, dataset, state, step, effort, lambda what, share: tick(what, _MOMENTS * share))
   result = Findings(step, threshold, effort)
   say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
   say(HEADER)
-  for site in measure(at, effort, threshold, lambda what, share: tick(what, _MEASURING * share)):
+  for site in measure(at, effort, threshold, lambda what, share: tick(what, _MOMENTS + _MEASURING * share)):
     say(describe(site))
     result = dataclasses.replace(result, sites=(*result.sites, site))
     yield result
   say(f"predicted for the last {at.network.noun} with its own mixers and others")
   say(table.HEADER)
-  rest = lambda what, share: tick(what, _MEASURING + (1 - _MEASURING) * share)  # noqa: E731
+  rest = lambda what, share: tick(what, 1 - (1 - _MOMENTS - _MEASURING) * (1 - share))  # noqa: E731
   for row in swapped(at, families, threshold, effort.points, setup.config.seed, say, rest):
     say(table.line(row))
     result = dataclasses.replace(result, rows=(*result.rows, row))

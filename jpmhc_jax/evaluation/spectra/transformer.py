@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 import numpy as np
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.evaluation.spectra.trm import Stack, stream_layers, through, Trace
+from jpmhc_jax.evaluation.spectra.trm import Cells, chosen_noise, products, Stack, stream_layers, through, Trace
 from jpmhc_jax.models.transformer import Decoder, Layer, Transformer, VisionTransformer
 
 
@@ -75,25 +75,34 @@ class Network:
 
     return jax.lax.scan(one, streams, (self.model(params, buffers).layers, jnp.arange(self.calls)))[0]
 
-  def trace(self, streams: Array, params: Any, buffers: Any, x: Array, tokens: Array, key: Key[Array, ""]) -> Trace:
-    """Everything a prediction needs, at the given positions of the flattened (b·l) tokens."""
+  def trace(self, streams: Array, params: Any, buffers: Any, x: Array, cells: Cells, key: Key[Array, ""]) -> Trace:
+    """Everything a prediction needs but the noise, at the given cells."""
     model = self.model(params, buffers)
 
-    def one(h: Array, turn: tuple[Layer, Array]) -> tuple[Array, Any]:
-      layer, key = turn
-      behind, inputs, layers = through(layer.parts(), h, model.model.norm_epsilon, tokens, key)
+    def one(h: Array, layer: Layer) -> tuple[Array, Any]:
+      behind, inputs, layers = through(layer.parts(), h, model.model.norm_epsilon, cells)
       return behind, (h, inputs, layers)
 
-    keys = jax.random.split(key, self.calls)
-    _, (states, inputs, layers) = jax.lax.scan(one, streams, (model.layers, keys))
-    gains, mixers, reads, writes, sigma = layers
-    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, enter=jnp.zeros(0), leave=jnp.zeros(0))
+    _, (states, inputs, layers) = jax.lax.scan(one, streams, model.layers)
+    gains, mixers, reads, writes = layers
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, enter=jnp.zeros(0), leave=jnp.zeros(0))
+
+  def products(self, states: Array, params: Any, buffers: Any, probe: Array) -> Array:
+    """(K·P, 2, N): what the sub-layers of every layer make of a probe; see `moments.estimate`."""
+    model = self.model(params, buffers)
+
+    def one(_: None, turn: tuple[Array, Layer]) -> tuple[None, Array]:
+      h, layer = turn
+      return None, products(layer.parts(), h, model.model.norm_epsilon, probe)
+
+    rows = jax.lax.scan(one, None, (states, model.layers))[1]
+    return rows.reshape(-1, *rows.shape[2:])
 
   def layers(self, trace: Trace, count: int, token: int) -> Stack:
     """All parts of the first layers."""
     stacks = [stream_layers(trace, call, token) for call in range(count)]
-    mixers, sigma, reads, writes = (np.concatenate([stack[field] for stack in stacks]) for field in range(4))
-    return Stack(mixers, sigma, reads, writes)
+    mixers, reads, writes = (np.concatenate([stack[field] for stack in stacks]) for field in range(3))
+    return Stack(mixers, reads, writes, chosen_noise(trace, np.arange(len(mixers))))
 
   def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> Stack:
     """What the design rules judge: the whole depth, with other mixers (parts, n, n) if given."""

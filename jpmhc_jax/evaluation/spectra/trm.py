@@ -20,15 +20,30 @@ from jaxtyping import Array, Bool, Key
 import numpy as np
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.evaluation.spectra import moments
+from jpmhc_jax.evaluation.spectra.moments import Moments
 from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.models.trm import Part, TRM
 
 LEAST_RECURSIONS = 12
-_PROBES = 16  # for |F'|²: an attention layer has few directions that count
+
+
+class Cells(NamedTuple):
+  """Where coefficients are read: positions of the flattened (b, l) tokens and features of a stream, (T,) each."""
+
+  tokens: Array
+  features: Array
+
+  @classmethod
+  def drawn(cls, tokens: int, features: int, count: int, key: Key[Array, ""]) -> "Cells":
+    """Different tokens, each with a feature drawn with replacement."""
+    each, other = jax.random.split(key)
+    chosen = jax.random.choice(each, tokens, (min(count, tokens),), replace=False)
+    return cls(chosen, jax.random.randint(other, chosen.shape, 0, features))
 
 
 class Trace(NamedTuple):
-  """K network calls of P parts, seen at T tokens, with m segments (1 for most) of n streams. Arrays."""
+  """K network calls of P parts, seen at T cells, with m segments (1 for most) of n streams. Arrays."""
 
   states: Array  # (K, b, l, …) what enters each call
   inputs: Array  # (P, b, l, …) the streams that enter each part of the last call
@@ -36,9 +51,9 @@ class Trace(NamedTuple):
   mixers: Array  # (K, P, T, n, n)
   reads: Array  # (K, P, T, m, n)
   writes: Array  # (K, P, T, n, m)
-  sigma: Array  # (K, P) standard deviation of the noise
   enter: Array  # (n,) what one vector becomes on entering a call, (0,) where streams live in the carry
   leave: Array  # (n,) weights with which streams leave it
+  noise: Moments | None = None  # of the K·P sub-layers in order, once they are estimated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,23 +129,29 @@ class Network:
     turns = jnp.arange(len(self.answers)), jnp.asarray(self.answers)
     return jax.lax.scan(one, latents, turns)[0]
 
-  def trace(self, latents: Array, params: Any, buffers: Any, x: Array, tokens: Array, key: Key[Array, ""]) -> Trace:
-    """Everything a prediction needs, at the given positions of the flattened (b·l) tokens."""
+  def trace(self, latents: Array, params: Any, buffers: Any, x: Array, cells: Cells, key: Key[Array, ""]) -> Trace:
+    """Everything a prediction needs but the noise, at the given cells."""
     model = self.model(params, buffers)
-    inside = model.connection.streams > 1 and model.carried_streams == 1
 
-    def one(z: Array, turn: tuple[Array, Array]) -> tuple[Array, Any]:
-      answers, key = turn
+    def one(z: Array, answers: Array) -> tuple[Array, Any]:
       state = _entering(z, x, answers)
-      h = model.ends.expand(state) if inside else state
-      h, inputs, layers = through(model.parts(), h, model.model.norm_epsilon, tokens, key)
-      return _updated(z, model.ends.reduce(h) if inside else h, answers), (state, inputs, layers)
+      h, inputs, layers = through(model.parts(), _expanded(model, state), model.model.norm_epsilon, cells)
+      return _updated(z, model.ends.reduce(h) if _inside(model) else h, answers), (state, inputs, layers)
 
-    keys = jax.random.split(key, len(self.answers))
-    _, (states, inputs, layers) = jax.lax.scan(one, latents, (jnp.asarray(self.answers), keys))
-    gains, mixers, reads, writes, sigma = layers
-    enter, leave = _ends(model, states[0], key) if inside else (jnp.zeros(0), jnp.zeros(0))
-    return Trace(states, inputs[-1], gains, mixers, reads, writes, sigma, enter, leave)
+    _, (states, inputs, layers) = jax.lax.scan(one, latents, jnp.asarray(self.answers))
+    gains, mixers, reads, writes = layers
+    enter, leave = _ends(model, states[0], key) if _inside(model) else (jnp.zeros(0), jnp.zeros(0))
+    return Trace(states, inputs[-1], gains, mixers, reads, writes, enter, leave)
+
+  def products(self, states: Array, params: Any, buffers: Any, probe: Array) -> Array:
+    """(K·P, 2, N): what the sub-layers of every call make of a probe; see `moments.estimate`."""
+    model = self.model(params, buffers)
+
+    def one(_: None, state: Array) -> tuple[None, Array]:
+      return None, products(model.parts(), _expanded(model, state), model.model.norm_epsilon, probe)
+
+    rows = jax.lax.scan(one, None, states)[1]
+    return rows.reshape(-1, *rows.shape[2:])
 
   def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
     """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""
@@ -139,6 +160,15 @@ class Network:
   def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> "Stack":
     """What the design rules judge: the last call."""
     return stream_layers(trace, -1, token, mixers)
+
+
+def _inside(model: TRM) -> bool:
+  """Does every call make its streams and reduce them?"""
+  return model.connection.streams > 1 and model.carried_streams == 1
+
+
+def _expanded(model: TRM, state: Array) -> Array:
+  return model.ends.expand(state) if _inside(model) else state
 
 
 def _entering(z: Array, x: Array, answers: Bool[Array, ""]) -> Array:
@@ -150,58 +180,81 @@ def _updated(z: Array, new: Array, answers: Bool[Array, ""]) -> Array:
 
 
 def through(
-  parts: Sequence[Part], streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
+  parts: Sequence[Part], streams: Array, epsilon: float, cells: Cells
 ) -> tuple[Array, Array, tuple[Array, ...]]:
-  """Streams behind all parts, those in front of each, and (gains, mixers, reads, writes, σ) as in `Trace`."""
-  layers, inputs = [], []
-  for part, each in zip(parts, jax.random.split(key, len(parts)), strict=True):
+  """Streams behind all parts, those in front of each, and (gains, mixers, reads, writes) as in `Trace`."""
+  inputs, layers = [], []
+  for part in parts:
     inputs.append(streams)
-    streams, layer = _layer(part, streams, epsilon, tokens, each)
+    streams, layer = _layer(part, streams, epsilon, cells)
     layers.append(layer)
   return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *layers)
 
 
-def _normed(part: Part, streams: Array, epsilon: float) -> Array:
-  return streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
+def products(parts: Sequence[Part], streams: Array, epsilon: float, probe: Array) -> Array:
+  """(P, 2, N): F̂ V and F̂ᵀ V of the sub-layers of all parts (see `moments`), the first of which no norm precedes."""
+  rows: list[Array] = []
+  axes: int | tuple[int, ...] = ()
+  for part in parts:
+    out, entering = _connected(part, streams)
+    _, read, write = _coefficients(part, streams)
+    normed = _normed(part, out, epsilon)
+    into = moments.before(_wide(streams), axes, read)
+    behind = moments.behind(_wide(normed), part.axes, write)
+    rows.append(moments.pair(part.sublayer, entering, into, behind, probe))
+    streams, axes = normed, part.axes
+  return jnp.stack(rows)
 
 
-def _layer(
-  part: Part, streams: Array, epsilon: float, tokens: Array, key: Key[Array, ""]
-) -> tuple[Array, tuple[Array, Array, Array, Array, Array]]:
-  """The streams behind a part, and its (gain, mixer, read, write, σ) at the tokens."""
+def _wide(streams: Array) -> Array:
+  """(b, l, n, e), n = 1 where the network has no streams."""
+  return streams if streams.ndim == 4 else streams[:, :, None, :]
+
+
+def _connected(part: Part, streams: Array) -> tuple[Array, Array]:
+  """The streams behind a part before its norm, and what its sub-layer sees."""
   inputs = []
 
   def spy(u: Array) -> Array:
     inputs.append(u)
     return part.sublayer(u)
 
-  out = part.connect(streams, spy)
-  normed = _normed(part, out, epsilon)
-  n = streams.shape[-2] if streams.ndim == 4 else 1
-  gain = jnp.sqrt(jnp.sum(normed**2, axis=-1) / (jnp.sum(out**2, axis=-1) + 1e-30)).reshape(-1, n)[tokens]
-  if n == 1:
-    mix, read, write = (jnp.ones((len(tokens), 1, 1)) for _ in range(3))
-  else:
-    coefficients = part.connect.coefficients(streams)  # type: ignore[attr-defined]
-    mix = jnp.eye(n) if coefficients.mix is None else coefficients.mix
-    mix, read, write = (_at(c, tokens) for c in (mix, coefficients.read, coefficients.write))
-    read = read[:, None, :] if read.ndim == 2 else read
-    write = write[:, :, None] if write.ndim == 2 else write
-  return normed, (gain, mix, read, write, _energy(part.sublayer, inputs[0], key) ** 0.5)
+  return part.connect(streams, spy), inputs[0]
 
 
-def _at(coefficient: Array, tokens: Array) -> Array:
-  """(T, …) from a coefficient with its token axes (b, l) last, or without any where it is static."""
+def _normed(part: Part, streams: Array, epsilon: float) -> Array:
+  return streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
+
+
+def _coefficients(part: Part, streams: Array) -> tuple[Array, Array, Array]:
+  """Mixer (b, l, n, n), read (b, l, m, n) and write (b, l, n, m) of every token."""
+  tokens = streams.shape[:2]
+  if streams.ndim == 3:
+    one = jnp.ones((*tokens, 1, 1))
+    return one, one, one
+  coefficients = part.connect.coefficients(streams)  # type: ignore[attr-defined]
+  mix = jnp.eye(streams.shape[2]) if coefficients.mix is None else coefficients.mix
+  mix, read, write = (_tokens_first(c, tokens) for c in (mix, coefficients.read, coefficients.write))
+  read = read[:, :, None, :] if read.ndim == 3 else read
+  return mix, read, write[..., None] if write.ndim == 3 else write
+
+
+def _tokens_first(coefficient: Array, tokens: tuple[int, ...]) -> Array:
+  """A coefficient with its token axes (b, l) in front; it has them last, or none where it is static."""
   if coefficient.ndim > 2:
-    return jnp.moveaxis(coefficient.reshape(*coefficient.shape[:-2], -1)[..., tokens], -1, 0)
-  return jnp.broadcast_to(coefficient[None], (len(tokens), *coefficient.shape))
+    return jnp.moveaxis(coefficient, (-2, -1), (0, 1))
+  return jnp.broadcast_to(coefficient, (*tokens, *coefficient.shape))
 
 
-def _energy(sublayer: Callable[[Array], Array], u: Array, key: Key[Array, ""]) -> Array:
-  """|F'|² over the number of its columns, by Rademacher probes."""
-  out, pull = jax.vjp(sublayer, u)
-  probes = jax.random.rademacher(key, (_PROBES, *out.shape), out.dtype)
-  return jnp.mean(jax.lax.map(lambda g: jnp.mean(pull(g)[0] ** 2), probes))
+def _layer(part: Part, streams: Array, epsilon: float, cells: Cells) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+  """The streams behind a part, and its (gain, mixer, read, write) at the cells."""
+  out, _ = _connected(part, streams)
+  normed = _normed(part, out, epsilon)
+  before, behind = (jnp.sum(_wide(a) ** 2, axis=part.axes, keepdims=True) for a in (out, normed))
+  gain = jnp.broadcast_to(jnp.sqrt(behind / (before + 1e-30)), _wide(out).shape)
+  at_tokens = lambda a: a.reshape(-1, *a.shape[2:])[cells.tokens]  # noqa: E731
+  gain = jnp.take_along_axis(at_tokens(gain), cells.features[:, None, None], axis=2)[:, :, 0]
+  return normed, (gain, *map(at_tokens, _coefficients(part, streams)))
 
 
 def _ends(model: TRM, state: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
@@ -215,29 +268,49 @@ def _ends(model: TRM, state: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
 
 
 class Stack(NamedTuple):
-  """Arguments of `spectral.layers.block_noise` at one token, float64. closed: see `call_layers`."""
+  """Layers of `spectral.correlated.correlated_noise` at one cell, float64. closed: see `call_layers`."""
 
   mixers: np.ndarray
-  sigma: np.ndarray
   reads: np.ndarray
   writes: np.ndarray
+  noise: Moments
   closed: bool = False
+
+  @property
+  def independent(self) -> "Stack":
+    """The same layers as if every call had weights of its own."""
+    size = np.diagonal(self.noise.covariance) + self.noise.mean**2
+    noise = self.noise._replace(covariance=np.diag(size), elliptic=0 * self.noise.elliptic, mean=0 * self.noise.mean)
+    return self._replace(noise=noise)
+
+
+def chosen_noise(trace: Trace, chosen: np.ndarray) -> Moments:
+  """Moments of the chosen sub-layers (indices into call · P + part); −1 is a layer without noise."""
+  assert trace.noise is not None, "the trace of a network without its moments"
+  alive = (chosen >= 0).astype(np.float64)
+  pairs = np.ix_(chosen, chosen)
+  both = alive[:, None] * alive[None, :]
+  covariance, elliptic = (both * moment[pairs] for moment in (trace.noise.covariance, trace.noise.elliptic))
+  return Moments(covariance, elliptic, alive * trace.noise.mean[chosen], trace.noise.error)
 
 
 def stream_layers(trace: Trace, call: int, token: int, mixers: np.ndarray | None = None) -> Stack:
   """The parts of a call: mixer D H, write D b with the norm's scale D. mixers (P, n, n): others than the network's."""
+  calls, parts = trace.gains.shape[:2]
   gains = np.asarray(trace.gains[call, :, token], np.float64)[:, :, None]
   mixers = np.asarray(trace.mixers[call, :, token] if mixers is None else mixers, np.float64)
   reads, writes = (np.asarray(a[call, :, token], np.float64) for a in (trace.reads, trace.writes))
-  return Stack(gains * mixers, np.asarray(trace.sigma[call], np.float64), reads, gains * writes)
+  return Stack(gains * mixers, reads, gains * writes, chosen_noise(trace, call % calls * parts + np.arange(parts)))
 
 
 def part_layers(trace: Trace, index: int, token: int) -> Stack:
-  """One part of the last call; the others pass everything on, so that a part and a call share a compiled program."""
-  mixers, sigma, reads, writes = stream_layers(trace, -1, token)[:4]
-  chosen = np.arange(len(sigma)) == index
+  """One part of the last call; the others pass everything on."""
+  mixers, reads, writes = stream_layers(trace, -1, token)[:3]
+  calls, parts = trace.gains.shape[:2]
+  chosen = np.arange(parts) == index
   mixers = np.where(chosen[:, None, None], mixers, np.eye(mixers.shape[-1]))
-  return Stack(mixers, np.where(chosen, sigma, 0.0), reads, writes)
+  noise = chosen_noise(trace, np.where(chosen, (calls - 1) * parts + index, -1))
+  return Stack(mixers, reads, writes, noise)
 
 
 def call_layers(trace: Trace, call: int, token: int) -> Stack:
@@ -250,26 +323,25 @@ def call_layers(trace: Trace, call: int, token: int) -> Stack:
     return stack
   first, last = np.zeros((2, 1, *stack.mixers.shape[1:]))
   first[0, :, 0], last[0, 0] = trace.enter, trace.leave
-  sigma, reads, writes = (np.concatenate([0 * a[:1], a, 0 * a[:1]]) for a in stack[1:4])
-  return Stack(np.concatenate([first, stack.mixers, last]), sigma, reads, writes, closed=True)
+  reads, writes = (np.concatenate([0 * a[:1], a, 0 * a[:1]]) for a in (stack.reads, stack.writes))
+  parts = trace.gains.shape[1]
+  noise = chosen_noise(trace, np.concatenate([[-1], call * parts + np.arange(parts), [-1]]))
+  return Stack(np.concatenate([first, stack.mixers, last]), reads, writes, noise, closed=True)
 
 
 def carry_layers(trace: Trace, answers: tuple[bool, ...], token: int) -> Stack:
   """(z_H, z_L) through the first calls: 2n streams, of which a call adds one half to the other and updates that.
 
-  The sum is folded into the first part of the call: mixer A S, read a S. Later calls of the trace pass everything on,
-  so that all numbers of calls share a compiled program.
+  The sum is folded into the first part of the call: mixer A S, read a S.
   """
-  calls, parts, _, n = trace.gains.shape
-  m = trace.reads.shape[3]
+  calls, (parts, _, n), m = len(answers), trace.gains.shape[1:], trace.reads.shape[3]
   mixers = np.tile(np.eye(2 * n), (calls, parts, 1, 1))
   reads, writes = np.zeros((calls, parts, m, 2 * n)), np.zeros((calls, parts, 2 * n, m))
-  sigma = np.zeros((calls, parts))
   for k, answer in enumerate(answers):
     own, other = (slice(0, n), slice(n, 2 * n)) if answer else (slice(n, 2 * n), slice(0, n))
-    mixers[k, :, own, own], sigma[k], reads[k, :, :, own], writes[k, :, own], _ = stream_layers(trace, k, token)
+    mixers[k, :, own, own], reads[k, :, :, own], writes[k, :, own] = stream_layers(trace, k, token)[:3]
     shear = np.eye(2 * n)
     shear[own, other] = np.eye(n)
     mixers[k, 0], reads[k, 0] = mixers[k, 0] @ shear, reads[k, 0] @ shear
-  mixers, sigma, reads, writes = (a.reshape(-1, *a.shape[2:]) for a in (mixers, sigma, reads, writes))
-  return Stack(mixers, sigma, reads, writes)
+  mixers, reads, writes = (a.reshape(-1, *a.shape[2:]) for a in (mixers, reads, writes))
+  return Stack(mixers, reads, writes, chosen_noise(trace, np.arange(calls * parts)))

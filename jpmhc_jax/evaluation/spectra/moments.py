@@ -1,0 +1,115 @@
+"""First and second moments of the sub-layers' Jacobians across all parts of a recursion, from common random probes.
+
+A part is RMSNorm(H x + B F(A' x)). Its norm removes one direction, the vector's own, and in a recursion that is the
+direction in which F' is largest and repeats from call to call. So what the theory takes for noise is
+
+    F̂ = P_out F' P_in,   P_out = B⁺ (I − û ûᵀ) B,   P_in = A' (I − v̂ v̂ᵀ) A'⁺
+
+with û the normed output of the part and v̂ that of the part before it; the first part of a call reads a sum of latents,
+and P_in = I. With V Rademacher, SV = (F̂V + F̂ᵀV)/2 − tr(F̂)/N V and AV = (F̂V − F̂ᵀV)/2, N the size of F̂:
+
+    m_l = ⟨V, F̂_l V⟩/N,   K + T = 2 ⟨S_l V, S_k V⟩/N,   K − T = 2 ⟨A_l V, A_k V⟩/N   (Hutchinson; K, T as in
+    `spectral.correlated`)
+
+averaged over the probes: Gram matrices, positive semidefinite by construction.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+import numpy as np
+
+from jpmhc_jax.spectral.measured import Products
+
+PROBES = 16  # K within 3 %, T within 7 % on trained recursions
+_TINY = 1e-30
+
+Projection = Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
+
+
+class Moments(NamedTuple):
+  """Moments of L sub-layers, float64; see `spectral.correlated.correlated_noise`."""
+
+  covariance: Float[np.ndarray, "L L"]
+  elliptic: Float[np.ndarray, "L L"]
+  mean: Float[np.ndarray, " L"]
+  error: float  # relative sampling error of the covariance, in the Frobenius norm
+
+
+def estimate(
+  products: Callable[[Float[Array, "b l d"]], Float[Array, "L 2 N"]],
+  shape: Sequence[int],
+  key: Key[Array, ""],
+  tick: Callable[[float], None] = lambda share: None,
+) -> Moments:
+  """The moments from what `products` makes of Rademacher vectors V of this shape: F̂_l V and F̂_lᵀ V of every part.
+
+  tick: called after every probe with the share of the work that is done; what it raises ends the work.
+  """
+  samples = []
+  for index, each in enumerate(jax.random.split(key, PROBES)):
+    probe = jax.random.rademacher(each, tuple(shape), jnp.float32)
+    samples.append(_sample(np.asarray(products(probe), np.float64), np.ravel(np.asarray(probe, np.float64))))
+    tick((index + 1) / PROBES)
+  mean, even, odd = (np.mean([sample[part] for sample in samples], axis=0) for part in range(3))
+  each = np.stack([sample[1] + sample[2] for sample in samples])
+  error = np.linalg.norm(each.std(axis=0, ddof=1)) / np.sqrt(PROBES) / max(np.linalg.norm(even + odd), _TINY)
+  return Moments(even + odd, even - odd, mean, float(error))
+
+
+def _sample(products: np.ndarray, probe: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """m, (K + T)/2 and (K − T)/2 from one probe."""
+  forward, backward = products[:, 0], products[:, 1]
+  mean = forward @ probe / len(probe)
+  symmetric = 0.5 * (forward + backward) - mean[:, None] * probe
+  skew = 0.5 * (forward - backward)
+  return mean, symmetric @ symmetric.T / len(probe), skew @ skew.T / len(probe)
+
+
+def pair(
+  sublayer: Callable[[Array], Array], at: Float[Array, "b l d"], into: Projection, out: Projection, probe: Array
+) -> Float[Array, "2 N"]:
+  """F̂ V and F̂ᵀ V of a sub-layer at its input."""
+  push, pull = Products(lambda x: out(sublayer(at + into(x))))(jnp.zeros_like(at), ())
+  return jnp.stack([push(jnp.ravel(probe)), pull(jnp.ravel(probe))])
+
+
+def unchanged(vector: Array) -> Array:
+  """No projection."""
+  return vector
+
+
+def behind(streams: Float[Array, "b l n e"], axes: int | tuple[int, ...], write: Float[Array, "b l n m"]) -> Projection:
+  """P_out of a part with this write, whose output is `streams` and normed over `axes` (none: the identity)."""
+  return unchanged if axes == () else _through(write, streams, axes, _inverse(write))
+
+
+def before(streams: Float[Array, "b l n e"], axes: int | tuple[int, ...], read: Float[Array, "b l m n"]) -> Projection:
+  """P_in of a part with this read, where `streams` were normed over `axes` last (none: the identity)."""
+  return unchanged if axes == () else _through(_inverse(read), streams, axes, read)
+
+
+def _through(first: Array, streams: Array, axes: int | tuple[int, ...], last: Array) -> Projection:
+  """last · (I − û ûᵀ) · first, where `first` takes the m segments of a vector to streams and `last` back."""
+  unit = streams / jnp.sqrt(jnp.sum(streams**2, axis=axes, keepdims=True) + _TINY)
+
+  def project(vector: Array) -> Array:
+    parts = vector.reshape(*vector.shape[:2], first.shape[-1], -1)
+    spread = jnp.einsum("blnm,blme->blne", first, parts)
+    spread = spread - unit * jnp.sum(unit * spread, axis=axes, keepdims=True)
+    return jnp.einsum("blmn,blne->blme", last, spread).reshape(vector.shape)
+
+  return project
+
+
+def _inverse(ends: Float[Array, "b l i j"]) -> Float[Array, "b l j i"]:
+  """Pseudo-inverse of tall or wide matrices of full rank."""
+  turned = jnp.swapaxes(ends, -1, -2)
+  if ends.shape[-2] < ends.shape[-1]:
+    return jnp.swapaxes(_inverse(turned), -1, -2)
+  gram = turned @ ends
+  floor = jnp.broadcast_to(_TINY * jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+  return jnp.linalg.solve(gram + floor, turned)
