@@ -9,6 +9,7 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as `core.process` sets it
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jpmhc-jax-cache-"))
 
 # Its import shuts down all logging handlers; absl's, if there is one by then, closes the stderr that pytest captures.

@@ -82,7 +82,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     "--depth",
     type=arguments.wholes(1),
     default="12,48",
-    help="layers, comma-separated; a row takes time in proportion to depth * n^3, which may be 2e7 at most",
+    help="layers (of a call), comma-separated; a row takes time in proportion to depth * n^3, which may be 2e7 at most",
   )
   parser.add_argument("--activation", default="gelu", help="relu, tanh, sigmoid, leaky_relu, gelu, silu or linear")
   parser.add_argument(
@@ -91,9 +91,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     default=None,
     help="weight scale; default: total noise 0.05 at the greatest depth",
   )
-  parser.add_argument("--draw", default="random", help="random = a random member, init = as a run starts")
   parser.add_argument(
-    "--noise", default="full", help="full = noise couples all streams, block = through read and write vectors"
+    "--draw",
+    default="init",
+    help="init = mixers as a run starts; random = random members of the families, far from where a run starts",
+  )
+  parser.add_argument(
+    "--noise",
+    default=None,
+    help="full = noise couples all streams, block = through read and write vectors; default: full, with --calls block",
+  )
+  recursion = parser.add_argument_group("a recursion", "calls that apply the same weights, as those of TRM do")
+  recursion.add_argument("--calls", type=arguments.whole(1, 10_000), default=1, help="calls of --depth layers each")
+  recursion.add_argument(
+    "--tied",
+    type=arguments.number(0, 1),
+    default=1.0,
+    help="similarity of the calls: correlation of a sub-layer's Jacobians at two calls, 0 = fresh weights, 1 = equal",
+  )
+  recursion.add_argument(
+    "--sharing", default="all", help="all = the mixers of a call repeat too, per_call = every call draws its own"
   )
   parser.add_argument(
     "--threshold",
@@ -145,9 +162,12 @@ def question(options: argparse.Namespace) -> Any:
     options.activation,
     options.sigma_w,
     draw=options.draw,
-    noise=options.noise,
+    noise=options.noise or ("block" if options.calls > 1 else "full"),
     threshold=options.threshold,
     seed=options.seed,
+    calls=options.calls,
+    tied=options.tied,
+    sharing=options.sharing,
   )
 
 
@@ -163,7 +183,9 @@ def _design(options: argparse.Namespace) -> int:
   rows: list[rules.Row] = []
 
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
-    say(f"predicted Jacobian spectrum: {options.activation}, {options.noise} noise, mixers drawn as '{options.draw}'")
+    drawn = "mixers as a run starts" if asked.draw == "init" else "random members of each family, as no run starts"
+    calls = f", {asked.calls} calls with similarity {asked.tied:g}" if asked.calls > 1 else ""
+    say(f"predicted Jacobian spectrum: {asked.activation}, {asked.noise} noise, {drawn}{calls}")
     say(table.HEADER)
     for row in table.announced(asked.rows(tick), asked.jobs, asked.streams, say):
       rows.append(row)

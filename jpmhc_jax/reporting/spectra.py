@@ -109,16 +109,47 @@ def _table(content: Mapping[str, Any]) -> Markup:
   return markup.table("Measured and predicted singular values", header, rows, class_="sortable")
 
 
+BANDS = ((0.01, 0.99), (0.1, 0.9))  # quantiles between which a prediction's picture is filled
+
+
 def draw_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> None:
-  """One panel a depth, one curve a mixer: predicted density of log s over s."""
-  depths = sorted({row["depth"] for row in predictions})
-  panels = []
-  for depth in depths:
-    rows = [row for row in predictions if row["depth"] == depth]
-    # matplotlib has ten colours: the eleventh curve and those after it are broken lines.
-    styled = ((row, ("-", "--", ":")[i // 10 % 3]) for i, row in enumerate(rows))
-    panels.append((f"depth {depth}", [(r["mixer"], r["singular_values"], r["log_density"], s) for r, s in styled]))
-  _draw(panels, path)
+  """One panel a mixer: the middle 98 % and 80 % of its singular values and their median, over depth."""
+  from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+  names = list(dict.fromkeys(row["mixer"] for row in predictions))
+  if not names:
+    return
+  columns = min(4, len(names))
+  figure = Figure(figsize=(3 * columns + 0.6, 2.8 * -(-len(names) // columns)), layout="constrained")
+  axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False, sharex=True, sharey=True).ravel()
+  for axis in axes[len(names) :]:
+    axis.set_axis_off()
+  for axis, name in zip(axes, names, strict=False):
+    rows = sorted((row for row in predictions if row["mixer"] == name), key=lambda row: row["depth"])
+    _draw_bands(axis, [row["depth"] for row in rows], [_quantiles(row) for row in rows])
+    axis.set(title=name, yscale="log", xlabel="layers")
+  for axis in axes[::columns]:
+    axis.set_ylabel("singular value s (gradient factor)")
+  axes[0].legend(fontsize=8)
+  _save(figure, path)
+
+
+def _quantiles(row: Mapping[str, Any]) -> np.ndarray:
+  """(1, 10, 50, 90, 99 %) of a predicted density of log s."""
+  s, density = (np.array(row[key], np.float64) for key in ("singular_values", "log_density"))
+  mass = np.cumsum(np.maximum(density, 0) * np.gradient(np.log(s)))
+  low, high = zip(*BANDS, strict=True)
+  return np.exp(np.interp((*low, 0.5, *high), mass / max(mass[-1], 1e-300), np.log(s)))
+
+
+def _draw_bands(axis: Any, depths: Sequence[int], quantiles: Sequence[np.ndarray]) -> None:
+  low, high = np.array(quantiles).T[: len(BANDS)], np.array(quantiles).T[-len(BANDS) :]
+  for index, (below, above) in enumerate(BANDS):
+    label = f"middle {above - below:.0%}"
+    axis.fill_between(depths, low[index], high[index], alpha=0.2, color="C0")
+    axis.vlines(depths, low[index], high[index], color="C0", linewidth=2 + 4 * index, alpha=0.5, label=label)
+  axis.plot(depths, np.array(quantiles)[:, len(BANDS)], "o-", color="C1", markersize=4, label="median")
+  axis.axhline(1, color="grey", linewidth=0.6)
 
 
 def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -157,6 +188,10 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     figure.legend(handles=largest.lines, loc="outside right upper", fontsize=8, ncols=beside)
   else:
     axes[0].legend(fontsize=8)
+  _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
   image = io.BytesIO()
   figure.savefig(image, format="svg", metadata={"Date": None})
   write_atomically(path, image.getvalue())

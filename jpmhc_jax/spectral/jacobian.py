@@ -20,7 +20,8 @@ import numpy as np
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.core.scalars import check_seed
 from jpmhc_jax.mixers import Mixer
-from jpmhc_jax.spectral import compare, density, dyson, measured, stable_product
+from jpmhc_jax.spectral import compare, density, dyson, measured, monte_carlo, stable_product
+from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, tied_covariance
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, Real, without_rotations
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
 DRAWS = ("init", "random")
 FLOOR = 1e-6  # singular value below which a direction counts as dead
 DEEPEST = 4_000  # depth · streams³ up to which the Dyson equation is tried: two minutes; beyond, a product is sampled
+MOST_PLACES = 400  # of `Correlated` layers, up to which the same holds
 _SAMPLED = 96  # singular values of a sampled product, at least
 _TAIL = 1e-4  # share of the mass that a smoothed edge may leave outside of the support
 _LOST = 0.01  # share of the mass that the grid of a density loses by smoothing: no dead directions
@@ -100,25 +102,29 @@ class JacobianSpectrum:
 
 
 def predict(
-  mixers: Mixer | Layers | Real,
+  mixers: Mixer | Layers | Correlated | Real,
   sigma: Real | None = None,
   *,
   streams: int | None = None,
   depth: int | None = None,
   reads: Real | None = None,
   writes: Real | None = None,
+  weights: Sequence[int] | None = None,
+  similarity: float = 1.0,
   draw: str = "random",
   seed: int = 0,
   points: int = _POINTS,
   tick: Callable[[float], None] = lambda share: None,
 ) -> JacobianSpectrum:
-  """The law of the singular values of J = Y_L … Y_1, Y_l = A_l ⊗ I + noise, for wide layers with independent noise.
+  """The law of the singular values of J = Y_L … Y_1, Y_l = A_l ⊗ I + noise, for wide layers.
 
   mixers: A_l as an array (L, n, n), or a mixer of which `depth` members for `streams` streams are drawn: 'random' by
-  its own law, 'init' as a network starts; or `Layers`, which have their noise already.
+  its own law, 'init' as a network starts; or `Layers` or `Correlated`, which have their noise already.
   sigma: standard deviation of the noise, a number or (L,): Y_l = A_l ⊗ I + σ_l X_l, the entries of X_l with variance
   1/N. With reads a_l and writes b_l, (L, n) each, it is that of a hyper-connection: Y_l = A_l ⊗ I + σ_l b_l a_lᵀ ⊗ W_l,
   where σ_l² is the mean square of the singular values of the sub-layer's Jacobian.
+  weights: (L,) label of the weight that a layer applies, for a network that repeats weights: the noise of two layers
+  with one label has the correlation `similarity`, 0 to 1. Without labels all noise is independent.
   points: of the grid. tick: called now and then with the share of the work that is done; what it raises ends the work.
 
   Exact as the width goes to infinity (matrix Dyson equation). Where it cannot be solved, or not within minutes, the
@@ -129,9 +135,13 @@ def predict(
   >>> law = jp.spectral.predict(np.zeros((1, 2, 2)), sigma=1.0)  # a Gaussian matrix: the quarter circle on [0, 2]
   >>> round(law.top, 1)
   2.0
+  >>> straight, ends = np.ones((4, 1, 1)), {"reads": np.ones((4, 1)), "writes": np.ones((4, 1))}
+  >>> calls = jp.spectral.predict(straight, 0.3, **ends, weights=[0, 0, 0, 0], points=64)  # (1 + σ W)⁴
+  >>> calls.top > 1.3 * jp.spectral.predict(straight, 0.3, **ends, points=64).top
+  True
   """
   with jax.enable_x64(True):
-    layers = _layers(mixers, sigma, streams, depth, reads, writes, draw, seed)
+    layers = _layers(mixers, sigma, streams, depth, reads, writes, draw, seed, weights, similarity)
     solved = solve([layers], points, tick)
     if isinstance(solved, density.Spectrum):
       mass = float(jnp.sum(solved.weights))
@@ -146,14 +156,19 @@ def predict(
   )
 
 
-def _edges(layers: Layers, law: compare.Atoms, end: float) -> tuple[float, float]:
+def _edges(layers: density.Stack, law: compare.Atoms, end: float) -> tuple[float, float]:
   """The support of a predicted density, whose grid ends at the singular value `end`."""
   least, middle, greatest = np.exp(compare.quantiles(law, np.array([_TAIL, 0.5, 1 - _TAIL])))
   try:
-    greatest = density.upper_edge(without_rotations(layers), max(middle, FLOOR) ** 2, end**2) ** 0.5
+    greatest = density.upper_edge(_simplest(layers), max(middle, FLOOR) ** 2, end**2) ** 0.5
   except dyson.NotSolvedError:
     pass  # the smoothed density's own
   return float(least), float(greatest)
+
+
+def _simplest(layers: density.Stack) -> density.Stack:
+  """Layers with the same spectrum that cost less, where there are any."""
+  return without_rotations(layers) if isinstance(layers, Layers) else layers
 
 
 def _ends(values: np.ndarray, floor: float) -> tuple[float, float]:
@@ -169,7 +184,7 @@ def drawing(law: compare.Atoms, points: int = _POINTS) -> tuple[np.ndarray, np.n
 
 
 def _layers(
-  mixers: Mixer | Layers | Real,
+  mixers: Mixer | Layers | Correlated | Real,
   sigma: Real | None,
   streams: int | None,
   depth: int | None,
@@ -177,10 +192,13 @@ def _layers(
   writes: Real | None,
   draw: str,
   seed: int,
-) -> Layers:
-  given = {"streams": streams, "depth": depth}
-  if isinstance(mixers, Layers):
-    _refuse(given | {"sigma": sigma, "reads": reads, "writes": writes}, "nothing beside Layers, which say it already")
+  weights: Sequence[int] | None,
+  similarity: float,
+) -> density.Stack:
+  given: dict[str, Any] = {"streams": streams, "depth": depth}
+  if isinstance(mixers, Layers | Correlated):
+    given |= {"sigma": sigma, "reads": reads, "writes": writes, "weights": weights}
+    _refuse(given, "nothing beside layers, which say it already")
     return mixers
   if isinstance(mixers, Mixer):
     if streams is None or depth is None:
@@ -192,6 +210,12 @@ def _layers(
     raise UserError("sigma=None: expected the standard deviation of the layers' noise, such as 0.1")
   if (reads is None) != (writes is None):
     raise UserError("reads, writes: expected both, for the noise of a hyper-connection, or neither, for full noise")
+  if weights is not None:
+    covariance = tied_covariance(sigma, weights, similarity)
+    everywhere = np.broadcast_to(np.eye(np.shape(mixers)[-1]), np.shape(mixers))  # full noise: a segment a stream
+    return correlated_noise(
+      mixers, everywhere if reads is None else reads, everywhere if writes is None else writes, covariance
+    )
   if reads is None or writes is None:
     return full_noise(mixers, sigma)
   return block_noise(mixers, sigma, reads, writes)
@@ -229,19 +253,15 @@ class Sampled:
 
 
 def solve(
-  stacks: Sequence[Layers], points: int = _POINTS, tick: Callable[[float], None] = lambda share: None
+  stacks: Sequence[density.Stack], points: int = _POINTS, tick: Callable[[float], None] = lambda share: None
 ) -> density.Spectrum | Sampled:
   """The density of several stacks of one shape, averaged; a sample where the Dyson equation cannot be solved.
 
   Needs float64.
   """
-  fewer = [without_rotations(each) for each in stacks]
-  size = fewer[0].depth * fewer[0].streams ** 3
+  fewer = [_simplest(each) for each in stacks]
   try:
-    if size > DEEPEST:
-      raise dyson.NotSolvedError(
-        f"depth · streams³ = {size:,} is more than {DEEPEST:,}: the Dyson equation was not tried"
-      )
+    _check_size(fewer[0])
     return density.spectrum(fewer, points, tick=tick)
   except dyson.NotSolvedError as error:
     reason = str(error)
@@ -251,9 +271,31 @@ def solve(
   def turn(done: int) -> Callable[[float], None]:
     return lambda share: tick((done + share) / count)
 
-  logs = [stable_product.log_singular_values(each, width, seed, turn(seed)) for seed, each in enumerate(stacks)]
+  logs = [_sample(each, width, seed, turn(seed)) for seed, each in enumerate(stacks)]
   products = f"{count} sampled product{'s' * (count > 1)} of {dimensions} dimensions"
   return Sampled(np.concatenate(logs), f"{reason}; the numbers are those of {products}")
+
+
+def _check_size(layers: density.Stack) -> None:
+  """Raises NotSolvedError where the equation would take more than minutes."""
+  if isinstance(layers, Correlated):
+    places = 2 * layers.depth * layers.reads.shape[2]
+    if places > MOST_PLACES:
+      raise dyson.NotSolvedError(f"{places} places of reads and writes, more than {MOST_PLACES}: not tried")
+    return
+  size = layers.depth * layers.streams**3
+  if size > DEEPEST:
+    raise dyson.NotSolvedError(
+      f"depth · streams³ = {size:,} is more than {DEEPEST:,}: the Dyson equation was not tried"
+    )
+
+
+def _sample(layers: density.Stack, width: int, seed: int, tick: Callable[[float], None]) -> np.ndarray:
+  """Log singular values of one product of finite width."""
+  if isinstance(layers, Layers):
+    return stable_product.log_singular_values(layers, width, seed, tick)
+  values = monte_carlo.correlated_eigenvalues(layers, width, 1, jax.random.key(seed))
+  return np.asarray(0.5 * np.log(np.maximum(np.ravel(values), np.finfo(np.float64).tiny)))
 
 
 def sampled_size(streams: int) -> int:

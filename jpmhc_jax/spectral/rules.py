@@ -15,7 +15,9 @@ import numpy as np
 from jpmhc_jax.core.errors import check_choice, UserError
 from jpmhc_jax.core.files import to_json, write_atomically
 from jpmhc_jax.mixers import parse
-from jpmhc_jax.spectral import compare, density, jacobian, moments, propagation
+from jpmhc_jax.spectral import compare, correlated, density, jacobian, moments, propagation
+from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, tied_covariance
+from jpmhc_jax.spectral.density import Stack
 from jpmhc_jax.spectral.jacobian import FLOOR, mixer_stack
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
@@ -25,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 NOISES = ("block", "full")
+SHARINGS = ("all", "per_call")  # of a recursion: are the mixers of a call those of all calls?
 LARGEST = 2e7  # depth · streams³ up to which a row is worth waiting for
 _LARGEST_LOG = 690.0  # what exp takes
 _COMPILE_S, _SOLVE_S, _SAMPLE_S = 3.0, 0.035, 0.014  # CPU seconds, measured: see `longest_seconds`
@@ -49,6 +52,7 @@ class Prediction:
   singular_values: tuple[float, ...]
   log_density: tuple[float, ...]
   remark: str = ""  # why the numbers are those of a sampled product of finite width, where they are
+  coherence: float | None = None  # of repeated weights, see `correlated.coherence`; None where none repeats
 
   def cost(self) -> float:
     """What the recommendation minimises: lost directions first, then the spread and drift of what is left."""
@@ -116,9 +120,31 @@ def layer_stack(mixers: np.ndarray, activation: str, sigma_w: float, noise: str,
   return block_noise(mixers, sigma, np.full((depth, streams), 1 / streams), np.ones((depth, streams)))
 
 
+def recursion_stack(
+  mixers: np.ndarray, activation: str, sigma_w: float, noise: str, calls: int, tied: float
+) -> Correlated:
+  """`layer_stack` of a network whose `calls` calls apply the same weights, their noise with a correlation `tied`.
+
+  mixers: (calls · layers of a call, n, n). Needs float64. Raises as `layer_stack` does.
+  """
+  single = layer_stack(mixers, activation, sigma_w, "block")
+  depth, streams, _ = mixers.shape
+  sigma = np.sqrt(np.asarray(single.variance) / streams)  # of the sub-layer's Jacobian
+  if noise == "full":
+    ends = np.broadcast_to(np.eye(streams), mixers.shape)
+    return correlated_noise(mixers, ends, ends, tied_covariance(sigma, labels(calls, depth), tied))
+  reads, writes = np.full((depth, streams), 1 / streams), np.ones((depth, streams))
+  return correlated_noise(mixers, reads, writes, tied_covariance(sigma, labels(calls, depth), tied))
+
+
+def labels(calls: int, depth: int) -> list[int]:
+  """The weight of each of `depth` layers, which are those of so many equal calls."""
+  return [layer % (depth // calls) for layer in range(depth)]
+
+
 def predict(
   name: str,
-  layers: Layers | Sequence[Layers],
+  layers: Stack | Sequence[Stack],
   sigma_w: float | None,
   threshold: float = 0.1,
   points: int = 160,
@@ -131,11 +157,11 @@ def predict(
   `name` and `sigma_w` are only carried along. tick: called now and then with the share of the work that is done; what
   it raises ends the work.
   """
-  stacks = [layers] if isinstance(layers, Layers) else list(layers)
+  stacks = [layers] if isinstance(layers, Layers | Correlated) else list(layers)
   law = jacobian.solve(stacks, points, tick)
   values = _sampled(law, threshold, points) if isinstance(law, jacobian.Sampled) else _solved(law, threshold)
-  growth = np.array([float(moments.log_first_moment(each)) for each in stacks])
-  noise = [jnp.sum(each.variance * _trace(each.read) * _trace(each.write)) for each in stacks]
+  growth = np.array([_log_first_moment(each) for each in stacks])
+  noise = [_total_noise(each) for each in stacks]
   return Prediction(
     mixer=name,
     streams=stacks[0].streams,
@@ -196,6 +222,21 @@ def _sampled(sample: jacobian.Sampled, threshold: float, points: int) -> dict[st
   }
 
 
+def _log_first_moment(layers: Stack) -> float:
+  if isinstance(layers, Layers):
+    return float(moments.log_first_moment(layers))
+  return math.log(max(correlated.first_moment(layers), 1e-300))
+
+
+def _total_noise(layers: Stack) -> float:
+  """Σ_l of the mean square that a layer's noise gives to a unit vector."""
+  if isinstance(layers, Layers):
+    return float(jnp.sum(layers.variance * _trace(layers.read) * _trace(layers.write)))
+  (reads,), (writes,) = layers.reads, layers.writes
+  power = jnp.sum(reads**2, axis=(1, 2)) * jnp.sum(writes**2, axis=(1, 2))
+  return float(jnp.sum(jnp.diagonal(layers.covariance) * power) / (layers.streams * reads.shape[1]))
+
+
 def _trace(covariance: jax.Array) -> jax.Array:
   return jnp.trace(covariance, axis1=1, axis2=2) / covariance.shape[-1]
 
@@ -203,7 +244,12 @@ def _trace(covariance: jax.Array) -> jax.Array:
 @dataclasses.dataclass(frozen=True)
 class Question:
   """What `what_if` answers: which mixers, at which depths, with which noise. Raises UserError where no row could be
-  predicted."""
+  predicted.
+
+  calls, tied: of a recursion, that many calls of `depths` layers each; the noise of a layer at two calls has the
+  correlation `tied`, which is 1 where the weights are the same and the sub-layers linear. sharing: 'all' repeats the
+  mixers of a call too, 'per_call' draws others for every call.
+  """
 
   mixers: Sequence[str] | Mapping[str, np.ndarray]
   streams: int = 4
@@ -215,6 +261,9 @@ class Question:
   threshold: float = 0.1
   seed: int = 0
   points: int = 160
+  calls: int = 1
+  tied: float = 1.0
+  sharing: str = "all"
 
   def __post_init__(self) -> None:
     if self.streams < 2 or not self.mixers or min(self.depths, default=0) < 1:
@@ -222,7 +271,12 @@ class Question:
         f"streams={self.streams}, depths={list(self.depths)}, mixers={list(self.mixers)}: expected n >= 2, depths >= 1 "
         "and a mixer"
       )
-    if max(self.depths) * self.streams**3 > LARGEST:
+    if self.calls < 1 or not 0 <= self.tied <= 1 or (self.calls > 1 and isinstance(self.mixers, Mapping)):
+      raise UserError(
+        f"calls={self.calls}, tied={self.tied}: expected calls >= 1, a similarity of calls from 0 to 1, and names of "
+        "mixers, which are drawn for every call"
+      )
+    if self.calls * max(self.depths) * self.streams**3 > LARGEST:
       raise UserError(
         f"depth={max(self.depths)} of {self.streams} streams: expected depth · streams³ of at most {LARGEST:.0e}, a "
         f"depth of {int(LARGEST) // self.streams**3} here; a row of that takes hours"
@@ -230,30 +284,36 @@ class Question:
     check_choice("activation", self.activation, propagation.ACTIVATIONS)
     check_choice("draw", self.draw, jacobian.DRAWS)
     check_choice("noise", self.noise, NOISES)
+    check_choice("sharing", self.sharing, SHARINGS)
 
   @functools.cached_property
   def advice(self) -> float:
     """The σ_w that keeps Σ σ_l² = 0.05 over isometric mixers at the greatest depth."""
     with jax.enable_x64(True):
-      return propagation.isometric_sigma_w(self.activation, max(self.depths))
+      return propagation.isometric_sigma_w(self.activation, self.calls * max(self.depths))
 
   @property
   def jobs(self) -> list[tuple[str, int]]:
     """(mixer, depth) of every row, in order."""
     if isinstance(self.mixers, Mapping):
       return [(name, len(stack)) for name, stack in self.mixers.items()]
-    return [(name, depth) for name in self.mixers for depth in self.depths]
+    return [(name, self.calls * depth) for name in self.mixers for depth in self.depths]
 
   def rows(self, tick: Tick = lambda what, share: None) -> Iterator[Row]:
     """Every mixer at every depth in turn; see `rows`."""
     scale = self.advice if self.sigma_w is None else self.sigma_w
 
-    def make(name: str, depth: int) -> Layers:
-      given = self.mixers[name] if isinstance(self.mixers, Mapping) else None
-      stack = mixer_stack(parse(name), self.streams, depth, self.draw, self.seed) if given is None else given
-      return layer_stack(np.asarray(stack, np.float64), self.activation, scale, self.noise)
+    def make(name: str, depth: int) -> Stack:
+      if isinstance(self.mixers, Mapping):
+        return layer_stack(np.asarray(self.mixers[name], np.float64), self.activation, scale, self.noise)
+      repeats = self.calls if self.sharing == "all" else 1
+      drawn = mixer_stack(parse(name), self.streams, depth // repeats, self.draw, self.seed)
+      mixers = np.tile(drawn, (repeats, 1, 1))
+      if self.calls == 1:
+        return layer_stack(mixers, self.activation, scale, self.noise)
+      return recursion_stack(mixers, self.activation, scale, self.noise, self.calls, self.tied)
 
-    return rows(self.jobs, make, scale, self.threshold, self.points, tick)
+    return rows(self.jobs, make, scale, self.threshold, self.points, tick, self.calls)
 
   def report(self, rows: Sequence[Row]) -> Report:
     """The report on these rows, which are all or those that were done when the work was interrupted."""
@@ -290,8 +350,8 @@ def what_if(
   Raises UserError for a question that no row answers, ConfigError for unknown words.
 
   >>> report = jp.spectral.what_if({"plain": np.eye(2)[None]}, streams=2, sigma_w=0.2, activation="linear", points=96)
-  >>> report.recommendation, round(report.predictions[0].gradient_gain, 2)
-  ('plain', 1.02)
+  >>> round(report.predictions[0].gradient_gain, 2)
+  1.02
   """
   question = Question(mixers, streams, depths, activation, sigma_w, draw, noise, threshold, seed, points)
   return question.report(list(question.rows()))
@@ -299,15 +359,17 @@ def what_if(
 
 def rows(
   jobs: Sequence[tuple[str, int]],
-  make: Callable[[str, int], Layers | Sequence[Layers]],
+  make: Callable[[str, int], Stack | Sequence[Stack]],
   sigma_w: float | None,
   threshold: float = 0.1,
   points: int = 160,
   tick: Tick = lambda what, share: None,
+  calls: int = 1,
 ) -> Iterator[Row]:
   """A row a (name, depth), as it is done; one whose layers `make` refuses with a UserError is `Absent`.
 
   make: the layers, or several stacks of one shape whose spectra are averaged; called with float64 enabled.
+  calls: of the weights that all of these layers apply again and again, 1 where none repeats.
   tick: called now and then, and may raise to end the work. The cost of a row is about proportional to its depth.
   """
   total, before = sum(depth for _, depth in jobs), 0
@@ -320,7 +382,10 @@ def rows(
     row: Row
     try:
       with jax.enable_x64(True):
-        row = predict(name, make(name, depth), sigma_w, threshold, points, report)
+        layers = make(name, depth)
+        row = predict(name, layers, sigma_w, threshold, points, report)
+        if calls > 1 and isinstance(layers, Correlated):
+          row = dataclasses.replace(row, coherence=correlated.coherence(layers, labels(calls, depth)))
     except UserError as error:
       row = Absent(name, depth, str(error))
     before += depth
@@ -328,18 +393,23 @@ def rows(
 
 
 def _recommended(predictions: Sequence[Prediction], threshold: float) -> tuple[str, str]:
-  """The mixer with the lowest total cost over the depths, and the numbers that decided."""
+  """The mixer with the lowest total cost over the depths, and the numbers that decided; '' where nothing was compared.
+
+  Identity is never recommended: its spectrum is tame because it mixes nothing; it is what the others are compared with.
+  """
   total: dict[str, float] = {}
   for row in predictions:
     total[row.mixer] = total.get(row.mixer, 0.0) + row.cost()
-  best = min(total, key=total.__getitem__)
-  rows = sorted((r for r in predictions if r.mixer == best), key=lambda r: r.depth)
-  deep = rows[-1]
+  mixing = [name for name in total if name != "identity"]
+  if len(mixing) < 2:
+    return "", "it takes two or more mixers beside identity, which mixes nothing"
+  best = min(mixing, key=total.__getitem__)
+  deep = max((row for row in predictions if row.mixer == best), key=lambda row: row.depth)
   reason = (
     f"at depth {deep.depth} {deep.stalled:.1%} of its singular values are under {threshold:g}, their logs spread by "
     f"{deep.spread_log:.2f}, and a layer changes the gradient norm by a factor {deep.gradient_gain:.4f}"
   )
-  rivals = sorted((cost, name) for name, cost in total.items() if name != best)
+  rivals = sorted((cost, name) for name, cost in total.items() if name in mixing and name != best)
   if rivals and rivals[0][0] < 1.1 * total[best] + 0.02:
     reason += f"; {rivals[0][1]} is as good within 10 %"
   return best, reason

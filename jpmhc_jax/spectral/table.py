@@ -23,8 +23,19 @@ def announced(
 
 HEADER = (
   f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
-  f"{'grad/layer':>12}{'residual':>10}"
+  f"{'grad/layer':>12}{'coherence':>11}{'residual':>10}"
 )
+MEANING = """\
+A singular value s of the Jacobian is the factor by which the gradient of one direction grows or fades on its way.
+condition is the 99 % over the 1 % quantile of s, stalled the share of directions with s under the threshold, mean log
+and spread are of ln s: near 1, 0 %, 0 and 0 every direction learns at any depth, grad/layer is a layer's factor on the
+gradient norm. Against stalled directions take a mixer that keeps norms or fewer layers, against a large condition a
+smaller scale of the sub-layers (sigma_w)."""
+COHERENCE = """\
+coherence is how much of what a weight wrote it reads again at a later call (mean |N| over pairs of calls, 0 to 1): what
+repeats adds up from call to call. Mixers that keep the mean of the streams (identity, iso, sinkhorn and the other
+doubly stochastic families) cannot lower it under uniform reads and writes. Mixers that turn the mean (cayley, polar,
+householder and other orthogonal families) can, and more so when every call has its own (--sharing=per_call)."""
 
 
 def line(row: rules.Row) -> str:
@@ -32,10 +43,11 @@ def line(row: rules.Row) -> str:
   if isinstance(row, rules.Absent):
     return f"{row.mixer:<16}{row.depth:>6}  not predicted: {row.reason}"
   scale = "–" if row.sigma_w is None else f"{row.sigma_w:.3g}"
+  coherence = "–" if row.coherence is None else f"{row.coherence:.3f}"
   residual = "sampled" if row.residual is None else f"{row.residual:.0e}"
   text = (
     f"{row.mixer:<16}{row.depth:>6}{scale:>9}{row.total_noise:>8.3g}{row.condition:>11.3g}{row.stalled:>9.1%}"
-    f"{row.mean_log:>10.3f}{row.spread_log:>8.3f}{row.gradient_gain:>12.4f}{residual:>10}"
+    f"{row.mean_log:>10.3f}{row.spread_log:>8.3f}{row.gradient_gain:>12.4f}{coherence:>11}{residual:>10}"
   )
   return f"{text}\n  {row.mixer}, depth {row.depth}: {row.remark}" if row.remark else text
 
@@ -43,8 +55,14 @@ def line(row: rules.Row) -> str:
 def conclusion(report: rules.Report) -> str:
   """What stands below the rows of a `rules.Report`."""
   lines = []
+  if report.predictions:
+    lines.append(MEANING)
+  if any(row.coherence is not None for row in report.predictions):
+    lines.append(COHERENCE)
   if report.recommendation:
     lines.append(f"recommended: {report.recommendation}: {report.reason}.")
+  elif report.reason:
+    lines.append(f"no recommendation: {report.reason}.")
   if report.sigma_w_advice is not None:
     lines.append(
       f"sigma_w = {report.sigma_w_advice:.3g} keeps the total noise at 0.05 over isometric mixers at the greatest "

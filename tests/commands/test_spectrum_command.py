@@ -46,6 +46,17 @@ def test_a_row_that_is_not_solved_is_sampled_and_marked(unsolved, tmp_path, caps
   assert (tmp_path / "spectrum.svg").stat().st_size > 5000
 
 
+def test_a_recursion_has_rows_with_the_coherence_of_its_weights(tmp_path, capsys):
+  """A static rotation decoheres repeated weights, identity cannot; what is sampled is marked."""
+  words = ["spectrum", "--mixer=identity,cayley", "--n=2", "--depth=2", "--calls=4", "--tied=0.9", "--draw=random"]
+  assert main([*words, f"--out={tmp_path}"]) == 0
+  assert "no recommendation: " in (out := capsys.readouterr().out) and "4 calls with similarity 0.9" in out
+  identity, cayley = _strict(tmp_path / "spectrum.json")["predictions"]
+  assert identity["depth"] == 8 and abs(identity["coherence"] - 1) < 1e-6 and cayley["coherence"] < 0.9
+  assert max(identity["residual"], cayley["residual"]) < 1e-6
+  assert "coherence is how much" in out
+
+
 def test_a_slow_row_is_announced_before_it_starts():
   depths, lines = (1, 60, 25_000), []
 
@@ -68,7 +79,7 @@ def test_a_slow_row_is_announced_before_it_starts():
 def test_a_family_that_does_not_exist_for_so_many_streams_is_a_row(unsolved, tmp_path, capsys):
   assert main(["spectrum", "--mixer=quaternion,cayley", "--n=3", "--depth=2", f"--out={tmp_path}"]) == 2
   captured = capsys.readouterr()
-  assert "quaternion           2  not predicted: " in captured.out and "recommended: cayley" in captured.out
+  assert "quaternion           2  not predicted: " in captured.out and "no recommendation: " in captured.out
   assert captured.err.endswith("not predicted: quaternion at depth 2; all other rows are written\n")
   report = _strict(tmp_path / "spectrum.json")
   assert [row["mixer"] for row in report["predictions"]] == ["cayley"]
@@ -103,6 +114,7 @@ def test_an_interrupt_leaves_the_rows_that_are_done(tmp_path, capsys, monkeypatc
     (["--draw=some"], "draw='some': expected one of init, random"),
     (["--mixer=,"], "--mixer=',': names no family; expected some of identity"),
     (["--noise=some"], "noise='some': expected one of block, full"),
+    (["--calls=3", "--sharing=some"], "sharing='some': expected one of all, per_call"),
   ],
 )
 def test_what_no_row_could_be_predicted_with_is_refused_at_once(arguments, words, tmp_path, capsys):

@@ -35,8 +35,8 @@ NAMES = {
   "linalg": "haar helmert matmul skew_sylvester solve",
   "manifolds": "Birkhoff Grassmann Iso MANIFOLDS Manifold Oblique Orthogonal Sphere Stiefel",
   "spectral": """
-    JacobianSpectrum Layers NotSolvedError block_noise critical_sigma_w full_noise isometric_sigma_w measure operator
-    predict propagate what_if
+    Correlated JacobianSpectrum Layers NotSolvedError block_noise coherence correlated_noise critical_sigma_w full_noise
+    isometric_sigma_w measure operator predict propagate tied_covariance what_if
   """,
   "optim": """
     adam_atan2 cayley_adam cayley_sgd grassmann_adam landing make_schedule projected_muon retract riemannian_gradient

@@ -40,7 +40,7 @@ def _stack(seed, depth=3, streams=2, segments=1):
 
 def _linearised(layers, z):
   """G(z) from the whole cyclic 2L x 2L block matrix of n x n blocks, by damped iteration; factor k at (k, k + 1)."""
-  mixers, reads, writes, k, t = (np.asarray(a) for a in layers)
+  (mixers,), (reads,), (writes,), k, t = (np.asarray(a) for a in layers)
   depth, streams, segments = writes.shape
   around = 2 * depth
   fixed = np.zeros((around, streams, around, streams), complex)
@@ -136,8 +136,19 @@ def _sampled(layers, width, draws, extra):
   assert np.all(np.abs(each.mean(axis=0) - predicted) < error), (np.abs(each.mean(axis=0) - predicted), error)
 
 
-def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean():
-  _sampled(_stack(3), width=60, draws=24, extra=2)
+@pytest.mark.parametrize("cells", [1, 2])
+def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean(cells):
+  """Two cells have the moments of one, and coefficients of their own."""
+  layers, others = _stack(3), _stack(7)
+  stacked = [jnp.concatenate(pair) for pair in zip(layers[:3], others[:3], strict=True)]
+  _sampled(layers if cells == 1 else layers._replace(mixers=stacked[0], reads=stacked[1], writes=stacked[2]), 60, 24, 2)
+
+
+def test_equal_cells_are_one():
+  layers = _stack(3)
+  twice = [jnp.concatenate([each, each]) for each in layers[:3]]
+  g = correlated.resolvent(layers._replace(mixers=twice[0], reads=twice[1], writes=twice[2]), jnp.asarray(Z)).g
+  assert_allclose(g, correlated.resolvent(layers, jnp.asarray(Z)).g, rtol=1e-8)
 
 
 def _members(streams, depth):

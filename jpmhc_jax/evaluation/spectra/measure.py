@@ -8,8 +8,8 @@ The noise of a part is its sub-layer's Jacobian, with its moments across all par
 weights have correlated noise, which adds up coherently or cancels. Beside that prediction stands the one of the same
 network with weights of their own at every call. How near they are is measured every time (W1 in log singular value),
 and it is no agreement within sampling error: a trained F' is not Gaussian (attention is a product over positions and
-features, few directions count), coefficients differ between tokens and features (the prediction averages over a few),
-and H, a and b depend on the streams. The largest value is an outlier that no average predicts; it is measured.
+features, few directions count), coefficients differ between tokens and features (a few cells stand for all), and H, a
+and b depend on the streams. The largest value is an outlier that no average predicts; it is measured.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ from jpmhc_jax.training.tasks.trm import DeepSupervision
 
 FILE = "spectrum.json"
 _MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
-_POINT_S = 0.004  # CPU seconds a grid point of 48 places, measured
+_POINT_S = 0.0025  # CPU seconds a grid point and cell of 48 places, measured
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = trm.Network | transformer.Network
 
@@ -72,15 +72,13 @@ class Effort:
   """How much is measured and predicted."""
 
   examples: int = 1  # of the batch; every Jacobian is that of all of them together
-  cells: int = 6  # tokens and features at which the coefficients are read; predictions are averaged over them
+  cells: int = 16  # tokens and features at which the coefficients are read; the noise couples them
   steps: int = 96  # of Lanczos
   probes: int = 2
   exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
   points: int = 128  # of the grid of a prediction
   carry_points: int = 96  # the same for the whole map, which is as deep as all calls together
-  carry_s: float = (
-    30.0  # for the prediction of the whole map, roughly, on a core: it takes fewer cells where it is slow
-  )
+  carry_s: float = 20.0  # CPU time for the prediction of the whole map, roughly: it takes fewer cells where it is slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +148,15 @@ def linearise(
   trace = jax.jit(network.trace)(latents, *arrays, x, cells, key)
   products = functools.partial(jax.jit(network.products), trace.states, *arrays)
   width = (*x.shape[:2], config.model.width)
-  noise = moments.estimate(products, width, key, lambda share: tick("moments of the sub-layers", share))
+  calls, count = trace.gains.shape[:2]
+  report = lambda share: tick("moments of the sub-layers", share)  # noqa: E731
+  noise, sizes = moments.estimate(products, width, calls * count, key, report)
+  features = latents.shape[-1]
+  at_cells = cells.of_rows(sizes, (calls, count, x.shape[0] * x.shape[1], config.model.width // features, features))
   # The theory computes with the coefficients on the host; the points at which a Jacobian is taken stay where they are.
-  trace = jax.tree.map(np.asarray, trace)._replace(states=trace.states, inputs=trace.inputs, noise=noise)
+  points = {"states": trace.states, "inputs": trace.inputs}
+  trace = jax.tree.map(np.asarray, trace)
+  trace = trace._replace(writes=trace.writes * at_cells[:, :, :, None, :], noise=noise, **points)
   removed = network.removed(*arrays, trace.inputs[0])
   return Linearised(network, parts, arrays, x, latents, trace, removed)
 
@@ -261,25 +265,26 @@ def _predicted(
   if not stacks:
     return _Prediction(None, None, "a call makes its streams inside, so that the carry is no product of layers")
   with jax.enable_x64(True):
-    layers = [correlated_of(stack) for stack in stacks]
+    layers = correlated_of(stacks)
     try:
       spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
     except dyson.NotSolvedError as error:
       return _Prediction(None, None, f"{error}; the measured spectrum stands alone, and a shorter stack is predicted")
-    share = 1.0 / layers[0].streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
+    share = 1.0 / layers.streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
     law = compare.of_spectrum(spectrum, share, floor, removed)
     return _Prediction(law, float(jnp.max(spectrum.residual)), "")
 
 
-def correlated_of(stack: Stack) -> Correlated:
-  """The stack for the spectral theory. Needs float64."""
-  noise = stack.noise
-  return correlated_noise(stack.mixers, stack.reads, stack.writes, noise.covariance, noise.elliptic, noise.mean)
+def correlated_of(stacks: Sequence[Stack]) -> Correlated:
+  """The stacks of all cells, which share their noise, for the spectral theory. Needs float64."""
+  mixers, reads, writes = (np.stack(each) for each in zip(*(stack[:3] for stack in stacks), strict=True))
+  noise = stacks[0].noise
+  return correlated_noise(mixers, reads, writes, noise.covariance, noise.elliptic, noise.mean)
 
 
 def layers_of(stack: Stack) -> Layers:
   """The stack with independent noise. Needs float64."""
-  return independent(correlated_of(stack.independent))
+  return independent(correlated_of([stack.independent]))
 
 
 HEADER = (

@@ -87,16 +87,16 @@ class Network:
     gains, mixers, reads, writes = layers
     return Trace(states, inputs[-1], gains, mixers, reads, writes, enter=jnp.zeros(0), leave=jnp.zeros(0))
 
-  def products(self, states: Array, params: Any, buffers: Any, probe: Array) -> Array:
+  def products(self, states: Array, params: Any, buffers: Any, probe: Array, rows: Array) -> Array:
     """(K·P, 2, N): what the sub-layers of every layer make of a probe; see `moments.estimate`."""
     model = self.model(params, buffers)
 
-    def one(_: None, turn: tuple[Array, Layer]) -> tuple[None, Array]:
-      h, layer = turn
-      return None, products(layer.parts(), h, model.model.norm_epsilon, probe)
+    def one(_: None, turn: tuple[Array, Layer, Array]) -> tuple[None, Array]:
+      h, layer, rows = turn
+      return None, products(layer.parts(), h, model.model.norm_epsilon, probe, rows)
 
-    rows = jax.lax.scan(one, None, (states, model.layers))[1]
-    return rows.reshape(-1, *rows.shape[2:])
+    images = jax.lax.scan(one, None, (states, model.layers, rows.reshape(self.calls, -1, rows.shape[1])))[1]
+    return images.reshape(-1, *images.shape[2:])
 
   def layers(self, trace: Trace, count: int, token: int) -> Stack:
     """All parts of the first layers."""

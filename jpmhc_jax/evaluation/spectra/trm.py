@@ -2,10 +2,11 @@
 
 One part of the network, RMSNorm(H x + b ⊗ F(aᵀ x)), has the Jacobian D (H ⊗ I + (b aᵀ) ⊗ F') up to what is small: D
 holds the norm's scale 1/rms of every stream, and the dependence of H, a, b on the streams is left out. So a part is a
-layer of `spectral.layers.block_noise` with mixer D H, write D b, read a and σ² = |F'|²/width, all taken from the
-checkpoint at the tokens of a real batch. The norm of a vector of m entries also removes one direction, the vector's
-own: 1/m of the singular values are zero (`Network.removed`), and the others move by O(1/m), which is left out. Where no
-norm follows a part (the decoder's stands inside F) D = 1, and nothing is removed.
+layer of `spectral.correlated` with mixer D H, write D b and read a, all taken from the checkpoint at the tokens of a
+real batch, and with the moments of F' (`moments`). The norm of a vector of m entries also removes one direction, the
+vector's own. 1/m of the singular values are zero (`Network.removed`), and F' is projected: what it writes in that
+direction is no small part of it, but the largest. Where no norm follows a part (the decoder's stands inside F) D = 1,
+and nothing is removed.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,6 +42,11 @@ class Cells(NamedTuple):
     chosen = jax.random.choice(each, tokens, (min(count, tokens),), replace=False)
     return cls(chosen, jax.random.randint(other, chosen.shape, 0, features))
 
+  def of_rows(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(K, P, T, m): the entries of (K·P, N) at the cells; shape: K, P, tokens, m and features of a stream."""
+    at_tokens = rows.reshape(shape)[:, :, np.asarray(self.tokens)]
+    return np.take_along_axis(at_tokens, np.asarray(self.features)[None, None, :, None, None], axis=4)[..., 0]
+
 
 class Trace(NamedTuple):
   """K network calls of P parts, seen at T cells, with m segments (1 for most) of n streams. Arrays."""
@@ -50,7 +56,7 @@ class Trace(NamedTuple):
   gains: Array  # (K, P, T, n), scale 1/rms of the norm
   mixers: Array  # (K, P, T, n, n)
   reads: Array  # (K, P, T, m, n)
-  writes: Array  # (K, P, T, n, m)
+  writes: Array  # (K, P, T, n, m); with the noise comes their factor ρ, see `moments`
   enter: Array  # (n,) what one vector becomes on entering a call, (0,) where streams live in the carry
   leave: Array  # (n,) weights with which streams leave it
   noise: Moments | None = None  # of the K·P sub-layers in order, once they are estimated
@@ -143,15 +149,16 @@ class Network:
     enter, leave = _ends(model, states[0], key) if _inside(model) else (jnp.zeros(0), jnp.zeros(0))
     return Trace(states, inputs[-1], gains, mixers, reads, writes, enter, leave)
 
-  def products(self, states: Array, params: Any, buffers: Any, probe: Array) -> Array:
+  def products(self, states: Array, params: Any, buffers: Any, probe: Array, rows: Array) -> Array:
     """(K·P, 2, N): what the sub-layers of every call make of a probe; see `moments.estimate`."""
     model = self.model(params, buffers)
 
-    def one(_: None, state: Array) -> tuple[None, Array]:
-      return None, products(model.parts(), _expanded(model, state), model.model.norm_epsilon, probe)
+    def one(_: None, turn: tuple[Array, Array]) -> tuple[None, Array]:
+      state, rows = turn
+      return None, products(model.parts(), _expanded(model, state), model.model.norm_epsilon, probe, rows)
 
-    rows = jax.lax.scan(one, None, states)[1]
-    return rows.reshape(-1, *rows.shape[2:])
+    images = jax.lax.scan(one, None, (states, rows.reshape(self.calls, -1, rows.shape[1])))[1]
+    return images.reshape(-1, *images.shape[2:])
 
   def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
     """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""
@@ -191,19 +198,19 @@ def through(
   return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *layers)
 
 
-def products(parts: Sequence[Part], streams: Array, epsilon: float, probe: Array) -> Array:
-  """(P, 2, N): F̂ V and F̂ᵀ V of the sub-layers of all parts (see `moments`), the first of which no norm precedes."""
-  rows: list[Array] = []
+def products(parts: Sequence[Part], streams: Array, epsilon: float, probe: Array, rows: Array) -> Array:
+  """(P, 2, N): `moments.pair` of the sub-layers of all parts, the first of which no norm precedes."""
+  images: list[Array] = []
   axes: int | tuple[int, ...] = ()
-  for part in parts:
+  for part, size in zip(parts, rows, strict=True):
     out, entering = _connected(part, streams)
     _, read, write = _coefficients(part, streams)
     normed = _normed(part, out, epsilon)
     into = moments.before(_wide(streams), axes, read)
     behind = moments.behind(_wide(normed), part.axes, write)
-    rows.append(moments.pair(part.sublayer, entering, into, behind, probe))
+    images.append(moments.pair(part.sublayer, entering, into, behind, size, probe))
     streams, axes = normed, part.axes
-  return jnp.stack(rows)
+  return jnp.stack(images)
 
 
 def _wide(streams: Array) -> Array:

@@ -14,7 +14,8 @@ and with noise, h being the partial trace of H over the m segments, S the exchan
     G(z) = (1/n) tr [ G₀ + G₀ Uᵀ M (1 − H₀ M)⁻¹ U G₀ ].
 
 The unknown h is 2L x 2L, whatever n and m are; the mixers act through N, U and V alone. [[K, T], [T, K]] ≥ 0, so the
-map keeps Im h ≤ 0 (Schur) and has one fixed point there (Earle, Hamilton 1970).
+map keeps Im h ≤ 0 (Schur) and has one fixed point there (Earle, Hamilton 1970). Where the coefficients differ between
+cells (tokens and features), H₀, H and G are those of each cell; the noise couples all of them, so that h is the mean.
 """
 
 from collections.abc import Sequence
@@ -33,16 +34,25 @@ __all__ = ["Map", "Places", "coherence", "derivative", "dyson_map", "places", "p
 class Places(NamedTuple):
   """What the mixers do between the places where layers read and write, and the moments there. See the module."""
 
-  between: jax.Array  # (L, m, L, m)  N
-  ends: jax.Array  # (2, L, m, n)  U
-  outer: jax.Array  # (L, m, n)  V
-  product: jax.Array  # (n, n)  Φ
+  between: jax.Array  # (C, L, m, L, m)  N
+  ends: jax.Array  # (C, 2, L, m, n)  U
+  outer: jax.Array  # (C, L, m, n)  V
+  product: jax.Array  # (C, n, n)  Φ
   moments: jax.Array  # (2L, 2L)  [[K, T], [T, K]]
 
 
 def places(layers: Correlated) -> Places:
-  """N, U, V and Φ by one pass each way, O(L² m² n²). Layers without noise drop out where their moments are known."""
-  depth, segments, streams = layers.reads.shape
+  """N, U, V and Φ by one pass each way, O(C L² m² n²). Layers without noise drop out where their moments are known."""
+  noisy = _noisy(layers.covariance)
+  between, ends, outer, product = jax.vmap(_places)(layers.mixers, layers.reads, layers.writes)
+  between, ends, outer = between[:, noisy][:, :, :, noisy], ends[:, :, noisy], outer[:, noisy]
+  k, t = (moment[noisy][:, noisy] for moment in (layers.covariance, layers.elliptic))
+  return Places(between, ends, outer, product, jnp.block([[k, t], [t, k]]))
+
+
+def _places(mixers: Array, reads: Array, writes: Array) -> tuple[Array, Array, Array, Array]:
+  """N, U, V and Φ of one cell."""
+  depth, segments, streams = reads.shape
 
   def forward(state: tuple[Array, Array], layer: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     index, mixer, read, write = layer
@@ -57,14 +67,9 @@ def places(layers: Correlated) -> Places:
 
   eye = jnp.eye(streams)
   start = eye, jnp.zeros((depth, streams, segments))
-  sequence = jnp.arange(depth), layers.mixers, layers.reads, layers.writes
-  (product, _), (inner, between) = jax.lax.scan(forward, start, sequence)
-  _, outer = jax.lax.scan(backward, eye, (layers.mixers, layers.writes), reverse=True)
-  noisy = _noisy(layers.covariance)
-  between = jnp.swapaxes(between, 1, 2)[noisy][:, :, noisy]
-  ends = jnp.stack([inner[noisy], outer[noisy] @ product])
-  k, t = (moment[noisy][:, noisy] for moment in (layers.covariance, layers.elliptic))
-  return Places(between, ends, outer[noisy], product, jnp.block([[k, t], [t, k]]))
+  (product, _), (inner, between) = jax.lax.scan(forward, start, (jnp.arange(depth), mixers, reads, writes))
+  _, outer = jax.lax.scan(backward, eye, (mixers, writes), reverse=True)
+  return jnp.swapaxes(between, 1, 2), jnp.stack([inner, outer @ product]), outer, product
 
 
 def _noisy(covariance: Float[Array, "layers layers"]) -> np.ndarray:
@@ -77,7 +82,7 @@ def _noisy(covariance: Float[Array, "layers layers"]) -> np.ndarray:
 class Map(NamedTuple):
   """One application of the self-consistency map at w = 1/z."""
 
-  full: jax.Array  # (2Lm, 2Lm)  H
+  full: jax.Array  # (C, 2Lm, 2Lm)  H
   traced: jax.Array  # (2L, 2L)  h
   g: jax.Array  # ()  G(z)
   moment: jax.Array  # ()  tr (ΦᵀΦ + Uᵀ M (1 − H₀ M)⁻¹ U) / n: at w = 0 the first moment of the spectrum
@@ -85,22 +90,35 @@ class Map(NamedTuple):
 
 def dyson_map(at: Places, w: Complex[Array, ""], unknowns: Complex[Array, "u u"]) -> Map:
   """What follows from the unknowns h at w = 1/z; w = 0 is z = ∞. The Dyson equation says that h reproduces itself."""
-  segments, streams = at.ends.shape[2:]
-  gram = at.product.T @ at.product
-  first = w * jnp.linalg.inv(jnp.eye(streams) - w * gram)  # G₀
-  ends = at.ends.reshape(-1, streams).astype(w.dtype)
-  half = len(ends) // 2
-  between, outer = at.between.reshape(half, half), at.outer.reshape(half, streams)
-  bare = jnp.block([[jnp.zeros_like(between), between], [between.T, outer @ outer.T]]) + (ends @ first) @ ends.T
+  segments = at.ends.shape[3]
   energy = self_energy(at, unknowns)
   # In units of the unknowns: rows of H₀M differ by e^L over the layers, which would cost the solution its digits.
   wide = jnp.repeat(jax.lax.stop_gradient(units(unknowns)), segments)[:, None]
+
+  def cell(between: Array, ends: Array, outer: Array, product: Array) -> tuple[Array, Array, Array]:
+    return _cell(between, ends, outer, product, w, energy, wide)
+
+  full, g, moment = jax.vmap(cell)(at.between, at.ends, at.outer, at.product)
+  return Map(full, _traced(full, segments), jnp.mean(g), jnp.mean(moment))
+
+
+def _cell(
+  between: Array, ends: Array, outer: Array, propagator: Array, w: Array, energy: Array, wide: Array
+) -> tuple[Array, Array, Array]:
+  """H, G and the moment of one cell under the self-energy of all."""
+  streams = propagator.shape[0]
+  gram = propagator.T @ propagator
+  first = w * jnp.linalg.inv(jnp.eye(streams) - w * gram)  # G₀
+  ends = ends.reshape(-1, streams).astype(w.dtype)
+  half = len(ends) // 2
+  between, outer = between.reshape(half, half), outer.reshape(half, streams)
+  bare = jnp.block([[jnp.zeros_like(between), between], [between.T, outer @ outer.T]]) + (ends @ first) @ ends.T
   matrix = jnp.eye(2 * half) - product(bare / wide, energy * wide.T)
   both = wide * jnp.linalg.solve(matrix, jnp.concatenate([bare, ends], axis=1) / wide)
   full, moved = both[:, : 2 * half], both[:, 2 * half :]
   noise = ends.T @ (energy @ moved)
   g = jnp.trace(first + first @ noise @ first) / streams
-  return Map(full, _traced(full, segments), g, jnp.trace(gram + noise) / streams)
+  return full, g, jnp.trace(gram + noise) / streams
 
 
 def units(unknowns: Complex[Array, "u u"]) -> Float[Array, " u"]:
@@ -111,14 +129,15 @@ def units(unknowns: Complex[Array, "u u"]) -> Float[Array, " u"]:
 
 def self_energy(at: Places, unknowns: Complex[Array, "u u"]) -> Complex[Array, "um um"]:
   """M = (moments ∘ S h S) ⊗ I_m: reads take the place of writes, and writes of reads."""
-  half, segments = unknowns.shape[0] // 2, at.ends.shape[2]
+  half, segments = unknowns.shape[0] // 2, at.ends.shape[3]
   energy = at.moments * jnp.roll(unknowns, (half, half), axis=(0, 1))
   return energy if segments == 1 else jnp.kron(energy, jnp.eye(segments, dtype=energy.dtype))
 
 
-def derivative(at: Places, full: Complex[Array, "um um"], tangent: Complex[Array, "u u"]) -> Complex[Array, "u u"]:
+def derivative(at: Places, full: Complex[Array, "c um um"], tangent: Complex[Array, "u u"]) -> Complex[Array, "u u"]:
   """dh along a tangent of the unknowns: from H = (H₀⁻¹ − M)⁻¹, dH = H dM H."""
-  return _traced(product(product(full, self_energy(at, tangent)), full), at.ends.shape[2])
+  moved = self_energy(at, tangent)
+  return _traced(jax.vmap(lambda h: product(product(h, moved), h))(full), at.ends.shape[3])
 
 
 def product(a: Complex[Array, "u v"], b: Complex[Array, "v k"]) -> Complex[Array, "u k"]:
@@ -127,8 +146,9 @@ def product(a: Complex[Array, "u v"], b: Complex[Array, "v k"]) -> Complex[Array
   return jax.lax.complex(real - imaginary, (a.real + a.imag) @ (b.real + b.imag) - real - imaginary)
 
 
-def _traced(matrix: Complex[Array, "um um"], segments: int) -> Complex[Array, "u u"]:
-  """Mean over the segments of the diagonal blocks."""
+def _traced(matrices: Complex[Array, "c um um"], segments: int) -> Complex[Array, "u u"]:
+  """Mean over the cells, and over the segments of the diagonal blocks."""
+  matrix = jnp.mean(matrices, axis=0)
   if segments == 1:
     return matrix
   size = matrix.shape[0] // segments
@@ -140,12 +160,20 @@ def coherence(layers: Correlated, weights: Sequence[int]) -> float:
 
   How much of what a weight wrote it reads again: 1 for mixers that keep the mean of the streams (identity, Iso,
   Birkhoff) with a read of 1/n and a write of 1, towards 0 where mixers turn from call to call. 0 where no weight
-  repeats. With m segments |N_lk| is the norm of an m x m block over √m.
+  repeats. The mean is also over the cells. With m segments |N_lk| is the norm of an m x m block over √m.
   weights: (L,) label of the weight that a layer applies.
+
+  >>> turned, ends = np.array([[[0.0, -1.0], [1.0, 0.0]]] * 3), (np.full((3, 2), 0.5), np.ones((3, 2)))
+  >>> with jax.enable_x64(True):  # identity skips, and a quarter turn at every layer
+  ...   straight = jp.spectral.correlated_noise(np.stack([np.eye(2)] * 3), *ends, np.eye(3))
+  ...   jp.spectral.coherence(straight, [0, 1, 0])
+  ...   jp.spectral.coherence(straight._replace(mixers=turned[None]), [0, 1, 0])
+  1.0
+  0.0
   """
   labels = np.asarray(weights)
-  segments = layers.reads.shape[1]
+  segments = layers.reads.shape[2]
   same = (labels[:, None] == labels[None, :]) & np.tri(len(labels), k=-1, dtype=bool)
   everywhere = layers._replace(covariance=jnp.eye(layers.depth))  # every layer counts, with noise or not
-  size = np.asarray(jnp.linalg.norm(places(everywhere).between, axis=(1, 3))) / np.sqrt(segments)
-  return float(np.mean(size[same])) if np.any(same) else 0.0
+  size = np.asarray(jnp.linalg.norm(places(everywhere).between, axis=(2, 4))) / np.sqrt(segments)
+  return float(np.mean(size[:, same])) if np.any(same) else 0.0

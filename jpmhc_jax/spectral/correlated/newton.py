@@ -54,9 +54,10 @@ def size(unknowns: Unknowns) -> Float[Array, "u u"]:
 
 def _single(at: Places, full: Array, scale: Float[Array, "u u"]) -> Callable[[Array], Array]:
   """`matvec` on pairs in float32, which is all that an inexact Newton step needs: y -> y − F̃ (moments~ ∘ S y S) F̃."""
-  segments, units = at.ends.shape[2], jnp.sqrt(jnp.diagonal(scale))
+  segments, units = at.ends.shape[3], jnp.sqrt(jnp.diagonal(scale))
   wide = jnp.repeat(units, segments)
-  real, imaginary = (part.astype(jnp.float32) for part in _parts(full / (wide[:, None] * wide[None, :])))
+  relative_full = full / (wide[:, None] * wide[None, :])[None]
+  real, imaginary = (part.astype(jnp.float32) for part in _parts(relative_full))
   moments = (at.moments * scale * jnp.roll(scale, (len(units) // 2,) * 2, axis=(0, 1))).astype(jnp.float32)
   relative = at._replace(moments=moments)
 
@@ -193,7 +194,8 @@ def descend(
     anchor = jax.tree.map(lambda a, b: jnp.where(solved, a, b), new, state.anchor)
     return _Descent(anchor, height, aim, factor, state.tries + 1)
 
-  unsolved = solve(at, 1 / z, jnp.full_like(infinity, jnp.nan), options.tolerance, options)
+  shapes = jax.eval_shape(lambda: solve(at, z, infinity, options.tolerance, options))
+  unsolved = jax.tree.map(lambda each: jnp.full(each.shape, jnp.nan).astype(each.dtype), shapes)
   start = _Descent(unsolved, jnp.asarray(jnp.inf), 10 * (moment + jnp.abs(z)), jnp.asarray(10.0), jnp.zeros((), int))
   more = lambda s: (s.height > 0) & (s.tries < _STEPS_DOWN) & (s.factor > 1.001) & (s.aim < _HIGHEST)  # noqa: E731
   last = jax.lax.while_loop(more, attempt, start)

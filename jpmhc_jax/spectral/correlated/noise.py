@@ -4,6 +4,7 @@
     E[W_l X W_kᵀ] = K_lk tr X / mp,   E[W_l X W_k] = T_lk tr X / mp
 
 K is the covariance of the layers, T their elliptic covariance; K diagonal and T = 0 is `spectral.layers.Layers`.
+A_l, A'_l and B_l may differ between cells, equal shares of the p dimensions, which the noise couples with each other.
 """
 
 from collections.abc import Sequence
@@ -21,18 +22,24 @@ _SYMMETRIC = 1e-8  # relative asymmetry and negative eigenvalue of the moments t
 
 
 class Correlated(NamedTuple):
-  """A stack of L layers with n streams and m segments; layer 0 acts first. Build it with `correlated_noise`."""
+  """L layers with n streams, m segments and C cells; layer 0 acts first. Build it with `correlated_noise`.
 
-  mixers: jax.Array  # (L, n, n), the mean of the noise included
-  reads: jax.Array  # (L, m, n)
-  writes: jax.Array  # (L, n, m)
+  >>> with jax.enable_x64(True):
+  ...   layers = jp.spectral.correlated_noise(np.zeros((2, 1, 1)), np.ones((2, 1)), np.ones((2, 1)), np.eye(2))
+  >>> layers.depth, layers.streams
+  (2, 1)
+  """
+
+  mixers: jax.Array  # (C, L, n, n), the mean of the noise included
+  reads: jax.Array  # (C, L, m, n)
+  writes: jax.Array  # (C, L, n, m)
   covariance: jax.Array  # (L, L)  K
   elliptic: jax.Array  # (L, L)  T
 
   @property
   def depth(self) -> int:
     """L, the number of layers."""
-    return self.mixers.shape[0]
+    return self.mixers.shape[1]
 
   @property
   def streams(self) -> int:
@@ -45,24 +52,42 @@ def correlated_noise(
 ) -> Correlated:
   """Layers with the given moments of their noise across layers.
 
-  mixers: (L, n, n); reads: (L, n), or (L, m, n) with m segments; writes: (L, n) or (L, n, m).
+  mixers: (L, n, n); reads: (L, n), or (L, m, n) with m segments; writes: (L, n) or (L, n, m). Coefficients that differ
+  between C cells have one more axis in front: (C, L, n, n), (C, L, m, n) and (C, L, n, m).
   covariance, elliptic: K and T, (L, L), with K ± T positive semidefinite. A matrix that two layers l and k share has
   K_lk = σ_l σ_k, and T_lk = 0 where it is general, K_lk where it is symmetric. mean: tr W_l / mp, number or (L,).
   Raises ValueError for moments that no noise has. Needs float64 (`jax.enable_x64`).
+
+  >>> with jax.enable_x64(True):  # the product W W of one Gaussian matrix with itself: singular values up to √6.75
+  ...   square = jp.spectral.correlated_noise(np.zeros((2, 1, 1)), np.ones((2, 1)), np.ones((2, 1)), np.ones((2, 2)))
+  >>> round(jp.spectral.predict(square, points=64).top, 1)
+  2.6
   """
   covariance = jnp.asarray(covariance, jnp.float64)
-  depth = np.shape(mixers)[0]
+  depth = np.shape(mixers)[-3]
   if covariance.shape != (depth, depth):
     raise ValueError(f"covariance: shape {covariance.shape}; expected (layers, layers) = {(depth, depth)}")
   elliptic = jnp.broadcast_to(jnp.asarray(elliptic, jnp.float64), covariance.shape)
   if not isinstance(covariance, jax.core.Tracer) and not isinstance(elliptic, jax.core.Tracer):
     _check_moments(np.asarray(covariance), np.asarray(elliptic))
-  layers = block_noise(mixers, 0.0, reads, writes)  # checks shapes and values
-  reads, writes = jnp.asarray(reads, jnp.float64), jnp.asarray(writes, jnp.float64)
-  reads = reads[:, None, :] if reads.ndim == 2 else reads
-  writes = writes[:, :, None] if writes.ndim == 2 else writes
   mean = jnp.broadcast_to(jnp.asarray(mean, jnp.float64), (depth,))
-  return Correlated(layers.mixers + mean[:, None, None] * (writes @ reads), reads, writes, covariance, elliptic)
+  if np.ndim(mixers) == 4:
+    cells = [_coefficients(*each) for each in zip(*map(jnp.asarray, (mixers, reads, writes)), strict=True)]
+    mixers, reads, writes = (jnp.stack(each) for each in zip(*cells, strict=True))
+  else:
+    mixers, reads, writes = (each[None] for each in _coefficients(mixers, reads, writes))
+  return Correlated(mixers + mean[None, :, None, None] * (writes @ reads), reads, writes, covariance, elliptic)
+
+
+def _coefficients(mixers: Real, reads: Real, writes: Real) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Those of one cell, with their shapes and values checked: (L, n, n), (L, m, n), (L, n, m)."""
+  layers = block_noise(mixers, 0.0, reads, writes)
+  reads, writes = jnp.asarray(reads, jnp.float64), jnp.asarray(writes, jnp.float64)
+  return (
+    layers.mixers,
+    reads[:, None, :] if reads.ndim == 2 else reads,
+    writes[:, :, None] if writes.ndim == 2 else writes,
+  )
 
 
 def _check_moments(covariance: np.ndarray, elliptic: np.ndarray) -> None:
@@ -85,6 +110,9 @@ def tied_covariance(sigma: Real, weights: Sequence[int], similarity: float = 1.0
 
   sigma: number or (L,); weights: (L,) label of the weight that a layer applies; similarity: ρ from 0 (fresh noise at
   every call) to 1 (the same Jacobian at every call). Raises ValueError for another similarity.
+
+  >>> jp.spectral.tied_covariance(2.0, [0, 1, 0], similarity=0.5).tolist()
+  [[4.0, 0.0, 2.0], [0.0, 4.0, 0.0], [2.0, 0.0, 4.0]]
   """
   if not 0 <= similarity <= 1:
     raise ValueError(f"similarity={similarity}: expected a number from 0 (independent calls) to 1 (identical calls)")
@@ -96,13 +124,14 @@ def tied_covariance(sigma: Real, weights: Sequence[int], similarity: float = 1.0
 
 
 def independent(layers: Correlated) -> Layers:
-  """The same layers with independent noise: K reduced to its diagonal, T = 0. The mean stays in the mixers."""
-  return block_noise(layers.mixers, jnp.sqrt(jnp.diagonal(layers.covariance)), layers.reads, layers.writes)
+  """The layers of one cell with independent noise: K reduced to its diagonal, T = 0. The mean stays in the mixers."""
+  (mixers,), (reads,), (writes,) = layers.mixers, layers.reads, layers.writes
+  return block_noise(mixers, jnp.sqrt(jnp.diagonal(layers.covariance)), reads, writes)
 
 
 def is_independent(layers: Correlated) -> bool:
-  """Is K diagonal and T zero? Unknown, and taken for correlated, while JAX traces."""
-  if any(isinstance(moment, jax.core.Tracer) for moment in (layers.covariance, layers.elliptic)):
+  """Has it one cell, K diagonal and T zero? Unknown, and taken for correlated, while JAX traces."""
+  if len(layers.mixers) > 1 or any(isinstance(m, jax.core.Tracer) for m in (layers.covariance, layers.elliptic)):
     return False
   covariance = np.asarray(layers.covariance)
   return not np.any(covariance - np.diag(np.diagonal(covariance))) and not np.any(np.asarray(layers.elliptic))
