@@ -162,14 +162,21 @@ def linearise(
 
 
 def measure(
-  at: Linearised, effort: Effort, threshold: float = 0.1, tick: rules.Tick = lambda what, share: None
+  at: Linearised,
+  effort: Effort,
+  threshold: float = 0.1,
+  tick: rules.Tick = lambda what, share: None,
+  scales: Sequence[str] = ("part", *trm.Network.scales, *transformer.Network.scales),
 ) -> Iterator[Site]:
   """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls.
 
+  scales: of the sites that are wanted, see `Site.scale`.
   tick: called before every site and while it is predicted; what it raises ends the work.
   """
   total = len(at.parts) + at.network.calls + len(at.network.counts)
   for index, (scale, name, calls, jacobian, stacks, removed) in enumerate(_sites(at, effort)):
+    if scale not in scales:
+      continue
 
     def report(share: float, name: str = name, index: int = index) -> None:
       tick(name, (index + share) / total)
