@@ -1,6 +1,6 @@
 """Time and error of the spectral methods: the default solver at its target sizes, every published one beside it.
 
-  python -m experiments.benchmarks.spectral [--parts=deep,wide,published] [--quick]
+  python -m experiments.benchmarks.spectral [--parts=deep,wide,calls,long,published] [--quick]
       [--out experiments/benchmarks/results/spectral_cpu.json]
 
 Parts that are not run keep what the file at --out holds of them.
@@ -24,13 +24,14 @@ import numpy as np
 from experiments.benchmarks import timing
 from jpmhc_jax.core import arguments
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.spectral import dyson, monte_carlo, published
+from jpmhc_jax.spectral import correlated, dyson, monte_carlo, published
 from jpmhc_jax.spectral.layers import full_noise
 
 METHODS = ("scalar", "operator", "z1_mapping", "subordination", "s_transform", "twisted")
 DEPTHS = ((1, True), (2, True), (2, False), (10, False))
 STACKS = tuple((kind, depth, equal) for kind in ("haar", "bistochastic") for depth, equal in DEPTHS)
 SIZES = {"deep": (4, 100, 400), "wide": (64, 10, 96)}  # streams, layers, grid points
+RECURSIONS = {"calls": (4, 24, 400), "long": (4, 84, 400)}  # the same of repeated weights, two layers a call
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "spectral_cpu.json"
 Z = np.linspace(0.05, 4, 30) + 0.05j
 
@@ -63,6 +64,34 @@ def size(n: int, layers: int, points: int, repeats: int) -> dict:
     "points": points,
     "first_call_s": seconds[0],
     "median_s": float(np.median(seconds[1:])),
+    "residual": float(np.max(result.residual)),
+    "iterations_mean": float(np.mean(result.iterations)),
+  }
+
+
+def recursion(n: int, layers: int, points: int, repeats: int) -> dict:
+  """The solver for repeated weights: Haar mixers, reads 1/n, writes 1, correlation 0.8 of the calls, Σ σ² = ½.
+
+  Points are warm-started along their curve, here a ray. cpu_s is the processor time of one pass.
+  """
+  weights = [layer % 2 for layer in range(layers)]
+  covariance = correlated.tied_covariance(np.sqrt(0.5 / layers), weights, 0.8)
+  ends = np.full((layers, n), 1 / n), np.ones((layers, n))
+  stack = correlated.correlated_noise(mixers("haar", layers, n, np.random.default_rng(0)), *ends, covariance)
+  z = jax.numpy.asarray(np.geomspace(1e-3, 20, points) * np.exp(0.05j))
+  seconds, cpu = [], []
+  for _ in range(repeats + 1):
+    start, used = time.perf_counter(), time.process_time()
+    result = jax.block_until_ready(correlated.resolvent(stack, z))
+    seconds.append(time.perf_counter() - start)
+    cpu.append(time.process_time() - used)
+  return {
+    "streams": n,
+    "layers": layers,
+    "points": points,
+    "first_call_s": seconds[0],
+    "median_s": float(np.median(seconds[1:])),
+    "cpu_s": float(np.median(cpu[1:])),
     "residual": float(np.max(result.residual)),
     "iterations_mean": float(np.mean(result.iterations)),
   }
@@ -120,8 +149,8 @@ def part(name: str, quick: bool) -> list[dict]:
       rows.append(methods(*stack, draws=6 if quick else 40))
       print(describe(rows[-1]), flush=True)
   else:
-    n, layers, points = SIZES[name]
-    rows.append(size(n, layers, points // 6 if quick else points, repeats=1 if quick else 5))
+    measured, (n, layers, points) = (recursion, RECURSIONS[name]) if name in RECURSIONS else (size, SIZES[name])
+    rows.append(measured(n, layers, points // 6 if quick else points, repeats=1 if quick else 5))
     print(rows[-1], flush=True)
   return rows
 
@@ -130,7 +159,10 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--out", type=arguments.path, default=RESULTS, help="where to write")
   parser.add_argument(
-    "--parts", type=arguments.names((*SIZES, "published")), default="deep,wide,published", help="which to run"
+    "--parts",
+    type=arguments.names((*SIZES, *RECURSIONS, "published")),
+    default="deep,wide,calls,long,published",
+    help="which to run",
   )
   parser.add_argument("--quick", action="store_true", help="fewer points, draws and repeats")
   options = parser.parse_args()
