@@ -142,6 +142,9 @@ class Recursion:
   max_steps: int = field(
     16, "supervision steps after which a sequence always halts (and the number used in evaluation)", ge=1
   )
+  call_embedding: bool = field(
+    False, "add a learned vector for each of the n + 1 calls of a cycle to what that call is given; it starts at zero"
+  )
   exploration: float = field(
     0.1, "probability that a sequence is told to take at least a random number of steps", ge=0, le=1
   )
@@ -280,6 +283,13 @@ class Connection:
     "carry",
     "carry = streams live in the recursion's state; call = expand and reduce inside each network call",
     ("carry", "call"),
+  )
+  sharing: str = field(
+    "all",
+    "of TRM's calls: all = every call applies the same connections, per_call = each of the n + 1 calls of a cycle has "
+    "connections of its own, while the sub-layers stay the same (2604.21254); cycles repeat them, since only the last "
+    "one learns",
+    ("all", "per_call"),
   )
 
 

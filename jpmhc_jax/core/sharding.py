@@ -22,6 +22,7 @@ PARAMETERS: dict[str | None, str | None] = {
   "puzzles": "fsdp",
   "positions": None,
   "streams": None,
+  "calls": None,  # of a recursion
   "layers": None,  # the axis that a scan over layers walks along
   "vocab": None,  # a dozen to some hundred tokens: nothing to split
   None: None,

@@ -95,7 +95,7 @@ def connections_of(model: nnx.Module) -> dict[str, tuple[HyperConnection, int | 
   connections: dict[str, tuple[HyperConnection, int | None]] = {}
   for path, module in nnx.iter_modules(model):
     if isinstance(module, HyperConnection):
-      parts = [str(part).removeprefix("connect_") for part in path]
+      parts = [str(part).removeprefix("connect_") for part in path if part != "calls"]  # one of a call: all of them
       if hasattr(module, "layer_index"):
         indices = module.layer_index[...].tolist()
         connections |= {".".join((f"block{k}", *parts[1:])): (module, index) for k, index in enumerate(indices)}

@@ -35,18 +35,19 @@ Hidden = Float[Array, "b l ..."]
 class Layer(Block):
   """Two sub-layers in pre-norm form: h ← connect(h, mix tokens ∘ RMS); h ← connect(h, SwiGLU ∘ RMS)."""
 
-  def __call__(self, h: Hidden, visit: Visitor | None = None) -> Hidden:
-    for part in self.parts():
+  def __call__(self, h: Hidden, visit: Visitor | None = None, call: int | Int[Array, ""] = 0) -> Hidden:
+    for part in self.parts(call):
       if visit is not None:
         visit(part.name, part.connect, h)
       h = constrain_hidden(part.connect(h, part.sublayer))
     return h
 
-  def parts(self) -> tuple[Part, Part]:
+  def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, Part]:
     """The two halves in order, each sub-layer behind its norm; no norm follows a connection."""
+    tokens, features = super().parts(call)
     return (
-      Part("tokens", self.connect_tokens, self._behind_norm(self.tokens), ()),
-      Part("features", self.connect_features, self._behind_norm(self.features), ()),
+      tokens._replace(sublayer=self._behind_norm(self.tokens), axes=()),
+      features._replace(sublayer=self._behind_norm(self.features), axes=()),
     )
 
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:

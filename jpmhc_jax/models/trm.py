@@ -22,7 +22,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-import numpy as np
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, StreamExpansion
@@ -32,7 +31,7 @@ from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, T
 from jpmhc_jax.models.products import SAVED
 
 Latent = Float[Array, "b l ..."]
-Network = Callable[[Array, Array], Array]
+Network = Callable[[Array, Array, Array], Array]  # (h, injection, number of the call in its cycle)
 Connect = Callable[[Array, Callable[[Array], Array]], Array]
 Visitor = Callable[[str, Any, Array], None]  # (name, connection, the streams that enter it)
 
@@ -61,28 +60,35 @@ def supervision_step(
   program holds the network once per direction, whatever T and n are.
   """
 
-  def call(network: Network, x: Array, latents: Array, updated: Array) -> tuple[Array, None]:
+  def call(network: Network, x: Array, latents: Array, turn: tuple[Array, Array]) -> tuple[Array, None]:
+    updated, number = turn
     injected = latents[1 - updated] + jnp.where(updated == 1, x, jnp.zeros_like(x))
-    new = network(latents[updated], injected)
+    new = network(latents[updated], injected, number)
     return jax.lax.dynamic_update_index_in_dim(latents, new, updated, 0), None
 
   # One array holds z_H at 0 and z_L at 1, so that a call writes the latent it updates and copies neither.
-  cycle = np.arange(recursion.inner + 1) < recursion.inner
+  numbers = jnp.arange(calls_of(recursion), dtype=jnp.int32)
+  cycle = (numbers < recursion.inner).astype(jnp.int32), numbers
   latents = jnp.stack([z_h, z_l])
   if recursion.outer > 1:
     still = functools.partial(call, _without_gradient(network, latents[0]), jax.lax.stop_gradient(x))
-    latents, _ = jax.lax.scan(still, latents, jnp.asarray(np.tile(cycle, recursion.outer - 1), jnp.int32))
+    latents, _ = jax.lax.scan(still, latents, jax.tree.map(lambda each: jnp.tile(each, recursion.outer - 1), cycle))
   learning = functools.partial(call, network, x)
-  latents, _ = jax.lax.scan(learning, jax.lax.stop_gradient(latents), jnp.asarray(cycle, jnp.int32))
+  latents, _ = jax.lax.scan(learning, jax.lax.stop_gradient(latents), cycle)
   return latents[0], latents[1]
+
+
+def calls_of(recursion: schema.Recursion) -> int:
+  """Network calls of a cycle. Only those of the last cycle learn, so that what differs from call to call repeats."""
+  return recursion.inner + 1
 
 
 def _without_gradient(network: Network, latent: Array) -> Network:
   """The network with constant parameters. What is merely thrown away in the end (a stopped result) still goes through
   the rules of differentiation, and pays for the marks of what a backward pass would save.
   """
-  pure, parameters = jax.closure_convert(network, latent, latent)
-  return lambda h, v: pure(h, v, *jax.lax.stop_gradient(parameters))
+  pure, parameters = jax.closure_convert(network, latent, latent, jnp.zeros((), jnp.int32))
+  return lambda h, v, number: pure(h, v, number, *jax.lax.stop_gradient(parameters))
 
 
 class Part(NamedTuple):
@@ -95,6 +101,19 @@ class Part(NamedTuple):
   connect: Connect
   sublayer: Callable[[Array], Array]
   axes: int | tuple[int, ...]
+
+
+class PerCall(nnx.Module):
+  """Connections of one form with parameters of their own for each call of a cycle, stacked in front."""
+
+  def __init__(self, make: Callable[[nnx.Rngs], HyperConnection], calls: int, rngs: nnx.Rngs):
+    self.calls = jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), calls))
+    for variable in jax.tree.leaves(self.calls, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+      variable.set_metadata(axes=("calls", *variable.get_metadata("axes")))
+
+  def at(self, call: int | Int[Array, ""]) -> HyperConnection:
+    """The connection of one call."""
+    return jax.tree.map(lambda leaf: leaf[call], self.calls)
 
 
 class Block(nnx.Module):
@@ -118,30 +137,39 @@ class Block(nnx.Module):
         model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal, implementation=model.attention
       )
     self.features = SwiGLU(model.width, swiglu_width(model.width, model.expansion, model.mlp_multiple), rngs=rngs)
-    self.connect_tokens: Connect
-    self.connect_features: Connect
+    self.connect_tokens: Connect | PerCall
+    self.connect_features: Connect | PerCall
     if connection.streams > 1:
       rule = hyper_connection_fn(connection, model.width, layer_index=0)
-      self.connect_tokens = HyperConnection(rule, layer_index=2 * layer, rngs=rngs)
-      self.connect_features = HyperConnection(rule, layer_index=2 * layer + 1, rngs=rngs)
+
+      def make(index: int | Int[Array, ""]) -> HyperConnection | PerCall:
+        one = functools.partial(HyperConnection, rule, layer_index=index)
+        shared = connection.sharing == "all"
+        return one(rngs=rngs) if shared else PerCall(lambda rngs: one(rngs=rngs), calls_of(model.recursion), rngs)
+
+      self.connect_tokens, self.connect_features = make(2 * layer), make(2 * layer + 1)
     else:
       self.connect_tokens = self.connect_features = _plain_residual
     self.epsilon = model.norm_epsilon
     self.feature_axes = -1 if connection.segments == 1 else (-2, -1)
     self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
 
-  def __call__(self, h: Latent, visit: Visitor | None = None) -> Latent:
-    for part in self.parts():
+  def __call__(self, h: Latent, visit: Visitor | None = None, call: int | Int[Array, ""] = 0) -> Latent:
+    for part in self.parts(call):
       if visit is not None:
         visit(part.name, part.connect, h)
       h = constrain_hidden(rms_norm(part.connect(h, part.sublayer), self.epsilon, axis=part.axes))
     return h
 
-  def parts(self) -> tuple[Part, Part]:
-    """The two halves in order."""
+  def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, Part]:
+    """The two halves in order, as a call of the cycle has them."""
+
+    def of(connect: Connect | PerCall) -> Connect:
+      return connect.at(call) if isinstance(connect, PerCall) else connect
+
     return (
-      Part("tokens", self.connect_tokens, self.tokens, self.token_axes),
-      Part("features", self.connect_features, self.features, self.feature_axes),
+      Part("tokens", of(self.connect_tokens), self.tokens, self.token_axes),
+      Part("features", of(self.connect_features), self.features, self.feature_axes),
     )
 
 
@@ -177,6 +205,9 @@ class TRM(nnx.Module):
       self.position_embedding = weight(rngs, (length, width), width, ("positions", "embed"))
     for layer in range(model.layers):
       setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs))
+    if model.recursion.call_embedding:
+      calls = calls_of(model.recursion)
+      self.call_embedding = nnx.Param(jnp.zeros((calls, width), jnp.float32), axes=("calls", "embed"), role="trunk")
     if connection.streams > 1:
       self.ends = StreamExpansion(stream_expansion_fn(connection, width), rngs=rngs)
     self.h_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
@@ -221,25 +252,40 @@ class TRM(nnx.Module):
     copies = c.expand == "copy" and not c.stream_embedding and c.segments == 1
     return x[:, :, None, :] if copies else self.ends.expand(x)
 
-  def parts(self) -> tuple[Part, ...]:
+  @property
+  def connections_of_its_own(self) -> int:
+    """How many calls of a cycle have connections of their own; 1 where all share theirs."""
+    return calls_of(self.model.recursion) if self.connection.sharing == "per_call" else 1
+
+  def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
     """Every part of one network call in order, named as `visit` names them."""
     blocks = [(layer, getattr(self, f"block{layer}")) for layer in range(self.model.layers)]
-    return tuple(part._replace(name=f"block{layer}.{part.name}") for layer, block in blocks for part in block.parts())
+    return tuple(
+      part._replace(name=f"block{layer}.{part.name}") for layer, block in blocks for part in block.parts(call)
+    )
 
-  def network(self, h: Latent, injection: Latent, visit: Visitor | None = None) -> Latent:
-    """f(h, v): add v, then the blocks. One network serves both latents.
+  def entering(self, h: Latent, call: int | Int[Array, ""]) -> Latent:
+    """h, and the vector of this call where calls have one."""
+    if not self.model.recursion.call_embedding:
+      return h
+    return h + self.injected(self.call_embedding[...].astype(self.dtype)[call][None, None])
+
+  def network(
+    self, h: Latent, injection: Latent, call: int | Int[Array, ""] = 0, visit: Visitor | None = None
+  ) -> Latent:
+    """f(h, v): add v, then the blocks. One network serves both latents; `call` numbers the calls of a cycle.
 
     `visit` sees every connection ("block0.tokens", …) with its streams; it is for diagnostics, not for training.
     """
-    h = h + injection
+    h = self.entering(h + injection, call)
     inside_call = self.connection.streams > 1 and self.connection.scope == "call"
     h = self.ends.expand(h) if inside_call else h
     for layer in range(self.model.layers):
       block = getattr(self, f"block{layer}")
       if visit is not None:
-        h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen))
+        h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen), call)
       else:
-        h = recomputing(block, self.model.rematerialise)(h)
+        h = recomputing(functools.partial(block, call=call), self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
 
   def __call__(

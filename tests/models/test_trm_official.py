@@ -184,7 +184,7 @@ def test_the_network_is_called_t_times_n_plus_one_and_differentiated_n_plus_one(
   network.defvjp(lambda h, injection: (network(h, injection), None), backward)
 
   def total(x):
-    return sum(jnp.sum(z) for z in supervision_step(network, x, x, x, recursion))
+    return sum(jnp.sum(z) for z in supervision_step(lambda h, v, call: network(h, v), x, x, x, recursion))
 
   jax.block_until_ready(total(jnp.ones((1, 1, 1))))
   jax.effects_barrier()

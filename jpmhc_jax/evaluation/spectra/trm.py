@@ -75,6 +75,7 @@ class Network:
 
   graph: nnx.GraphDef
   answers: tuple[bool, ...]  # of every call: does it update z_H, or z_L?
+  period: int  # calls of a cycle
 
   @classmethod
   def of(cls, graph: nnx.GraphDef, config: schema.Model) -> "Network":
@@ -82,7 +83,7 @@ class Network:
     recursion = config.recursion
     cycle = (False,) * recursion.inner + (True,)
     steps = math.ceil(LEAST_RECURSIONS / (len(cycle) * recursion.outer))
-    return cls(graph, cycle * recursion.outer * steps)
+    return cls(graph, cycle * recursion.outer * steps, len(cycle))
 
   @property
   def calls(self) -> int:
@@ -114,14 +115,14 @@ class Network:
 
     def function(streams: Array, params: Any, buffers: Any) -> Array:
       model = self.model(params, buffers)
-      part = model.parts()[index]
+      part = model.parts((self.calls - 1) % self.period)[index]
       return _normed(part, part.connect(streams, part.sublayer), model.model.norm_epsilon)
 
     return function
 
   def call(self, state: Array, params: Any, buffers: Any, index: Array) -> Array:
-    """One network call, f(h), the same for every index."""
-    return self.model(params, buffers).network(state, jnp.zeros_like(state))
+    """One network call, f(h)."""
+    return self.model(params, buffers).network(state, jnp.zeros_like(state), index % self.period)
 
   def carry(self, latents: Array, params: Any, buffers: Any, x: Array, calls: Array) -> Array:
     """(z_H, z_L) after the first `calls` calls."""
@@ -129,7 +130,8 @@ class Network:
 
     def one(z: Array, turn: tuple[Array, Array]) -> tuple[Array, None]:
       index, answers = turn
-      new = _updated(z, model.network(_entering(z, x, answers), jnp.zeros_like(z[0])), answers)
+      new = model.network(_entering(z, x, answers), jnp.zeros_like(z[0]), index % self.period)
+      new = _updated(z, new, answers)
       return jnp.where(index < calls, new, z), None
 
     turns = jnp.arange(len(self.answers)), jnp.asarray(self.answers)
@@ -139,12 +141,15 @@ class Network:
     """Everything a prediction needs but the noise, at the given cells."""
     model = self.model(params, buffers)
 
-    def one(z: Array, answers: Array) -> tuple[Array, Any]:
+    def one(z: Array, turn: tuple[Array, Array]) -> tuple[Array, Any]:
+      number, answers = turn
       state = _entering(z, x, answers)
-      h, inputs, layers = through(model.parts(), _expanded(model, state), model.model.norm_epsilon, cells)
+      parts, streams = model.parts(number), _expanded(model, state, number)
+      h, inputs, layers = through(parts, streams, model.model.norm_epsilon, cells)
       return _updated(z, model.ends.reduce(h) if _inside(model) else h, answers), (state, inputs, layers)
 
-    _, (states, inputs, layers) = jax.lax.scan(one, latents, jnp.asarray(self.answers))
+    turns = jnp.arange(self.calls) % self.period, jnp.asarray(self.answers)
+    _, (states, inputs, layers) = jax.lax.scan(one, latents, turns)
     gains, mixers, reads, writes = layers
     enter, leave = _ends(model, states[0], key) if _inside(model) else (jnp.zeros(0), jnp.zeros(0))
     return Trace(states, inputs[-1], gains, mixers, reads, writes, enter, leave)
@@ -153,11 +158,13 @@ class Network:
     """(K·P, 2, N): what the sub-layers of every call make of a probe; see `moments.estimate`."""
     model = self.model(params, buffers)
 
-    def one(_: None, turn: tuple[Array, Array]) -> tuple[None, Array]:
-      state, rows = turn
-      return None, products(model.parts(), _expanded(model, state), model.model.norm_epsilon, probe, rows)
+    def one(_: None, turn: tuple[Array, Array, Array]) -> tuple[None, Array]:
+      number, state, rows = turn
+      streams = _expanded(model, state, number)
+      return None, products(model.parts(number), streams, model.model.norm_epsilon, probe, rows)
 
-    images = jax.lax.scan(one, None, (states, rows.reshape(self.calls, -1, rows.shape[1])))[1]
+    turns = jnp.arange(self.calls) % self.period, states, rows.reshape(self.calls, -1, rows.shape[1])
+    images = jax.lax.scan(one, None, turns)[1]
     return images.reshape(-1, *images.shape[2:])
 
   def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
@@ -174,7 +181,9 @@ def _inside(model: TRM) -> bool:
   return model.connection.streams > 1 and model.carried_streams == 1
 
 
-def _expanded(model: TRM, state: Array) -> Array:
+def _expanded(model: TRM, state: Array, call: Array) -> Array:
+  """The streams that enter the parts of a call."""
+  state = model.entering(state, call)
   return model.ends.expand(state) if _inside(model) else state
 
 

@@ -195,7 +195,7 @@ def descend(
     return _Descent(anchor, height, aim, factor, state.tries + 1)
 
   shapes = jax.eval_shape(lambda: solve(at, z, infinity, options.tolerance, options))
-  unsolved = jax.tree.map(lambda each: jnp.full(each.shape, jnp.nan).astype(each.dtype), shapes)
+  unsolved = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
   start = _Descent(unsolved, jnp.asarray(jnp.inf), 10 * (moment + jnp.abs(z)), jnp.asarray(10.0), jnp.zeros((), int))
   more = lambda s: (s.height > 0) & (s.tries < _STEPS_DOWN) & (s.factor > 1.001) & (s.aim < _HIGHEST)  # noqa: E731
   last = jax.lax.while_loop(more, attempt, start)

@@ -197,6 +197,8 @@ class TransformerPass(SinglePass):
   def check(self, config: schema.Config) -> None:
     model = config.model
     check_attention(model)
+    sharing = config.connection.sharing
+    require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
     require(
       model.rematerialise != "call",
       "model.rematerialise",

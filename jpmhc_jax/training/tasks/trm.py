@@ -97,6 +97,8 @@ class DeepSupervision(Task):
 
   def check(self, config: schema.Config) -> None:
     check_attention(config.model)
+    alone = config.connection.streams == 1 and config.connection.sharing == "per_call"
+    require(not alone, "connection.streams", 1, "2 or more, since connection.sharing=per_call is about connections")
     puzzle, most = config.model.puzzle, config.model.puzzle.slots * config.model.width
     words = f"0 to slots*width = {most} (the vector is zero-padded into the slots)"
     require(0 <= puzzle.width <= most, "model.puzzle.width", puzzle.width, words)
@@ -131,14 +133,16 @@ class DeepSupervision(Task):
     return per_row | {"predictions": jnp.argmax(output.logits, axis=-1).astype(jnp.int32), "q_halt": output.q[:, 0]}
 
   def capture(self, model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, probe: Probe) -> dict[str, Any]:
-    """One reasoning update on the carry."""
+    """One reasoning update on the carry; where calls have connections of their own, one by those of each call."""
     probed: dict[str, Any] = {}
 
     def visit(name: str, connection: Any, streams: Array) -> None:
       probed[name] = probe(connection, streams)
 
     x = model.embed(carry.data["inputs"], rows)
-    model.network(carry.z_l, carry.z_h + model.injected(x), visit)
+    for call in range(model.connections_of_its_own):
+      named = visit if call == 0 else lambda name, *seen, call=call: visit(f"{name}.call{call}", *seen)
+      model.network(carry.z_l, carry.z_h + model.injected(x), call, named)
     return probed
 
   def _latents(self, model: TRM, rows: int, length: int) -> tuple[Array, Array]:
