@@ -288,8 +288,8 @@ class Connection:
     "all",
     "of TRM's calls: all = every call applies the same connections, per_call = each of the n + 1 calls of a cycle has "
     "connections of its own, while the sub-layers stay the same (2604.21254); cycles repeat them, since only the last "
-    "one learns",
-    ("all", "per_call"),
+    "one learns; none = sub-layers of its own too, the control of an experiment",
+    ("all", "per_call", "none"),
   )
 
 

@@ -46,8 +46,8 @@ class Layer(Block):
     """The two halves in order, each sub-layer behind its norm; no norm follows a connection."""
     tokens, features = super().parts(call)
     return (
-      tokens._replace(sublayer=self._behind_norm(self.tokens), axes=()),
-      features._replace(sublayer=self._behind_norm(self.features), axes=()),
+      tokens._replace(sublayer=self._behind_norm(tokens.sublayer), axes=()),
+      features._replace(sublayer=self._behind_norm(features.sublayer), axes=()),
     )
 
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnection, StreamExpansion
+from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, StreamExpansion
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
 from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
 from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
@@ -104,15 +104,15 @@ class Part(NamedTuple):
 
 
 class PerCall(nnx.Module):
-  """Connections of one form with parameters of their own for each call of a cycle, stacked in front."""
+  """Modules of one form with parameters of their own for each call of a cycle, stacked in front."""
 
-  def __init__(self, make: Callable[[nnx.Rngs], HyperConnection], calls: int, rngs: nnx.Rngs):
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], calls: int, rngs: nnx.Rngs):
     self.calls = jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), calls))
     for variable in jax.tree.leaves(self.calls, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
       variable.set_metadata(axes=("calls", *variable.get_metadata("axes")))
 
-  def at(self, call: int | Int[Array, ""]) -> HyperConnection:
-    """The connection of one call."""
+  def at(self, call: int | Int[Array, ""]) -> Any:
+    """The module of one call."""
     return jax.tree.map(lambda leaf: leaf[call], self.calls)
 
 
@@ -128,26 +128,21 @@ class Block(nnx.Module):
     rngs: nnx.Rngs,
     causal: bool = False,
   ):
-    self.tokens: Attention | TokenMLP
-    if model.token_mixer == "mlp":
-      self.tokens = TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
-    else:
-      theta = model.rope_theta if model.positions == "rope" else None
-      self.tokens = Attention(
-        model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal, implementation=model.attention
-      )
-    self.features = SwiGLU(model.width, swiglu_width(model.width, model.expansion, model.mlp_multiple), rngs=rngs)
+    def one(make: Callable[[nnx.Rngs], Any], shared: bool) -> Any:
+      return make(rngs) if shared else PerCall(make, calls_of(model.recursion), rngs)
+
+    sublayers = connection.sharing != "none"
+    self.tokens = one(lambda rngs: _token_mixer(model, length, causal, rngs), sublayers)
+    hidden = swiglu_width(model.width, model.expansion, model.mlp_multiple)
+    self.features = one(lambda rngs: SwiGLU(model.width, hidden, rngs=rngs), sublayers)
     self.connect_tokens: Connect | PerCall
     self.connect_features: Connect | PerCall
     if connection.streams > 1:
       rule = hyper_connection_fn(connection, model.width, layer_index=0)
-
-      def make(index: int | Int[Array, ""]) -> HyperConnection | PerCall:
-        one = functools.partial(HyperConnection, rule, layer_index=index)
-        shared = connection.sharing == "all"
-        return one(rngs=rngs) if shared else PerCall(lambda rngs: one(rngs=rngs), calls_of(model.recursion), rngs)
-
-      self.connect_tokens, self.connect_features = make(2 * layer), make(2 * layer + 1)
+      self.connect_tokens, self.connect_features = (
+        one(functools.partial(_connection, rule, index), connection.sharing == "all")
+        for index in (2 * layer, 2 * layer + 1)
+      )
     else:
       self.connect_tokens = self.connect_features = _plain_residual
     self.epsilon = model.norm_epsilon
@@ -164,13 +159,24 @@ class Block(nnx.Module):
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, Part]:
     """The two halves in order, as a call of the cycle has them."""
 
-    def of(connect: Connect | PerCall) -> Connect:
-      return connect.at(call) if isinstance(connect, PerCall) else connect
+    def of(module: Any) -> Any:
+      return module.at(call) if isinstance(module, PerCall) else module
 
     return (
-      Part("tokens", of(self.connect_tokens), self.tokens, self.token_axes),
-      Part("features", of(self.connect_features), self.features, self.feature_axes),
+      Part("tokens", of(self.connect_tokens), of(self.tokens), self.token_axes),
+      Part("features", of(self.connect_features), of(self.features), self.feature_axes),
     )
+
+
+def _connection(rule: HyperConnectionFn, index: int | Int[Array, ""], rngs: nnx.Rngs) -> HyperConnection:
+  return HyperConnection(rule, layer_index=index, rngs=rngs)
+
+
+def _token_mixer(model: schema.Model, length: int, causal: bool, rngs: nnx.Rngs) -> Attention | TokenMLP:
+  if model.token_mixer == "mlp":
+    return TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
+  theta = model.rope_theta if model.positions == "rope" else None
+  return Attention(model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal, implementation=model.attention)
 
 
 def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
@@ -255,7 +261,7 @@ class TRM(nnx.Module):
   @property
   def connections_of_its_own(self) -> int:
     """How many calls of a cycle have connections of their own; 1 where all share theirs."""
-    return calls_of(self.model.recursion) if self.connection.sharing == "per_call" else 1
+    return 1 if self.connection.sharing == "all" else calls_of(self.model.recursion)
 
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
     """Every part of one network call in order, named as `visit` names them."""

@@ -51,6 +51,7 @@ def test_sub_layers_are_shared_and_connections_stand_in_front_of_each_other():
   count = lambda module: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))  # noqa: E731
   assert count(own.block0.connect_tokens) == CALLS * count(shared.block0.connect_tokens)
   assert count(own.block0.features) == count(shared.block0.features)
+  assert count(_model("none").block0.tokens) == CALLS * count(shared.block0.tokens)
   names = {variable.get_metadata("axes")[0] for _, variable in nnx.to_flat_state(nnx.state(own.block0.connect_tokens))}
   assert names == {"calls"}
   assert list(connections_of(own)) == list(connections_of(shared)) == ["block0.tokens", "block0.features"]

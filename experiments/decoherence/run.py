@@ -1,0 +1,138 @@
+"""Does a mixer that decoheres repeated weights train a deep recursion better, and only where weights repeat?
+
+  python -m experiments.decoherence.run [--quick] [--check] [--record]
+
+TRM whose supervision step is one cycle of 7, 21 or 42 calls, all of which learn. Arms differ in the connection alone;
+every arm runs with repeated sub-layers and, as its control, with sub-layers of each call's own. Seeds are paired: one
+has the same order of the data in every arm. All runs of a task have the same number of calls in all, calls times steps.
+The README says, from before the first run, what would confirm and what would refute the hypothesis.
+"""
+
+import itertools
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiments.claim import Cache, Claim, Number, table
+from experiments.seeded import Arm
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+CAYLEY = {"connection.mixer": "cayley", "connection.init_scale": 1.0}
+ARMS: dict[str, dict[str, Any]] = {
+  "identity": {"connection.mixer": "identity"},
+  "plain": {"connection.streams": 1},
+  "iso": {"connection.mixer": "iso"},
+  "sinkhorn": {"connection.mixer": "sinkhorn"},
+  "cayley 0.1": CAYLEY | {"connection.options": "alpha=0.1"},
+  "cayley 0.3": CAYLEY | {"connection.options": "alpha=0.3"},
+  "cayley 1": CAYLEY | {"connection.options": "alpha=1.0"},
+  "cayley per call": CAYLEY | {"connection.options": "alpha=0.3", "connection.sharing": "per_call"},
+}
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+  "sudoku4": ("sudoku:tiny", {}),
+  "sudoku6": ("sudoku:tiny", {"data.sudoku.side": 6, "data.sudoku.max_holes": 18}),
+  "maze": ("maze:tiny", {}),
+}
+CALLS = (7, 21, 42)
+TIES = ("tied", "untied")
+RATES = (3e-3, 1e-2)
+TUNING_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
+BUDGET = 4_200  # calls a run: 600 steps of 7 calls, 100 of 42
+LAST = 0.2  # share of the steps over which a run's loss is averaged
+
+
+def overrides(arm: str, calls: int, tie: str, rate: float, budget: int) -> dict[str, Any]:
+  """Of a task's tiny config, to make it smaller: d = 32, batch 32, one layer, two supervision steps."""
+  values = {
+    "steps": budget // calls,
+    "batch_size": 32,
+    "model.width": 32,
+    "model.heads": 2,
+    "model.layers": 1,
+    "model.recursion.outer": 1,
+    "model.recursion.inner": calls - 1,
+    "model.recursion.max_steps": 2,
+    "optimizer.learning_rate": rate,
+    "optimizer.warmup_steps": budget // calls // 10,
+    "connection.streams": 4,
+  } | ARMS[arm]
+  return values | ({"connection.sharing": "none"} if tie == "untied" else {})
+
+
+def run(arm: Arm, seed: int) -> dict[str, float]:
+  """The outcomes of one run: loss and gradient norm at the end of the budget, and the loss over all of it."""
+  metrics = arm.train(seed)
+  losses, norms = (np.array([step[key] for step in metrics]) for key in ("loss", "gradient_norm"))
+  last = max(1, int(LAST * arm.config.steps))
+  finite = len(losses) == arm.config.steps and np.all(np.isfinite(losses))
+  return {
+    "loss": float(np.mean(losses[-last:])) if finite else float("inf"),
+    "mean loss": float(np.mean(losses)) if finite else float("inf"),
+    "log gradient norm": float(np.mean(np.log(norms[np.isfinite(norms) & (norms > 0)]))),
+  }
+
+
+def runs(
+  cache: Cache, task: str, arm: str, calls: int, tie: str, rate: float, seeds: tuple[int, ...], budget: int
+) -> list[dict[str, float]]:
+  """Of each seed its outcomes; the step is compiled once, and only if a seed is missing."""
+  spec, fields = TASKS[task]
+  values = fields | overrides(arm, calls, tie, rate, budget)
+  compiled: list[Arm] = []
+
+  def one(seed: int) -> dict[str, float]:
+    if not compiled:
+      compiled.append(Arm.load(spec, values))
+    result = run(compiled[0], seed)
+    print(f"{task}, {calls} calls, {tie}, {arm}, rate {rate:g}, seed {seed}: {result}", file=sys.stderr, flush=True)
+    return result
+
+  name = f"{task}/{calls}/{tie}/{arm}/{rate:g}"
+  return [cache.get(f"{name}/{seed}", [spec, values], lambda seed=seed: one(seed)) for seed in seeds]
+
+
+def tuned(cache: Cache, task: str, arm: str, calls: int, tie: str, budget: int) -> float:
+  """The learning rate with the lowest loss over the whole run of the tuning seed."""
+  cost = lambda rate: runs(cache, task, arm, calls, tie, rate, TUNING_SEEDS, budget)[0]["mean loss"]  # noqa: E731
+  return min(RATES, key=cost)
+
+
+def smallest_visible(differences: np.ndarray) -> float:
+  """Half the width of the 95 % confidence interval of a paired mean difference."""
+  if len(differences) < 2:
+    return float("inf")
+  quantile = stats.t.ppf(0.975, len(differences) - 1)
+  return float(quantile * differences.std(ddof=1) / np.sqrt(len(differences)))
+
+
+def measure(quick: bool, cache: Cache) -> dict[str, Number]:
+  """Per task, number of calls and tie: the loss of every arm, and its paired difference from identity."""
+  arms, seeds, budget = (list(ARMS)[::4], SEEDS[:1], 84) if quick else (list(ARMS), SEEDS, BUDGET)
+  tasks, depths = (["sudoku4"], CALLS[:1]) if quick else (list(TASKS), CALLS)
+  numbers: dict[str, Number] = {}
+  rows: list[list[Any]] = []
+  for task, calls, tie in itertools.product(tasks, depths, TIES):
+    reference = None
+    for arm in arms:
+      rate = RATES[0] if quick else tuned(cache, task, arm, calls, tie, budget)
+      results = runs(cache, task, arm, calls, tie, rate, seeds, budget)
+      losses = np.array([result["loss"] for result in results])
+      reference = losses if reference is None else reference
+      differences = losses - reference
+      name, visible = f"{task}/{calls} calls/{tie}/{arm}", smallest_visible(differences)
+      numbers[f"{name}/loss"] = Number.over(list(losses), floor=0.1)
+      numbers[f"{name}/minus identity"] = Number.over(list(differences), floor=0.1)
+      norm = float(np.mean([result["log gradient norm"] for result in results]))
+      rows.append([task, calls, tie, arm, rate, float(losses.mean()), float(differences.mean()), visible, norm])
+  header = ["task", "calls", "weights", "arm", "rate", "loss", "minus identity", "±", "log gradient norm"]
+  print(table(header, rows))
+  return numbers
+
+
+CLAIM = Claim(FOLDER, measure, seeds=f"tuning {TUNING_SEEDS}, then {SEEDS}", budget=f"{BUDGET} calls of batch 32 a run")
+
+if __name__ == "__main__":
+  sys.exit(CLAIM.command())
