@@ -25,8 +25,8 @@ from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, tied_cov
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers, Real, without_rotations
 
 __all__ = [
-  "DEEPEST", "DRAWS", "FLOOR", "JacobianSpectrum", "Sampled", "drawing", "measure", "mixer_stack", "predict",
-  "sampled_size", "solve",
+  "DEEPEST", "DRAWS", "FLOOR", "JacobianSpectrum", "MOST_PLACES", "Sampled", "drawing", "measure", "mixer_stack",
+  "predict", "sampled_size", "solve",
 ]  # fmt: skip
 
 DRAWS = ("init", "random")

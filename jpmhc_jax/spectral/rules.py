@@ -22,8 +22,8 @@ from jpmhc_jax.spectral.jacobian import FLOOR, mixer_stack
 from jpmhc_jax.spectral.layers import block_noise, full_noise, Layers
 
 __all__ = [
-  "Absent", "LARGEST", "NOISES", "Prediction", "Question", "Report", "Row", "Tick", "layer_stack", "longest_seconds",
-  "predict", "rows", "what_if",
+  "Absent", "LARGEST", "NOISES", "Prediction", "Question", "Report", "Row", "SHARINGS", "Tick", "labels", "layer_stack",
+  "longest_seconds", "predict", "recursion_stack", "rows", "what_if",
 ]  # fmt: skip
 
 NOISES = ("block", "full")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jpmhc_jax.spectral import rules
 
-__all__ = ["HEADER", "SLOW_S", "announced", "conclusion", "line"]
+__all__ = ["COHERENCE", "HEADER", "MEANING", "SLOW_S", "announced", "conclusion", "line"]
 
 SLOW_S = 60.0  # a row that may take longer is announced
 
