@@ -33,8 +33,8 @@ SHARED = {
   "steps": STEPS, "model.width": 32, "model.heads": 2, "model.layers": 1, "evaluation.every": STEPS,
   "evaluation.max_examples": 64,
 }  # fmt: skip
-EFFORT = measure.Effort(cells=24, exact_limit=5000, carry_points=96, carry_s=100)
-W1, QUANTILE = 0.2, 0.25  # what is claimed of the mean over the nets
+EFFORT = measure.Effort(cells=24, exact_limit=5000, carry_points=96, carry_s=100.0)
+W1 = 0.2  # what is claimed of the mean over the nets
 
 
 def spectra(name: str, seed: int) -> dict[str, float]:
@@ -76,7 +76,7 @@ def measured(quick: bool, cache: Cache) -> dict[str, Number]:
   errors = [abs(result["tied q99"] / result["exact q99"] - 1) for result in every]
   numbers["all/W1 tied"] = Number.bounded(float(np.mean([result["tied"] for result in every])), most=W1)
   numbers["all/W1 independent"] = Number.over([result["independent"] for result in every], floor=0.1)
-  numbers["all/error of the 99 % quantile"] = Number.bounded(float(np.mean(errors)), most=QUANTILE)
+  numbers["all/error of the 99 % quantile"] = Number.over(errors, floor=0.1)
   print(table(["net", "W1 tied", "W1 independent", "exact 99 %", "tied 99 %", "independent 99 %"], rows))
   return numbers
 
