@@ -171,9 +171,7 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     return  # a figure needs something to show
   columns = min(4, len(panels))
   rows = -(-len(panels) // columns)
-  curves_at_most = max(len(curves) for _, curves in panels)
-  beside = -(-curves_at_most // (14 * rows)) if curves_at_most > 6 else 0  # columns of a legend beside the panels
-  figure = Figure(figsize=(4.2 * columns + 1.9 * beside, 2.8 * rows), layout="constrained")
+  figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for axis in axes[len(panels) :]:
     axis.set_axis_off()
@@ -183,11 +181,7 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     axis.set(title=title, xscale="log", xlabel="singular value", ylabel="density of log s")
     axis.set_ylim(bottom=0)
     _label_few_decades(axis)
-  if beside:
-    largest = max(axes[: len(panels)], key=lambda axis: len(axis.lines))
-    figure.legend(handles=largest.lines, loc="outside right upper", fontsize=8, ncols=beside)
-  else:
-    axes[0].legend(fontsize=8)
+  axes[0].legend(fontsize=8)
   _save(figure, path)
 
 
