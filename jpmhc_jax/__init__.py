@@ -17,7 +17,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_ROOMS = ("connections", "linalg", "manifolds", "mixers", "optim", "spectral")
+_ROOMS = ("connections", "linalg", "manifolds", "mixers", "optim", "spectral", "transport")
 _RUNS = ("Interrupted", "NonFiniteLossError", "Run", "evaluate", "load", "report", "train")
 _ERRORS = ("CheckpointError", "ConfigError", "DataError", "StorageError", "UserError", "WorkdirError")
 _CONNECTIONS = (

@@ -16,6 +16,7 @@ ROOMS = {
   "jp.manifolds": "Manifolds of matrices",
   "jp.optim": "optax transformations",
   "jp.spectral": "Spectra of Jacobians",
+  "jp.transport": "Maps between latent spaces, and entropic optimal transport",
 }
 
 

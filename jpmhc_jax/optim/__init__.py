@@ -6,7 +6,14 @@ The optimiser of a whole run, built from its config, is `training.optimizer`.
 """
 
 from jpmhc_jax.optim.adam_atan2 import adam_atan2, scale_by_adam_atan2
-from jpmhc_jax.optim.manifold_optimizers import cayley_adam, cayley_sgd, grassmann_adam, landing, projected_muon
+from jpmhc_jax.optim.manifold_optimizers import (
+  cayley_adam,
+  cayley_sgd,
+  clip_singular_values,
+  grassmann_adam,
+  landing,
+  projected_muon,
+)
 from jpmhc_jax.optim.riemannian import (
   retract,
   riemannian_gradient,
@@ -21,6 +28,7 @@ __all__ = [
   "adam_atan2",
   "cayley_adam",
   "cayley_sgd",
+  "clip_singular_values",
   "grassmann_adam",
   "landing",
   "make_schedule",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jpmhc_jax.core.errors import require
 from jpmhc_jax.manifolds import Grassmann, Manifold, Stiefel
 from jpmhc_jax.manifolds.retractions import gram, identity_like, matmul
 from jpmhc_jax.optim.riemannian import (
@@ -19,8 +20,8 @@ from jpmhc_jax.optim.riemannian import (
 from jpmhc_jax.optim.schedules import ScalarOrSchedule
 
 __all__ = [
-  "CANONICAL", "EUCLIDEAN", "LandingState", "SUBSPACES", "cayley_adam", "cayley_sgd", "grassmann_adam", "landing",
-  "projected_muon",
+  "CANONICAL", "EUCLIDEAN", "LandingState", "SUBSPACES", "cayley_adam", "cayley_sgd", "clip_singular_values",
+  "grassmann_adam", "landing", "projected_muon",
 ]  # fmt: skip
 
 CANONICAL, EUCLIDEAN, SUBSPACES = Stiefel(metric="canonical"), Stiefel(), Grassmann()
@@ -145,6 +146,25 @@ def projected_muon(
     optax.scale_by_learning_rate(learning_rate),
     stabilize_every(manifold, every),
   )
+
+
+def clip_singular_values(low: float, high: float) -> optax.GradientTransformation:
+  """The last of a chain: updates that land on the nearest matrices with all singular values in [low, high].
+
+  Leaves (*batch, n, p). Raises ConfigError unless 0 <= low <= high.
+
+  >>> optimizer, w = optax.chain(optax.sgd(1.0), jp.optim.clip_singular_values(0.5, 2.0)), jnp.eye(2)
+  >>> updates, state = optimizer.update(jnp.diag(jnp.array([-9.0, 0.9])), optimizer.init(w), w)
+  >>> (w + updates).round(3).tolist()
+  [[2.0, 0.0], [0.0, 0.5]]
+  """
+  require(0 <= low <= high, "low, high", (low, high), "0 <= low <= high")
+
+  def land(point: jax.Array, update: jax.Array) -> jax.Array:
+    u, s, vt = jnp.linalg.svd(point + update, full_matrices=False)
+    return matmul(u * jnp.clip(s, low, high)[..., None, :], vt) - point
+
+  return optax.stateless(lambda updates, params: jax.tree.map(land, params, updates))
 
 
 class LandingState(NamedTuple):

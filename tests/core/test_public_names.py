@@ -22,7 +22,7 @@ from scripts import api_page
 
 NAMES = {
   "jpmhc_jax": """
-    __version__ connections linalg manifolds mixers optim spectral
+    __version__ connections linalg manifolds mixers optim spectral transport
     Coefficients HyperConnection HyperConnectionFn Routing StreamExpansion StreamExpansionFn expand reduce
     BirkhoffNewton Cayley CayleyIterative Choice Circulant EpsilonSinkhorn Grassmann Householder Hybrid Identity Iso
     Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz PermutationMixture Polar Quaternion Sinkhorn
@@ -39,8 +39,17 @@ NAMES = {
     isometric_sigma_w measure operator predict propagate tied_covariance what_if
   """,
   "optim": """
-    adam_atan2 cayley_adam cayley_sgd grassmann_adam landing make_schedule projected_muon retract riemannian_gradient
-    scale_by_adam_atan2 scale_by_riemannian_adam scale_by_riemannian_momentum sign_sgd_rows stabilize_every
+    adam_atan2 cayley_adam cayley_sgd clip_singular_values grassmann_adam landing make_schedule projected_muon
+    retract riemannian_gradient scale_by_adam_atan2 scale_by_riemannian_adam scale_by_riemannian_momentum
+    sign_sgd_rows stabilize_every
+  """,
+  "transport": """
+    AttentionMap BarycentricMap Chain CollapseAlarm EntropicTransport FlowMap LinearMap MapRule OrthogonalMLP
+    OrthogonalMap RowBank Schedule SpectralMap Stage StageClock TransportMap TransportPlan calibration_error cka
+    compiled contrastive effective_rank fuse gromov_wasserstein isometry isometry_estimate local_distortion
+    log_volume mmd neighbour_overlap one_probe_isometry price procrustes_distance recall relaxed_isometry
+    relaxed_isometry_estimate save_npz singular_values tangent_basis tangent_isometry tangent_isometry_estimate
+    trace_isometry trace_isometry_estimate volume
   """,
 }
 
