@@ -34,13 +34,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUICKLY_COMPILED = (
   "commands", "connections/test_connection.py", "connections/test_diagnostics.py", "connections/test_forward_mode.py",
   "connections/test_kernels.py", "core/test_public_names.py", "evaluation", "examples",
-  "mixers/test_mixer_gradients.py", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
+  "mixers/test_mixer_contract.py::test_a_matrix_without_tokens", "mixers/test_mixer_contract.py::test_other_sizes",
+  "mixers/test_mixer_contract.py::test_random_members", "mixers/test_mixer_gradients.py", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
 )  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
 def pytest_runtest_setup(item: pytest.Item) -> None:
-  place = item.path.relative_to(ROOT / "tests").as_posix()
+  place = f"{item.path.relative_to(ROOT / 'tests').as_posix()}::{item.name}"
   quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
   jax.config.update("jax_disable_most_optimizations", quickly)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts

@@ -60,7 +60,10 @@ def unfused_matmul(a: Float[Array, "n k *#tokens"], b: Float[Array, "k m *#token
   """
   rows, half = a.shape[0], (a.shape[0] + 1) // 2
   padded = jnp.pad(a, ((0, 2 * half - rows),) + ((0, 0),) * (a.ndim - 1))
-  parts = jax.lax.map(lambda part: _matmul(part, b), padded.reshape(2, half, *a.shape[1:]))
+  # Both factors pass the barrier together: of b alone JAX would slice the rows before the loop, when it differentiates.
+  parts = jax.lax.map(
+    lambda part: _matmul(*jax.lax.optimization_barrier((part, b))), padded.reshape(2, half, *a.shape[1:])
+  )
   result: Array = parts.reshape(2 * half, *parts.shape[2:])[:rows]
   return result
 

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 
 import jax
 from jax import Array
@@ -139,11 +140,8 @@ class Mixer(abc.ABC):
   def identity_error(self, n: int, strength: float) -> float:
     """max |project(identity_logits(n, strength)) − I|; 0.0 for sets that reach the identity exactly."""
 
-    def error(logits: Array) -> Array:
-      return jnp.max(jnp.abs(self.project(logits, n) - np.eye(n, dtype=np.float32)))
-
     with jax.ensure_compile_time_eval():
-      return float(jax.jit(error)(self.identity_logits(n, strength)))
+      return float(_distance_to_identity(self, n, self.identity_logits(n, strength)))
 
   def flops(self, n: int) -> tuple[int, int]:
     """Exact floating-point operations a token, (forward, backward), counted in the traced program (see `flops`)."""
@@ -153,6 +151,11 @@ class Mixer(abc.ABC):
     """The JPmHC paper's own count for this family, where it gives one; its conventions are coarser than ours."""
     del n
     return None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _distance_to_identity(mixer: Mixer, n: int, logits: Array) -> Array:
+  return jnp.max(jnp.abs(mixer.project(logits, n) - np.eye(n, dtype=np.float32)))
 
 
 def refuse_streams(family: str, n: int, expected: str, remedy: str) -> ConfigError:

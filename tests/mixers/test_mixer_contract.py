@@ -39,20 +39,31 @@ SLOW = (
 )  # fmt: skip
 
 
-def logits_of(manifold, n, scale, seed=0):
-  return scale * jax.random.normal(jax.random.key(seed), (*manifold.logit_shape(n), TOKENS))
+def normal(seed, *shape):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def cotangent_of(n, seed=1):
-  return jax.random.normal(jax.random.key(seed), (n, n, TOKENS))
+def logits_of(manifold, n, scale, seed=0, tokens=TOKENS):
+  return scale * normal(seed, *manifold.logit_shape(n), tokens)
+
+
+def start_of(manifold, n, strength):
+  return np.asarray(manifold.identity_logits(n, strength), np.float32)[..., None]
+
+
+def box_of(manifold, n):
+  return np.random.default_rng(2).uniform(-10, 10, (*manifold.logit_shape(n), TOKENS)).astype(np.float32)
+
+
+def cotangent_of(n):
+  return normal(1, n, n, TOKENS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_projections_land_on_the_set_at_any_logits(name, compiled):
   manifold = make(name)
-  box = jax.random.uniform(jax.random.key(2), (*manifold.logit_shape(4), TOKENS), minval=-10, maxval=10)
-  corners = 10 * jnp.sign(box)
-  for logits in (logits_of(manifold, 4, 0.1), logits_of(manifold, 4, 1.0), box, corners):
+  box = box_of(manifold, 4)
+  for logits in (logits_of(manifold, 4, 0.1), logits_of(manifold, 4, 1.0), box, 10 * np.sign(box)):
     matrix, _ = compiled(manifold, 4)(logits, cotangent_of(4))
     assert matrix.shape == (4, 4, TOKENS) and matrix.dtype == jnp.float32
     worst = float(jnp.max(manifold.distance(matrix)))
@@ -82,21 +93,20 @@ def test_options_keep_the_contract(text, n, compiled):
     shape = manifold.logit_shape(n)
   except ConfigError:
     pytest.skip("the family does not exist for this n: see the error tests")
-  normal, box = jax.random.normal(jax.random.key(0), (*shape, 32)), jax.random.uniform(jax.random.key(2), (*shape, 32))
-  box = 20 * box - 10
-  start = jnp.repeat(manifold.identity_logits(n, 4.0)[..., None], 32, axis=-1)
-  sizes = (start, normal, box, 10 * jnp.sign(box), 1e4 * normal, 1e4 * jnp.sign(normal), jnp.zeros_like(normal))
-  cotangent = jax.random.normal(jax.random.key(1), (n, n, 32 * len(sizes)))
-  matrix, gradient = compiled(manifold, n)(jnp.concatenate(sizes, axis=-1), cotangent)
-  assert matrix.shape == (n, n, 32 * len(sizes)) and matrix.dtype == gradient.dtype == jnp.float32
-  assert np.isfinite(matrix).all() and np.isfinite(gradient).all()
-  distance, error = manifold.distance(matrix), float(jnp.max(jnp.abs(matrix[..., 0] - jnp.eye(n))))
-  if manifold.traits.exact:
-    assert float(jnp.max(distance)) <= 1e-6
+  draws, box = logits_of(manifold, n, 1.0), box_of(manifold, n)
+  start = start_of(manifold, n, 4.0) + np.zeros_like(draws)
+  sizes = (box, draws, 10 * np.sign(box), 1e4 * draws, 1e4 * np.sign(draws), np.zeros_like(draws), start)
+  for logits in sizes:
+    matrix, gradient = compiled(manifold, n)(logits, cotangent_of(n))
+    assert matrix.shape == (n, n, TOKENS) and matrix.dtype == gradient.dtype == jnp.float32
+    assert np.isfinite(matrix).all() and np.isfinite(gradient).all()
+    distance = manifold.distance(matrix)
+    if manifold.traits.exact:
+      assert float(jnp.max(distance)) <= 1e-6
   # The start is on the set or near it, and the identity where the set has it; the published quintic never settles.
   near = 1e-2 if text.startswith("orthostochastic_newton_schulz") else 1e-5
   assert float(distance[0]) <= max(near, 1e-3)
-  assert not manifold.traits.contains_identity or error <= near
+  assert not manifold.traits.contains_identity or np.abs(matrix[..., 0] - np.eye(n)).max() <= near
 
 
 LOST = {1: np.nan, 17: np.inf, 30: -np.inf, 41: 1e30, 63: 0.0}  # tokens, and what stands in them
@@ -104,11 +114,16 @@ LOST = {1: np.nan, 17: np.inf, 30: -np.inf, 41: 1e30, 63: 0.0}  # tokens, and wh
 
 @pytest.mark.parametrize("text", [*NAMES, *QUICK, *(pytest.param(text, marks=pytest.mark.slow) for text in SLOW)])
 def test_no_token_depends_on_another(text, compiled):
-  manifold, where, what = parse(text), np.array(list(LOST)), jnp.asarray(list(LOST.values()))
+  manifold, where = parse(text), np.array(list(LOST))
   logits, cotangent = logits_of(manifold, 4, 1.0), cotangent_of(4)
   clean = compiled(manifold, 4)(logits, cotangent)
-  all_of_it, part_of_it = logits.at[..., where].set(what), logits.at[:1, ..., where].set(what)
-  for case in ((all_of_it, cotangent), (part_of_it, cotangent), (logits, cotangent.at[..., where].set(what))):
+
+  def lost(array, rows=slice(None)):
+    array = array.copy()
+    array[rows, ..., where] = list(LOST.values())
+    return array
+
+  for case in ((lost(logits), cotangent), (lost(logits, slice(1)), cotangent), (logits, lost(cotangent))):
     for expected, found in zip(clean, compiled(manifold, 4)(*case), strict=True):
       np.testing.assert_array_equal(np.delete(found, where, axis=-1), np.delete(expected, where, axis=-1))
 
@@ -116,7 +131,7 @@ def test_no_token_depends_on_another(text, compiled):
 @pytest.mark.parametrize("name", [name for name in NAMES if not make(name).traits.exact])
 def test_iterative_families_are_near_their_set_at_gentle_logits(name, compiled):
   manifold = make(name)
-  near = manifold.identity_logits(4, 2.0)[..., None] + logits_of(manifold, 4, 0.1)
+  near = start_of(manifold, 4, 2.0) + logits_of(manifold, 4, 0.1)
   matrix, _ = compiled(manifold, 4)(near, cotangent_of(4))
   bound = {"orthostochastic_newton_schulz": 3e-2}.get(name, 1e-4)
   assert float(jnp.max(manifold.distance(matrix))) <= bound
@@ -141,71 +156,75 @@ def test_the_identity_is_reached_as_promised(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_random_members_are_members(name):
   manifold = make(name)
-  draws = [manifold.random(jax.random.key(seed), 4) for seed in range(3)]
+  draw = jax.jit(lambda key: manifold.random(key, 4))
+  draws = [np.asarray(draw(jax.random.key(seed))) for seed in range(3)]
   bound = 1e-6 if manifold.traits.exact else 5e-2
-  assert all(float(manifold.distance(draw)) <= bound for draw in draws)
+  assert float(jnp.max(manifold.distance(jnp.stack(draws, axis=-1)))) <= bound
   if manifold.dimension(4):
-    assert float(jnp.max(jnp.abs(draws[0] - draws[1]))) > 1e-3
+    assert np.abs(draws[0] - draws[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients_stay_finite_at_huge_logits(name, compiled):
   manifold = make(name)
-  base = jax.random.normal(jax.random.key(3), (*manifold.logit_shape(4), TOKENS))
-  for logits in (1e4 * jnp.sign(base), 1e4 * base, jnp.zeros_like(base)):
-    for dtype in (jnp.float32, jnp.bfloat16):
-      for array in compiled(manifold, 4)(logits.astype(dtype), cotangent_of(4).astype(dtype)):
-        assert bool(jnp.all(jnp.isfinite(array)))
+  base = logits_of(manifold, 4, 1.0, seed=3)
+  for logits in (1e4 * np.sign(base), 1e4 * base, np.zeros_like(base)):
+    for array in compiled(manifold, 4)(logits, cotangent_of(4)):
+      assert np.isfinite(array).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+# `Mixer.project` rounds for all; these are a plain family, one with an iteration and one of two families.
+@pytest.mark.parametrize("name", ("cayley", "sinkhorn", "hybrid"))
 def test_bfloat16_goes_in_and_comes_out(name, compiled):
-  manifold = make(name)
-  wide = logits_of(manifold, 4, 1.0).astype(jnp.bfloat16)
-  matrix, gradient = compiled(manifold, 4)(wide, cotangent_of(4).astype(jnp.bfloat16))
+  manifold, cotangent = make(name), jnp.asarray(cotangent_of(4), jnp.bfloat16)
+  wide = jnp.asarray(logits_of(manifold, 4, 1.0), jnp.bfloat16)
+  matrix, gradient = compiled(manifold, 4)(wide, cotangent)
   assert matrix.dtype == gradient.dtype == jnp.bfloat16
-  reference, _ = compiled(manifold, 4)(wide.astype(jnp.float32), cotangent_of(4))
+  reference, _ = compiled(manifold, 4)(np.asarray(wide, np.float32), cotangent_of(4))
   # Computed in float32 and rounded once.
-  np.testing.assert_array_equal(matrix.astype(jnp.float32), reference.astype(jnp.bfloat16).astype(jnp.float32))
-  assert bool(jnp.all(jnp.isfinite(gradient)))
+  np.testing.assert_array_equal(np.asarray(matrix), np.asarray(reference).astype(matrix.dtype))
+  for size in (1.0, 1e4):
+    for array in compiled(manifold, 4)(size * wide, cotangent):
+      assert np.isfinite(np.asarray(array, np.float32)).all()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "identity"])
 def test_no_family_is_frozen_near_its_identity(name, compiled):
   manifold = make(name)
-  logits = manifold.identity_logits(4, 4.0)[..., None] + logits_of(manifold, 4, 0.02)
+  logits = start_of(manifold, 4, 4.0) + logits_of(manifold, 4, 0.02)
   _, gradient = compiled(manifold, 4)(logits, cotangent_of(4))
-  assert float(jnp.min(jnp.max(jnp.abs(gradient), axis=tuple(range(gradient.ndim - 1))))) > 1e-6
+  assert np.abs(gradient).max(axis=tuple(range(gradient.ndim - 1))).min() > 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_matrix_without_tokens_is_one_token(name):
+def test_a_matrix_without_tokens_is_one_token(name, compiled):
   manifold = make(name)
-  logits = logits_of(manifold, 4, 1.0)[..., :2]
+  logits = logits_of(manifold, 4, 1.0)
   project = jax.jit(lambda x: manifold.project(x, 4))
-  several = project(logits)
+  several, _ = compiled(manifold, 4)(logits, cotangent_of(4))
   np.testing.assert_allclose(project(logits[..., 0]), several[..., 0], atol=1e-6)
-  grid = project(logits.reshape(*manifold.logit_shape(4), 2, 1))
-  np.testing.assert_allclose(grid[..., 0], several, atol=1e-6)
+  grid = project(logits[..., :2].reshape(*manifold.logit_shape(4), 2, 1))
+  np.testing.assert_allclose(grid[..., 0], several[..., :2], atol=1e-6)
 
 
-# Rotations of 5 and more rows are compiled for seconds: always for the families that are one, else with the slow tests.
+# Rotations of many rows are compiled for seconds: always for the families that are one, else with the slow tests. The
+# slow tests of the options have 5 streams.
 COMPOSED = ("choice", "hybrid", "householder", "orthostochastic")
 
 
 @pytest.mark.parametrize(
   ("n", "name"),
   [
-    pytest.param(n, name, marks=[pytest.mark.slow] * (n >= 5 and name in COMPOSED))
-    for n in (2, 3, 5, 8)
+    pytest.param(n, name, marks=[pytest.mark.slow] * (n == 8 and name in COMPOSED))
+    for n in (2, 3, 8)
     for name in NAMES
   ],
 )
 def test_other_sizes(name, n):
-  if name == "quaternion" or (name == "kronecker" and n in (3, 5)) or (name == "permutation" and n == 8):
+  if name == "quaternion" or (name == "kronecker" and n == 3) or (name == "permutation" and n == 8):
     pytest.skip("the family does not exist for this n: see the error tests")
   manifold = make(name)
-  logits = logits_of(manifold, n, 1.0)[..., :8]
+  logits = logits_of(manifold, n, 1.0, tokens=8)
   matrix = jax.jit(lambda x: manifold.project(x, n))(logits)
   assert matrix.shape == (n, n, 8)
   if manifold.traits.exact:
