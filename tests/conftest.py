@@ -34,6 +34,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUICKLY_COMPILED = (
   "commands", "connections/test_connection.py", "connections/test_diagnostics.py", "connections/test_forward_mode.py",
   "connections/test_kernels.py", "core/test_public_names.py", "evaluation", "examples",
+  "manifolds/test_manifolds.py", "manifolds/test_retractions.py::test_no_matrix",
+  "manifolds/test_retractions.py::test_slope",
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
   "mixers/test_mixer_gradients.py", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
 )  # fmt: skip
