@@ -102,6 +102,7 @@ class Origin:
 
   @classmethod
   def of(cls, value: Any) -> "Origin":
+    """That of a class or function."""
     return cls(value.__module__ or "__main__", value.__qualname__)
 
   def __str__(self) -> str:

@@ -41,6 +41,7 @@ class TokenDataset(ExampleDataset):
 
   @functools.cached_property
   def element_spec(self) -> Mapping[str, ElementSpec]:
+    """int32 `inputs` and `labels`, one of each per position, and the number of the puzzle."""
     shapes = {"inputs": (self.sequence_length,), "labels": (self.label_length,), "puzzle_identifiers": ()}
     return {name: ElementSpec(shape, np.dtype(np.int32)) for name, shape in shapes.items()}
 

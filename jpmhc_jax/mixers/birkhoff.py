@@ -96,6 +96,7 @@ class Sinkhorn(_Scaled):
 
   @property
   def traits(self) -> Traits:
+    """The polytope's as far as the sweeps come; the identity, of infinite logits, is only approached."""
     return dataclasses.replace(super().traits, exact=False, contains_identity=False)
 
   def published_flops(self, n: int) -> tuple[int, int]:
@@ -149,6 +150,7 @@ class BirkhoffNewton(_Scaled):
 
   @property
   def traits(self) -> Traits:
+    """The polytope's to rounding; the identity, of infinite logits, is only approached."""
     return dataclasses.replace(super().traits, contains_identity=False)
 
   def _project(self, logits: Array, n: int) -> Array:
@@ -181,6 +183,7 @@ class EpsilonSinkhorn(_Scaled):
 
   @property
   def traits(self) -> Traits:
+    """The polytope's as far as the sweeps and ε let them come; the identity is only approached."""
     return dataclasses.replace(super().traits, exact=False, contains_identity=False)
 
   def _project(self, logits: Array, n: int) -> Array:

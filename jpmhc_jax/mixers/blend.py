@@ -159,6 +159,7 @@ class Choice(Blend):
 
   @property
   def traits(self) -> Traits:
+    """What holds for every family that may be chosen."""
     return self._shared_traits("one of " + ", ".join(family.traits.set for family in self.families))
 
   @property
@@ -233,6 +234,7 @@ class Hybrid(Blend):
 
   @property
   def traits(self) -> Traits:
+    """What holds for every blend of the two families."""
     return self._shared_traits(f"blend of {self.first.traits.set} and {self.second.traits.set}")
 
   @property

@@ -169,6 +169,7 @@ class Cayley(_FromSkewPart):
 
   @property
   def traits(self) -> Traits:
+    """A rotation, to rounding, that turns no vector around."""
     return Traits(
       "SO(n) without eigenvalue −1", orthogonal=True, contractive=True, determinant="+1",
       eigenvalues="unit circle except −1", norm="kept",
@@ -201,6 +202,7 @@ class CayleyIterative(_FromSkewPart):
 
   @property
   def traits(self) -> Traits:
+    """Near a rotation while the logits are small: the iteration is cut off."""
     return Traits(
       "near SO(n)", orthogonal=True, exact=False, determinant="near +1", eigenvalues="near the unit circle",
       norm="kept for small logits, grows for large ones",

@@ -41,6 +41,7 @@ class Grassmann(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """A projector of rank p: keeps p directions, deletes the others."""
     return Traits(
       "Gr(n, p) as projectors", contractive=True, contains_identity=False, exact=False, determinant="0",
       eigenvalues="1 (p times), 0 (n − p times)", norm="kept on p directions, deleted on n − p",

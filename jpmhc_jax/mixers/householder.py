@@ -42,6 +42,7 @@ class Householder(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """Orthogonal of either determinant by the hard gate, a contraction along k by the soft one."""
     hard = self.gate == "hard"
     return Traits(
       "O(n)" if hard else "Q times a contraction along k",

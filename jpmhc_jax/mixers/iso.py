@@ -48,6 +48,7 @@ class Iso(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """Orthogonal and mean-preserving; to rounding, and of determinant +1, by Cayley."""
     by_cayley = self.method == "cayley"
     return Traits(
       "SO(n−1) fixing 1" if by_cayley else "O(n−1) fixing 1",

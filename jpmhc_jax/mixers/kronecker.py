@@ -29,6 +29,7 @@ class Kronecker(DoublyStochastic):
 
   @property
   def traits(self) -> Traits:
+    """Doubly stochastic with real eigenvalues; the identity is only approached."""
     return dataclasses.replace(
       super().traits, set="⊗ of 2 x 2 Birkhoff", contains_identity=False, eigenvalues="real, products of 2p_k − 1"
     )

@@ -44,6 +44,7 @@ class Orthostochastic(DoublyStochastic):
 
   @property
   def traits(self) -> Traits:
+    """Doubly stochastic to rounding, for every number of copies."""
     return dataclasses.replace(super().traits, set=f"generalised orthostochastic, s = {self.copies}")
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
@@ -101,6 +102,7 @@ class OrthostochasticNewtonSchulz(DoublyStochastic):
 
   @property
   def traits(self) -> Traits:
+    """Doubly stochastic as far as Y is orthogonal."""
     return dataclasses.replace(super().traits, set="near orthostochastic", exact=False)
 
   def logit_shape(self, n: int) -> tuple[int, ...]:

@@ -48,6 +48,7 @@ class PermutationMixture(DoublyStochastic):
 
   @property
   def traits(self) -> Traits:
+    """Doubly stochastic; all of the polytope only with all permutations."""
     whole = self.basis == "full" and not self.permutations
     return dataclasses.replace(
       super().traits, set="Birkhoff polytope" if whole else "hull of K permutations", contains_identity=False
@@ -201,6 +202,7 @@ class Circulant(DoublyStochastic):
 
   @property
   def traits(self) -> Traits:
+    """Doubly stochastic; differences keep at least 1 − 2γ of their length."""
     return dataclasses.replace(
       super().traits, set="circulant, leak <= γ", contains_identity=False, eigenvalues="1 − 2γ <= |λ| <= 1",
       norm=f"mean kept, differences keep at least {max(1 - 2 * self.leak, 0):g}",

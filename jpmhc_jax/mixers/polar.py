@@ -233,6 +233,7 @@ class Polar(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """Orthogonal of either determinant, as far as the steps come."""
     return Traits(
       "O(n)", orthogonal=True, contractive=True, exact=False, determinant="±1", eigenvalues="unit circle", norm="kept"
     )

@@ -33,6 +33,7 @@ class Quaternion(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """Every rotation of four streams, the half turns included."""
     return Traits(
       "SO(4)", orthogonal=True, contractive=True, determinant="+1", eigenvalues="all of SO(4), −1 included", norm="kept"
     )

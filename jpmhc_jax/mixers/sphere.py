@@ -41,6 +41,7 @@ class SpectralSphere(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """Keeps the mean and lengthens nothing; entries may be negative."""
     return Traits(
       "mean-preserving, ‖H‖₂ = 1", row_sums_one=True, column_sums_one=True, contractive=True, contains_identity=False,
       determinant="(−1, 1)", eigenvalues="1 and the open unit disc", norm="mean kept, differences shrink",

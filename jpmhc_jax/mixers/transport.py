@@ -40,6 +40,7 @@ class Transport(DoublyStochastic):
 
   @property
   def traits(self) -> Traits:
+    """Doubly stochastic to rounding; the identity is only approached."""
     return dataclasses.replace(super().traits, contains_identity=False)
 
   def logit_shape(self, n: int) -> tuple[int, ...]:

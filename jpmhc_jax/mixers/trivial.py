@@ -25,6 +25,7 @@ class Identity(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """All equations hold."""
     return Traits(
       "{I}", row_sums_one=True, column_sums_one=True, nonnegative=True, orthogonal=True, contractive=True,
       determinant="1", eigenvalues="1", norm="kept",
@@ -71,6 +72,7 @@ class Unconstrained(Mixer):
 
   @property
   def traits(self) -> Traits:
+    """No equation holds."""
     return Traits("R^{n x n}", norm="free: products grow or fade without bound")
 
   def logit_shape(self, n: int) -> tuple[int, ...]:

@@ -113,6 +113,7 @@ class HaarOrthogonal:
     return np.full(np.shape(x), 1 / (2 * np.pi))
 
   def moment(self, order: int) -> float:
+    """1, at every order."""
     return 1.0
 
   def matrix(self, key: Array, size: int) -> Float[Array, "size size"]:

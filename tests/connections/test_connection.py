@@ -130,7 +130,7 @@ def test_generators(generator):
   spread = 0.0 if generator == "static" else float(jnp.max(jnp.std(coefficients.read.reshape(N, -1), axis=1)))
   expected = {"static": (0, 0), "dynamic": (0.05, 1), "gated": (1e-5, 0.02)}[generator]
   assert expected[0] <= spread <= expected[1]
-  assert rule(parameters, x, _sublayer).shape == x.shape
+  assert jax.eval_shape(lambda p, x: rule(p, x, _sublayer), parameters, x).shape == x.shape
 
 
 NORMS = ("rmsnorm", "rmsnorm_per_stream", "layernorm", "none")
@@ -228,17 +228,25 @@ def test_mixers_without_a_row_for_each_stream_take_no_projection_per_stream():
 def test_a_block_of_no_tokens_has_gradients_of_zero(fields):
   rule = hyper_connection_fn(_config(**fields), D, 0)
   x = jnp.zeros((0, 3, rule.streams, rule.stream_width))
-  out, pullback = jax.vjp(lambda p: rule(p, x, jnp.tanh), rule.init(jax.random.key(0)))
+
+  @jax.jit
+  def both(parameters):
+    out, pullback = jax.vjp(lambda p: rule(p, x, jnp.tanh), parameters)
+    return out, pullback(out)
+
+  out, gradients = both(rule.init(jax.random.key(0)))
   assert out.shape == x.shape
-  assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(pullback(out)))
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize("projection", ["joint", "per_stream"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_backward_pass_keeps_the_streams_once_in_their_own_dtype(norm, projection):
   rule = hyper_connection_fn(_config(norm=norm, projection=projection), D, 0)
-  x = jax.random.normal(jax.random.key(0), (500, N, D), jnp.bfloat16)
-  _, pullback = jax.vjp(lambda x: rule(rule.init(jax.random.key(1)), x, lambda read: read), x)
+  x = jax.ShapeDtypeStruct((500, N, D), jnp.bfloat16)
+  pullback = jax.eval_shape(
+    lambda p, x: jax.vjp(lambda x: rule(p, x, lambda read: read), x)[1], rule.init(jax.random.key(1)), x
+  )
   large = [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.size >= x.size]
   assert large == [jnp.bfloat16]
 
@@ -264,9 +272,9 @@ def test_a_stored_mixer_is_one_matrix_on_its_set_with_a_role(family):
   )
   assert module.mixer.get_metadata("role").startswith("manifold:")
   x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
-  mix = module.coefficients(x).mix
+  mix, distance = nnx.jit(lambda module, x: (m := module.coefficients(x).mix, module.rule.mixer.distance(m)))(module, x)
   assert mix.shape == (N, N)
-  assert float(jnp.max(module.rule.mixer.distance(mix))) < 1e-5
+  assert float(jnp.max(distance)) < 1e-5
 
 
 def test_a_family_without_a_stored_form_is_refused():
@@ -282,7 +290,9 @@ def test_the_module_and_the_pure_form_agree():
   module = HyperConnection(hyper_connection_fn(config, D, 1), rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (*TOKENS, N, D))
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-  np.testing.assert_array_equal(module(x, _sublayer), hyper_connection_fn(config, D, 1)(state, x, _sublayer))
+  by_module = nnx.jit(lambda module, x: module(x, _sublayer))(module, x)
+  by_function = jax.jit(lambda state, x: hyper_connection_fn(config, D, 1)(state, x, _sublayer))(state, x)
+  np.testing.assert_array_equal(by_module, by_function)
   assert dataclasses.is_dataclass(module.rule)
 
 

@@ -74,9 +74,10 @@ def test_mixers_on_a_group_preserve_every_norm(name, seed):
 @pytest.mark.parametrize("name", ORTHOGONAL)
 def test_products_of_256_orthogonal_mixers_are_orthogonal(name):
   manifold = ORTHOGONAL[name]
-  matrices = jnp.moveaxis(projection(manifold)(draw(0, *manifold.logit_shape(4), 256)), -1, 0)
-  product = functools.reduce(lambda a, b: b @ a, matrices)
-  assert float(manifold.distance(product)) < 1e-5
+  project = projection(manifold)
+  matrices = [np.moveaxis(np.asarray(project(draw(k, *manifold.logit_shape(4), 64))), -1, 0) for k in range(4)]
+  product = functools.reduce(lambda a, b: b @ a, np.concatenate(matrices))
+  assert float(manifold.distance(jnp.asarray(product))) < 1e-5
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
@@ -123,7 +124,7 @@ def test_mean_and_differences_split(seed):
 @pytest.mark.parametrize("name", [name for name in mixers.FAMILIES if name not in ("unconstrained", "birkhoff")])
 def test_distance_sees_perturbations_and_not_members(name):
   manifold = mixers.make(name)
-  members = jnp.stack([manifold.random(jax.random.key(seed), 4) for seed in range(2)], axis=-1)
+  draws = jax.jit(jax.vmap(lambda key: manifold.random(key, 4), out_axes=-1))
+  members = draws(jax.random.split(jax.random.key(0), 2))
   assert float(jnp.min(manifold.distance(members + 1e-2 * draw(0, 4, 4, 2)))) > 1e-3
-  wrong_set = mixers.make("unconstrained").random(jax.random.key(3), 4)
-  assert float(manifold.distance(wrong_set)) > 0.1
+  assert float(jnp.min(manifold.distance(draw(3, 4, 4, 2)))) > 0.1

@@ -71,7 +71,7 @@ def _linearised(layers, z):
   return np.trace(resolvent[:streams, :streams]) / streams
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.integers(0, 2**32 - 1))
 def test_the_small_equation_is_the_whole_linearisation(seed):
   with jax.enable_x64(True):

@@ -157,20 +157,24 @@ class SinglePass(Task):
     """Per row: `loss`, which training minimises, and the metrics of `per_example`."""
 
   def initial_carry(self, model: Any, batch: Batch) -> LastBatch:
+    """The batch."""
     return LastBatch(batch)
 
   def refresh(self, model: Any, carry: LastBatch, batch: Batch) -> LastBatch:
+    """The new batch: nothing persists."""
     return LastBatch(batch)
 
   def objective(
     self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, config: schema.Config, key: Key[Array, ""] | None
   ) -> tuple[Float[Array, ""], tuple[Any, Sums]]:
+    """Sums of `losses` over the rows; raises ConfigError unless each gives one number a row."""
     losses = self.losses(model, carry.data, config)
     check_per_row(f"{type(self).__name__}.losses", losses, ("loss", *losses), carry.data)
     sums = {name: jnp.sum(values) for name, values in losses.items()}
     return sums["loss"], (carry, sums)
 
   def predict(self, model: Any, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
+    """The `losses` of the held-out rows."""
     return self.losses(model, batch, config)
 
 
@@ -195,6 +199,7 @@ class TransformerPass(SinglePass):
   """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
 
   def check(self, config: schema.Config) -> None:
+    """Raises ConfigError for heads that share the features unevenly, and for model.rematerialise='call'."""
     model = config.model
     check_attention(model)
     sharing = config.connection.sharing

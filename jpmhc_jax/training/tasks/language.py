@@ -39,19 +39,23 @@ class NextByte(TransformerPass):
   main_metric = "bits_per_byte"
 
   def check(self, config: schema.Config) -> None:
+    """Also raises ConfigError for a token mixer that is not causal."""
     super().check(config)
     mixer = config.model.token_mixer
     require(mixer == "attention", "model.token_mixer", mixer, "'attention', which is causal")
 
   def build(self, config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> Decoder:
+    """A `Decoder` for the data set's vocabulary."""
     return token_model(Decoder, config, dataset, rngs)
 
   def losses(self, model: Decoder, batch: Batch, config: schema.Config) -> dict[str, Float[Array, "b"]]:
+    """Means over the labelled bytes of each row: `loss` in nats, `byte_accuracy`."""
     sums = byte_sums(model(batch["inputs"]), batch["labels"], config.model.loss)
     divisor = jnp.maximum(sums["bytes"], 1.0)
     return {"loss": sums["nats"] / divisor, "byte_accuracy": sums["right"] / divisor}
 
   def summarise(self, sums: dict[str, float], rows: int) -> dict[str, float]:
+    """Also `bits_per_byte`, loss / ln 2."""
     means = super().summarise(sums, rows)
     return means | {"bits_per_byte": means["loss"] / math.log(2)}
 

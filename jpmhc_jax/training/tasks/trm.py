@@ -88,14 +88,17 @@ class DeepSupervision(Task):
   summarise = staticmethod(summarise)
 
   def build(self, config: schema.Config, dataset: TokenDataset, rngs: nnx.Rngs) -> TRM:
+    """A `TRM` for the data set's vocabulary."""
     return token_model(TRM, config, dataset, rngs)
 
   def table_shape(self, config: schema.Config, dataset: TokenDataset) -> tuple[int, int] | None:
+    """A row for each puzzle identifier, rounded up; None with model.puzzle.width=0."""
     # Rounded up by a number that no mesh changes, so that a checkpoint fits every mesh.
     rows = -(-dataset.num_identifiers // TABLE_ROWS_MULTIPLE) * TABLE_ROWS_MULTIPLE
     return (rows, config.model.puzzle.width) if config.model.puzzle.width else None
 
   def check(self, config: schema.Config) -> None:
+    """Raises ConfigError for heads that share the features unevenly, and a puzzle vector wider than its slots."""
     check_attention(config.model)
     alone = config.connection.streams == 1 and config.connection.sharing == "per_call"
     require(not alone, "connection.streams", 1, "2 or more, since connection.sharing=per_call is about connections")
@@ -104,9 +107,11 @@ class DeepSupervision(Task):
     require(0 <= puzzle.width <= most, "model.puzzle.width", puzzle.width, words)
 
   def steps_per_batch(self, config: schema.Config) -> int:
+    """model.recursion.max_steps: an example that never halts stays so long."""
     return config.model.recursion.max_steps
 
   def initial_carry(self, model: TRM, batch: Batch) -> Carry:
+    """Initial latents in every row, all of them halted."""
     return initial_carry(self._latents(model, *batch["inputs"].shape), batch)
 
   def refresh(self, model: TRM, carry: Carry, batch: Batch) -> Carry:

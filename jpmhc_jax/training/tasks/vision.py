@@ -31,10 +31,12 @@ class ImageClass(TransformerPass):
   higher_is_better = True
 
   def build(self, config: schema.Config, dataset: ImageDataset, rngs: nnx.Rngs) -> VisionTransformer:
+    """A `VisionTransformer` for the data set's size of image."""
     dtype = jnp.dtype(config.precision.compute)
     return VisionTransformer(config.model, config.connection, image=dataset.image, dtype=dtype, rngs=rngs)
 
   def losses(self, model: VisionTransformer, batch: Batch, config: schema.Config) -> dict[str, Float[Array, "b"]]:
+    """Per image: loss in nats, accuracy."""
     return class_losses(model(batch["inputs"]), batch["labels"], config.model.loss)
 
   def predict(
