@@ -74,7 +74,7 @@ def _assert_near(actual, expected, tolerance=3e-6):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("tokens", [(1,), (8,), (17,), (2, 64), (2048,)], ids=str)
+@pytest.mark.parametrize("tokens", [(1,), (17,), (2, 64), (2048,)], ids=str)
 def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
   arguments = _inputs(tokens)
   kernels = _operators(name)

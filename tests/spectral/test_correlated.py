@@ -81,6 +81,7 @@ def test_the_small_equation_is_the_whole_linearisation(seed):
     assert_allclose(result.g[2], _linearised(layers, Z[2]), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_segments_are_those_of_the_whole_linearisation():
   layers = _stack(1, segments=2)
   assert_allclose(correlated.resolvent(layers, jnp.asarray(Z)).g[2], _linearised(layers, Z[2]), rtol=1e-8)

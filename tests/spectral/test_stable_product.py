@@ -75,6 +75,7 @@ def test_singular_layers_and_huge_ones_are_no_trouble():
   assert_allclose(stable_product.log_singular_values(wide, 2), 800 * np.log(10) * np.array([1, 1, -1, -1]), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_beyond_a_depth_a_row_is_sampled_and_has_the_law_of_the_dyson_equation(monkeypatch):
   rng = np.random.default_rng(3)
   layers = full_noise(0.7 * rng.normal(size=(5, 2, 2)), 0.4)
