@@ -32,20 +32,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What tests how programs are put together, or derivatives in float64, more than last bits: most of its time is
 # compilation, and half of that is LLVM's. The slow tests of these rooms, and all others, compile as a user does.
 QUICKLY_COMPILED = (
-  "commands", "connections", "core/test_public_names.py", "evaluation", "examples", "manifolds/test_manifolds.py",
+  "commands", "connections/test_connection.py", "connections/test_diagnostics.py", "connections/test_forward_mode.py",
+  "connections/test_kernels.py", "core/test_public_names.py", "evaluation", "examples", "manifolds/test_manifolds.py",
   *(f"manifolds/test_retractions.py::test_{name}" for name in ("no_matrix", "slope")),
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
   "mixers/test_mixer_gradients.py", "optim", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
 )  # fmt: skip
 QUICKLY_COMPILED_SLOW_TOO = ("manifolds/test_manifold_derivatives.py", "mixers/test_mixer_gradients.py")
-COMPILED_AS_BY_USERS = ("connections/test_connection_official.py",)
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
 def pytest_runtest_setup(item: pytest.Item) -> None:
   place = f"{item.path.relative_to(ROOT / 'tests').as_posix()}::{item.name}"
-  quickly = place.startswith(QUICKLY_COMPILED) and not place.startswith(COMPILED_AS_BY_USERS)
-  quickly = quickly and "slow" not in item.keywords or place.startswith(QUICKLY_COMPILED_SLOW_TOO)
+  quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
+  quickly = quickly or place.startswith(QUICKLY_COMPILED_SLOW_TOO)
   jax.config.update("jax_disable_most_optimizations", quickly)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts
 
