@@ -78,19 +78,17 @@ class Train:
     if options.workdir is None:
       raise ConfigError("--workdir is missing: the folder that the run is kept in, such as --workdir=runs/first")
 
+    print(f"starting {options.config} in {options.workdir}", flush=True)  # JAX and all else take seconds to import
     from jpmhc_jax import runs
-    from jpmhc_jax.training.hosts import distributed
     from jpmhc_jax.training.telemetry import parse_window
 
     profile = parse_window(options.profile, config.steps) if options.profile else range(0)
     try:
-      run = runs.train(config, options.workdir, profile=profile, command=["jpmhc", *options.arguments])
+      runs.train(config, options.workdir, profile=profile, command=["jpmhc", *options.arguments])
     except runs.NonFiniteLossError as error:
       return fail(self.name, error, EXIT_DIVERGED)
     except runs.Interrupted as notice:
       return fail(self.name, notice, EXIT_INTERRUPTED)
-    if distributed.is_primary():
-      print(f"report: {run.workdir / 'report.html'}")
     return 0
 
   def _plan(self, config: Any, options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from jpmhc_jax.models import connections
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.report import write_report
 from jpmhc_jax.runs.session import Change, on_these_devices, open_run, prepared, processes_of, restore
-from jpmhc_jax.training import loop
+from jpmhc_jax.training import header, loop, progress
 from jpmhc_jax.training.checkpoint import Restored
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.state import Setup, TrainState
@@ -198,10 +198,19 @@ def train(
   connections.check(resolved)
   _check_evaluation(resolved)
   with processes_of(resolved), loop.claimed(resolved, folder):
-    parts = dataclasses.replace(open_run(resolved, folder), profile=profile)
+    console = progress.output()
+    for line in header.opening(resolved, folder):
+      progress.say(console, line)
+    with progress.working(console, "building data and model"):
+      parts = dataclasses.replace(open_run(resolved, folder), profile=profile)
+    for line in header.lines(parts.setup, parts.dataset):
+      progress.say(console, line)
     state = loop.train(parts, list(command or sys.orig_argv))
     if distributed.is_primary():
-      write_report([folder], folder / "report.html")
+      with progress.working(console, "writing the report"):
+        write_report([folder], folder / "report.html")
+    progress.say(console, f"report: {folder / 'report.html'}")
+    progress.say(console, f"next: {header.next_command(parts.setup, folder)}")
   return Run(resolved, folder, trained=(parts, state))
 
 

@@ -56,6 +56,16 @@ class Restored:
   notes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """The checkpoint with the best evaluation."""
+
+  step: int
+  metric: str
+  score: float
+  folder: pathlib.Path
+
+
 class _Damaged(Exception):
   """A checkpoint that cannot be used."""
 
@@ -159,6 +169,13 @@ class Checkpoints:
   def evaluated(self, step: int) -> bool:
     """Whether `rank` was called for this step."""
     return step in self._scores
+
+  def best(self) -> Best | None:
+    """Of the checkpoints that are there the one that was evaluated best; None where none was evaluated."""
+    step = _best_step(self.steps(), self._scores)
+    if step is None:
+      return None
+    return Best(step, self._best_metric, self._sign * (self._scores[step] or 0.0), self.folder / str(step))
 
   def restore(self, setup: Setup, dataset: Dataset, step: int | None = None) -> Restored:
     """Reads a checkpoint onto the mesh of `setup`: that of `step`, or the newest intact one.
@@ -268,8 +285,13 @@ class Checkpoints:
 
 def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: int) -> set[int]:
   """The latest few and the one with the highest score; a checkpoint that was never evaluated is not the best."""
+  best = _best_step(steps, scores)
+  return {*sorted(steps)[-keep:], *([] if best is None else [best])}
+
+
+def _best_step(steps: Sequence[int], scores: Mapping[int, float | None]) -> int | None:
   ranked = [(score, step) for step, score in scores.items() if score is not None and step in steps]
-  return {*sorted(steps)[-keep:], *(step for _, step in sorted(ranked)[-1:])}
+  return max(ranked)[1] if ranked else None
 
 
 def _read_scores(path: pathlib.Path, metric: str) -> dict[int, float | None]:

@@ -23,16 +23,16 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core.files import storing, sync_folder
 from jpmhc_jax.core.metrics import larger_is_better
+from jpmhc_jax.core.terminal import duration
 from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.data.loading import DevicePrefetcher
-from jpmhc_jax.training import lease, nonfinite
+from jpmhc_jax.training import lease, nonfinite, progress
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.checkpoint import Checkpoints
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
-from jpmhc_jax.training.progress import ProgressBar
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step, Metrics, OF_THE_STEP, StepFunction
 from jpmhc_jax.training.telemetry import Telemetry
@@ -115,10 +115,11 @@ def _attempt(
   offset: int | None,
 ) -> TrainState:
   """From the newest checkpoint, or from nothing, to the end or a fault. offset: batches to skip, if not as saved."""
-  config = run.config
-  state, start, clock, notes = _start(run, checkpoints)
-  clock = clock if offset is None else clock | {"offset": offset}
-  observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
+  config, console = run.config, progress.output()
+  with progress.working(console, "restoring" if checkpoints.steps() else "making the first state"):
+    state, start, clock, notes = _start(run, checkpoints)
+    clock = clock if offset is None else clock | {"offset": offset}
+    observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
   if distributed.is_primary():
     described = describe_environment(config, command) | observer.facts()
     with storing(str(run.workdir / "environment.json")):
@@ -129,10 +130,12 @@ def _attempt(
     contextlib.closing(observer),
     contextlib.closing(Writers(run.workdir, config, start)) as writers,
     contextlib.closing(DevicePrefetcher(stream, share.place, threads=config.data.prefetch > 0)) as batches,
-    ProgressBar(config.steps, start) as bar,
+    progress.ProgressBar(config.steps, start, console, config.logging.every) as bar,
   ):
     for note in notes:
-      bar.say(f"{note}; resuming at step {start}")
+      bar.say(note)
+    if start:
+      bar.say(f"resuming at step {start:,}" if start < config.steps else f"finished at step {start:,} already")
     if 0 < run.profile.stop <= start:
       bar.say(f"--profile: steps {run.profile.start} to {run.profile.stop - 1} are done already; nothing is traced")
     loop = _Loop(run, step_function, policy, checkpoints, writers, bar, interrupts, clock, observer)
@@ -165,7 +168,7 @@ class _Loop:
     policy: Policy,
     checkpoints: Checkpoints,
     writers: Writers,
-    bar: ProgressBar,
+    bar: progress.ProgressBar,
     interrupts: Interrupts,
     clock: dict[str, Any],
     observer: Telemetry,
@@ -184,6 +187,9 @@ class _Loop:
     if start and not self.checkpoints.evaluated(start):
       self._look(state, start)
     goodput.switch("compile")
+    if not self.over:
+      self.bar.say("compiling the step …")
+      self.bar.begin("compiling")
     turns = zip(range(start, start if self.over else config.steps), batches, strict=False)
     for step, (_, batch) in goodput.waiting(turns, self._devices_busy):
       with jax.transfer_guard("disallow"), profiler.step(step):
@@ -191,7 +197,10 @@ class _Loop:
       batches.begin()
       if step == start:
         jax.block_until_ready(state.step)
-        self.writers.write(step + 1, {"time/compile_s": time.monotonic() - self.began})
+        seconds = time.monotonic() - self.began
+        self.writers.write(step + 1, {"time/compile_s": seconds})
+        self.bar.end()
+        self.bar.say(f"compiled in {duration(seconds)}; the first step is done")
         goodput.switch("step")
       profiler.finish(step, metrics)
       self._read_back(state)
@@ -207,7 +216,16 @@ class _Loop:
       self._look(state, done)
       if self.over:
         break
+    self._conclude(int(state.step))
     return state
+
+  def _conclude(self, step: int) -> None:
+    """The last lines: how long it took and what was best."""
+    seconds = self.observer.goodput.seconds
+    parts = ", ".join(f"{name} {duration(seconds[name])}" for name in ("compile", "step", "evaluate", "save"))
+    self.bar.say(f"step {step:,} of {self.parts.config.steps:,} after {duration(self._elapsed())} ({parts})")
+    if best := self.checkpoints.best():
+      self.bar.say(f"best       {best.metric} {best.score:.4g} at step {best.step:,}: {best.folder}")
 
   def _elapsed(self) -> float:
     """Seconds of this run, all its starts together."""
@@ -271,6 +289,8 @@ class _Loop:
     scalars["time/elapsed_s"] = self._elapsed()
     scalars["train/learning_rate"] = self.parts.setup.learning_rate(step - 1)
     scalars |= self.observer.scalars(step, norms)
+    if config.budget_seconds and "time/eta_s" in scalars:
+      scalars["time/eta_s"] = min(scalars["time/eta_s"], max(config.budget_seconds - self._elapsed(), 0.0))
     self.writers.write(step, scalars)
     self.bar.show(step, scalars)
     self.window = []
@@ -298,8 +318,10 @@ class _Loop:
     run, goodput = self.parts, self.observer.goodput
     metrics: dict[str, float] = {}
     if self._due(step, run.config.evaluation.every):
-      with goodput("evaluate"):
+      began = time.monotonic()
+      with goodput("evaluate"), self.bar.during("evaluating"):
         metrics = run.evaluate(state, step)
+      self.observer.evaluated(time.monotonic() - began)
       self.writers.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
       name, coverage = run.evaluate.main_metric, run.dataset.coverage(run.config.evaluation.max_examples)
       remark = f" (PARTIAL: {coverage})" if coverage.partial else ""

@@ -105,6 +105,7 @@ class Setup:
   shardings: TrainState  # of NamedSharding
   create: Callable[[], TrainState]
   parameter_count: int
+  connection_parameters: int  # of them in the hyper-connections
   layers: LayerNorms
 
   def model(self, params: Any, buffers: Any) -> Any:
@@ -169,7 +170,8 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
     table=None if shapes.table is None else meshes.shardings(mesh, shapes.table, ("puzzles", None)),
     carry=jax.tree.map(lambda _: by_row, shapes.carry),
   )
-  count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+  sizes = [leaf.size for leaf in jax.tree.leaves(shapes.params)]
+  of_connections = [size for size, role in zip(sizes, jax.tree.leaves(roles), strict=True) if role != "trunk"]
   return Setup(
     config=config,
     task=task_of(config),
@@ -178,7 +180,8 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
     mesh=mesh,
     shardings=shardings,
     create=jax.jit(create, out_shardings=shardings),
-    parameter_count=count,
+    parameter_count=sum(sizes),
+    connection_parameters=sum(of_connections),
     layers=LayerNorms.of(shapes.params, axes),
   )
 

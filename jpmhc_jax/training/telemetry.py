@@ -14,7 +14,7 @@ Goodput says where the wall time goes, over all starts, by a stopwatch that is a
 The parts sum to the whole by construction. Time between the last line written before a kill and the kill is in no part.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import math
@@ -106,23 +106,41 @@ class Throughput:
   devices together, None when unknown: then there is no MFU.
   """
 
-  steps: int
   batch: int
   flops: int | float
   peak: float | None
 
-  def scalars(self, step: int, step_seconds: Sequence[float]) -> dict[str, float]:
-    """`time/step_ms` (median), examples_per_s, tflops_per_s, eta_s and, where the peak is known, mfu in [0, 1]."""
-    if not step_seconds:
-      return {}
-    seconds = max(statistics.median(step_seconds), 1e-9)
+  def scalars(self, seconds: float) -> dict[str, float]:
+    """`time/step_ms`, examples_per_s, tflops_per_s and, where the peak is known, mfu in [0, 1]."""
     values = {
       "time/step_ms": 1e3 * seconds,
       "time/examples_per_s": self.batch / seconds,
       "time/tflops_per_s": 1e-12 * self.flops / seconds,
-      "time/eta_s": (self.steps - step) * seconds,
     }
     return values | ({"time/mfu": self.flops / seconds / self.peak} if self.peak else {})
+
+
+class Forecast:
+  """The seconds that the rest of a run takes: its steps at a smoothed pace, and the evaluations that are due.
+
+  Of the medians m of all logs the pace is the mean, which from the tenth on forgets the older ones: t ← t + a(m − t),
+  a = max(1/k, 1/10) at the k-th log. So one slow window moves the forecast by a tenth of its excess.
+  """
+
+  def __init__(self, steps: int, evaluate_every: int):
+    self._steps, self._every = steps, evaluate_every
+    self._pace, self._logs, self._evaluation = 0.0, 0, 0.0
+
+  def evaluated(self, seconds: float) -> None:
+    """An evaluation took so long; the fastest counts, as the first one compiles."""
+    self._evaluation = min(self._evaluation or seconds, seconds)
+
+  def after(self, step: int, step_seconds: float) -> float:
+    """Seconds from this step on, given the median step time since the last call."""
+    self._logs += 1
+    self._pace += max(1 / self._logs, 0.1) * (step_seconds - self._pace)
+    due = -(-self._steps // self._every) - step // self._every if self._every else 1
+    return (self._steps - step) * self._pace + due * self._evaluation
 
 
 def memory_scalars() -> dict[str, float]:
@@ -162,9 +180,9 @@ class Telemetry:
     self.profiler = Profiler(workdir / "profile", profile)
     self.layers = setup.layers
     peak = peak_flops(devices[0].device_kind, config.logging.peak_tflops)
-    self.throughput = Throughput(
-      config.steps, config.batch_size, flops_per_step(setup, dataset), None if peak is None else peak * devices.size
-    )
+    flops = flops_per_step(setup, dataset)
+    self.throughput = Throughput(config.batch_size, flops, None if peak is None else peak * devices.size)
+    self.forecast = Forecast(config.steps, config.evaluation.every)
     self._built = {"parameters": setup.parameter_count, "data": dataset.describe()}
     self._step, self._seconds = step, list[float]()
     self._finished_at: float | None = None
@@ -184,16 +202,19 @@ class Telemetry:
     """Something else took time: the next step time does not count it."""
     self._finished_at = None
 
+  def evaluated(self, seconds: float) -> None:
+    """An evaluation took so long."""
+    self.forecast.evaluated(seconds)
+
   def scalars(self, step: int, norms: jax.Array) -> dict[str, float]:
     """All scalars of the steps since the last call; `norms` are the last step's `Metrics.layer_norms`."""
     seconds, self._seconds = self._seconds, []
     self.goodput.save(step)
-    return (
-      self.throughput.scalars(step, seconds)
-      | memory_scalars()
-      | self.goodput.scalars()
-      | self.layers.scalars(np.asarray(norms))
-    )
+    speed: dict[str, float] = {}
+    if seconds:
+      median = max(statistics.median(seconds), 1e-9)
+      speed = self.throughput.scalars(median) | {"time/eta_s": self.forecast.after(step, median)}
+    return speed | memory_scalars() | self.goodput.scalars() | self.layers.scalars(np.asarray(norms))
 
   def close(self) -> None:
     """Ends a trace that is still on and writes the account of time."""

@@ -14,6 +14,7 @@ import jax
 import pytest
 import tiny
 
+import jpmhc_jax as jp
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
@@ -38,11 +39,9 @@ def config_file(tmp_path_factory):
 def workdir(config_file, tmp_path_factory):
   """Where `jpmhc train` ran once to its end; tests only read it or append to it."""
   folder = tmp_path_factory.mktemp("runs") / "tiny"
-  with pytest.MonkeyPatch.context() as patch:
-    printed = []
-    patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
     assert main(["train", f"--config={config_file}", f"--workdir={folder}"]) == 0
-  assert f"report: {folder / 'report.html'}" in printed
+  (folder / "stdout").write_text(printed.getvalue())
   return folder
 
 
@@ -73,6 +72,25 @@ def test_train_writes_the_whole_workdir(workdir, config_file):
   assert (workdir / "checkpoints").is_dir()
   page = (workdir / "report.html").read_text()
   assert page.startswith("<!") and "</html>" in page
+
+
+def test_a_run_says_what_it_is_how_far_it_is_and_what_came_out(workdir, config_file):
+  said = (workdir / "stdout").read_text()
+  heads = [line.split(" ")[0] for line in said.splitlines()]
+  assert heads == [
+    "starting", "jpmhc_jax", "workdir", "device", "data", "model", "mixer", "optimizer", "plan", "compiling",
+    "compiled", *["step"] * 4, "best", "report:", "next:",
+  ]  # fmt: skip
+  parameters = jp.load(workdir).setup.parameter_count
+  for words in (
+    f"starting {config_file} in {workdir}", "trm on sudoku", "8 × cpu (data 4 × fsdp 2), float32",
+    "1,260 examples to train on, 20 held out", f"width 16: {parameters:,} parameters", "cayley of 2 streams",
+    "FLOPs a token", "4 steps of batch 16; evaluation every 2, checkpoint every 2", "the first step is done",
+    "step 4/4  loss ", "step 4 of 4 after ", f"at step 4: {workdir}/checkpoints/4",
+    f"report: {workdir / 'report.html'}", f"next: jpmhc spectrum --workdir={workdir}",
+  ):  # fmt: skip
+    assert words in said, words
+  assert "\r" not in said and "\x1b" not in said
 
 
 def test_metrics_hold_the_scalars_of_training_evaluation_and_mixers(workdir):
