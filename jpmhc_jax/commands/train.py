@@ -36,6 +36,13 @@ class Train:
     )
     parser.add_argument("--workdir", type=arguments.path, help="folder of the run; an existing run resumes")
     parser.add_argument(
+      "--init-from",
+      type=arguments.path,
+      default=None,
+      metavar="WORKDIR",
+      help="start from the parameters of this run, where names and shapes fit (the field init_from)",
+    )
+    parser.add_argument(
       "--profile",
       type=arguments.line,
       default=None,
@@ -69,7 +76,8 @@ class Train:
     from jpmhc_jax.config import load as configs
     from jpmhc_jax.core.errors import ConfigError
 
-    config = configs.load(options.config, options.overrides)
+    source = [f"--config.init_from={options.init_from}"] if options.init_from else []
+    config = configs.load(options.config, [*options.overrides, *source])
     if options.plan:
       return self._plan(config, options)
     planning = [name for name in ("memory", "devices", "topology", "json") if getattr(options, name)]

@@ -181,6 +181,10 @@ REPLACED = {
 }
 
 
+# Fields that an earlier version did not have, with what it did.
+FORMER = {"optimizer.ema_warmup": False}
+
+
 def _renamed(name: str) -> str:
   """What took the place of the field of this dotted or last name; '' where no field was called so."""
   words = {old: f" It is called {new!r} now." for old, new in RENAMED.items()}
@@ -189,7 +193,10 @@ def _renamed(name: str) -> str:
 
 
 def upgraded(values: Any) -> Any:
-  """The fields of a stored config under the names that they have now, without those that are options now."""
+  """The fields of a stored config under the names that they have now, without those that are options now.
+
+  A field that is newer than the config has the value that does what the code did then.
+  """
   for old in (*RENAMED, *REPLACED):
     group, _, name = old.rpartition(".")
     fields = values.get(group) if isinstance(values, Mapping) else None
@@ -197,6 +204,11 @@ def upgraded(values: Any) -> Any:
       rest = {key: value for key, value in fields.items() if key != name}
       renamed = {RENAMED[old].rpartition(".")[2]: fields[name]} if old in RENAMED else {}
       values = {**values, group: {**rest, **renamed}}
+  for added, former in FORMER.items():
+    group, _, name = added.rpartition(".")
+    fields = values.get(group) if isinstance(values, Mapping) else None
+    if isinstance(fields, Mapping) and name not in fields:
+      values = {**values, group: {**fields, name: former}}
   return values
 
 

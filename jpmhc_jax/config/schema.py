@@ -330,6 +330,11 @@ class Optimizer:
   ema: float = field(
     0.999, "decay of the parameter average that is evaluated; 0 = evaluate the raw parameters", ge=0, lt=1
   )
+  ema_warmup: bool = field(
+    True,
+    "the average's decay rises to `ema` as (1 + step) / (10 + step), so that it does not lag in a short run; False = "
+    "`ema` from the first step, as published for the Tiny Recursive Model",
+  )
   nonfinite: str = field(
     "stop",
     "what a NaN or infinite loss or gradient does (the parameters never take it): stop = end the run with a diagnosis, "
@@ -359,6 +364,11 @@ class Evaluation:
   max_examples: int = field(
     0, "evaluate on the first so many held-out examples and mark the results as partial; 0 uses all", ge=0
   )
+  unaveraged: str = field(
+    "end",
+    "when the parameters themselves are evaluated beside their average, as unaveraged/…, in a second pass",
+    ("never", "end", "always"),
+  )
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
   save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never", ge=0)
 
@@ -382,6 +392,12 @@ class Config:
     0.0,
     "stop, evaluate and save after this much wall time (all starts together, compilation included); 0 = no limit",
     ge=0,
+  )
+  init_from: str = field(
+    "",
+    "workdir of another run, whose parameters this one starts from where names and shapes fit; optimizer and steps "
+    "start anew",
+    path=True,
   )
   batch_size: int = field(768, "global batch", ge=1)
   plugins: tuple[str, ...] = field(

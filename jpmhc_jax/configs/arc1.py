@@ -51,6 +51,7 @@ def get_config(variant="cayley"):
   config.optimizer.learning_rate = 1e-4
   config.optimizer.warmup_steps = 2000
   config.optimizer.weight_decay = 0.1
+  config.optimizer.ema_warmup = False  # as published; it makes no difference after the first percent of the run
   if variant == "trm":
     config.model.recursion.inner = 4
     config.optimizer.mixer.weight_decay = 0.1

@@ -39,7 +39,7 @@ def get_config(variant="tiny"):
     config.data.epochs_per_interval = 5000
     config.model.recursion.inner = 6
     config.model.puzzle.width, config.model.puzzle.slots = 512, 16
-    config.optimizer.weight_decay = 1.0
+    config.optimizer.weight_decay, config.optimizer.ema_warmup = 1.0, False
     config.optimizer.puzzle.learning_rate, config.optimizer.puzzle.weight_decay = 1e-4, 1.0
     config.evaluation.every = 6_510
     return config

@@ -7,8 +7,9 @@ With several processes each evaluates a consecutive range of the examples, and p
 is interrupted, or killed, goes on where it last saved what it had counted.
 
 An ablation of mixers writes into a folder of its own below evaluation/, where nothing looks for the results of the run.
-Accuracies with permuted puzzles stand beside the others, as wrong_puzzle/…, and stay there when the same step is
-evaluated again without them.
+What is evaluated is the average of the parameters, where the run keeps one. Beside its metrics stand those of the
+parameters themselves, as unaveraged/… (`evaluation.unaveraged`, at the run's last step by default: a second pass), and
+with permuted puzzles, as wrong_puzzle/…; they stay there when the same step is evaluated again without them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,7 @@ from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.tasks.base import Batch, check_per_row, task_of
 
 _WRONG = "wrong_puzzle/"  # begins the names of the metrics with permuted puzzles
+UNAVERAGED = "unaveraged/"  # of those of the parameters themselves
 
 
 class Evaluator:
@@ -74,14 +76,24 @@ class Evaluator:
     """
     partials = [self._partial(state, f"{step}{self.coverage.suffix}")]
     own = self._pass(state, partials[0], self.voting)
-    wrong = None
+    beside: dict[str, EvalAccumulator] = {}
     if self.ablation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
-      wrong = self._pass(state, partials[1], False, self._other_puzzles())
-    metrics = distributed.from_primary(lambda: self._write_all(step, own, wrong))
+      beside[_WRONG] = self._pass(state, partials[-1], False, self._other_puzzles())
+    if self._has_two_answers(state, step):
+      raw = dataclasses.replace(state, ema=None)
+      partials.append(self._partial(raw, f"{step}{self.coverage.suffix}_unaveraged"))
+      beside[UNAVERAGED] = self._pass(raw, partials[-1], False)
+    metrics = distributed.from_primary(lambda: self._write_all(step, own, beside))
     for partial in partials:
       partial.discard()
     return metrics
+
+  def _has_two_answers(self, state: TrainState, step: int) -> bool:
+    """Whether the parameters themselves are evaluated too."""
+    config = self.setup.config
+    due = {"never": False, "end": step >= config.steps, "always": True}[config.evaluation.unaveraged]
+    return due and state.ema is not None and self.ablation.mixer == "none"
 
   def path(self, step: int, what: str = "step", ending: str = ".json") -> pathlib.Path:
     """Of this evaluation's results, of its `submission` or of its `votes`."""
@@ -168,8 +180,8 @@ class Evaluator:
     if waiting is not None:
       yield waiting[0], self.share.collect(waiting[1])
 
-  def _write_all(self, step: int, own: EvalAccumulator, wrong: EvalAccumulator | None) -> dict[str, float]:
-    """Metrics of the merged tallies, and the files of this evaluation."""
+  def _write_all(self, step: int, own: EvalAccumulator, beside: Mapping[str, EvalAccumulator]) -> dict[str, float]:
+    """Metrics of the merged tallies, and the files of this evaluation; beside: others by how their names begin."""
     metrics, examples = self._means(own), own.examples
     with storing(str(self.folder)):
       if own.votes is not None:
@@ -180,9 +192,9 @@ class Evaluator:
         self._write(self.path(step, "submission"), own.votes.submission(every))
         if self.setup.config.evaluation.pooled:
           metrics |= {f"pooled/{name}": value for name, value in self._pooled(own.votes, step).results(scored).items()}
-      if wrong is not None:
-        metrics |= {f"{_WRONG}{name}": value for name, value in self._means(wrong).items() if name != "examples"}
-      stored = metrics if wrong is not None else metrics | self._earlier_wrong(step)
+      for prefix, tally in beside.items():
+        metrics |= {f"{prefix}{name}": value for name, value in self._means(tally).items() if name != "examples"}
+      stored = self._earlier(step, tuple({_WRONG, UNAVERAGED} - set(beside))) | metrics
       judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
       result = {"step": step, "metrics": stored, "judged_by": judged, "examples": examples}
       if own.kept:
@@ -194,11 +206,11 @@ class Evaluator:
       self._write(self.path(step), result)
     return metrics
 
-  def _earlier_wrong(self, step: int) -> dict[str, float]:
-    """The metrics with permuted puzzles of the file that this evaluation replaces."""
+  def _earlier(self, step: int, prefixes: tuple[str, ...]) -> dict[str, float]:
+    """The metrics that begin so of the file that this evaluation replaces."""
     try:
       earlier: Mapping = read_json(self.path(step))
-      return {name: float(value) for name, value in earlier["metrics"].items() if name.startswith(_WRONG)}
+      return {name: float(value) for name, value in earlier["metrics"].items() if name.startswith(prefixes)}
     except (OSError, DataError, KeyError, TypeError, ValueError, AttributeError):  # none yet, or damaged
       return {}
 

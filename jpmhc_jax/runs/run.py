@@ -85,7 +85,7 @@ class Run:
   @functools.cached_property
   def _restored(self) -> Restored:
     if self._trained:
-      return Restored(int(self._trained[1].step), self._trained[1], {})
+      return Restored(int(self._trained[1].step), self._trained[1], {}, self.config.steps)
     return restore(*self._prepared, self.workdir, self._asked)
 
   @property

@@ -48,22 +48,16 @@ _STORAGE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """A checkpoint that was read back. clock: what the loop knew besides the state; notes: what was wrong with others."""
+  """A checkpoint that was read back.
+
+  clock: what the loop knew besides the state; planned: steps of the run as it was saved; notes: what to say of it.
+  """
 
   step: int
   state: TrainState
   clock: dict[str, Any]
+  planned: int
   notes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-  """The checkpoint with the best evaluation."""
-
-  step: int
-  metric: str
-  score: float
-  folder: pathlib.Path
 
 
 class _Damaged(Exception):
@@ -86,7 +80,7 @@ class Checkpoints:
     owner: bool = True,
   ):
     self._owner = owner
-    self.folder, self._best_metric, self._sign = folder, best_metric, 1.0 if higher_is_better else -1.0
+    self.folder, self.best_metric, self._sign = folder, best_metric, 1.0 if higher_is_better else -1.0
     self._scores: dict[int, float | None] = _read_scores(folder / SCORES, best_metric)
     self._keep = max(keep, 1)
     self._closing = contextlib.ExitStack()
@@ -149,12 +143,12 @@ class Checkpoints:
 
     Raises ConfigError when the metric to rank by is not among them.
     """
-    if self._best_metric not in metrics:
+    if self.best_metric not in metrics:
       raise ConfigError(
-        f"checkpoint.best_metric={self._best_metric!r}: the evaluation has {', '.join(metrics)}."
-        f"{nearest(self._best_metric, metrics)} Step {step} is saved; set one of these and run the command again"
+        f"checkpoint.best_metric={self.best_metric!r}: the evaluation has {', '.join(metrics)}."
+        f"{nearest(self.best_metric, metrics)} Step {step} is saved; set one of these and run the command again"
       )
-    score = metrics[self._best_metric]
+    score = metrics[self.best_metric]
     self._scores[step] = self._sign * score if math.isfinite(score) else None
     with storing(str(self.folder / SCORES)):
       self._write_scores()
@@ -170,12 +164,10 @@ class Checkpoints:
     """Whether `rank` was called for this step."""
     return step in self._scores
 
-  def best(self) -> Best | None:
-    """Of the checkpoints that are there the one that was evaluated best; None where none was evaluated."""
+  def best(self) -> tuple[int, float] | None:
+    """(step, score) of the checkpoint that was evaluated best; None where none was evaluated."""
     step = _best_step(self.steps(), self._scores)
-    if step is None:
-      return None
-    return Best(step, self._best_metric, self._sign * (self._scores[step] or 0.0), self.folder / str(step))
+    return None if step is None else (step, self._sign * (self._scores[step] or 0.0))
 
   def restore(self, setup: Setup, dataset: Dataset, step: int | None = None) -> Restored:
     """Reads a checkpoint onto the mesh of `setup`: that of `step`, or the newest intact one.
@@ -244,7 +236,7 @@ class Checkpoints:
     state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=setup.shardings)(state)
     if fingerprint(state) != bundle["fingerprint"]:
       raise _Damaged("the arrays differ from those that were saved")
-    return Restored(step, state, bundle["clock"])
+    return Restored(step, state, bundle["clock"], bundle["config"]["steps"])
 
   def _check_data(self, step: int, names: str, data: str, dataset: Dataset) -> None:
     where, remedy = (
@@ -276,7 +268,7 @@ class Checkpoints:
 
   def _write_scores(self) -> None:
     if distributed.is_primary():
-      scores = {"metric": self._best_metric, "scores": self._scores}
+      scores = {"metric": self.best_metric, "scores": self._scores}
       write_atomically(self.folder / SCORES, to_json(scores))
 
   def _intact_before(self, step: int) -> list[int]:
@@ -300,6 +292,18 @@ def _read_scores(path: pathlib.Path, metric: str) -> dict[int, float | None]:
     return {int(step): score for step, score in content["scores"].items()} if content["metric"] == metric else {}
   except (FileNotFoundError, DataError, ValueError, AttributeError, KeyError, TypeError):
     return {}  # none yet, or damaged: the newest is evaluated again, as with another metric
+
+
+def arrays(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """(the leaves of the state by path, the identifiers) of an intact checkpoint, on the host, whatever wrote it."""
+  there = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in there.items()}
+  items, _, failure, _ = _read_alone(folder, target)
+  if failure:
+    raise CheckpointError(f"{folder}: cannot be read ({failure})")
+  names = bytes(np.asarray(items["identifiers"]["names"])).decode().split("\n")
+  return {name: np.asarray(leaf) for name, leaf in items["state"].items()}, tuple(names)
 
 
 def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[str, Any], str, str, int | None]:

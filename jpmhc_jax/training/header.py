@@ -69,7 +69,8 @@ def _mixer(connection: schema.Connection, parameters: int) -> str:
 
 def _optimizer(optimizer: schema.Optimizer) -> str:
   warm = f" after {optimizer.warmup_steps:,} steps of warm-up" if optimizer.warmup_steps else ""
-  average = f"the average of the parameters (decay {optimizer.ema:g})" if optimizer.ema else "the parameters"
+  warming = "rising to " if optimizer.ema_warmup else ""
+  average = f"the average of the parameters (decay {warming}{optimizer.ema:g})" if optimizer.ema else "the parameters"
   rate = f"{optimizer.schedule} {optimizer.learning_rate:g}{warm}"
   return f"{optimizer.name}, learning rate {rate}; evaluated: {average}"
 

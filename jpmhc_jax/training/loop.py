@@ -26,13 +26,14 @@ from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.core.terminal import duration
 from jpmhc_jax.data import Dataset, loading
 from jpmhc_jax.data.loading import DevicePrefetcher
-from jpmhc_jax.training import lease, nonfinite, progress
+from jpmhc_jax.training import inherit, lease, nonfinite, progress
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.checkpoint import Checkpoints
+from jpmhc_jax.training.checkpoint import Checkpoints, Restored
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.interrupts import Interrupted, Interrupts
 from jpmhc_jax.training.mesh import share_of
 from jpmhc_jax.training.nonfinite import NonFiniteLossError, Policy, RollBack
+from jpmhc_jax.training.optimizer import config_schedule
 from jpmhc_jax.training.state import Setup, TrainState
 from jpmhc_jax.training.step import make_train_step, Metrics, OF_THE_STEP, StepFunction
 from jpmhc_jax.training.telemetry import Telemetry
@@ -117,11 +118,12 @@ def _attempt(
   """From the newest checkpoint, or from nothing, to the end or a fault. offset: batches to skip, if not as saved."""
   config, console = run.config, progress.output()
   with progress.working(console, "restoring" if checkpoints.steps() else "making the first state"):
-    state, start, clock, notes = _start(run, checkpoints)
-    clock = clock if offset is None else clock | {"offset": offset}
+    restored, facts = _start(run, checkpoints)
+    start = restored.step
+    clock = restored.clock if offset is None else restored.clock | {"offset": offset}
     observer = Telemetry(run.setup, run.dataset, run.workdir, start, run.profile)
   if distributed.is_primary():
-    described = describe_environment(config, command) | observer.facts()
+    described = describe_environment(config, command) | observer.facts() | facts
     with storing(str(run.workdir / "environment.json")):
       save_environment(described, run.workdir / "environment.json")
   share = share_of(meshes.batch_sharding(run.setup.mesh), config.batch_size)
@@ -132,21 +134,42 @@ def _attempt(
     contextlib.closing(DevicePrefetcher(stream, share.place, threads=config.data.prefetch > 0)) as batches,
     progress.ProgressBar(config.steps, start, console, config.logging.every) as bar,
   ):
-    for note in notes:
+    for note in restored.notes:
       bar.say(note)
     if start:
       bar.say(f"resuming at step {start:,}" if start < config.steps else f"finished at step {start:,} already")
     if 0 < run.profile.stop <= start:
       bar.say(f"--profile: steps {run.profile.start} to {run.profile.stop - 1} are done already; nothing is traced")
     loop = _Loop(run, step_function, policy, checkpoints, writers, bar, interrupts, clock, observer)
-    return loop.run(state, start, batches)
+    return loop.run(restored.state, start, batches)
 
 
-def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int, dict[str, Any], tuple[str, ...]]:
-  if not checkpoints.steps():
-    return run.setup.create(), 0, {"seconds": 0.0, "offset": 0, "window": []}, ()
-  restored = checkpoints.restore(run.setup, run.dataset)
-  return restored.state, restored.step, restored.clock, restored.notes
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[Restored, dict[str, Any]]:
+  """(the state to go on from, what environment.json says of it)."""
+  config, clock = run.config, {"seconds": 0.0, "offset": 0, "window": []}
+  if checkpoints.steps():
+    restored = checkpoints.restore(run.setup, run.dataset)
+    notes = (*restored.notes, *_continued(run.setup, restored.step, restored.planned))
+    return dataclasses.replace(restored, notes=notes), {}
+  if not config.init_from:
+    return Restored(0, run.setup.create(), clock, config.steps), {}
+  source = inherit.read_source(pathlib.Path(config.init_from))
+  state, inheritance = inherit.started(run.setup, run.dataset, source)
+  facts = {"init_from": dataclasses.asdict(inheritance)}
+  return Restored(0, state, clock, config.steps, inheritance.sentences()), facts
+
+
+def _continued(setup: Setup, step: int, planned: int) -> tuple[str, ...]:
+  """What it means that the run is longer now than when its checkpoint was written."""
+  config = setup.config
+  if config.steps == planned:
+    return ()
+  was, now = (float(config_schedule(config.optimizer, steps)(step)) for steps in (planned, config.steps))
+  rate = f"{now:.3g}, which was {was:.3g} in the shorter run" if was != now else f"{now:.3g} as before"
+  return (
+    f"steps was {planned:,} and is {config.steps:,}: schedule and annealing are those of the longer run from here on; "
+    f"the next learning rate is {rate}",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,13 +242,23 @@ class _Loop:
     self._conclude(int(state.step))
     return state
 
+  def _evaluated(self, metrics: Mapping[str, float], averaged: bool) -> str:
+    """What the evaluation says, and of which parameters."""
+    run, name = self.parts, self.parts.evaluate.main_metric
+    coverage = run.dataset.coverage(run.config.evaluation.max_examples)
+    remark = f" (PARTIAL: {coverage})" if coverage.partial else ""
+    raw = metrics.get(f"unaveraged/{name}")
+    beside = "" if raw is None else f"; {raw:.4g} of the parameters themselves"
+    return f"{name} {metrics[name]:.4g}{' of the averaged parameters' if averaged else ''}{beside}{remark}"
+
   def _conclude(self, step: int) -> None:
     """The last lines: how long it took and what was best."""
     seconds = self.observer.goodput.seconds
     parts = ", ".join(f"{name} {duration(seconds[name])}" for name in ("compile", "step", "evaluate", "save"))
     self.bar.say(f"step {step:,} of {self.parts.config.steps:,} after {duration(self._elapsed())} ({parts})")
     if best := self.checkpoints.best():
-      self.bar.say(f"best       {best.metric} {best.score:.4g} at step {best.step:,}: {best.folder}")
+      (number, score), kept = best, self.checkpoints
+      self.bar.say(f"best       {kept.best_metric} {score:.4g} at step {number:,}: {kept.folder / str(number)}")
 
   def _elapsed(self) -> float:
     """Seconds of this run, all its starts together."""
@@ -323,9 +356,7 @@ class _Loop:
         metrics = run.evaluate(state, step)
       self.observer.evaluated(time.monotonic() - began)
       self.writers.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
-      name, coverage = run.evaluate.main_metric, run.dataset.coverage(run.config.evaluation.max_examples)
-      remark = f" (PARTIAL: {coverage})" if coverage.partial else ""
-      self.bar.say(f"step {step}: evaluation {name} {metrics[name]:.4g}{remark}")
+      self.bar.say(f"step {step}: evaluation {self._evaluated(metrics, averaged=state.ema is not None)}")
     if run.diagnose and (metrics or self._due(step, run.config.logging.diagnostics_every)):
       with goodput("diagnose"):
         values = run.diagnose(state)

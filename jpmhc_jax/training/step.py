@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jpmhc_jax.core import rng
-from jpmhc_jax.optim.ema import ema_update
+from jpmhc_jax.optim.ema import ema_decay, ema_update
 from jpmhc_jax.optim.sign_sgd import sign_sgd_rows
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.optimizer import config_schedule
@@ -67,7 +67,9 @@ def make_train_step(setup: Setup) -> StepFunction:
       decay = config.optimizer.puzzle.weight_decay
       ids = carry.data[setup.task.table_ids]
       table = sign_sgd_rows(table, ids, row_grads, puzzle_rate(state.step), decay, replicated=whole)
-    ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
+    average = config.optimizer
+    rate = ema_decay(average.ema, state.step + 1) if average.ema_warmup else average.ema
+    ema = None if state.ema is None else ema_update(state.ema, params, rate)
     scalars["gradient_norm"] = optax.tree.norm(grads)
     buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
     finite = jnp.isfinite(scalars["loss"] + optax.tree.norm((grads, row_grads)))

@@ -29,9 +29,13 @@ FREE = (
   "checkpoint.",
   "data.prefetch",
   "evaluation.save_every",
+  "evaluation.unaveraged",
   "optimizer.nonfinite",
   "optimizer.nonfinite_limit",
 )
+
+# What a resumed run may raise: it then goes on where it ended.
+RAISED = ("steps", "budget_seconds")
 
 # What the processes of one start may each set as they like: no collective depends on it, or all are past it.
 OWN = ("data.prefetch", "plugin_folder", "processes.start_timeout_s")
@@ -93,7 +97,9 @@ def _check_one_folder(workdir: pathlib.Path) -> None:
 
 
 def claim_workdir(config: schema.Config, workdir: pathlib.Path) -> None:
-  """Makes the workdir this run's: writes config.json, or checks that the one there is the same but for `FREE` fields.
+  """Makes the workdir this run's: writes config.json, or checks that the one there differs in `FREE` fields only.
+
+  A run may also become longer (`RAISED`): more steps continue it.
 
   A start that failed before its first record leaves a config.json that binds nobody. Raises ConfigError with the
   differing fields when the workdir belongs to another config, StorageError when it is not writable.
@@ -118,10 +124,14 @@ def _holds_a_run(workdir: pathlib.Path) -> bool:
 
 
 def _check_same(there: schema.Config, now: schema.Config, workdir: pathlib.Path) -> None:
-  changed = [row for row in configs.differences(there, now) if not _among(row[0], FREE)]
+  changed = [row for row in configs.differences(there, now) if not _may_change(*row)]
   if changed:
     rows = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in changed)
     raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir or undo these fields:\n{rows}")
+
+
+def _may_change(name: str, there: Any, now: Any) -> bool:
+  return _among(name, FREE) or (name in RAISED and now > there > 0)
 
 
 def _among(name: str, fields: tuple[str, ...]) -> bool:

@@ -284,3 +284,25 @@ def test_the_wrong_puzzle_ablation_permutes_the_identifiers_and_keeps_blank_rows
   assert not any(name.startswith("wrong_puzzle/") for name in again)
   assert json.loads(path.read_text())["metrics"] == again | metrics
   assert max(other) < dataset.num_identifiers
+
+
+def test_the_parameters_themselves_are_evaluated_beside_their_average_at_the_end(tmp_path):
+  dataset, setup, state = _arc()
+  names = setup.task.per_example
+  fed = []
+
+  def evaluated(step, unaveraged="end", ablation=NOTHING):
+    asked = dataclasses.replace(setup.config.evaluation, unaveraged=unaveraged)
+    config = dataclasses.replace(setup.config, evaluation=asked, steps=7)
+    evaluator = Evaluator(dataclasses.replace(setup, config=config), dataset, tmp_path, ablation)
+    answer = _answering(TRUTH, 0.0)
+    evaluator.rollout = lambda params, *rest: (fed.append(params), answer(params, *rest))[1]
+    metrics = evaluator(state, step)
+    return {name.removeprefix("unaveraged/") for name in metrics if name.startswith("unaveraged/")}
+
+  assert evaluated(3) == set() and all(params is state.ema for params in fed)
+  assert evaluated(3, "always") == set(names) and fed[-1] is state.params
+  assert evaluated(7) == set(names) and evaluated(7, "never") == set()
+  stored = json.loads((tmp_path / "evaluation" / "step_7.json").read_text())["metrics"]
+  assert {f"unaveraged/{name}" for name in names} <= set(stored)  # of the evaluation before
+  assert evaluated(7, ablation=Ablation("mean")) == set()

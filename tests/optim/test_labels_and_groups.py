@@ -1,6 +1,7 @@
 """Labels cover every leaf or say which one they miss; each group of the run's optimiser does what its fields say."""
 
 import dataclasses
+import math
 
 from golden import assert_kept_close, kept
 import jax
@@ -13,7 +14,7 @@ import pytest
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
-from jpmhc_jax.optim.ema import ema_init, ema_update
+from jpmhc_jax.optim.ema import ema_decay, ema_init, ema_update
 from jpmhc_jax.optim.labels import label_tree, manifold_names
 from jpmhc_jax.training.optimizer import make_optimizer
 
@@ -105,6 +106,20 @@ def test_ema_of_a_constant():
   for _ in range(10):
     shadow = ema_update(shadow, params, 0.9)
   assert_allclose(shadow["w"], params["w"] + 0.9**10 * (start["w"] - params["w"]), rtol=1e-6)
+
+
+def test_a_warm_average_forgets_the_start_and_follows_the_last_tenth():
+  """Of parameters that grow as the step: 9/10 of the way after 199 updates, where a constant decay is at a tenth."""
+  warm = constant = {"w": jnp.zeros(1)}
+  start = 1.0
+  for k in range(1, 200):
+    params, decay = {"w": jnp.full(1, float(k))}, ema_decay(0.999, k)
+    warm, constant = ema_update(warm, params, decay), ema_update(constant, params, 0.999)
+    start *= float(decay)
+  assert start == pytest.approx(10 / math.comb(199 + 10, 9), rel=1e-4)
+  assert float(warm["w"][0]) / 199 == pytest.approx(0.9, abs=0.01)
+  assert float(constant["w"][0]) / 199 < 0.1
+  assert float(ema_decay(0.9, 10_000)) == pytest.approx(0.9)
 
 
 def test_golden_run_of_the_trainer(shared):

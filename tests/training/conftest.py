@@ -13,7 +13,7 @@ def _key(config):
   """The config without what no compiled program depends on."""
   unused = {"checkpoint": schema.Checkpoint(), "evaluation": schema.Evaluation(), "logging": schema.Logging()}
   optimizer = dataclasses.replace(config.optimizer, nonfinite="stop", nonfinite_limit=10)
-  return repr(dataclasses.replace(config, optimizer=optimizer, budget_seconds=0.0, **unused))
+  return repr(dataclasses.replace(config, optimizer=optimizer, budget_seconds=0.0, init_from="", **unused))
 
 
 def _once(make, config_of):

@@ -18,7 +18,7 @@ import tiny
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError
-from jpmhc_jax.training import checkpoint, loop
+from jpmhc_jax.training import checkpoint, inherit, loop
 from jpmhc_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -84,6 +84,57 @@ def test_a_run_killed_at_any_step_resumes_bit_for_bit(tmp_path, monkeypatch):
   assert _losses(broken) == _losses(tmp_path / "whole")
   assert sorted(_losses(broken)) == list(range(1, 9))
   assert len(json.loads((broken / "environment.json").read_text())["earlier_starts"]) == 1
+
+
+def _longer(config, steps, **optimizer):
+  return dataclasses.replace(config, steps=steps, optimizer=dataclasses.replace(config.optimizer, **optimizer))
+
+
+def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_them_from_the_start(tmp_path, capsys):
+  whole = loop.train(_run(_config(), tmp_path / "whole"), ["train"])
+  loop.train(_run(_longer(_config(), 4), tmp_path / "longer"), ["train"])
+  continued = loop.train(_run(_config(), tmp_path / "longer"), ["train"])
+  chex.assert_trees_all_equal(whole, continued)
+  assert _losses(tmp_path / "longer") == _losses(tmp_path / "whole")
+  assert configs.restore(tmp_path / "longer" / "config.json").steps == 8
+  assert "steps was 4 and is 8: schedule and annealing are those of the longer run" in capsys.readouterr().out
+  with pytest.raises(ConfigError, match="steps: 8 there, 6 now"):
+    loop.train(_run(_longer(_config(), 6), tmp_path / "longer"), ["train"])
+
+
+def test_it_is_said_what_becomes_of_a_schedule_that_had_ended():
+  config = _longer(_config(), 16, schedule="cosine", min_ratio=0.1, warmup_steps=0)
+  (note,) = loop._continued(dataclasses.replace(tiny.setup(_config()), config=config), 8, 8)
+  halfway = 1e-2 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 9 / 16)))
+  assert f"the next learning rate is {halfway:.3g}, which was 0.001 in the shorter run" in note
+  assert loop._continued(tiny.setup(_config()), 8, 8) == ()
+
+
+def test_a_run_starts_from_the_parameters_of_another(tmp_path, capsys):
+  """From the average of the source, its buffers and the table's rows; what does not fit a wider model is said."""
+  source = loop.train(_run(_config(), tmp_path / "source"), ["train"])
+  config = dataclasses.replace(_config(), init_from=str(tmp_path / "source"))
+  setup, dataset, read = tiny.setup(config), tiny.dataset(config), inherit.read_source(tmp_path / "source")
+  state, inheritance = inherit.started(setup, dataset, read)
+  chex.assert_trees_all_equal(state.params, state.ema, source.ema)
+  chex.assert_trees_all_equal((state.buffers, state.optimizer), (source.buffers, setup.create().optimizer))
+  np.testing.assert_array_equal(state.table, source.table)
+  assert int(state.step) == 0 and inheritance.new == inheritance.unused == () and inheritance.averaged
+
+  loop.train(_run(config, tmp_path / "second"), ["train"])
+  said = " ".join(capsys.readouterr().out.split())
+  assert f"starting from the averaged parameters of {tmp_path}/source at step 8" in said
+  record = json.loads((tmp_path / "second" / "environment.json").read_text())["init_from"]
+  assert (record["sha256"], record["taken"]) == (inheritance.sha256, list(inheritance.taken))
+  with pytest.raises(ConfigError, match="init_from"):
+    loop.train(_run(_config(), tmp_path / "second"), ["train"])
+
+  wider = dataclasses.replace(config, connection=dataclasses.replace(config.connection, streams=4))
+  _, partly = inherit.started(tiny.setup(wider), dataset, read)
+  assert set(partly.taken) < set(inheritance.taken) and partly.new[0].endswith(" here)")
+  assert f"new here: {partly.new[0]}" in partly.sentences()[1]
+  with pytest.raises(CheckpointError, match="init_from='.*nowhere': expected the workdir of a run"):
+    inherit.read_source(tmp_path / "nowhere")
 
 
 def test_what_a_checkpoint_covers_is_on_disk_before_it_counts(tmp_path, monkeypatch):
