@@ -176,12 +176,14 @@ def train(
   overrides: Mapping[str, Any] | None = None,
   profile: range = range(0),
   command: Sequence[str] | None = None,
+  quiet: bool = False,
 ) -> Run:
   """Trains to `config.steps`, or resumes where the workdir's newest intact checkpoint ends, and writes report.html.
 
   config: a `schema.Config`, the ConfigDict that a config file's get_config returns, or its name and variant,
   "sudoku:tiny". overrides: values by dotted name, {"optimizer.learning_rate": 3e-4}. profile: steps to trace
   into workdir/profile. command: what environment.json says the run was started by; the process's own by default.
+  quiet: print nothing.
 
   Raises ConfigError for a field that cannot work and for a workdir of another config, WorkdirError where another
   process trains in it, NonFiniteLossError when the loss became NaN or infinite, Interrupted after SIGTERM or Ctrl-C
@@ -189,7 +191,7 @@ def train(
   in the main thread only. `precision.deterministic` asks XLA, which listens before JAX's first use of a device only.
   In a run of several processes each calls this once, before anything else of JAX.
 
-  >>> run = jp.train(config, workdir)  # such as "sudoku:tiny", "runs/sudoku"
+  >>> run = jp.train(config, workdir, quiet=True)  # such as "sudoku:tiny", "runs/sudoku"
   >>> run.evaluations[-1].step, (run.workdir / "report.html").is_file()
   (4, True)
   """
@@ -198,11 +200,11 @@ def train(
   connections.check(resolved)
   _check_evaluation(resolved)
   with processes_of(resolved), loop.claimed(resolved, folder):
-    console = progress.output()
+    console = progress.output(quiet)
     for line in header.opening(resolved, folder):
       progress.say(console, line)
     with progress.working(console, "building data and model"):
-      parts = dataclasses.replace(open_run(resolved, folder), profile=profile)
+      parts = dataclasses.replace(open_run(resolved, folder), profile=profile, quiet=quiet)
     for line in header.lines(parts.setup, parts.dataset):
       progress.say(console, line)
     state = loop.train(parts, list(command or sys.orig_argv))

@@ -7,17 +7,17 @@ from typing import Any
 
 import jax
 
-import jpmhc_jax
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
 from jpmhc_jax.config.plugins import TASKS
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training.state import Setup
+from jpmhc_jax.training.workdir import version
 
 
 def opening(config: schema.Config, workdir: pathlib.Path) -> Iterator[str]:
   """What is known before anything is built."""
-  yield _line("jpmhc_jax", f"{jpmhc_jax.__version__}, {config.model.kind} on {config.data.kind}")
+  yield _line("jpmhc_jax", f"{version('jpmhc-jax')}, {config.model.kind} on {config.data.kind}")
   yield _line("workdir", str(workdir))
 
 

@@ -66,6 +66,7 @@ class Run:
   evaluate: Evaluate
   diagnose: Diagnose | None
   profile: range = range(0)  # steps to trace
+  quiet: bool = False  # prints nothing
 
   @property
   def config(self) -> schema.Config:
@@ -116,7 +117,7 @@ def _attempt(
   offset: int | None,
 ) -> TrainState:
   """From the newest checkpoint, or from nothing, to the end or a fault. offset: batches to skip, if not as saved."""
-  config, console = run.config, progress.output()
+  config, console = run.config, progress.output(run.quiet)
   with progress.working(console, "restoring" if checkpoints.steps() else "making the first state"):
     restored, facts = _start(run, checkpoints)
     start = restored.step

@@ -146,7 +146,7 @@ def describe_environment(config: schema.Config, command: list[str]) -> dict[str,
     "seed": config.seed,
     "python": platform.python_version(),
     "platform": platform.platform(),
-    "packages": {name: _version(name) for name in PACKAGES},
+    "packages": {name: version(name) for name in PACKAGES},
     "git_revision": git_revision(),
     "devices": [{"id": d.id, "kind": d.device_kind, "platform": d.platform} for d in jax.devices()],
     "processes": jax.process_count(),
@@ -187,7 +187,8 @@ def git_revision(file: pathlib.Path = pathlib.Path(__file__)) -> str:
     return "unknown"
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+  """The version of an installed distribution; 'not installed' where there is none."""
   try:
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
