@@ -36,7 +36,8 @@ _HOME = {
   name: room
   for room, names in (
     ("connections", _CONNECTIONS), ("mixers", _MIXERS), ("runs", _RUNS), ("core.errors", _ERRORS), ("data", _DATA),
-    ("training.tasks", _TASKS), ("core.fields", ("field",)), ("config.load", ("default_config",)),
+    ("training.tasks", _TASKS), ("training.optimizer", ("register_optimizer",)),
+    ("core.fields", ("field",)), ("config.load", ("default_config",)),
   )
   for name in names
 }  # fmt: skip

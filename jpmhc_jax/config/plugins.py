@@ -1,8 +1,9 @@
-"""Tasks and data sets by name, ours and those of plugins, and the config fields that plugins bring.
+"""Tasks, data sets and optimisers by name, ours and those of plugins, and the config fields that plugins bring.
 
-A plugin is a module that `config.plugins` names; importing it runs its `@register_task`, `@register_dataset` and
-`@register_mixer`. Its fields form groups of their own: of `register_dataset("waves", fields=WaveFields)` the group
-`data.waves`. `schema_of` makes the class of a config with these groups; the schema itself never changes.
+A plugin is a module that `config.plugins` names; importing it runs its `@register_task`, `@register_dataset`,
+`@register_optimizer` and `@register_mixer`. Its fields form groups of their own: of
+`register_dataset("waves", fields=WaveFields)` the group `data.waves`. `schema_of` makes the class of a config with
+these groups; the schema itself never changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,13 +40,13 @@ class Entry:
 
 
 class Door:
-  """The names that `<part>.kind` may hold, and what each stands for.
+  """The names that a field such as `<part>.kind` may hold, and what each stands for.
 
   built_in: the module that registers each of our names, imported when the name is asked for.
   """
 
-  def __init__(self, part: str, built_in: Mapping[str, str]):
-    self.part, self.field, self.built_in = part, f"{part}.kind", built_in
+  def __init__(self, part: str, built_in: Mapping[str, str], leaf: str = "kind"):
+    self.part, self.leaf, self.field, self.built_in = part, leaf, f"{part}.{leaf}", built_in
     self.entries: dict[str, Entry] = {}
 
   def register(self, name: str, fields: type | None = None, **traits: Any) -> Callable[[T], T]:
@@ -90,7 +91,9 @@ TASKS = Door("model", {
   "trm": "jpmhc_jax.training.tasks.trm", "decoder": "jpmhc_jax.training.tasks.language",
   "vit": "jpmhc_jax.training.tasks.vision",
 })  # fmt: skip
-DOORS = (DATASETS, TASKS)
+_OPTIMIZERS = ("adam_atan2", "adam_atan2_lucidrains", "adamw", "lion", "muon", "sgd")
+OPTIMIZERS = Door("optimizer", dict.fromkeys(_OPTIMIZERS, "jpmhc_jax.training.optimizer"), leaf="name")
+DOORS = (DATASETS, TASKS, OPTIMIZERS)
 
 _beside = ""  # the folder of the config file that is running
 _imported: dict[str, dict[str, set[str]]] = {}  # plugin -> config field -> names that its import registered
@@ -189,7 +192,7 @@ def check(config: schema.Config) -> None:
   """Imports a config's plugins; raises ConfigError for a name that neither we nor they have registered."""
   load(config.plugins, config.plugin_folder)
   for door in DOORS:
-    name, names = getattr(config, door.part).kind, door.names(config.plugins)
+    name, names = getattr(getattr(config, door.part), door.leaf), door.names(config.plugins)
     if name not in names and (origin := ORIGINS[door.field].get(name)):
       raise ConfigError(f"{door.field}={name!r}: {origin} has this name; add its module to plugins={config.plugins!r}")
     check_choice(door.field, name, names)
@@ -247,7 +250,7 @@ def reduced(values: Mapping[str, Any], offered: Sequence[str]) -> dict[str, Any]
 def uses(plugin: str, values: Mapping[str, Any]) -> bool:
   """Whether the values of a config name what the plugin registers."""
   connection = values["connection"]
-  chosen = {door.field: {values[door.part]["kind"]} for door in DOORS}
+  chosen = {door.field: {values[door.part][door.leaf]} for door in DOORS}
   chosen["connection.mixer"] = set(re.findall(r"\w+", f"{connection['mixer']} {connection['options']}"))
   return any(not chosen[field].isdisjoint(_provided(plugin, field)) for field in ORIGINS)
 

@@ -314,7 +314,11 @@ class PuzzleOptimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  name: str = field("adam_atan2", "optimiser of the trunk", ("adam_atan2", "adam_atan2_lucidrains", "adamw"))
+  name: str = field(
+    "adam_atan2",
+    "optimiser of trunk and connections: adam_atan2, adam_atan2_lucidrains, adamw, lion, muon (matrices; Adam moves "
+    "the rest), sgd (with momentum beta1), or one that a plugin registers",
+  )
   learning_rate: float = field(1e-4, "peak learning rate", gt=0)
   beta1: float = field(0.9, "decay of the first moment", ge=0, lt=1)
   beta2: float = field(0.95, "decay of the second moment", ge=0, lt=1)
@@ -402,7 +406,8 @@ class Config:
   batch_size: int = field(768, "global batch", ge=1)
   plugins: tuple[str, ...] = field(
     (),
-    "modules that register tasks, data sets and mixers of your own: installed, beside the config file, on PYTHONPATH",
+    "modules that register tasks, data sets, optimisers and mixers of your own: installed, beside the config file, on "
+    "PYTHONPATH",
   )
   plugin_folder: str = field("", "where plugins lie that are no installed package: the config file's folder", path=True)
   accumulation: int = field(1, "micro-batches a step; each keeps its own slice of the carry", ge=1)

@@ -110,4 +110,9 @@ class Origin:
 
 
 # Config field -> name -> origin, of names that a decorator has registered.
-ORIGINS: dict[str, dict[str, Origin]] = {"connection.mixer": {}, "data.kind": {}, "model.kind": {}}
+ORIGINS: dict[str, dict[str, Origin]] = {
+  "connection.mixer": {},
+  "data.kind": {},
+  "model.kind": {},
+  "optimizer.name": {},
+}

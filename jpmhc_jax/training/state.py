@@ -16,10 +16,8 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core import rng
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training import mesh as meshes
-from jpmhc_jax.training.optimizer import config_schedule, make_optimizer
+from jpmhc_jax.training.optimizer import config_schedule, make_optimizer, STACKED
 from jpmhc_jax.training.tasks.base import Task, task_of
-
-STACKED = "layers"  # logical axis of parameters that hold one slice a layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +153,7 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
     jax.eval_shape(lambda: build_model(config, dataset, key)), nnx.Param, ...
   )
   axes, roles = _axes(params), _metadata(params, "role", lambda _: "trunk")
-  optimizer = make_optimizer(config.optimizer, roles, config.steps)
+  optimizer = make_optimizer(config.optimizer, roles, config.steps, axes=axes)
   create = _creator(config, dataset, optimizer)
   shapes = jax.eval_shape(create)
   of_params = meshes.shardings(mesh, shapes.params, axes)

@@ -28,7 +28,7 @@ NAMES = {
     Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz PermutationMixture Polar Quaternion Sinkhorn
     SpectralSphere Traits Transport Unconstrained
     register_mixer
-    ArrayDataset Dataset SinglePass Task default_config field register_dataset register_task
+    ArrayDataset Dataset SinglePass Task default_config field register_dataset register_optimizer register_task
     Interrupted NonFiniteLossError Run evaluate load report train
     CheckpointError ConfigError DataError StorageError UserError WorkdirError
   """,

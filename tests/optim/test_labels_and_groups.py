@@ -13,10 +13,11 @@ import pytest
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.fields import field
 from jpmhc_jax.optim.adam_atan2 import adam_atan2
 from jpmhc_jax.optim.ema import ema_decay, ema_init, ema_update
 from jpmhc_jax.optim.labels import label_tree, manifold_names
-from jpmhc_jax.training.optimizer import make_optimizer
+from jpmhc_jax.training.optimizer import make_optimizer, register_optimizer
 
 PARAMS = {"block": [{"kernel": jnp.ones((2, 3)), "mixer": jnp.ones(4)}], "table": jnp.ones((5, 2))}
 ROLES = {"block": [{"kernel": "trunk", "mixer": "mixer"}], "table": "puzzle"}
@@ -106,6 +107,53 @@ def test_ema_of_a_constant():
   for _ in range(10):
     shadow = ema_update(shadow, params, 0.9)
   assert_allclose(shadow["w"], params["w"] + 0.9**10 * (start["w"] - params["w"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lion", "muon", "sgd", "root"])
+def test_the_optimisers_of_optax_and_of_ones_own_descend(name):
+  """From optax, from optax.contrib, and `root` through the door of plugins, with a field of its own."""
+  params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+  cls = dataclasses.make_dataclass("Own", [("root", RootFields, RootFields())], bases=(schema.Optimizer,), frozen=True)
+  config = cls(name=name, learning_rate=0.05, warmup_steps=0, weight_decay=0.0)
+  optimizer = make_optimizer(config, {"w": "trunk", "b": "mixer"}, 10)
+  state, loss = optimizer.init(params), lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
+  first = float(loss(params))
+  for _ in range(6):
+    updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    params = optax.apply_updates(params, updates)
+  assert float(loss(params)) < 0.9 * first
+
+
+@dataclasses.dataclass(frozen=True)
+class RootFields:
+  power: float = field(0.5, "of the gradient's entries")
+
+
+@register_optimizer("root", fields=RootFields)
+def root(config, group):
+  def direction(gradient, _):
+    return jax.tree.map(lambda g: jnp.sign(g) * jnp.abs(g) ** config.root.power, gradient)
+
+  return optax.chain(optax.stateless(direction), optax.scale_by_learning_rate(group.learning_rate))
+
+
+def test_muon_moves_matrices_of_features_alone_also_stacked_ones():
+  shapes = {"kernel": (2, 4, 4), "bias": (2, 4), "table": (5, 4), "plain": (4, 4)}
+  axes = {
+    "kernel": ("layers", "embed", "mlp"), "bias": ("layers", None), "table": ("vocab", "embed"), "plain": (None, None)
+  }  # fmt: skip
+  params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+  gradient = {name: jax.random.normal(jax.random.key(0), shape) for name, shape in shapes.items()}
+  gradient |= {name: jnp.linalg.qr(gradient[name])[0] * jnp.arange(1.0, 5.0) for name in ("kernel", "plain")}
+  config = schema.Optimizer(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
+  optimizer = make_optimizer(config, dict.fromkeys(shapes, "trunk"), 10, axes=axes)
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  for name in ("kernel", "plain"):
+    assert float(jnp.sqrt(jnp.mean(updates[name] ** 2))) == pytest.approx(0.2, rel=0.3)
+    values = jnp.linalg.svd(updates[name], compute_uv=False)  # Newton-Schulz brings them between 0.7 and 1.2
+    assert float(jnp.max(values[..., 0] / values[..., -1])) < 2
+  for name in ("bias", "table"):  # Adam's first step is the sign, with Nesterov's factor (1 + b1 / (1 + b1))
+    assert_allclose(updates[name], -jnp.sign(gradient[name]) * (1 + 0.9 / 1.9), rtol=1e-3)
 
 
 def test_a_warm_average_forgets_the_start_and_follows_the_last_tenth():
