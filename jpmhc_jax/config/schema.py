@@ -101,9 +101,18 @@ class MazeData:
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-  folder: str = field("", "folder of *.py files; empty takes the standard library of the running Python", path=True)
-  window: int = field(128, "bytes of one example", ge=2)
-  held_out: int = field(20, "one file in so many, chosen by a hash of its path, is held out", ge=2)
+  folder: str = field("", "folder of the files; empty takes the standard library of the running Python", path=True)
+  files: tuple[str, ...] = field(
+    ("**/*.py",),
+    "patterns of the files below the folder, such as **/*.txt, **/*.md, **/*.jsonl; a *.jsonl is cut into its lines, "
+    "any other than *.py at its lines into pieces of 16,384 bytes",
+  )
+  jsonl_field: str = field("text", "field of a line of a *.jsonl file that holds the text")
+  tokenizer: str = field(
+    "bytes", "bytes, a tokenizer.json of the package `tokenizers`, or module:name of one of your own"
+  )
+  window: int = field(128, "tokens of one example", ge=2)
+  held_out: int = field(20, "one file or piece in so many, chosen by a hash of its path, is held out", ge=2)
   sha256: str = field(
     "", "content that the corpus must have (`jpmhc train` prints it when it differs); empty takes what is there"
   )
@@ -131,7 +140,7 @@ class Data:
   arc: ArcData = group(ArcData, "ARC-AGI tasks")
   sudoku: SudokuData = group(SudokuData, "generated Sudoku")
   maze: MazeData = group(MazeData, "generated mazes")
-  text: TextData = group(TextData, "bytes of Python sources")
+  text: TextData = group(TextData, "text of files, Python's own sources by default")
   images: ImageData = group(ImageData, "images and their classes")
 
 

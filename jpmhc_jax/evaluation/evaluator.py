@@ -128,7 +128,7 @@ class Evaluator:
           f"asked to stop in an evaluation, after {done} of {self._length()} batches: saved; run the same command to "
           "resume"
         )
-    samples = task.samples(self._batch(0), lambda batch: self._answers(state, batch))
+    samples = task.samples(self.dataset, self._batch(0), lambda batch: self._answers(state, batch))
     if samples is not None:
       tally.examples = samples
     return self._merged(tally)

@@ -16,6 +16,7 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
 from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
+from jpmhc_jax.evaluation.generation import written_on
 from jpmhc_jax.models import connections
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.report import write_report
@@ -163,6 +164,18 @@ class Run:
       metrics = evaluator(self.state, self.step)
     self.__dict__.pop("_record", None)  # it has one evaluation more now
     return Evaluated(self.step, metrics, evaluator.coverage, evaluator.path(self.step))
+
+  def generate(
+    self, prompt: str = "", *, tokens: int = 200, temperature: float = 1.0, top_k: int = 0, seed: int = 0
+  ) -> str:
+    """The prompt and `tokens` more tokens of a language model (data.kind=text).
+
+    A token is drawn from softmax(logits / temperature) over the top_k likeliest (0: all of them), the likeliest at
+    temperature 0; the same seed gives the same text. The model sees at most `data.text.window` tokens. Raises
+    ConfigError for a run on other data and numbers out of range, CheckpointError as `model` does.
+    """
+    drawn: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    return written_on(self.setup, self.dataset, self.state, prompt, **drawn)
 
   def report(self, out: Folder | None = None) -> pathlib.Path:
     """Writes the HTML page of this run, by default workdir/report.html, and returns its path."""

@@ -1,7 +1,10 @@
 """The text corpus: every byte is a label once, files stay on their side, and what is no corpus is refused."""
 
 import dataclasses
+import json
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -126,3 +129,76 @@ def test_the_standard_library_of_any_python_is_a_corpus():
   dataset = data.build(schema.Data(kind="text", epochs_per_interval=1), batch_size=4, seed=0)
   assert dataset.notes["train_bytes"] > 5e6 and dataset.notes["evaluation_bytes"] > 1e5
   assert dataset.sequence_length == 128 and dataset.batch(0)["inputs"].shape == (4, 128)
+
+
+class Words:
+  """A tokenizer of one's own: a token is a word with the space behind it."""
+
+  name, vocab_size = "words", 7
+  KNOWN = ("the ", "cat ", "sat ", "on ", "a ", "mat\n", "?")
+
+  def encode(self, text):
+    parts = text.replace("\n", "\n ").split(" ")
+    words = [part if part.endswith("\n") else f"{part} " for part in parts if part]
+    return [self.KNOWN.index(word) if word in self.KNOWN else 6 for word in words]
+
+  def decode(self, tokens):
+    return "".join(self.KNOWN[token] for token in tokens)
+
+
+@pytest.fixture
+def own(tmp_path):
+  """A long text, a page and lines of JSON."""
+  (tmp_path / "long.txt").write_text("the cat sat on a mat\n" * 4000)
+  (tmp_path / "page.md").write_text("# A page\n")
+  lines = [json.dumps({"body": f"the cat sat on a mat\n{'the cat ' * i}", "id": i}) for i in range(9)]
+  (tmp_path / "many.jsonl").write_text("\n".join(lines) + "\n\n")
+  return tmp_path
+
+
+def test_own_files_are_cut_at_their_lines_and_read_by_the_field(own):
+  changes = {"files": ("*.txt", "**/*.md", "*.jsonl"), "jsonl_field": "body", "window": 64}
+  dataset = _build(own, **changes)
+  assert dataset.notes["train_files"] + dataset.notes["evaluation_files"] == 6 + 1 + 9  # 84,000 bytes are six pieces
+  texts = corpora._read_all(own, _config(own, **changes).text, dataset.tokenizer)
+  pieces = [bytes(text.tokens) for name, text in texts.items() if name.startswith("long.txt:")]
+  assert b"".join(pieces) == (own / "long.txt").read_bytes() and max(map(len, pieces)) <= corpora.PIECE
+  assert all(piece.endswith(b"\n") for piece in pieces)
+  assert bytes(texts["many.jsonl:3"].tokens) == b"the cat sat on a mat\nthe cat the cat "
+  for line, message in (("{", "not a JSON object"), ("{}", "no field 'body'"), ('{"body": 3}', "holds a int")):
+    (own / "many.jsonl").write_text(line)
+    with pytest.raises(DataError, match=f"many.jsonl, line 1: .*{message}"):
+      _build(own, **changes)
+
+
+def test_a_tokenizer_of_ones_own_reads_and_writes_and_bits_stay_those_of_a_byte(own, monkeypatch):
+  monkeypatch.setitem(sys.modules, "own_words", types.SimpleNamespace(Words=Words, none=3))
+  dataset = _build(own, files=("*.txt",), tokenizer="own_words:Words")
+  assert dataset.vocab_size == 8 and dataset.decoded(dataset.encoded("the cat sat ")) == "the cat sat "
+  _, labels = _labels(dataset.train)
+  assert set(np.unique(labels)) == {0, 1, 2, 3, 4, 5, 6}
+  batches = dataset.evaluation_batches(64)
+  label_bytes = sum(batch["label_bytes"][batch["valid"]].sum() for batch in batches)
+  assert label_bytes == pytest.approx(dataset.notes["evaluation_bytes"], rel=1e-5)
+  assert dataset.batch(0).keys() == dataset.element_spec.keys()
+  assert dataset.fingerprint() != _build(own, files=("*.txt",)).fingerprint()
+  for spec in ("own_words:none", "own_words:missing", "no_such_module:x", "words"):
+    with pytest.raises(ConfigError, match=f"data.text.tokenizer='{spec}': expected "):
+      _build(own, files=("*.txt",), tokenizer=spec)
+
+
+def test_a_saved_tokenizer_is_read_by_its_package(own, monkeypatch):
+  """The calls that `tokenizers` documents, by a stand-in: the package is optional."""
+  words, path = Words(), own / "tokenizer.json"
+  saved = types.SimpleNamespace(
+    to_str=lambda: "{}",
+    get_vocab_size=lambda: 7,
+    encode=lambda text, add_special_tokens: types.SimpleNamespace(ids=words.encode(text)),
+    decode=words.decode,
+  )
+  stand_in = types.SimpleNamespace(Tokenizer=types.SimpleNamespace(from_file=lambda name: saved))
+  monkeypatch.setitem(sys.modules, "tokenizers", stand_in)
+  assert _build(own, files=("*.txt",), tokenizer=str(path)).decoded(np.array([0, 1, 2])) == "the cat "
+  monkeypatch.setitem(sys.modules, "tokenizers", None)
+  with pytest.raises(ConfigError, match="install it: pip install tokenizers"):
+    _build(own, files=("*.txt",), tokenizer=str(path))

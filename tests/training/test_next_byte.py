@@ -11,6 +11,7 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
+from jpmhc_jax.evaluation.generation import written_on
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.main import main
 
@@ -70,6 +71,28 @@ def test_bits_per_byte_weighs_every_byte_the_same(config, trained, tmp_path):
   assert metrics["byte_accuracy"] == pytest.approx(right.mean(), rel=1e-6)
   assert json.loads((tmp_path / "evaluation" / "step_6.json").read_text())["metrics"] == metrics
   assert set(metric_names(setup.config)) == set(metrics)
+
+
+def test_a_prompt_is_written_on_as_the_model_says_and_the_same_for_the_same_seed(config, trained):
+  """Against the model called token by token; the prompt and 20 more bytes pass the end of the window of 16."""
+  setup, dataset, state = tiny.setup(config), tiny.dataset(config), trained[0]
+
+  def written(prompt="def f", tokens=20, temperature=0.0, top_k=0, seed=0):
+    return written_on(setup, dataset, state, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+
+  model, seen = tiny.model_of(setup, state), [0, *b"def f"]
+  forward = jax.jit(lambda inputs: model(inputs))
+  for _ in range(20):
+    window = seen[-16:]
+    logits = np.array(forward(np.array([window + [0] * (16 - len(window))], np.int32))[0, len(window) - 1])
+    seen.append(int(logits[1:].argmax()) + 1)
+  assert written() == bytes(seen[1:]).decode("utf-8", "replace")
+  assert written(temperature=2.0, top_k=1) == written()
+  drawn = written(temperature=1.0, seed=1)
+  assert drawn == written(temperature=1.0, seed=1) != written(temperature=1.0, seed=2)
+  for field, value in (("tokens", 0), ("temperature", -1.0), ("top_k", 256)):
+    with pytest.raises(ConfigError, match=f"{field}={value}"):
+      written(**{field: value})
 
 
 def test_windows_are_written_on_with_the_likeliest_bytes(config, trained, tmp_path):

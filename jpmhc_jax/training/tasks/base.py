@@ -95,7 +95,7 @@ class Task(abc.ABC):
     """`probe` of every connection, by name, in the order in which the streams pass them; {} where none is looked at."""
     return {}
 
-  def samples(self, batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]] | None:
+  def samples(self, dataset: Any, batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]] | None:
     """Examples for the report that take calls of their own, as plain JSON values; None leaves it to the data set."""
     return None
 
