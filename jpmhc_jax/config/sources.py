@@ -108,7 +108,8 @@ def run_file(path: pathlib.Path, function: str, variant: str) -> Any:
   if not path.is_relative_to(CONFIGS):
     search(str(path.parent))
   try:
-    return runpy.run_path(str(path))[function](*([variant] if variant else []))
+    # Under the name that a plugin has: what it registers when it runs is then what its import registers.
+    return runpy.run_path(str(path), run_name=path.stem)[function](*([variant] if variant else []))
   except (UserError, AttributeError, KeyError, TypeError):
     raise
   except Exception as error:

@@ -95,6 +95,27 @@ def test_the_task_of_ones_own_learns_from_the_data_of_ones_own(tmp_path):
   assert evaluation["metrics"]["examples"] == 89 and evaluation["metrics"]["squared_error"] < 3
 
 
+@pytest.mark.parametrize(
+  ("name", "steps", "metric", "bound"),
+  [
+    ("regression", 60, "absolute_error", 0.8),
+    ("classification", 60, "accuracy", 0.5),
+    ("sequence", 100, "exact", 0.01),
+  ],
+)
+def test_data_task_and_config_in_one_short_file(name, steps, metric, bound, tmp_path):
+  """Float inputs, parameters without metadata, and a metric of its own that ranks checkpoints and heads the report."""
+  path = EXAMPLES / f"{name}.py"
+  assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 40
+  losses = _train(path, tmp_path, f"steps={steps}", f"evaluation.every={steps}")
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+  evaluation = jp.load(tmp_path).evaluations[-1]
+  value, (judged, larger) = evaluation.metrics[metric], evaluation.judged_by
+  assert judged == metric and (value > bound if larger else value < bound)
+  assert json.loads((tmp_path / "checkpoints" / "scores.json").read_text())["metric"] == metric
+  assert f"Best {metric}" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_the_promise_of_the_task_of_ones_own_is_kept(tmp_path):
   _train(EXAMPLES / "own_task" / "config.py", tmp_path)
@@ -115,7 +136,8 @@ def test_a_recipe_trains_with_the_mixer_of_ones_own(tmp_path, monkeypatch):
 
 def test_the_page_lists_every_example():
   page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-  rows = {row.split("`")[1].rstrip("/") for row in page.splitlines() if row.startswith("| `")}
+  cells = (row.split("|")[1] for row in page.splitlines() if row.startswith("| `"))
+  rows = {name.rstrip("/") for cell in cells for name in re.findall("`([^`]+)`", cell)}
   assert rows == {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py" or (path / "config.py").exists()}
 
 
