@@ -22,6 +22,7 @@ from jpmhc_jax.data.registry import register_dataset
 from jpmhc_jax.data.tokens import TokenDataset
 
 WALL, FLOOR, START, GOAL, PATH = 1, 2, 3, 4, 5
+SYMBOLS = "# SGo"  # of these tokens
 _BUILDER_SEED = 0
 _PATIENCE = 300  # carvings in a row without a new maze before giving up
 
@@ -37,6 +38,7 @@ def build_maze(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   return TokenDataset(
     kind="maze",
     drawn_as="maze",
+    symbols=SYMBOLS,
     side=options.side,
     vocab_size=PATH + 1,
     train=train,

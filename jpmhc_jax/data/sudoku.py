@@ -222,6 +222,7 @@ def build_sudoku(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   return TokenDataset(
     kind="sudoku",
     drawn_as="sudoku",
+    symbols=".123456789"[: options.side + 1],
     side=options.side,
     vocab_size=options.side + 2,
     train=train,

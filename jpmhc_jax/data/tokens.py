@@ -20,7 +20,8 @@ class TokenDataset(ExampleDataset):
   Batches are int32: inputs (b, s), labels (b, s) with −100 for PAD, puzzle_identifiers (b,).
   side: of the square token canvas, 0 where the tokens are no grid. length: of a row; 0 takes side².
   test_puzzles: scored ARC tasks by name in the public JSON layout with answers; empty for other kinds.
-  drawn_as: how the report draws the grids; '' shows none.
+  drawn_as: how the report draws the grids; '' shows none. symbols: the characters of tokens 1, 2, … that a person
+  writes such a grid with; '' for none.
   """
 
   side: int
@@ -28,6 +29,7 @@ class TokenDataset(ExampleDataset):
   length: int = 0
   test_puzzles: Mapping[str, Mapping[str, list]] = dataclasses.field(default_factory=dict)
   drawn_as: str = ""
+  symbols: str = ""
 
   @property
   def sequence_length(self) -> int:

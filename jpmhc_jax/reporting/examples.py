@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from jpmhc_jax.data.maze import SYMBOLS as MAZE_CELLS
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.markup import join, Markup, tag
 
 ARC_NAMES = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon")
-MAZE_CELLS = "# SGo"  # wall, floor, start, goal, path; tokens 1..5 in this order
 MAZE_NAMES = {"#": "wall", " ": "floor", "S": "start", "G": "goal", "o": "path"}
 
 

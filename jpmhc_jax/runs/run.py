@@ -15,12 +15,24 @@ from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
-from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
+from jpmhc_jax.evaluation.evaluator import Evaluator, make_rollout, metric_names, Rollout
 from jpmhc_jax.evaluation.generation import written_on
 from jpmhc_jax.models import connections
+from jpmhc_jax.reporting import sections
 from jpmhc_jax.reporting import workdir as records
+from jpmhc_jax.reporting.markup import join, tag
 from jpmhc_jax.reporting.report import write_report
-from jpmhc_jax.runs.session import Change, on_these_devices, open_run, prepared, processes_of, restore
+from jpmhc_jax.runs.metrics import Metrics
+from jpmhc_jax.runs.prediction import predict
+from jpmhc_jax.runs.session import (
+  Change,
+  on_these_devices,
+  open_run,
+  precision_of,
+  prepared,
+  processes_of,
+  restore,
+)
 from jpmhc_jax.training import header, loop, progress
 from jpmhc_jax.training.checkpoint import Restored
 from jpmhc_jax.training.hosts import distributed
@@ -84,18 +96,23 @@ class Run:
     return prepared(on_these_devices(self.config, self._change), trains=False)
 
   @functools.cached_property
+  def _rollout(self) -> Rollout:
+    return make_rollout(self.setup)
+
+  @functools.cached_property
   def _restored(self) -> Restored:
     if self._trained:
       return Restored(int(self._trained[1].step), self._trained[1], {}, self.config.steps)
     return restore(*self._prepared, self.workdir, self._asked)
 
   @property
-  def metrics(self) -> Mapping[str, records.Series]:
+  def metrics(self) -> Metrics:
     """Every scalar of metrics.jsonl by name, such as train/loss: arrays `steps` and `values`, float64 (points,).
 
-    A resumed run that repeated steps counts once. Empty where nothing is recorded yet.
+    `metrics.frame` is a table of all of them, of pandas where it is installed. A resumed run that repeated steps counts
+    once. Empty where nothing is recorded yet.
     """
-    return self._record.series
+    return Metrics(self._record.series)
 
   @property
   def evaluations(self) -> Sequence[records.Evaluation]:
@@ -164,6 +181,45 @@ class Run:
       metrics = evaluator(self.state, self.step)
     self.__dict__.pop("_record", None)  # it has one evaluation more now
     return Evaluated(self.step, metrics, evaluator.coverage, evaluator.path(self.step))
+
+  def predict(self, examples: Any) -> Any:
+    """The model's answer to examples of one's own, in the symbols that they are written in.
+
+    Of a puzzle on a grid: rows of text ("1..4", "#S o"), a text of rows, or rows of numbers with 0 for a blank; the
+    answer is rows of text, or of numbers where those were given. Of other data: arrays by name, (examples, …) as
+    `dataset.element_spec` says, those that only a loss needs left out; the answer is the task's `predictions`.
+    Raises DataError for cells, shapes and names that do not fit, ConfigError where the task predicts nothing.
+    """
+    with precision_of(self.config):
+      return predict(self.setup, self._rollout, self.dataset, self.state, examples)
+
+  def spectrum(self, **effort: Any) -> Any:
+    """Singular values of the network's Jacobians, measured and predicted: `sites`, also kept in spectrum.json.
+
+    effort: fields of `measure.Effort`, such as examples=1, probes=2; returns `measure.Findings`. Minutes for a small
+    network. Raises ConfigError for a network of one's own, whose connections are not known.
+    """
+    from jpmhc_jax.evaluation.spectra import measure  # and the whole theory with it
+
+    with precision_of(self.config):
+      *_, found = measure.findings(
+        self.setup, self.dataset, self.state, self.step, effort=measure.Effort(**effort), say=lambda line: None
+      )
+    found.save(self.workdir)
+    return found
+
+  def plot(self, name: str = "loss") -> Any:
+    """A matplotlib figure of a scalar over the steps, by training and by evaluation; a notebook shows it.
+
+    Raises ConfigError for a scalar that the run has not logged.
+    """
+    from jpmhc_jax.reporting.figure import curve  # matplotlib is slow to import
+
+    return curve(self._record, name)
+
+  def _repr_html_(self) -> str:
+    """Name, figures and last lines of the run, for a notebook."""
+    return str(join([tag("strong", str(self.workdir)), sections.summary(self._record)]))
 
   def generate(
     self, prompt: str = "", *, tokens: int = 200, temperature: float = 1.0, top_k: int = 0, seed: int = 0

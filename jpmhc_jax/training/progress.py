@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import html
+import importlib
 import sys
 import threading
 import time
@@ -69,8 +71,31 @@ def round_interval(every: int, step_seconds: float) -> int:
 
 
 def output(quiet: bool = False) -> Console:
-  """Standard output, on process 0."""
-  return Console(quiet=quiet or not distributed.is_primary())
+  """Standard output, on process 0; in a notebook plain lines of it."""
+  return Console(quiet=quiet or not distributed.is_primary(), force_jupyter=False)
+
+
+class _Cell:
+  """A line of a notebook's output that changes: a bar, and text beside it."""
+
+  def __init__(self, total: int):
+    display = importlib.import_module("IPython.display")
+    self._html, self._total, self._shown = display.HTML, total, 0.0
+    self._handle = display.display(self._html(""), display_id=True)
+
+  def update(self, completed: int, text: str, last: bool = False) -> None:
+    """Shows how far it is, at most four times a second."""
+    now = time.monotonic()
+    if last or now - self._shown >= 0.25:
+      self._shown = now
+      bar = f"<progress value='{completed}' max='{self._total}'></progress>"
+      self._handle.update(self._html(f"{bar} {completed:,}/{self._total:,} {html.escape(text)}"))
+
+
+def in_notebook() -> bool:
+  """Whether a notebook's kernel runs this process."""
+  shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+  return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def say(console: Console, text: str) -> None:
@@ -140,6 +165,8 @@ class ProgressBar(Live):
     self._steps, self._every, self._interval, self._last_line = steps, every, 0, time.monotonic()
     self._alarms: list[str] = []
     self._ticker: _Ticker | None = None
+    self._cell = _Cell(steps) if in_notebook() and not self._console.quiet else None
+    self._text = ""
     if self._console.is_terminal and not self._console.quiet:
       columns = (BarColumn(bar_width=20), MofNCompleteColumn(), _Scalars(), _Rest())
       self._bar = Progress(*columns, console=self._console, refresh_per_second=4)
@@ -179,6 +206,8 @@ class ProgressBar(Live):
     """A step was finished."""
     if self._bar:
       self._bar.update(self._task, completed=step)
+    if self._cell:
+      self._cell.update(step, self._text)
 
   def show(self, step: int, scalars: Mapping[str, float]) -> None:
     """New scalars to look at."""
@@ -186,6 +215,9 @@ class ProgressBar(Live):
     if self._bar:
       end = time.monotonic() + rest if rest is not None else 0.0
       self._bar.update(self._task, completed=step, scalars=summary(scalars), end=end)
+    elif self._cell:
+      self._text = summary(scalars) + (f"  {duration(round(rest))} left" if rest else "")
+      self._cell.update(step, self._text, last=step >= self._steps)
     elif self._is_round(step, scalars.get("time/step_ms", 0.0) / 1e3) or step >= self._steps:
       left = f"  {duration(round(rest))} left" if rest else ""
       self.say(f"step {step}/{self._steps}  {summary(scalars)}{left}")

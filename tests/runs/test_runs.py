@@ -123,6 +123,51 @@ def test_a_folder_without_a_run_a_step_or_the_same_config_is_refused_in_words(tr
     jp.load(tmp_path)
 
 
+def test_a_grid_is_answered_in_the_symbols_that_it_is_written_in(trained):
+  """Rows of text, one text or numbers: the answer is the evaluation's; given symbols of a cell that there is not, told."""
+  batch = trained.dataset.evaluation_batches(1)[0]
+  tokens = batch["inputs"].reshape(4, 4)
+  rows = ["".join(".1234"[token - 1] for token in row) for row in tokens]
+  answer = trained.predict(rows)
+  assert trained.predict("\n".join(rows)) == trained.predict("".join(rows)) == answer
+  assert trained.predict(tokens - 1) == [[int(cell.replace(".", "0")) for cell in row] for row in answer]
+  whole = trained.predict({name: batch[name] for name in ("inputs", "labels")})
+  assert answer == ["".join(".1234"[max(token, 1) - 1] for token in row) for row in whole.reshape(4, 4)]
+  for grid, message in (
+    (["12", "34"], "a grid of 2 rows of 2 cells; expected 4 rows of 4"),
+    (["1234"] * 3 + ["123x"], "cell 'x'; expected one of '.' '1' '2' '3' '4'"),
+    ({"inptus": tokens}, "unknown array 'inptus'.* Did you mean 'inputs'"),
+    ({"inputs": tokens}, r"'inputs' has the shape \(4, 4\)"),
+  ):
+    with pytest.raises(jp.DataError, match=message):
+      trained.predict(grid)
+
+
+def test_a_notebook_shows_the_run_its_scalars_and_a_figure(trained, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pandas", None)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  frame = trained.metrics.frame
+  np.testing.assert_array_equal(frame["step"], [1, 2, 3, 4])
+  np.testing.assert_array_equal(frame["train/loss"], trained.metrics["train/loss"].values)
+  assert np.isnan(frame["evaluation/loss"][0])
+  made = []
+  pandas = types.SimpleNamespace(
+    Index=lambda steps, name: (list(steps), name), DataFrame=lambda *a, **k: made.append((a, k))
+  )
+  monkeypatch.setitem(sys.modules, "pandas", pandas)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "pandas" or None)
+  _ = trained.metrics.frame
+  (columns,), options = made[0]
+  assert options["index"] == ([1, 2, 3, 4], "step") and set(columns) == set(trained.metrics)
+  assert "<td>train/loss</td><td>4</td>" in trained.metrics._repr_html_()
+  assert str(trained.workdir) in trained._repr_html_() and "complete" in trained._repr_html_()
+  chart = trained.plot("loss")
+  assert [line.get_label() for line in chart.axes[0].lines][:2] == ["train/loss", "evaluation/loss"]
+  assert chart._repr_svg_().startswith("<?xml")
+  with pytest.raises(jp.ConfigError, match=r"plot\('los'\).* Did you mean 'loss'"):
+    trained.plot("los")
+
+
 def test_a_config_is_named_in_three_ways(tmp_path):
   file = tiny.write_config(tmp_path / "file.py", _config())
   values = ml_collections.ConfigDict(configs.to_dict(_config())).lock()

@@ -1,7 +1,9 @@
 """What a run says: lines at round steps, how long a piece of work takes, and a forecast that does not jump."""
 
 import io
+import sys
 import time
+import types
 
 import pytest
 from rich.console import Console
@@ -80,6 +82,21 @@ def test_a_terminal_shows_the_activity_and_the_time_left():
     bar._bar.refresh()
   said = console.file.getvalue()
   assert "compiling … 0 s" in said and " 4/10" in said and "1 min 15 s left" in said
+
+
+def test_a_notebook_has_a_bar_in_its_output(monkeypatch):
+  shown = []
+  handle = types.SimpleNamespace(update=shown.append)
+  display = types.SimpleNamespace(HTML=str, display=lambda page, display_id: handle)
+  kernel = type("ZMQInteractiveShell", (), {})
+  monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=kernel))
+  monkeypatch.setitem(sys.modules, "IPython.display", display)
+  console = _file()
+  with ProgressBar(10, 0, console) as bar:
+    bar.show(10, {"train/loss": 1.0})
+    bar.say("done")
+  assert shown == ["<progress value='10' max='10'></progress> 10/10 loss 1"]
+  assert console.file.getvalue() == "done\n"
 
 
 def test_a_forecast_counts_evaluations_and_is_not_moved_by_one_slow_window():
