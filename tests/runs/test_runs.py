@@ -2,7 +2,9 @@
 
 import dataclasses
 import signal
+import sys
 import threading
+import types
 
 import doctests
 from flax import nnx
@@ -124,7 +126,7 @@ def test_a_folder_without_a_run_a_step_or_the_same_config_is_refused_in_words(tr
 
 
 def test_a_grid_is_answered_in_the_symbols_that_it_is_written_in(trained):
-  """Rows of text, one text or numbers: the answer is the evaluation's; given symbols of a cell that there is not, told."""
+  """Rows of text, one text or numbers: the answer is that of the evaluation; what is no such grid is told."""
   batch = trained.dataset.evaluation_batches(1)[0]
   tokens = batch["inputs"].reshape(4, 4)
   rows = ["".join(".1234"[token - 1] for token in row) for row in tokens]
@@ -145,17 +147,14 @@ def test_a_grid_is_answered_in_the_symbols_that_it_is_written_in(trained):
 
 def test_a_notebook_shows_the_run_its_scalars_and_a_figure(trained, monkeypatch):
   monkeypatch.setitem(sys.modules, "pandas", None)
-  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   frame = trained.metrics.frame
   np.testing.assert_array_equal(frame["step"], [1, 2, 3, 4])
   np.testing.assert_array_equal(frame["train/loss"], trained.metrics["train/loss"].values)
   assert np.isnan(frame["evaluation/loss"][0])
   made = []
-  pandas = types.SimpleNamespace(
-    Index=lambda steps, name: (list(steps), name), DataFrame=lambda *a, **k: made.append((a, k))
-  )
+  pandas = types.SimpleNamespace(Index=lambda steps, name: (list(steps), name))
+  pandas.DataFrame = lambda *given, **options: made.append((given, options))
   monkeypatch.setitem(sys.modules, "pandas", pandas)
-  monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "pandas" or None)
   _ = trained.metrics.frame
   (columns,), options = made[0]
   assert options["index"] == ([1, 2, 3, 4], "step") and set(columns) == set(trained.metrics)
