@@ -87,6 +87,10 @@ class Executor:
     return handle.done() or (self.name == "slurm" and outcome(workdir) is not None)
 
   def _environment(self, slot: int) -> dict[str, str | None]:
+    group = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", self.folder.parent.name)}
+    return group | self._devices(slot)
+
+  def _devices(self, slot: int) -> dict[str, str | None]:
     if self.name != "local":
       return {}
     if self.gpus_per_job:

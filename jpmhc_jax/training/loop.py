@@ -259,6 +259,7 @@ class _Loop:
     self.bar.say(f"step {step:,} of {self.parts.config.steps:,} after {duration(self._elapsed())} ({parts})")
     if best := self.checkpoints.best():
       (number, score), kept = best, self.checkpoints
+      self.writers.keep(kept.folder / str(number))
       self.bar.say(f"best       {kept.best_metric} {score:.4g} at step {number:,}: {kept.folder / str(number)}")
 
   def _elapsed(self) -> float:
@@ -357,6 +358,7 @@ class _Loop:
         metrics = run.evaluate(state, step)
       self.observer.evaluated(time.monotonic() - began)
       self.writers.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+      self.writers.show(step)
       self.bar.say(f"step {step}: evaluation {self._evaluated(metrics, averaged=state.ema is not None)}")
     if run.diagnose and (metrics or self._due(step, run.config.logging.diagnostics_every)):
       with goodput("diagnose"):

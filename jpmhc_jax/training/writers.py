@@ -1,6 +1,6 @@
 """Writers of a run's scalars: metrics.jsonl always, TensorBoard events and Weights & Biases if asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import hashlib
 import os
 import pathlib
@@ -9,11 +9,13 @@ import re
 import time
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.files import make_folder, storing, sync_file, sync_folder, to_json, write_atomically
-from jpmhc_jax.core.reading import json_line, memory_limit, read_bytes
+from jpmhc_jax.core.reading import json_line, memory_limit, read_bytes, read_json
 from jpmhc_jax.training.hosts import distributed
 
 
@@ -27,11 +29,27 @@ class Writer(Protocol):
   def sync(self) -> None:
     """Returns when what was written is on the disk."""
 
+  def show(self, step: int, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Takes the examples of an evaluation, as evaluation/step_N.json has them."""
+
+  def keep(self, checkpoint: pathlib.Path) -> None:
+    """Takes the folder of the run's best checkpoint, at its end."""
+
   def close(self) -> None:
     """Ends the writing."""
 
 
-class JsonLines:
+class _OfScalars:
+  """A writer that takes nothing else."""
+
+  def show(self, step: int, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Examples have a file of their own."""
+
+  def keep(self, checkpoint: pathlib.Path) -> None:
+    """Checkpoints have folders of their own."""
+
+
+class JsonLines(_OfScalars):
   """metrics.jsonl: one object a line, `step` and scalars. What is not finite is null.
 
   Opened at step s, it first drops damaged lines and those of later steps, left over from a run that was killed after
@@ -74,7 +92,7 @@ def _values(line: str) -> dict[str, Any] | None:
   return values if isinstance(values.get("step"), int) else None
 
 
-class TensorBoard:
+class TensorBoard(_OfScalars):
   """TensorBoard event files in a folder, one a start; events after `step` of an earlier start are purged.
 
   One event holds all scalars of a step and is in the file when `write` returns. (tensorboardX's SummaryWriter leaves
@@ -116,7 +134,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """A W&B run that resumes under the workdir's name; its mode and project are W&B's own variables (WANDB_MODE, …).
+  """A W&B run that resumes under the workdir's name; its mode is W&B's own variable (WANDB_MODE=offline).
+
+  Of an evaluation it has pictures of the first answers on grids (given, true, answered side by side), and a table of
+  texts; at the end, if asked, the best checkpoint as an artefact.
 
   W&B's own counter only grows, and what is logged at a smaller step is dropped. After a rollback, and after a kill
   behind a checkpoint, steps come again: here the training step is a metric, and the axis of all others.
@@ -130,8 +151,14 @@ class WeightsAndBiases:
     # W&B allows 64 plain characters; the digest keeps two workdirs of one name apart.
     path = workdir.resolve()
     identity = f"{re.sub(r'[^A-Za-z0-9_-]', '-', path.name)[:40]}-{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
+    fields, self._wandb, self._name = config.logging, wandb, identity
+    asked = {"project": fields.wandb_project, "group": fields.wandb_group, "notes": fields.wandb_notes}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value}  # W&B's variables for the others
+    if fields.wandb_tags:
+      given["tags"] = list(fields.wandb_tags)
+    self._keeps = fields.wandb_checkpoints
     self._run: Any = wandb.init(
-      dir=str(workdir), id=identity, name=path.name, resume="allow", config=configs.to_dict(config)
+      dir=str(workdir), id=identity, name=path.name, resume="allow", config=configs.to_dict(config), **given
     )
     self._run.define_metric("step")
     self._run.define_metric("*", step_metric="step")
@@ -140,12 +167,56 @@ class WeightsAndBiases:
     """Logs the scalars of a step."""
     self._run.log({"step": step, **scalars})
 
+  def show(self, step: int, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Logs pictures of the first answers, and a table of those that are texts."""
+    grids = [(example, picture) for example in examples[:_SHOWN] if (picture := _picture(example)) is not None]
+    images = [self._wandb.Image(picture, caption=str(example.get("task", ""))) for example, picture in grids]
+    texts = [
+      [example["task"], example["input"], example["truth"], example["predictions"][0]["text"]]
+      for example in examples
+      if example.get("kind") == "text"
+    ]
+    logged = {"answers": images} if images else {}
+    if texts:
+      logged["answers/text"] = self._wandb.Table(columns=["task", "input", "truth", "answer"], data=texts)
+    if logged:
+      self._run.log({"step": step, **logged})
+
+  def keep(self, checkpoint: pathlib.Path) -> None:
+    """Logs the checkpoint as a version of the run's artefact."""
+    if self._keeps:
+      artifact = self._wandb.Artifact(f"{self._name}-checkpoint", type="model", metadata={"step": int(checkpoint.name)})
+      artifact.add_dir(str(checkpoint))
+      self._run.log_artifact(artifact)
+
   def sync(self) -> None:
     """W&B keeps its files itself."""
 
   def close(self) -> None:
     """Finishes the W&B run."""
     self._run.finish()
+
+
+_SHOWN, _CELL = 12, 12  # pictures; pixels of a cell's side
+# Of the tokens or colours 0, 1, …: black, then ARC's colours.
+_PALETTE = np.array(
+  [(0, 0, 0), (0, 116, 217), (255, 65, 54), (46, 204, 64), (255, 220, 0), (170, 170, 170), (240, 18, 190),
+   (255, 133, 27), (127, 219, 255), (135, 12, 37), (255, 255, 255), (90, 90, 90)], np.uint8,
+)  # fmt: skip
+
+
+def _picture(example: Mapping[str, Any]) -> np.ndarray | None:
+  """Given, true and answered grid of an example side by side, (height, width, 3) uint8; None where it has no grids."""
+  answer = next(iter(example.get("predictions", ())), {})
+  grids = (example.get("input"), example.get("truth"), answer.get("grid"))
+  arrays = [np.asarray(grid) for grid in grids if isinstance(grid, list) and grid and isinstance(grid[0], list)]
+  if not arrays or any(array.ndim != 2 or array.dtype.kind != "i" for array in arrays):
+    return None
+  height = max(len(array) for array in arrays)
+  margins = [((0, height - len(array)), (0, 1), (0, 0)) for array in arrays]
+  colours = (_PALETTE[array % len(_PALETTE)] for array in arrays)
+  panels = [np.pad(panel, margin, constant_values=128) for panel, margin in zip(colours, margins, strict=True)]
+  return np.concatenate(panels, axis=1).repeat(_CELL, axis=0).repeat(_CELL, axis=1)
 
 
 class Writers:
@@ -183,6 +254,19 @@ class Writers:
     with storing(f"metrics in {self._folder}"):
       for writer in self._writers if scalars else ():
         writer.write(step, scalars)
+
+  def show(self, step: int) -> None:
+    """Hands the examples of the evaluation of a step, where it wrote some, to every writer."""
+    if any(isinstance(writer, WeightsAndBiases) for writer in self._writers):
+      for path in sorted((self._folder / "evaluation").glob(f"step_{step}*.json"))[:1]:
+        examples = read_json(path).get("examples", [])
+        for writer in self._writers:
+          writer.show(step, examples)
+
+  def keep(self, checkpoint: pathlib.Path) -> None:
+    """Hands the folder of the best checkpoint to every writer."""
+    for writer in self._writers:
+      writer.keep(checkpoint)
 
   def sync(self) -> None:
     """Returns when all that was written is on the disk."""

@@ -1,5 +1,6 @@
 """Weights & Biases: what the writer asks of the package, in a stand-in for it; W&B's server is not reached."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -83,6 +84,39 @@ def test_what_is_logged_after_a_rollback_is_kept(server, tmp_path):
   losses = [(row["step"], row["train/loss"]) for row in rows.values() if "train/loss" in row]
   assert losses == [*((step, 9.0) for step in range(1, 7)), *((step, 1.0) for step in range(3, 7))]
   assert sum("evaluation/loss" in row for row in rows.values()) == 10
+
+
+def test_project_pictures_texts_and_the_best_checkpoint_go_to_the_run(server, tmp_path, monkeypatch):
+  module, kept = sys.modules["wandb"], []
+  module.Image = lambda picture, caption: (picture.shape, picture[0, 0].tolist(), caption)
+  module.Table = lambda columns, data: (columns, data)
+  module.Artifact = lambda name, type, metadata: types.SimpleNamespace(
+    name=name, metadata=metadata, add_dir=kept.append
+  )
+  monkeypatch.setattr(Run, "log_artifact", lambda self, artifact: kept.append(artifact.metadata), raising=False)
+  fields = {"wandb_project": "mhc", "wandb_tags": ("a", "b"), "wandb_notes": "why", "wandb_checkpoints": True}
+  config = schema.Config(logging=dataclasses.replace(CONFIG.logging, **fields))
+  grid = {"task": "one", "input": [[1, 2], [2, 1]], "truth": [[1, 1], [1, 1]], "predictions": [{"grid": [[1, 1]]}]}
+  text = {"task": "two", "kind": "text", "input": "a", "truth": "b", "predictions": [{"text": "c"}]}
+  (tmp_path / "evaluation").mkdir()
+  (tmp_path / "evaluation" / "step_4.json").write_text(json.dumps({"examples": [grid, text, {"input": {"x": [1.0]}}]}))
+  writers = Writers(tmp_path, config, 0)
+  writers.show(3)
+  writers.show(4)
+  writers.keep(tmp_path / "checkpoints" / "4")
+  writers.close()
+  (options,), (rows,) = server.options, server.rows.values()
+  assert (options["project"], options["tags"], options["notes"]) == (
+    "mhc",
+    ["a", "b"],
+    "why",
+  ) and "group" not in options
+  (row,) = rows.values()
+  assert row["answers"] == [
+    ((24, 108, 3), [0, 116, 217], "one")
+  ]  # three grids of two cells and a margin, 12 pixels each
+  assert row["answers/text"][1] == [["two", "a", "b", "c"]]
+  assert kept == [str(tmp_path / "checkpoints" / "4"), {"step": 4}]
 
 
 def test_two_workdirs_of_one_name_are_two_runs(server, tmp_path):
