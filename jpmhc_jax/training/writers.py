@@ -207,7 +207,7 @@ _PALETTE = np.array(
 
 def _picture(example: Mapping[str, Any]) -> np.ndarray | None:
   """Given, true and answered grid of an example side by side, (height, width, 3) uint8; None where it has no grids."""
-  answer = next(iter(example.get("predictions", ())), {})
+  answer: Mapping[str, Any] = next(iter(example.get("predictions", ())), {})
   grids = (example.get("input"), example.get("truth"), answer.get("grid"))
   arrays = [np.asarray(grid) for grid in grids if isinstance(grid, list) and grid and isinstance(grid[0], list)]
   if not arrays or any(array.ndim != 2 or array.dtype.kind != "i" for array in arrays):
