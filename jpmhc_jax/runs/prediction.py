@@ -13,7 +13,7 @@ from jpmhc_jax.evaluation.evaluator import Rollout
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.state import Setup, TrainState
 
-Grid = str | Sequence[str] | Sequence[Sequence[Any]]
+Grid = str | Sequence[str] | Sequence[Sequence[Any]] | np.ndarray
 
 
 def predict(setup: Setup, rollout: Rollout, dataset: Any, state: TrainState, examples: Any) -> Any:

@@ -18,7 +18,7 @@ from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
 from jpmhc_jax.evaluation.evaluator import Evaluator, make_rollout, metric_names, Rollout
 from jpmhc_jax.evaluation.generation import written_on
 from jpmhc_jax.models import connections
-from jpmhc_jax.reporting import sections
+from jpmhc_jax.reporting import lead
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.markup import join, tag
 from jpmhc_jax.reporting.report import write_report
@@ -218,8 +218,9 @@ class Run:
     return curve(self._record, name)
 
   def _repr_html_(self) -> str:
-    """Name, figures and last lines of the run, for a notebook."""
-    return str(join([tag("strong", str(self.workdir)), sections.summary(self._record)]))
+    """Folder, verdict and facts of the run, as its page leads with them, for a notebook."""
+    record = self._record
+    return str(join([tag("strong", str(self.workdir)), tag("p", lead.verdict(record)), lead.facts(record)]))
 
   def generate(
     self, prompt: str = "", *, tokens: int = 200, temperature: float = 1.0, top_k: int = 0, seed: int = 0
