@@ -393,8 +393,8 @@ class Logging:
   wandb: bool = field(False, "log to Weights & Biases (needs the extra `wandb`)")
   wandb_project: str = field("", "W&B project; empty takes WANDB_PROJECT or W&B's own")
   wandb_group: str = field("", "W&B group; empty takes WANDB_RUN_GROUP, which a sweep sets to its folder's name")
-  wandb_tags: tuple[str, ...] = field((), "W&B tags")
-  wandb_notes: str = field("", "W&B notes")
+  wandb_tags: tuple[str, ...] = field((), "tags of the W&B run")
+  wandb_notes: str = field("", "notes of the W&B run")
   wandb_checkpoints: bool = field(False, "keep the best checkpoint as a W&B artefact at the end of the run")
   diagnostics_every: int = field(100, "steps between mixer diagnostics; 0 = never", ge=0)
   peak_tflops: float = field(

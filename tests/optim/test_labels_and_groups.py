@@ -112,6 +112,7 @@ def test_ema_of_a_constant():
 @pytest.mark.parametrize("name", ["lion", "muon", "sgd", "root"])
 def test_the_optimisers_of_optax_and_of_ones_own_descend(name):
   """From optax, from optax.contrib, and `root` through the door of plugins, with a field of its own."""
+  register_optimizer("root", fields=RootFields)(root)  # here: names of one's own are forgotten behind every module
   params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
   cls = dataclasses.make_dataclass("Own", [("root", RootFields, RootFields())], bases=(schema.Optimizer,), frozen=True)
   config = cls(name=name, learning_rate=0.05, warmup_steps=0, weight_decay=0.0)
@@ -129,7 +130,6 @@ class RootFields:
   power: float = field(0.5, "of the gradient's entries")
 
 
-@register_optimizer("root", fields=RootFields)
 def root(config, group):
   def direction(gradient, _):
     return jax.tree.map(lambda g: jnp.sign(g) * jnp.abs(g) ** config.root.power, gradient)
@@ -144,7 +144,8 @@ def test_muon_moves_matrices_of_features_alone_also_stacked_ones():
   }  # fmt: skip
   params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
   gradient = {name: jax.random.normal(jax.random.key(0), shape) for name, shape in shapes.items()}
-  gradient |= {name: jnp.linalg.qr(gradient[name])[0] * jnp.arange(1.0, 5.0) for name in ("kernel", "plain")}
+  for name in ("kernel", "plain"):
+    gradient[name] = jnp.einsum("...ij,j->...ij", jnp.linalg.qr(gradient[name])[0], jnp.arange(1.0, 5.0))
   config = schema.Optimizer(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
   optimizer = make_optimizer(config, dict.fromkeys(shapes, "trunk"), 10, axes=axes)
   updates, _ = optimizer.update(gradient, optimizer.init(params), params)
