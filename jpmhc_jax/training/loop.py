@@ -145,9 +145,14 @@ def _attempt(
     return loop.run(restored.state, start, batches)
 
 
+def fresh_clock() -> dict[str, Any]:
+  """What the host knows before the first step: seconds trained, batches skipped, metrics since the last log line."""
+  return {"seconds": 0.0, "offset": 0, "window": []}
+
+
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[Restored, dict[str, Any]]:
   """(the state to go on from, what environment.json says of it)."""
-  config, clock = run.config, {"seconds": 0.0, "offset": 0, "window": []}
+  config, clock = run.config, fresh_clock()
   if checkpoints.steps():
     restored = checkpoints.restore(run.setup, run.dataset)
     notes = (*restored.notes, *_continued(run.setup, restored.step, restored.planned))
