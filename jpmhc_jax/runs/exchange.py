@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, DataError
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.core.reading import read_json, shown
 from jpmhc_jax.models import connections
 from jpmhc_jax.runs import official
@@ -113,7 +112,7 @@ def export_trm(workdir: Folder, out: Folder, step: int | None = None) -> Sequenc
   if table is not None:
     names = path.with_name(path.stem + ".identifiers.json")
     with storing(str(names)):
-      write_atomically(names, json.dumps(identifiers) + "\n")
+      write_atomically(names, to_json(identifiers) + "\n")
     written.append(names)
   return written
 
