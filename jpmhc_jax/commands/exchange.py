@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 
 from jpmhc_jax.core import arguments
 
@@ -56,7 +57,7 @@ class Import:
       if imported.run.config.connection.init == "random":
         print("connection.init=random moves the answers a little; round_robin starts with those of the file")
     print(f"written: {imported.run.workdir}/checkpoints/0")
-    print(f"next: jpmhc evaluate --workdir={imported.run.workdir}")
+    print(f"next: jpmhc evaluate --workdir={shlex.quote(str(imported.run.workdir))}")
     return 0
 
 
