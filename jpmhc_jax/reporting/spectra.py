@@ -19,7 +19,7 @@ from jpmhc_jax.reporting.workdir import LIMIT, Run
 FILE = "spectrum.json"
 SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
 PREDICTIONS = ("predicted", "independent")
-STATISTICS = (("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"), ("spread_log", "spread of log"))
+STATISTICS = (("condition", "condition number"), ("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"), ("spread_log", "spread of log"))
 
 
 def section(run: Run) -> Markup | None:
@@ -34,8 +34,18 @@ def section(run: Run) -> Markup | None:
     return markup.note(f"{FILE} cannot be read ({error!r}); write it again with jpmhc spectrum.", kind="warning")
 
 
+# For a reader who has not met such spectra before.
+_MEANING = (
+  "A singular value of a part's Jacobian is the factor by which the gradient of one direction grows or fades on its way "
+  "through that part. Near 1 every direction learns; far under 1 directions are lost (stalled), and a large condition "
+  "number, the 99 % over the 1 % quantile, means that no learning rate suits all. Against lost directions take a mixer "
+  "that keeps norms or fewer calls, against large values a smaller scale of the sub-layers or mixers that turn from call "
+  "to call. "
+)
+
+
 def _intro(content: Mapping[str, Any]) -> Markup:
-  words = (
+  words = _MEANING + (
     f"Singular values of the Jacobian of the checkpoint at step {content['step']}, at a real batch: measured, and "
     "predicted by free probability from the mixers, reads, writes and sub-layers seen there; calls that share their "
     "weights are taken so, and beside it as if every call had weights of its own (independent). W1 is the mean "
@@ -56,7 +66,7 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
       if site.get(f"{side}_density") is not None:
         lines.append(Line(side, s, np.array(site[f"{side}_density"], np.float64), colour=index, dash=index))
     # The tails of a density fall over tens of decades, which would be all that a logarithmic axis shows.
-    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True, linear_y=True)
+    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value (factor)", log_x=True, linear_y=True)
   calls = [site for site in sites if site["scale"] in SERIES]
   if not calls:  # interrupted before the first of them
     return
@@ -178,7 +188,7 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
   for axis, (title, curves) in zip(axes, panels, strict=False):
     for label, x, density, style in curves:
       axis.plot(x, density, style, label=label, linewidth=1.3)
-    axis.set(title=title, xscale="log", xlabel="singular value", ylabel="density of log s")
+    axis.set(title=title, xscale="log", xlabel="singular value s (factor on the gradient)", ylabel="density of ln s")
     axis.set_ylim(bottom=0)
     _label_few_decades(axis)
   axes[0].legend(fontsize=8)
