@@ -19,7 +19,10 @@ from jpmhc_jax.reporting.workdir import LIMIT, Run
 FILE = "spectrum.json"
 SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
 PREDICTIONS = ("predicted", "independent")
-STATISTICS = (("condition", "condition number"), ("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"), ("spread_log", "spread of log"))
+STATISTICS = (
+  ("condition", "condition number"), ("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"),
+  ("spread_log", "spread of log"),
+)  # fmt: skip
 
 
 def section(run: Run) -> Markup | None:
@@ -36,11 +39,11 @@ def section(run: Run) -> Markup | None:
 
 # For a reader who has not met such spectra before.
 _MEANING = (
-  "A singular value of a part's Jacobian is the factor by which the gradient of one direction grows or fades on its way "
-  "through that part. Near 1 every direction learns; far under 1 directions are lost (stalled), and a large condition "
-  "number, the 99 % over the 1 % quantile, means that no learning rate suits all. Against lost directions take a mixer "
-  "that keeps norms or fewer calls, against large values a smaller scale of the sub-layers or mixers that turn from call "
-  "to call. "
+  "A singular value of a part's Jacobian is the factor by which the gradient of one direction grows or fades on its "
+  "way through that part. Near 1 every direction learns; far under 1 directions are lost (stalled), and a large "
+  "condition number, the 99 % over the 1 % quantile, means that no learning rate suits all. Against lost directions "
+  "take a mixer that keeps norms or fewer calls, against large values a smaller scale of the sub-layers or mixers that "
+  "turn from call to call. "
 )
 
 
@@ -66,7 +69,7 @@ def _charts(sites: Sequence[Mapping[str, Any]]) -> Iterable[Markup]:
       if site.get(f"{side}_density") is not None:
         lines.append(Line(side, s, np.array(site[f"{side}_density"], np.float64), colour=index, dash=index))
     # The tails of a density fall over tens of decades, which would be all that a logarithmic axis shows.
-    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value (factor)", log_x=True, linear_y=True)
+    yield chart(f"Density of log singular values: {site['name']}", lines, "singular value", log_x=True, linear_y=True)
   calls = [site for site in sites if site["scale"] in SERIES]
   if not calls:  # interrupted before the first of them
     return
