@@ -68,8 +68,12 @@ def test_streams_keep_their_dtype_whatever_the_sub_layer_returns(mixer):
   def write(streams, output):
     return segments.mix_and_write(streams, mixer, jnp.ones((4, 2)), output)
 
-  mixed, pullback = jax.vjp(write, streams, output)
-  to_streams, to_output = pullback(mixed)
+  @jax.jit
+  def both(streams, output):
+    mixed, pullback = jax.vjp(write, streams, output)
+    return mixed, pullback(mixed)
+
+  mixed, (to_streams, to_output) = both(streams, output)
   assert (mixed.dtype, to_streams.dtype, to_output.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
   np.testing.assert_array_equal(mixed, jnp.full_like(streams, 3.0))
 
@@ -80,7 +84,7 @@ def test_a_static_mixer_meets_per_token_writes():
   x, y = jax.random.normal(keys[0], (*TOKENS, n, w)), jax.random.normal(keys[1], (*TOKENS, m * w))
   h, b = jax.random.normal(keys[2], (n, n)), jax.random.normal(keys[3], (n, m, *TOKENS))
   expected = jnp.einsum("ij,...jw->...iw", h, x) + jnp.einsum("is...,...sw->...iw", b, y.reshape(*TOKENS, m, w))
-  np.testing.assert_allclose(segments.mix_and_write(x, h, b, y), expected, atol=1e-5)
+  np.testing.assert_allclose(jax.jit(segments.mix_and_write)(x, h, b, y), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), SIZES)
@@ -100,7 +104,7 @@ def test_bounded_forms_start_as_near_to_it_as_the_identity_bias_says(form):
 
   def error(bias):
     rule = hyper_connection_fn(_config(4, 2, read_write=form, init="zero", identity_bias=bias), D, 0)
-    out = rule(rule.init(jax.random.key(0)), expand(x, 4, 2), _sublayer)
+    out = jax.jit(lambda p: rule(p, expand(x, 4, 2), _sublayer))(rule.init(jax.random.key(0)))
     return float(jnp.max(jnp.abs(reduce(out, "mean", 2) - x - _sublayer(x))))
 
   assert error(4.0) < 0.5
@@ -112,10 +116,14 @@ def test_one_segment_is_the_hyper_connection():
   n = 4
   rule = hyper_connection_fn(_config(n, 1, init_scale=1.0), D, 0)
   parameters, x = rule.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (*TOKENS, n, D))
-  read, mix, write = rule.coefficients(parameters, x)
-  u = segments.read(x, read[None])
-  out = segments.mix_and_write(x, mix, write[:, None], _sublayer(u))
-  np.testing.assert_allclose(out, rule(parameters, x, _sublayer), atol=1e-5)
+
+  @jax.jit
+  def both(parameters, x):
+    read, mix, write = rule.coefficients(parameters, x)
+    u = segments.read(x, read[None])
+    return segments.mix_and_write(x, mix, write[:, None], _sublayer(u)), rule(parameters, x, _sublayer)
+
+  np.testing.assert_allclose(*both(parameters, x), atol=1e-5)
 
 
 def test_a_fractional_connection_with_all_widths_is_no_wider_than_the_vector():
@@ -123,7 +131,7 @@ def test_a_fractional_connection_with_all_widths_is_no_wider_than_the_vector():
   rule = hyper_connection_fn(_config(4, 4, init_scale=3.0, options="alpha=1.0"), D, 0)
   x = expand(_input(), 4, 4)
   assert x.shape == (*TOKENS, 4, D // 4)
-  out = rule(rule.init(jax.random.key(0)), x, jnp.zeros_like)
+  out = jax.jit(lambda p: rule(p, x, jnp.zeros_like))(rule.init(jax.random.key(0)))
   assert float(jnp.max(jnp.abs(out - x))) > 0.1
   np.testing.assert_allclose(jnp.linalg.norm(out, axis=(-2, -1)), jnp.linalg.norm(x, axis=(-2, -1)), rtol=1e-5)
 
@@ -155,7 +163,9 @@ def test_the_module_and_the_pure_form_agree():
   module = HyperConnection(hyper_connection_fn(config, D, 1), rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (*TOKENS, 4, D // 2))
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-  np.testing.assert_array_equal(module(x, _sublayer), hyper_connection_fn(config, D, 1)(state, x, _sublayer))
+  by_module = nnx.jit(lambda module, x: module(x, _sublayer))(module, x)
+  by_function = jax.jit(lambda state, x: hyper_connection_fn(config, D, 1)(state, x, _sublayer))(state, x)
+  np.testing.assert_array_equal(by_module, by_function)
   with pytest.raises(ValueError, match=r"expected \(..., n=4, d=4\) of 2 segments; `expand` makes them"):
     module(jnp.zeros((*TOKENS, 4, D)), _sublayer)
 
