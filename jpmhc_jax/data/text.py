@@ -64,10 +64,12 @@ class TextDataset(TokenDataset):
 
   @functools.cached_property
   def element_spec(self) -> Mapping[str, ElementSpec]:
+    """Those of tokens, and of `label_bytes` where a token is no byte."""
     own = {} if isinstance(self.tokenizer, Bytes) else {"label_bytes": ElementSpec((), np.dtype(np.float32))}
     return {**super().element_spec, **own}
 
   def read(self, split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
+    """The arrays of these examples; see `element_spec`."""
     batch = super().read(split, examples)
     if isinstance(self.tokenizer, Bytes):
       return batch

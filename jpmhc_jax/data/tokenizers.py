@@ -58,9 +58,11 @@ class _Json:
     self.name, self.vocab_size = self._saved.to_str(), self._saved.get_vocab_size()
 
   def encode(self, text: str) -> Sequence[int]:
+    """The tokens of a text, without those that a model of its own would put around it."""
     return self._saved.encode(text, add_special_tokens=False).ids
 
   def decode(self, tokens: Sequence[int]) -> str:
+    """The text of tokens."""
     return self._saved.decode(list(tokens))
 
 
