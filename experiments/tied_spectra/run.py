@@ -33,7 +33,7 @@ SHARED = {
   "steps": STEPS, "model.width": 32, "model.heads": 2, "model.layers": 1, "evaluation.every": STEPS,
   "evaluation.max_examples": 64,
 }  # fmt: skip
-EFFORT = measure.Effort(cells=24, exact_limit=5000, carry_points=96, carry_s=100.0)
+EFFORT = measure.Effort(cells=17, exact_limit=5000, carry_points=96, carry_s=100.0)
 W1 = 0.2  # what is claimed of the mean over the nets
 
 

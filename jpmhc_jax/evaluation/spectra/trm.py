@@ -37,9 +37,9 @@ class Cells(NamedTuple):
 
   @classmethod
   def drawn(cls, tokens: int, features: int, count: int, key: Key[Array, ""]) -> "Cells":
-    """Different tokens, each with a feature drawn with replacement."""
+    """Different tokens, as long as there are any, each with a feature drawn with replacement."""
     each, other = jax.random.split(key)
-    chosen = jax.random.choice(each, tokens, (min(count, tokens),), replace=False)
+    chosen = jax.random.permutation(each, tokens)[jnp.arange(count) % tokens]
     return cls(chosen, jax.random.randint(other, chosen.shape, 0, features))
 
   def of_rows(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
