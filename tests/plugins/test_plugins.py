@@ -145,9 +145,8 @@ def test_a_regression_on_float_vectors_trains_evaluates_and_ranks(workdir):
   assert losses == pytest.approx(_series(workdir, "train/squared_error"))  # every weight is one
   evaluation = json.loads((workdir / "evaluation" / "step_16.json").read_text())
   assert evaluation["judged_by"] == {"metric": "squared_error", "higher_is_better": False}
-  assert evaluation["metrics"] == {
-    name: pytest.approx(_series(workdir, f"evaluation/{name}")[16]) for name in ("loss", "squared_error", "examples")
-  }
+  names = ("loss", "squared_error", "examples", "unaveraged/loss", "unaveraged/squared_error")
+  assert evaluation["metrics"] == {name: pytest.approx(_series(workdir, f"evaluation/{name}")[16]) for name in names}
   assert evaluation["metrics"]["examples"] == 21  # the last of three batches of eight is padded
   scores = json.loads((workdir / "checkpoints" / "scores.json").read_text())
   assert scores == {"metric": "squared_error", "scores": {k: -v for k, v in _by_text(workdir).items()}}
