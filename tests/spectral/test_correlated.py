@@ -11,7 +11,7 @@ import pytest
 from jpmhc_jax import mixers as families
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.spectral import correlated, density, dyson, krylov, monte_carlo
-from jpmhc_jax.spectral.correlated import correlated_noise, equation, tied_covariance
+from jpmhc_jax.spectral.correlated import correlated_noise, equation, grid, tied_covariance
 from jpmhc_jax.spectral.jacobian import mixer_stack
 
 Z = np.array([0.3, 0.9, 1.6, 3.0]) + 0.25j
@@ -145,10 +145,12 @@ def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean(cells):
   _sampled(layers if cells == 1 else layers._replace(mixers=stacked[0], reads=stacked[1], writes=stacked[2]), 60, 24, 2)
 
 
+@pytest.mark.slow
 def test_equal_cells_are_one():
+  """Also where there are more than the unknowns are solved with."""
   layers = _stack(3)
-  twice = [jnp.concatenate([each, each]) for each in layers[:3]]
-  g = correlated.resolvent(layers._replace(mixers=twice[0], reads=twice[1], writes=twice[2]), jnp.asarray(Z)).g
+  many = [jnp.concatenate([each] * (grid._SOLVED_WITH + 1)) for each in layers[:3]]
+  g = correlated.resolvent(layers._replace(mixers=many[0], reads=many[1], writes=many[2]), jnp.asarray(Z)).g
   assert_allclose(g, correlated.resolvent(layers, jnp.asarray(Z)).g, rtol=1e-8)
 
 

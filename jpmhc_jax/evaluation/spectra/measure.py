@@ -41,6 +41,7 @@ from jpmhc_jax.training.tasks.trm import DeepSupervision
 FILE = "spectrum.json"
 _MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
 _POINT_S = 0.0025  # CPU seconds a grid point and cell of 48 places, measured
+_DESIGN_CELLS = 4  # of the design rules, each a stack of its own
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = trm.Network | transformer.Network
 
@@ -72,7 +73,7 @@ class Effort:
   """How much is measured and predicted."""
 
   examples: int = 1  # of the batch; every Jacobian is that of all of them together
-  cells: int = 16  # tokens and features at which the coefficients are read; the noise couples them
+  cells: int = 32  # tokens and features at which the coefficients are read; the noise couples them
   steps: int = 96  # of Lanczos
   probes: int = 2
   exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
@@ -208,12 +209,12 @@ def _sites(at: Linearised, effort: Effort) -> Iterator[tuple[str, str, int, meas
 
 
 def _affordable(stacks: list[Stack], effort: Effort) -> list[Stack]:
-  """As many of the stacks as `effort` has time for, at least one."""
+  """As many of the stacks as `effort` has time for, at least one; those beyond the first 24 cost a tenth."""
   if not stacks:
     return []
   places = 2 * len(stacks[0].mixers) * stacks[0].reads.shape[1]
   seconds = _POINT_S * max(1.0, (places / 48) ** 2.3) * (2 * effort.carry_points + 96)
-  return stacks[: max(1, int(effort.carry_s / seconds))]
+  return stacks if 24 * seconds < effort.carry_s else stacks[: max(1, int(effort.carry_s / seconds))]
 
 
 def _compared(
@@ -324,7 +325,7 @@ def swapped(
 ) -> Iterator[rules.Row]:
   """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
   depth, streams, _ = at.network.design(at.trace, 0).mixers.shape
-  cells = range(at.trace.mixers.shape[2])
+  cells = range(min(_DESIGN_CELLS, at.trace.mixers.shape[2]))
 
   def make(name: str, depth: int) -> list[Layers]:
     own = None if name == CHECKPOINT else mixer_stack(parse(name), streams, depth, "random", seed)

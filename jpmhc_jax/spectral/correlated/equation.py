@@ -28,7 +28,9 @@ import numpy as np
 
 from jpmhc_jax.spectral.correlated.noise import Correlated
 
-__all__ = ["Map", "Places", "coherence", "derivative", "dyson_map", "places", "product", "self_energy", "units"]
+__all__ = [
+  "Map", "Places", "coherence", "derivative", "dyson_map", "first_cells", "places", "product", "self_energy", "units",
+]  # fmt: skip
 
 
 class Places(NamedTuple):
@@ -48,6 +50,11 @@ def places(layers: Correlated) -> Places:
   between, ends, outer = between[:, noisy][:, :, :, noisy], ends[:, :, noisy], outer[:, noisy]
   k, t = (moment[noisy][:, noisy] for moment in (layers.covariance, layers.elliptic))
   return Places(between, ends, outer, product, jnp.block([[k, t], [t, k]]))
+
+
+def first_cells(at: Places, count: int) -> Places:
+  """The same with no more than so many cells."""
+  return Places(at.between[:count], at.ends[:count], at.outer[:count], at.product[:count], at.moments)
 
 
 def _places(mixers: Array, reads: Array, writes: Array) -> tuple[Array, Array, Array, Array]:
