@@ -62,7 +62,8 @@ ONCE = (
   "jpmhc configs",
   "jpmhc init",
   "jpmhc completion",
-)  # they keep nothing, or write it anew
+  "jpmhc import",
+)  # they keep nothing, write it anew, or take a new folder only
 NOBODY = "import pwd\ndef getpwuid(uid):\n  raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
 
 
@@ -83,7 +84,7 @@ def _shrink(call):
     call = call.replace(whole, part)
   argv = shlex.split(call)[1:]
   recipe = next((word for word in argv if word.startswith("--config=")), "")
-  fields = next((fields for name, fields in SHRUNK.items() if name in recipe and argv[0] in ("train", "sweep")), {})
+  fields = next((fields for name, fields in SHRUNK.items() if name in recipe and argv[0] in ("train", "sweep", "import")), {})
   return [*argv, *(f"--config.{name}={value}" for name, value in fields.items())]
 
 
