@@ -84,7 +84,8 @@ def _shrink(call):
     call = call.replace(whole, part)
   argv = shlex.split(call)[1:]
   recipe = next((word for word in argv if word.startswith("--config=")), "")
-  fields = next((fields for name, fields in SHRUNK.items() if name in recipe and argv[0] in ("train", "sweep", "import")), {})
+  builds = argv[0] in ("train", "sweep", "import")
+  fields = next((fields for name, fields in SHRUNK.items() if name in recipe and builds), {})
   return [*argv, *(f"--config.{name}={value}" for name, value in fields.items())]
 
 
