@@ -82,7 +82,20 @@ def test_finished_parts_survive_and_other_settings_make_them_anew(tmp_path):
   assert Cache(path).get("b", {}, make) == {"value": 3} and len(made) == 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Claims whose full runs have not ended: the README says so, and no full numbers are recorded.
+UNFINISHED = ("decoherence", "tied_spectra")
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_a_claim_without_full_numbers_says_so(name):
+  expected = FOLDER / name / "expected.json"
+  assert not expected.is_file() or "full" not in json.loads(expected.read_text())
+  readme = " ".join((FOLDER / name / "README.md").read_text().split())
+  assert "not run to its end yet" in readme or "One seed so far" in readme
+  assert len((FOLDER / name / "README.md").read_text().splitlines()) <= 30
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*UNFINISHED}))
 def test_every_claim_states_its_outcome_and_what_it_expects(name):
   assert len((FOLDER / name / "README.md").read_text().splitlines()) <= 30
   expected = json.loads((FOLDER / name / "expected.json").read_text())

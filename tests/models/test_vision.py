@@ -14,6 +14,7 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.examples import ImageFormat
+from jpmhc_jax.data import ArrayDataset
 from jpmhc_jax.evaluation.accumulator import EvalAccumulator
 from jpmhc_jax.models.transformer import VisionTransformer
 from jpmhc_jax.training.tasks.vision import class_losses, ImageClass
@@ -67,11 +68,13 @@ def test_an_evaluation_keeps_the_class_the_answer_and_its_probability_of_every_i
   np.testing.assert_array_equal(kept["truth"], [0, 1])
   np.testing.assert_array_equal(kept["answer"], [0, 2])
   np.testing.assert_allclose(kept["confidence"], [0.7, 0.5], rtol=1e-6)
-  tally, rest = (EvalAccumulator(_Nothing(), ImageClass.per_example, ImageClass.kept, False) for _ in range(2))
+  rows = {"x": np.zeros((2, 1))}
+  dataset = ArrayDataset.of(rows, rows, kind="pixels", batch_size=2, seed=0)
+  tally, rest = (EvalAccumulator(dataset, ImageClass.per_example, ImageClass.kept, False) for _ in range(2))
   result = {name: np.asarray(values) for name, values in kept.items()}
-  tally.add({"valid": np.array([True, False])}, result)
-  rest.add({"valid": np.array([True, True])}, result)
-  tally.merge(EvalAccumulator.from_state(_Nothing(), json.loads(json.dumps(rest.to_state()))))
+  tally.add({"valid": np.array([True, False]), "index": np.arange(2)}, result)
+  rest.add({"valid": np.array([True, True]), "index": np.arange(2)}, result)
+  tally.merge(EvalAccumulator.from_state(dataset, json.loads(json.dumps(rest.to_state()))))
   assert (tally.count, tally.kept["truth"], tally.kept["answer"]) == (3, [0, 0, 1], [0, 0, 2])
 
 
@@ -83,13 +86,6 @@ class _Fixed(VisionTransformer):
 
   def __call__(self, inputs):
     return jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]]))
-
-
-class _Nothing:
-  """A data set whose examples are not shown."""
-
-  def example(self, batch, result, row):
-    return None
 
 
 @pytest.mark.slow
