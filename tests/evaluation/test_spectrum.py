@@ -241,7 +241,8 @@ def test_a_decoder_is_measured_by_layer_and_through_all_of_them(little, tmp_path
   assert main.main(["report", str(workdir)]) == 0
   page = (workdir / "report.html").read_text()
   assert "Every layer: largest" in page
-  assert "singular value · log scale" not in page  # that note is about y, and densities are drawn on a linear one
+  # Densities are drawn over a log axis, which says so at its own end, and on a linear one.
+  assert 'text-anchor="end" class="axis">singular value · log scale<' in page and "density · log scale" not in page
 
 
 @pytest.mark.slow
