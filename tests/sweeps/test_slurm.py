@@ -10,7 +10,7 @@ import pytest
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.sweeps import executors, grid, ledger
+from jpmhc_jax.sweeps import executors, ledger, pool
 from jpmhc_jax.sweeps.job import TrainJob
 from jpmhc_jax.sweeps.plan import Planned
 from jpmhc_jax.sweeps.pool import Pool
@@ -66,7 +66,7 @@ def planned(folder, plan):
 
 def test_jobs_go_through_the_queue_with_their_resources(cluster, tmp_path):
   (cluster / "open").touch()
-  ending = grid.run_all(make_pool(tmp_path / "s"), [planned(tmp_path / "s", plan) for plan in ("exit0", "exit2")])
+  ending = pool.run_all(make_pool(tmp_path / "s"), [planned(tmp_path / "s", plan) for plan in ("exit0", "exit2")])
   assert {record.name: record.state for _, record in ending.runs} == {"exit0": "done", "exit2": "failed"}
   directives = (cluster / "directives").read_text()
   for expected in ("--partition=gpu", "--gpus-per-node=2", "--time=90", "--nodes=1"):
@@ -77,13 +77,13 @@ def test_a_queued_job_is_adopted_by_the_next_start_and_can_be_cancelled(cluster,
   run = planned(tmp_path / "s", "exit0")
   make_pool(tmp_path / "s").start(run)  # and then this sweep is killed
   again = make_pool(tmp_path / "s")
-  grid.refresh(again, run)
+  pool.refresh(again, run)
   again.start(run)
   assert [path.name for path in cluster.iterdir() if path.name.isdigit()] == ["1000"]
   again.stop_all()
   assert again.book.records["exit0"].state == "interrupted" and (cluster / "cancelled_1000").exists()
   (cluster / "open").touch()
-  assert grid.run_all(make_pool(tmp_path / "s"), [run]).exit_code == 0
+  assert pool.run_all(make_pool(tmp_path / "s"), [run]).exit_code == 0
 
 
 def test_a_preempted_job_saves_and_is_queued_again(tmp_path, monkeypatch):
