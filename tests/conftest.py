@@ -38,14 +38,12 @@ QUICKLY_COMPILED = (
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
   "mixers/test_mixer_gradients.py", "optim", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
 )  # fmt: skip
-QUICKLY_COMPILED_SLOW_TOO = ("manifolds/test_manifold_derivatives.py", "mixers/test_mixer_gradients.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
 def pytest_runtest_setup(item: pytest.Item) -> None:
   place = f"{item.path.relative_to(ROOT / 'tests').as_posix()}::{item.name}"
   quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
-  quickly = quickly or place.startswith(QUICKLY_COMPILED_SLOW_TOO)
   jax.config.update("jax_disable_most_optimizations", quickly)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts
 

@@ -156,7 +156,7 @@ def test_equal_cells_are_one():
 
 def _members(streams, depth):
   """Random members of the families that exist for so many streams."""
-  for name in families.FAMILIES[:: 1 if streams == 4 else 3]:
+  for name in list(families.FAMILIES)[:: 1 if streams == 4 else 3]:
     try:
       yield mixer_stack(families.make(name), streams, depth)
     except ConfigError:
