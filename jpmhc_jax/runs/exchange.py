@@ -15,7 +15,7 @@ from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.core.reading import read_json, shown
 from jpmhc_jax.models import connections
 from jpmhc_jax.runs import official
-from jpmhc_jax.runs.run import _folder, Folder, load, Run
+from jpmhc_jax.runs.run import absolute, Folder, load, Run
 from jpmhc_jax.runs.session import on_these_devices, prepared, processes_of
 from jpmhc_jax.runs.tensor_files import read_tensors, write_tensors
 from jpmhc_jax.training import loop
@@ -59,13 +59,13 @@ def import_trm(
   ConfigError for another `model.kind` and for a workdir that holds a run, CheckpointError for a file of another model,
   DataError for a file that cannot be read.
   """
-  resolved, folder = configs.resolve(config, overrides or {}), _folder(workdir)
+  resolved, folder = configs.resolve(config, overrides or {}), absolute(workdir)
   if resolved.model.kind != "trm":
     raise ConfigError(f"model.kind={resolved.model.kind!r}: expected 'trm', whose checkpoints --from=trm reads")
   connections.check(resolved)
-  source = _folder(path)
+  source = absolute(path)
   tensors = official.stripped(read_tensors(source, part))
-  names = None if identifiers is None else _names(_folder(identifiers))
+  names = None if identifiers is None else _names(absolute(identifiers))
   with processes_of(resolved), loop.claimed(resolved, folder):
     setup, dataset = prepared(on_these_devices(resolved, lambda config: config), trains=False)
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -103,7 +103,7 @@ def export_trm(workdir: Folder, out: Folder, step: int | None = None) -> Sequenc
   out: a path that ends in .pt, .pth, .bin, .ckpt (torch.save's archive) or .safetensors. The parameters are those that
   evaluation uses. Raises ConfigError for a run of another model or with several streams, CheckpointError as `load`.
   """
-  run, path = load(workdir, step), _folder(out)
+  run, path = load(workdir, step), absolute(out)
   _check_plain(run.config)
   state, written = jax.device_get((run.parameters, run.state.buffers, run.state.table)), [path]
   params, buffers, table = state

@@ -265,7 +265,7 @@ def train(
   >>> run.evaluations[-1].step, (run.workdir / "report.html").is_file()
   (4, True)
   """
-  resolved, folder = configs.resolve(config, overrides or {}), _folder(workdir)
+  resolved, folder = configs.resolve(config, overrides or {}), absolute(workdir)
   task_of(resolved)
   connections.check(resolved)
   _check_evaluation(resolved)
@@ -296,7 +296,7 @@ def load(workdir: Folder, step: int | None = None, *, change: Change = lambda co
   >>> run.step, run.config.connection.mixer
   (2, 'cayley')
   """
-  folder = _folder(workdir)
+  folder = absolute(workdir)
   return Run(configs.restore(folder / "config.json"), folder, step, change=change)
 
 
@@ -320,11 +320,12 @@ def report(workdirs: Folder | Sequence[Folder], out: Folder | None = None) -> pa
   >>> jp.report([workdir]).name
   'report.html'
   """
-  folders = [_folder(each) for each in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
-  return write_report(folders, _folder(out) if out is not None else (folders or [pathlib.Path()])[0] / "report.html")
+  folders = [absolute(each) for each in ([workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs)]
+  return write_report(folders, absolute(out) if out is not None else (folders or [pathlib.Path()])[0] / "report.html")
 
 
-def _folder(name: Folder) -> pathlib.Path:
+def absolute(name: Folder) -> pathlib.Path:
+  """The absolute path of a folder or file that a user names; raises ConfigError for one that cannot be a local path."""
   try:
     return places.local(os.fspath(name))
   except ValueError as error:

@@ -44,14 +44,16 @@ def _run(name, constants, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_a_tutorial_runs(name, tmp_path, monkeypatch):
+def test_a_tutorial_runs(name, tmp_path, monkeypatch, capfd):
   _run(name, FAST[name], tmp_path, monkeypatch)
+  assert capfd.readouterr().out.strip()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_a_longer_tutorial_runs(name, tmp_path, monkeypatch):
+def test_a_longer_tutorial_runs(name, tmp_path, monkeypatch, capfd):
   _run(name, SLOW[name], tmp_path, monkeypatch)
+  assert capfd.readouterr().out.strip()
 
 
 def test_a_page_is_made_of_comments_and_code():

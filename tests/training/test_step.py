@@ -55,6 +55,7 @@ def test_steps_are_traced_once_and_move_nothing_through_the_host(monkeypatch):
     batch = jax.device_put(examples.batch(k), meshes.batch_sharding(setup.mesh))
     with jax.transfer_guard("disallow"):
       state, _ = step(state, batch)
+  assert int(state.step) == 3
 
 
 def test_the_old_state_is_donated():
