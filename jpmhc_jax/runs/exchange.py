@@ -18,7 +18,7 @@ from jpmhc_jax.runs import official
 from jpmhc_jax.runs.run import absolute, Folder, load, Run
 from jpmhc_jax.runs.session import on_these_devices, prepared, processes_of
 from jpmhc_jax.runs.tensor_files import read_tensors, write_tensors
-from jpmhc_jax.training import loop
+from jpmhc_jax.training import inherit, loop
 from jpmhc_jax.training.checkpoint import Checkpoints
 from jpmhc_jax.training.workdir import describe_environment, save_environment
 
@@ -82,13 +82,7 @@ def import_trm(
           table, rows = official.table_for(tensors, dataset.identifiers, table.shape, names)
       except CheckpointError as error:
         raise CheckpointError(f"{shown(source)}: {error}") from error
-      state = dataclasses.replace(
-        state,
-        params=jax.device_put(params, setup.shardings.params),
-        ema=None if state.ema is None else jax.device_put(params, setup.shardings.ema),
-        buffers=jax.device_put(buffers, setup.shardings.buffers),
-        table=table if table is None else jax.device_put(table, setup.shardings.table),
-      )
+      state = inherit.with_arrays(setup, state, params, buffers, table)
       save_environment(describe_environment(resolved, list(command or sys.orig_argv)), folder / "environment.json")
       checkpoints.save(0, state, config=resolved, dataset=dataset, clock=loop.fresh_clock())
     finally:

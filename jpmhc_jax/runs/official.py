@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from jpmhc_jax.core.errors import CheckpointError, nearest
+from jpmhc_jax.training import inherit
 
 __all__ = ["PREFIX", "TABLE", "from_official", "stripped", "table_for", "to_official", "untouched"]
 
@@ -180,19 +181,12 @@ def table_for(
       else "take the identifiers.json that was written with the data of this file"
     )
     raise CheckpointError(f"tensor {TABLE!r}: {len(table):,} rows; expected {expected:,}, one an identifier; {remedy}")
-  own = np.zeros(shape, np.float32)
-  if theirs is None:
-    own[: len(table)] = table
-    return own, len(table)
-  row_of = {name: row for row, name in enumerate(theirs)}
-  rows = [(row, row_of[name]) for row, name in enumerate(names) if name in row_of]
+  own, rows = inherit.rows_by_name(shape, names, table, names if theirs is None else theirs)
   if not rows:
     raise CheckpointError(
-      f"tensor {TABLE!r}: none of its {len(theirs):,} names is one of this data; --fresh-table leaves it out"
+      f"tensor {TABLE!r}: none of its {len(table):,} names is one of this data; --fresh-table leaves it out"
     )
-  ours, others = map(list, zip(*rows, strict=True))
-  own[ours] = table[others]
-  return own, len(rows)
+  return own, rows
 
 
 def to_official(params: Tree, buffers: Tree, table: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """A new run that starts from the parameters of another: what fits is taken, and what does not is said."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -98,7 +98,12 @@ def started(setup: Setup, dataset: Dataset, source: Source) -> tuple[TrainState,
   taken, new, unused = (a + b for a, b in zip((taken, new, unused), others, strict=True))
   if not taken:
     raise ConfigError(f"init_from={str(source.workdir)!r}: no array fits; {_listed(new)}: take a run of such a model")
-  table = _rows(state.table, source, dataset)
+  state = with_arrays(setup, state, params, buffers, _rows(state.table, source, dataset))
+  return state, Inheritance(str(source.workdir), source.step, source.averaged, source.sha256, taken, new, unused)
+
+
+def with_arrays(setup: Setup, state: TrainState, params: Any, buffers: Any, table: Any) -> TrainState:
+  """A first state with these arrays, of the host or of the devices: average, optimiser and carry start from them."""
   layout = setup.shardings
 
   def complete(params: Any, buffers: Any, table: Any, state: TrainState) -> TrainState:
@@ -108,8 +113,20 @@ def started(setup: Setup, dataset: Dataset, source: Source) -> tuple[TrainState,
     return dataclasses.replace(new, carry=fresh_carry(setup, new, state.carry.data))
 
   placed = jax.tree.map(_placed, (params, buffers, table), (layout.params, layout.buffers, layout.table))
-  state = jax.jit(complete, out_shardings=layout)(*placed, state)
-  return state, Inheritance(str(source.workdir), source.step, source.averaged, source.sha256, taken, new, unused)
+  done: TrainState = jax.jit(complete, out_shardings=layout)(*placed, state)
+  return done
+
+
+def rows_by_name(
+  shape: tuple[int, int], names: Sequence[str], theirs: np.ndarray, their_names: Sequence[str]
+) -> tuple[np.ndarray, int]:
+  """(a table of this shape, one row a name, with the rows that another table has for these names; how many it has)."""
+  rows = np.zeros(shape, np.float32)
+  number = {name: row for row, name in enumerate(their_names)}
+  known = [(row, number[name]) for row, name in enumerate(names) if name in number]
+  ours, there = np.array(known, np.int64).reshape(-1, 2).T
+  rows[ours] = theirs[there]
+  return rows, len(known)
 
 
 def _merged(ours: Any, theirs: Arrays) -> tuple[Any, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -133,12 +150,7 @@ def _rows(table: Any, source: Source, dataset: Dataset) -> Any:
   theirs = source.arrays.get(".table")
   if table is None or theirs is None or theirs.shape[1] != table.shape[1]:
     return table
-  rows = np.zeros(table.shape, np.float32)
-  number = {name: row for row, name in enumerate(source.identifiers)}
-  known = [(row, number[name]) for row, name in enumerate(dataset.identifiers) if name in number]
-  ours, there = np.array(known, np.int64).reshape(-1, 2).T
-  rows[ours] = theirs[there]
-  return rows
+  return rows_by_name(table.shape, dataset.identifiers, theirs, source.identifiers)[0]
 
 
 def _placed(array: Any, sharding: jax.sharding.Sharding) -> Any:
