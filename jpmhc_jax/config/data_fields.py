@@ -15,7 +15,10 @@ class ArcData:
     ("arc1", "arc2", "arc1concept", "arc2concept", "folder"),
   )
   folder: str = field(
-    "", "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format", path=True
+    "",
+    "for dataset=folder: a folder with training/*.json and evaluation/*.json in the public ARC format, or with "
+    "Kaggle's *_training_challenges.json, *_training_solutions.json and their like",
+    path=True,
   )
   concept_folder: str = field("", "for *concept: ConceptARC's corpus folder", path=True)
   canvas: int = field(
@@ -27,7 +30,12 @@ class ArcData:
   min_side: int = field(1, "keep tasks in which the longest side of every grid is at least this", ge=1)
   max_side: int = field(30, "keep tasks in which the longest side of every grid is at most this", ge=1)
   max_tasks: int = field(0, "keep at most this many tasks of each subset (in builder order); 0 keeps all", ge=0)
-  test_subset: str = field("evaluation", "subset whose test pairs are held out and scored", ("training", "evaluation"))
+  test_subset: str = field(
+    "evaluation",
+    "subset whose test pairs are held out, answered and, where their outputs are known, scored; test = a folder's "
+    "test/*.json or *_test_challenges.json, whose demonstrations are trained on",
+    ("training", "evaluation", "test"),
+  )
   subsets: str = field("all", "subsets whose demonstrations are trained on", ("all", "training", "evaluation"))
   validation_tasks: int = field(0, "hold out the test pairs of this many training tasks for model selection", ge=0)
   augmentations: int = field(1000, "augmented copies of each task: dihedral x colour permutation", ge=0)

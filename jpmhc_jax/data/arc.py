@@ -15,8 +15,9 @@ import numpy as np
 
 from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.data.arc_files import remarks
 from jpmhc_jax.data.arc_grids import augment, augmented_name, COLOURS, dihedral, DIHEDRAL_ORDER, place, VOCABULARY
-from jpmhc_jax.data.arc_tasks import load_tasks, Pair, Task
+from jpmhc_jax.data.arc_tasks import load_tasks, Pair, Task, tasks_folder
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import digest
 from jpmhc_jax.data.registry import register_dataset
@@ -101,8 +102,9 @@ def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: Leg
 
   a task of test_subset: its demonstrations train, its tests are the evaluation set. With validation_tasks = k > 0
   they are set aside untouched, and the tests of the first k other tasks are evaluated (and not trained on) in their
-  place.
-  Any other task: demonstrations and tests train. Tasks of a subset outside `subsets` train on nothing.
+  place; these are tasks whose outputs are all known.
+  Any other task: demonstrations and tests train, but for tests whose output is not known. Tasks of a subset outside
+  `subsets` train on nothing; the demonstrations of 'test' and 'concept' always train.
   Raises ConfigError when fewer tasks than validation_tasks can be evaluated.
   """
   groups = []
@@ -110,12 +112,13 @@ def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: Leg
   for subset, tasks in subsets.items():
     order = list(tasks)
     rng.shuffle(order)
-    trained = subset == "concept" or config.subsets in ("all", subset)
+    trained = subset in ("concept", "test") or config.subsets in ("all", subset)
     for task in order[: config.max_tasks or None]:
       tested = subset == config.test_subset
-      validation = not tested and remaining > 0
+      validation = not tested and remaining > 0 and len(task.solved) == len(task.tests)
       remaining -= validation
-      train = task.joined(with_tests=not tested and not validation) if trained else ()
+      joined = task.joined(with_tests=not tested and not validation) if trained else ()
+      train = tuple(pair for pair in joined if pair[1].size)
       scored = validation or (tested and config.validation_tasks == 0)
       copies = draw_copies(task.joined(True), config.augmentations, rng)
       groups.append(Group(task, copies, train, task.tests if scored else ()))
@@ -233,7 +236,7 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
   groups, names, train, evaluation = build_splits(load_tasks(config.arc), config.arc)
   if not train.examples:
     raise ConfigError(f"data.arc.subsets={config.arc.subsets!r}: nothing to train on; include a subset with tasks.")
-  scored = [group.task for group in groups if group.evaluation]
+  tested = [group.task for group in groups if group.evaluation]
   return TokenDataset(
     kind="arc",
     side=config.arc.canvas,
@@ -243,12 +246,14 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
     evaluation=evaluation,
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
     content=_content(config.arc, groups, names, train, evaluation),
-    test_puzzles={task.name: task.to_json() for task in scored},
+    test_puzzles={task.name: task.to_json() for task in tested},
     notes={
       "tasks": len(groups),
-      "scored_tasks": len(scored),
-      "scored_test_inputs": sum(len(task.tests) for task in scored),
+      "scored_tasks": sum(bool(task.solved) for task in tested),
+      "scored_test_inputs": sum(len(task.solved) for task in tested),
+      "test_inputs_without_solution": sum(len(task.tests) - len(task.solved) for task in tested),
       "tasks_short_of_augmentations": sum(len(group.copies) <= config.arc.augmentations for group in groups),
+      "remarks": remarks(tasks_folder(config.arc)) if config.arc.dataset == "folder" else [],
     },
   )
 

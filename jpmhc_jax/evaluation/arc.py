@@ -102,7 +102,7 @@ class ArcVotes:
     return [Candidate(_grid(answer), votes, q) for answer, votes, q in ballot.ranked()] if ballot else []
 
   def results(self, test_puzzles: Mapping[str, Mapping], ks: Sequence[int] = PASS_KS) -> dict[str, float]:
-    """pass@k over all tasks, each in [0, 1].
+    """pass@k over all tasks, each in [0, 1]; of tests with an output, see `with_outputs`.
 
     `pass@k`: mean over tasks of (test inputs whose truth is among the first k answers) / (test inputs).
     `strict/pass@k`: share of tasks with every test input so solved (the rule of the ARC Prize).
@@ -201,18 +201,28 @@ class ArcVotes:
 
   def _example(self, task: str, test: int, puzzle: Mapping, answers: int) -> dict:
     pair = puzzle["test"][test]
-    rank = _rank(self._ballot(task, pair["input"]), _key(pair["output"]))
+    truth = pair.get("output")
+    rank = np.inf if truth is None else _rank(self._ballot(task, pair["input"]), _key(truth))
     best = self.ranking(task, pair["input"])[:answers]
-    return {
+    example = {
       "kind": "arc",
       "task": task,
       "test": test,
       "demonstrations": list(puzzle.get("train", ())),
       "input": np.asarray(pair["input"]).tolist(),
-      "truth": np.asarray(pair["output"]).tolist(),
       "predictions": [{"grid": c.grid.tolist(), "votes": c.votes, "q": c.q} for c in best],
-      "solved_at": int(rank) if np.isfinite(rank) else None,
     }
+    if truth is None:
+      return example
+    return example | {"truth": np.asarray(truth).tolist(), "solved_at": int(rank) if np.isfinite(rank) else None}
+
+
+def with_outputs(test_puzzles: Mapping[str, Mapping]) -> dict[str, dict]:
+  """The test inputs whose output is known, in the same layout; tasks without one are left out."""
+  tests = {
+    task: [pair for pair in puzzle["test"] if pair.get("output") is not None] for task, puzzle in test_puzzles.items()
+  }
+  return {task: {**test_puzzles[task], "test": pairs} for task, pairs in tests.items() if pairs}
 
 
 def _rank(ballot: _Ballot | None, truth: bytes, attempts: bool = False) -> float:

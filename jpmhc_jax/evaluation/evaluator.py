@@ -35,7 +35,7 @@ from jpmhc_jax.core.reading import memory_limit, read_gzip, read_json
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.ablations import ablate, Ablation, NOTHING
 from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EvalProgress, EXAMPLES
-from jpmhc_jax.evaluation.arc import ArcVotes
+from jpmhc_jax.evaluation.arc import ArcVotes, with_outputs
 from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.hosts import distributed
@@ -186,12 +186,15 @@ class Evaluator:
     with storing(str(self.folder)):
       if own.votes is not None:
         every = self.dataset.test_puzzles
-        scored = own.votes.voted_on(every) if self.coverage.partial else every
-        metrics |= own.votes.results(scored)
-        examples = own.votes.examples(scored, EXAMPLES)
+        answered = own.votes.voted_on(every) if self.coverage.partial else every
+        scored = with_outputs(answered)
+        examples = own.votes.examples(answered, EXAMPLES)
         self._write(self.path(step, "submission"), own.votes.submission(every))
-        if self.setup.config.evaluation.pooled:
-          metrics |= {f"pooled/{name}": value for name, value in self._pooled(own.votes, step).results(scored).items()}
+        pooled = self._pooled(own.votes, step) if self.setup.config.evaluation.pooled else None
+        if scored:
+          metrics |= own.votes.results(scored)
+        if scored and pooled:
+          metrics |= {f"pooled/{name}": value for name, value in pooled.results(scored).items()}
       for prefix, tally in beside.items():
         metrics |= {f"{prefix}{name}": value for name, value in self._means(tally).items() if name != "examples"}
       stored = self._earlier(step, tuple({_WRONG, UNAVERAGED} - set(beside))) | metrics
@@ -215,7 +218,8 @@ class Evaluator:
       return {}
 
   def _means(self, tally: EvalAccumulator) -> dict[str, float]:
-    return self.setup.task.evaluation_metrics(tally.sums, tally.count) | {"examples": float(tally.count)}
+    means = self.setup.task.evaluation_metrics(tally.sums, tally.count) if tally.count else {}
+    return means | {"examples": float(tally.count)}
 
   def _pooled(self, votes: ArcVotes, step: int) -> ArcVotes:
     """The votes of all evaluations of the same examples up to this one, the earliest first."""

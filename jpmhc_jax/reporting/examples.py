@@ -55,7 +55,8 @@ def draw_example(example: Mapping[str, Any]) -> Markup:
   verdict = "solved" if at == 1 else f"solved by answer {at}" if at else "not solved"
   badge = tag("span", verdict, class_=f"badge {'good' if at else 'bad'}") if judged else None
   heading = tag("p", tag("strong", title), " ", badge)
-  look = {"class": "card", "data-solved": "solved" if at else "unsolved", "data-task": example.get("task")}
+  solved = ("solved" if at else "unsolved") if judged else "unknown"
+  look = {"class": "card", "data-solved": solved, "data-task": example.get("task")}
   label = f"{title}, {verdict}" if judged else title
   return tag("article", heading, drawing.draw(example, predictions), aria_label=label, **look)
 
@@ -63,12 +64,15 @@ def draw_example(example: Mapping[str, Any]) -> Markup:
 def draw_grids(kind: str, example: Mapping[str, Any], predictions: Predictions) -> Markup:
   """The task's demonstrations; then input, truth and answers in order, each with votes and mean halting probability."""
   truth, given = example.get("truth"), example.get("input")
-  figures = [_grid_figure(kind, given, "Input", given=given), _grid_figure(kind, truth, "Truth", given=given)]
+  figures = [_grid_figure(kind, given, "Input", given=given)]
+  if "truth" in example:
+    figures.append(_grid_figure(kind, truth, "Truth", given=given))
   for i, prediction in enumerate(predictions, start=1):
     label = "Answer" if len(predictions) == 1 else f"Answer {i}"
     grid = prediction.get("grid")
     details = " · ".join(filter(None, (_votes_and_q(prediction, STYLES[kind].voted), _wrong_words(grid, truth))))
-    figures.append(_grid_figure(kind, grid, label, details, truth, given, right=grid == truth))
+    right = grid == truth if "truth" in example else None
+    figures.append(_grid_figure(kind, grid, label, details, truth, given, right=right))
   if not predictions:
     figures.append(markup.note("No answer was recorded."))
   return join([_demonstrations(kind, example.get("demonstrations")), tag("div", *figures, class_="grids")])

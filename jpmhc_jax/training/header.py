@@ -26,6 +26,8 @@ def lines(setup: Setup, dataset: Dataset) -> Iterator[str]:
   config = setup.config
   yield _line("device", _devices(setup))
   yield _line("data", _sizes(dataset))
+  for remark in dataset.describe().get("remarks", ()):
+    yield _line("", remark)
   yield _line("model", f"{config.model.kind}, width {config.model.width}: {setup.parameter_count:,} parameters")
   if setup.connection_parameters:
     yield _line("mixer", _mixer(config.connection, setup.connection_parameters))

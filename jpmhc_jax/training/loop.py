@@ -251,6 +251,8 @@ class _Loop:
   def _evaluated(self, metrics: Mapping[str, float], averaged: bool) -> str:
     """What the evaluation says, and of which parameters."""
     run, name = self.parts, self.parts.evaluate.main_metric
+    if name not in metrics:
+      return "answered the test inputs; no outputs are known, so nothing is scored"
     coverage = run.dataset.coverage(run.config.evaluation.max_examples)
     remark = f" (PARTIAL: {coverage})" if coverage.partial else ""
     raw = metrics.get(f"unaveraged/{name}")
@@ -373,5 +375,6 @@ class _Loop:
       self.observer.paused()
     if metrics:
       self.writers.sync()
-      self.checkpoints.rank(step, metrics)
+      if metrics["examples"]:
+        self.checkpoints.rank(step, metrics)
       self.observer.paused()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
 from jpmhc_jax.evaluation.arc import PASS_KS
@@ -149,6 +150,7 @@ def _answering(kind, q, seen=None):
     return {
       "predictions": labels if kind == TRUTH else np.full_like(labels, 2),
       "q_halt": zeros + q,
+      "valid": (host["labels"] != -100).any(axis=1).astype(np.float32),
       **dict.fromkeys(("loss", "lm_loss", "q_halt_loss", "accuracy", "exact_accuracy", "q_halt_accuracy"), zeros),
     }
 
@@ -186,6 +188,36 @@ def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   written = json.loads((tmp_path / "evaluation" / "step_3.json").read_text())
   assert written["metrics"] == metrics
   assert {example["kind"] for example in written["examples"]} == {"arc"}
+
+
+def test_test_inputs_without_an_output_are_answered_and_not_scored(tmp_path):
+  _, setup, state = _arc()
+  pair = {"input": [[1, 2]], "output": [[3]]}
+  tasks = {name: {"train": [pair], "test": [{"input": [[4, 5]]}, pair]} for name in ("one", "two")}
+  del tasks["two"]["test"][1]
+  for subset, content in (("training", tasks), ("evaluation", {"three": tasks["one"]})):
+    (tmp_path / f"{subset}_challenges.json").write_text(json.dumps(content))
+  arc = schema.ArcData(
+    dataset="folder", folder=str(tmp_path), canvas=5, test_subset="training", augmentations=1,
+    evaluation_augmentations=1, translate=False,
+  )  # fmt: skip
+  dataset = data.build(schema.Data(kind="arc", arc=arc), batch_size=2, seed=0)
+
+  def evaluated(folder, dataset):
+    evaluator = Evaluator(setup, dataset, tmp_path / folder)
+    evaluator.rollout = _answering(TRUTH, 0.0)
+    metrics = evaluator(state, 1)
+    return metrics, *(json.loads(evaluator.path(1, what).read_text()) for what in ("step", "submission"))
+
+  metrics, written, submission = evaluated("some", dataset)
+  assert (metrics["pass@1"], metrics["strict/pass@1"], metrics["examples"]) == (1.0, 1.0, 2)  # one test, two copies
+  assert {task: len(entries) for task, entries in submission.items()} == {"one": 2, "two": 1}
+  judged = {(e["task"], e["test"]): e.get("solved_at") for e in written["examples"] if "truth" in e}
+  assert judged == {("one", 1): 1} and len(written["examples"]) == 3
+  asked = {name: task | {"test": [{"input": [[4, 5]]}]} for name, task in tasks.items()}
+  (tmp_path / "training_challenges.json").write_text(json.dumps(asked))
+  metrics, written, submission = evaluated("none", data.build(schema.Data(kind="arc", arc=arc), batch_size=2, seed=0))
+  assert metrics == {"examples": 0.0} and submission.keys() == {"one", "two"}
 
 
 def test_right_answers_pass_and_wrong_ones_do_not(tmp_path):

@@ -85,7 +85,10 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def predict(self, model: Any, rows: Float[Array, "b w"] | None, batch: Batch, config: schema.Config) -> Batch:
-    """The arrays (b,) named in `per_example` and `kept`, and `predictions` (b, …) for what is shown."""
+    """The arrays (b,) named in `per_example` and `kept`, and `predictions` (b, …) for what is shown.
+
+    Also `valid` (b,) where some rows have nothing to be compared with: 0 keeps a row out of all means.
+    """
 
   def evaluation_metrics(self, sums: Mapping[str, float], examples: int) -> dict[str, float]:
     """Metrics from the sums of `per_example` over all valid examples: their means."""
