@@ -38,5 +38,5 @@ class Init:
     print(f"written: {', '.join(file.name for file in files)} in {options.folder}\n\nnow:")
     print(f"  cd {shlex.quote(str(options.folder))}")
     print("  jpmhc train --config=config.py --workdir=runs/first    # half a minute, then open runs/first/report.html")
-    print("  python -m pytest")
+    print("  python -m pytest                                       # what the project promises; pip install pytest")
     return 0

@@ -225,6 +225,10 @@ def _check_overrides(overrides: Sequence[str]) -> None:
   known = _known()
   for argument in overrides:
     name = argument.removeprefix(f"--{_FLAG}.").split("=", 1)[0]
+    bare = name.lstrip("-")
+    if not argument.startswith(f"--{_FLAG}.") and bare in known:
+      _, _, value = argument.partition("=")
+      raise ConfigError(f"unknown argument {argument!r}: a field is set as --{_FLAG}.{bare}={value or 'VALUE'}")
     if not argument.startswith(f"--{_FLAG}.") or name not in known:
       raise ConfigError(f"unknown argument {argument!r}: no field {name!r}.{_renamed(name) or nearest(name, known)}")
     if "=" not in argument:

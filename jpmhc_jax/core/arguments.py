@@ -8,10 +8,11 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 import math
 import pathlib
+import re
 from typing import NoReturn, TypeVar
 
 from jpmhc_jax.core import places
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, nearest
 from jpmhc_jax.core.terminal import cut
 
 LARGEST = 2**31 - 1  # what a C int holds: counts are handed to XLA, SLURM and others
@@ -19,11 +20,12 @@ _Value = TypeVar("_Value")
 
 
 class Parser(argparse.ArgumentParser):
-  """argparse, with messages of a length that one reads."""
+  """argparse, with messages of a length that one reads, which name the nearest of several choices."""
 
   def error(self, message: str) -> NoReturn:
     """Prints usage and message, cut to a readable length, and exits with 2."""
-    super().error(cut(message))
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message)
+    super().error(cut(message) + (nearest(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""))
 
 
 def whole(low: int, high: int = LARGEST) -> Callable[[str], int]:

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int, Integer
 import numpy as np
 
 from jpmhc_jax.config.schema import Data, TextData
-from jpmhc_jax.core.errors import ConfigError, DataError
+from jpmhc_jax.core.errors import ConfigError, DataError, require
 from jpmhc_jax.core.examples import IGNORED, PAD
 from jpmhc_jax.core.reading import memory_limit, read_bytes, shown, size
 from jpmhc_jax.data.batches import BatchPlan, Split
@@ -97,6 +97,7 @@ def build_text(config: Data, *, batch_size: int, seed: int) -> TextDataset:
   options = config.text
   folder = pathlib.Path(options.folder or sysconfig.get_path("stdlib")).expanduser()
   tokenizer = tokenizer_of(options.tokenizer)
+  require(folder.is_dir(), "data.text.folder", str(folder), "a folder that is there")
   texts = _read_all(folder, options, tokenizer)
   held = [text for path, text in texts.items() if is_held_out(path, options.held_out)]
   training = [text for path, text in texts.items() if not is_held_out(path, options.held_out)]

@@ -25,7 +25,6 @@ import sys
 import time
 
 from jpmhc_jax.core.arguments import line, whole
-from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.launch import commands, xla_flags
 from jpmhc_jax.launch.gke import FINAL
 
@@ -193,8 +192,6 @@ def _say(words: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
   """Prints or runs the calls; the exit code of the first that failed, of the run where it is shown or watched."""
-  if options.watch and not options.train:
-    raise ConfigError("--watch: expected the arguments of the run behind --, to start it again with them")
   if options.watch and not options.dry_run:
     return watch(options)
   return commands.execute(plan(options), options.dry_run)

@@ -29,7 +29,7 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
   runs, entries = runs_of(given)
   if not any(run.path.is_dir() for run in runs):
     names = ", ".join(str(run.path) for run in runs) or "none given"
-    raise UserError(f"report: no run folder found ({names}); give the --workdir of at least one run")
+    raise UserError(f"no run folder found ({names}); give the --workdir of at least one run")
   if not entries and not any(run.recorded for run in runs):
     raise UserError(_nothing_recorded(runs))
   out = Path(out)
@@ -54,10 +54,10 @@ def _nothing_recorded(runs: Sequence[Run]) -> str:
   names = ", ".join(str(run.path) for run in runs)
   inside = [folder for run in runs for folder in folders_inside(run.path)]
   if not inside:
-    return f"report: nothing was recorded in {names}; expected the --workdir of a run or of a sweep"
+    return f"nothing was recorded in {names}; expected the --workdir of a run or of a sweep"
   shown = " ".join(shlex.quote(str(folder)) for folder in inside[:NAMED])
   more = f" … ({len(inside)} in all)" if len(inside) > NAMED else ""
-  return f"report: nothing was recorded in {names} itself, but it holds runs; name these: jpmhc report {shown}{more}"
+  return f"nothing was recorded in {names} itself, but it holds runs; name these: jpmhc report {shown}{more}"
 
 
 def page(runs: Sequence[Run], sweep: Markup | None = None) -> str:

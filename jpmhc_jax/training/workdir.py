@@ -126,7 +126,8 @@ def _holds_a_run(workdir: pathlib.Path) -> bool:
 def _check_same(there: schema.Config, now: schema.Config, workdir: pathlib.Path) -> None:
   changed = [row for row in configs.differences(there, now) if not _may_change(*row)]
   if changed:
-    rows = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in changed)
+    longer = {name: " (a run may become longer, not shorter)" for name in RAISED}
+    rows = "\n".join(f"  {name}: {old!r} there, {new!r} now{longer.get(name, '')}" for name, old, new in changed)
     raise ConfigError(f"{workdir} holds a run with another config; use a new --workdir or undo these fields:\n{rows}")
 
 

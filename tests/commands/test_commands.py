@@ -322,7 +322,7 @@ def test_an_unknown_command_prints_the_known_ones(capsys):
     main(["trian"])
   assert exit_.value.code == 2
   error = capsys.readouterr().err
-  assert "trian" in error and "train" in error
+  assert "trian" in error and error.endswith("Did you mean 'train'?\n")
 
 
 @pytest.mark.parametrize(

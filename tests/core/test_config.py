@@ -67,7 +67,8 @@ def test_variant_and_overrides_reach_the_config(config_file):
     ("--config.optimizer.step_factors=(0.1,)", "expected as many entries as optimizer.step_boundaries"),
     ("--config.model.puzzle.width=9000", "expected 0 to slots"),
     ("--config.steps", "expected --config.steps=VALUE"),
-    ("--steps=3", "unknown argument"),
+    ("--steps=3", "unknown argument '--steps=3': a field is set as --config.steps=3"),
+    ("seed", "unknown argument 'seed': a field is set as --config.seed=VALUE"),
   ],
 )
 def test_bad_overrides_are_refused_with_field_and_remedy(config_file, override, message):

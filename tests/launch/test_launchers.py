@@ -103,9 +103,17 @@ def test_options_that_exclude_each_other_are_refused_in_words(arguments, message
   assert message in capsys.readouterr().err
 
 
-def test_watching_needs_the_run_to_start_again(capsys):
-  assert main(["launch", "tpu", *TPU, "--watch"]) == 2
-  assert "--watch: expected the arguments of the run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+  ("arguments", "missing"),
+  [
+    (["tpu", *TPU, "--watch"], "--config is missing behind --"),
+    (["slurm", "--", "--config=arc1:cayley"], "--workdir is missing behind --"),
+    (["local", "--gpus=2", "--", "--workdir=/runs/arc1"], "--config is missing behind --"),
+  ],
+)
+def test_a_launch_without_a_whole_run_is_refused_before_it_asks_for_machines(arguments, missing, capsys):
+  assert main(["launch", *arguments, "--dry-run"] if "--" not in arguments else ["launch", *arguments]) == 2
+  assert missing in capsys.readouterr().err
 
 
 def _host(tmp_path, script):
