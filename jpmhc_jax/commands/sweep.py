@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
 from typing import Any
@@ -51,7 +50,7 @@ class Sweep:
       metavar="N",
       help="every setting of the sweep with the seeds 0 to N−1; a finished sweep trains those that it lacks",
     )
-    add("--dry-run", action="store_true", help="print the command of every run and start nothing")
+    add("--dry-run", action="store_true", help="print the command of every run, and the time that all take")
     add("--search", choices=("optuna",), default=None, help="draw points instead of listing all of them")
     add("--trials", type=arguments.whole(1), default=20, help="search: trials in all, those of earlier starts counted")
     add(
@@ -67,7 +66,7 @@ class Sweep:
   def run(self, options: argparse.Namespace) -> int:
     """0 when all runs are done, 75 after a signal, 2 when no point of a search could run, else 1."""
     from jpmhc_jax.config import load as configs
-    from jpmhc_jax.sweeps import ledger, pool, search
+    from jpmhc_jax.sweeps import estimate, ledger, pool, search
     from jpmhc_jax.sweeps.plan import flops_per_step, load_sweep, Planner
     from jpmhc_jax.sweeps.space import check_size, SweepError, with_seeds
 
@@ -96,7 +95,8 @@ class Sweep:
       runs = planner.all(points if options.seeds is None else with_seeds(points, options.seeds))
       if printed:
         _print_commands(runs, options)
-        print(f"sweep: {_estimate(runs, book, options.jobs)}", file=sys.stderr)
+        words = estimate.estimate(runs, book.records, options.config, options.executor, _jobs(options))
+        print(f"sweep: {words}", file=sys.stderr)
         return 0
       book.begin()
       ending = pool.run_all(_pool(options, book), runs)
@@ -119,36 +119,19 @@ def _check_metric(metric: str, config: Any) -> None:
     check_choice("Sweep.metric", metric, metric_names(config))
 
 
+def _jobs(options: argparse.Namespace) -> int:
+  """Runs at a time, 0 for all."""
+  given: int | None = options.jobs
+  return given if given is not None else 1 if options.executor == "local" else 0
+
+
 def _pool(options: argparse.Namespace, book: Any) -> Any:
   from jpmhc_jax.sweeps import executors
   from jpmhc_jax.sweeps.pool import Pool
 
   resources = executors.read_resources(options.resources or "")
   executor = executors.Executor(options.executor, options.workdir, options.config, resources, options.gpus_per_job)
-  jobs = options.jobs if options.jobs is not None else 1 if options.executor == "local" else 0
-  return Pool(executor, book, jobs=jobs, retries=options.retries, say=lambda words: print(words, flush=True))
-
-
-def _estimate(runs: Any, book: Any, jobs: int | None) -> str:
-  """How long what is not done takes, by the steps that runs of this sweep have measured."""
-  from jpmhc_jax.core.terminal import duration
-  from jpmhc_jax.sweeps import ledger
-
-  measured = [seconds for run in runs if (seconds := ledger.seconds_per_step(run.workdir)) is not None]
-  over = {key for key, record in book.records.items() if record.state in ledger.OVER}
-  left = [run for run in runs if run.key not in over]
-  words = f"{len(left)} of {len(runs)} runs to train"
-  if not left:
-    return words
-  if not measured:
-    return (
-      f"{words}; no step has been measured in this --workdir yet: start the sweep, stop it, and ask again for the time"
-    )
-  step = sum(measured) / len(measured)
-  each = [min(step * run.config.steps, run.config.budget_seconds or math.inf) for run in left]
-  total = sum(each) / min(jobs or 1, len(left))
-  at_once = f"{jobs} at a time" if (jobs or 1) > 1 else "one after the other"
-  return f"{words}, about {duration(total)} {at_once}: {duration(step)} a step, measured in {len(measured)} of them"
+  return Pool(executor, book, jobs=_jobs(options), retries=options.retries, say=lambda words: print(words, flush=True))
 
 
 def _print_commands(runs: Any, options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import process
 from jpmhc_jax.main import main
-from jpmhc_jax.sweeps import executors
+from jpmhc_jax.sweeps import estimate, executors
 
 FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -31,8 +31,13 @@ def get_sweep():
 
 
 @pytest.fixture
-def arguments(tmp_path):
-  """The command line of a sweep over two mixers of a 6-step run and one run without its data."""
+def arguments(tmp_path, monkeypatch):
+  """The command line of a sweep over two mixers of a 6-step run and one run without its data.
+
+  A dry run measures the fake trainer's steps.
+  """
+  faked = functools.partial(estimate.measured, program=(sys.executable, str(FAKE)))
+  monkeypatch.setattr(estimate, "measured", faked)
   config = tiny.config(
     steps=6,
     mesh=schema.Mesh(data=-1),
@@ -57,7 +62,7 @@ def test_a_dry_run_prints_every_command_and_touches_nothing(arguments, tmp_path,
   assert len(lines) == 3 and not (tmp_path / "s").exists()
   assert main([*arguments, "--dry-run", "--seeds=2"]) == 0
   ended = capsys.readouterr()
-  assert "6 of 6 runs to train; no step has been measured" in ended.err
+  assert "6 of 6 runs to train; mixer=cayley,seed=0 came to no second step in 5 min 0 s" in ended.err
   seeded = [line.partition(str(tmp_path / "s"))[2] for line in ended.out.splitlines()]
   assert len(seeded) == 6 and "--config.connection.mixer=cayley --config.seed=1" in seeded[1]
   assert main([*arguments, "--search=optuna", "--seeds=2"]) == 2
@@ -73,6 +78,36 @@ def test_a_dry_run_tells_the_time_by_the_steps_that_were_measured(arguments, tmp
   assert capsys.readouterr().err == words
   assert main([*arguments, "--dry-run", "--jobs=3"]) == 0
   assert "about 1 min 0 s 3 at a time" in capsys.readouterr().err
+
+
+def test_a_dry_run_measures_the_first_steps_of_the_first_run(arguments, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("FAKE_PLAN", "steps")
+  monkeypatch.setenv("FAKE_PID", str(tmp_path / "pid"))
+  assert main([*arguments, "--dry-run", "--jobs=0"]) == 0
+  first, words = capsys.readouterr().err.splitlines()
+  assert first == "measuring the first steps of mixer=cayley …"
+  assert words == (  # 3 s of compilation and 6 steps, three at once
+    "sweep: 3 of 3 runs to train, about 4.2 s 3 at a time: 0.2 s a step, measured in mixer=cayley; evaluations come on "
+    "top"
+  )
+  number, *command = (tmp_path / "pid").read_text().split()
+  assert command[-1] == "--config.budget_seconds=300.0" and "--config.logging.every=1" in command
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(number), 0)
+  assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+  ("plan", "more", "words"),
+  [
+    ("exit2", [], "3 of 3 runs to train; the reason for exit2"),
+    ("steps", ["--executor=tpu"], "no step has been recorded in this --workdir, and they train elsewhere"),
+  ],
+)
+def test_a_dry_run_says_why_it_knows_no_time(plan, more, words, arguments, monkeypatch, capsys):
+  monkeypatch.setenv("FAKE_PLAN", plan)
+  assert main([*arguments, "--dry-run", *more]) == 0
+  assert words in capsys.readouterr().err
 
 
 def test_every_run_has_an_absolute_folder(arguments, tmp_path, monkeypatch, capsys):
