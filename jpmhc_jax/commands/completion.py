@@ -5,18 +5,26 @@ from collections.abc import Iterator
 import dataclasses
 
 _SCRIPT = """\
-# bash: eval "$(jpmhc completion)"
-# zsh: autoload -Uz compinit bashcompinit && compinit && bashcompinit && eval "$(jpmhc completion)"
+# bash and zsh: eval "$(jpmhc completion)"
+if [[ -n $ZSH_VERSION ]]; then
+  autoload -Uz compinit bashcompinit
+  type compdef > /dev/null || compinit
+  bashcompinit
+fi
 COMP_WORDBREAKS=${{COMP_WORDBREAKS//[:=]/}}
 _jpmhc() {{
   local words
-  case "${{COMP_WORDS[*]:1:COMP_CWORD-1}} " in
+  case "${{COMP_WORDS[*]:1:$((COMP_CWORD-1))}} " in
 {cases}
   esac
   COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
-  [[ ${{#COMPREPLY[@]}} -eq 1 && ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
+  [[ -z $ZSH_VERSION && ${{#COMPREPLY[@]}} -eq 1 && ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
 }}
-complete -o default -F _jpmhc jpmhc"""
+if [[ -n $ZSH_VERSION ]]; then
+  complete -o nospace -o default -F _jpmhc jpmhc  # compopt is bash's alone
+else
+  complete -o default -F _jpmhc jpmhc
+fi"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -51,13 +52,20 @@ def test_init_overwrites_nothing(tmp_path, capsys):
     ("jpmhc configs ma", {"maze"}),
   ],
 )
-def test_the_completion_script_completes(line, expected, capsys):
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_script_completes(shell, line, expected, capsys):
+  if not shutil.which(shell):
+    pytest.skip(f"no {shell} on this machine")
   assert main(["completion"]) == 0
   words = line.split(" ")
   ask = f"compopt() {{ :; }}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _jpmhc"
-  script = f'{capsys.readouterr().out}\n{ask}; printf "%s\\n" "${{COMPREPLY[@]}}"'
-  done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-  assert set(done.stdout.split()) == expected
+  # zsh's bashcompinit calls functions like this, and chooses by the prefix itself.
+  emulation = "emulate sh; setopt kshglob noshglob braceexpand nokshautoload;" if shell == "zsh" else ""
+  script = f'{capsys.readouterr().out}\n{emulation}{ask}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+  options = ["--norc"] if shell == "bash" else ["-f"]
+  done = subprocess.run([shell, *options, "-c", script], capture_output=True, text=True, check=True)
+  known = set(done.stdout.split())
+  assert (known if shell == "bash" else {word for word in known if word.startswith(words[-1])}) == expected
 
 
 def test_the_version_is_that_of_the_package(capsys):
