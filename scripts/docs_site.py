@@ -21,6 +21,7 @@ FILES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "
 FILES |= {"examples/README.md": "examples.md"}
 FILES |= {f"experiments/{page.parent.name}/README.md": f"experiments/{page.parent.name}.md"
           for page in sorted(ROOT.glob("experiments/*/README.md"))}  # fmt: skip
+INLINE = re.compile(r"(?<!<pre>)(?<!</span>)<code>([^<\n]*)</code>")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -57,6 +58,16 @@ def on_page_markdown(markdown, page, config, files):
     )
 
   return LINK.sub(relinked, markdown)
+
+
+def on_page_content(html, page, config, files):
+  """A word of inline code is kept whole: browsers break a line behind any hyphen, as in `--config`."""
+
+  def kept(code: re.Match) -> str:
+    words = (f'<span class="word">{word}</span>' for word in code[1].split(" "))
+    return f"<code>{' '.join(words)}</code>"
+
+  return INLINE.sub(kept, html)
 
 
 def _place(path: str, source: str | None) -> str:

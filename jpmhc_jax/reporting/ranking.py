@@ -5,15 +5,11 @@ import math
 
 from jpmhc_jax.reporting import curves, markup
 from jpmhc_jax.reporting.markup import Markup, tag
-from jpmhc_jax.reporting.statistics import Group, smallest_difference, Spread, spread, welch_p_values
+from jpmhc_jax.reporting.statistics import FAIRNESS, Group, smallest_difference, Spread, spread, welch_p_values
 from jpmhc_jax.reporting.workdir import Run
 
 Metric = tuple[str, bool]  # its name, and whether larger is better
 LEVEL = 0.05
-# Fields that decide how long a run trained, how it is judged and on what; runs that differ in one are no fair race.
-FAIRNESS = (
-  "steps", "budget_seconds", "batch_size", "optimizer.ema", "evaluation.max_examples", "data.kind",
-)  # fmt: skip
 
 
 def headline_of(runs: Sequence[Run]) -> tuple[str, bool] | None:

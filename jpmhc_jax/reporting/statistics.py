@@ -13,6 +13,10 @@ from jpmhc_jax.core.names import distinguishing
 from jpmhc_jax.reporting.workdir import Run
 
 SEED_FIELDS = ("seed",)
+# Fields that decide how long a run trained, how it is judged and on what; runs that differ in one are no fair race.
+FAIRNESS = (
+  "steps", "budget_seconds", "batch_size", "optimizer.ema", "evaluation.max_examples", "data.kind",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ def differing_fields(runs: Sequence[Run]) -> list[str]:
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
   """Groups runs by configuration up to the seed, in the order given. A run without a configuration stands alone."""
-  fields = differing_fields(runs)
+  fields = sorted(differing_fields(runs), key=FAIRNESS.__contains__)  # labels drop the last ones first
   grouped: dict[tuple, list[Run]] = {}
   for run in runs:
     key = tuple(_freeze(run.config.get(name, _MISSING)) for name in fields) if run.config else (run.anchor,)

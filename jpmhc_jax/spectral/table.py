@@ -21,9 +21,12 @@ def announced(
     yield next(rows)
 
 
+# Names of the columns, and below them their units.
 HEADER = (
   f"{'mixer':<16}{'depth':>6}{'sigma_w':>9}{'noise':>8}{'condition':>11}{'stalled':>9}{'mean log':>10}{'spread':>8}"
-  f"{'grad/layer':>12}{'coherence':>11}{'residual':>10}"
+  f"{'grad/layer':>12}{'coherence':>11}{'residual':>10}\n"
+  f"{'':<16}{'layers':>6}{'factor':>9}{'factor²':>8}{'ratio':>11}{'share':>9}{'ln':>10}{'ln':>8}"
+  f"{'factor':>12}{'0 to 1':>11}{'defect':>10}"
 )
 MEANING = """\
 A singular value s of the Jacobian is the factor by which the gradient of one direction grows or fades on its way.

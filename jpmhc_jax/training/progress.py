@@ -268,5 +268,5 @@ class Waiting(Live):
     elif share and now - self._last > LINE_EVERY_S:
       self._last = now
       rest = (now - self._start) * (1 - share) / share
-      estimate = f", about {rest:.0f} s left" if share >= LEAST_SHARE else ""
+      estimate = f", about {duration(rest)} left" if share >= LEAST_SHARE else ""
       self._console.print(f"{what}: {share:.0%} of all{estimate}", highlight=False, markup=False)

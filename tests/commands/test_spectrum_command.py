@@ -36,6 +36,8 @@ def test_a_row_that_is_not_solved_is_sampled_and_marked(unsolved, tmp_path, caps
   assert main(["spectrum", "--mixer=cayley,sinkhorn", "--n=3", "--depth=2", "--draw=random", f"--out={tmp_path}"]) == 0
   out = capsys.readouterr().out
   assert out.count("sampled\n") == 2 and "recommended: cayley" in out
+  head, units = out.splitlines()[1:3]
+  assert head.split()[:2] == ["mixer", "depth"] and units.split()[0] == "layers" and len(units) == len(head)
   assert "a residual of 0.001000001, expected less than 0.001;" in out
   report = _strict(tmp_path / "spectrum.json")
   assert report["complete"] and [row["mixer"] for row in report["predictions"]] == ["cayley", "sinkhorn"]
@@ -140,7 +142,7 @@ def test_a_log_shows_the_share_that_is_done_and_the_time_left(monkeypatch):
       shown.tick("iso, depth 48", share)
   assert log.getvalue().splitlines() == [
     "iso, depth 48: 1% of all",
-    "iso, depth 48: 25% of all, about 75 s left",
+    "iso, depth 48: 25% of all, about 1 min 15 s left",
     "iso, depth 48: 50% of all, about 50 s left",
   ]
 

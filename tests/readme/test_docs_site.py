@@ -63,6 +63,12 @@ def test_a_page_is_made_of_comments_and_code():
   )
 
 
+def test_the_words_of_inline_code_are_kept_whole_and_blocks_stay():
+  page = "<p><code>jpmhc --version</code></p><pre><span></span><code>a b</code></pre><pre><code>c d\n</code></pre>"
+  words = '<span class="word">jpmhc</span> <span class="word">--version</span>'
+  assert docs_site.on_page_content(page, None, None, None) == page.replace("jpmhc --version", words)
+
+
 def test_the_reference_has_every_public_name_with_signature_and_text_and_the_glossary_every_metric():
   page = "\n".join(docs_site.reference("jp.optim", "optax transformations"))
   assert "| `exact_accuracy` | Exact accuracy | Share of examples" in "\n".join(docs_site.metrics())

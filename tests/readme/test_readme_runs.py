@@ -53,6 +53,7 @@ ELSEWHERE = {  # commands that are parsed only (test_readme_lines.py)
   "--plan": "compiles the step of the full recipe, or asks for the compiler of a device that is not here",
   "--workdir=/data/": "the full recipe, on accelerators",
   "…": "a line for each of several hosts",
+  "--config.logging.wandb": "the extra wandb; tests/training/test_writers.py, .ci/wheel",
   "launch": "machines elsewhere; tests/launch renders the commands",
   "describe --mixers": "half a minute; tests/commands/test_mixer_page.py reads what it prints",
 }

@@ -119,6 +119,35 @@ def test_project_pictures_texts_and_the_best_checkpoint_go_to_the_run(server, tm
   assert kept == [str(tmp_path / "checkpoints" / "4"), {"step": 4}]
 
 
+def test_the_real_package_keeps_an_offline_run_with_pictures_and_the_checkpoint(tmp_path, monkeypatch):
+  pytest.importorskip("wandb", reason="W&B itself is tested where the extra wandb is installed")
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  monkeypatch.setenv("WANDB_SILENT", "true")
+  monkeypatch.setenv("WANDB_RUN_GROUP", "of the sweep")
+  workdir, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoints" / "4"
+  checkpoint.mkdir(parents=True)
+  (checkpoint / "state").write_text("parameters")
+  (workdir / "evaluation").mkdir()
+  text = {"task": "two", "kind": "text", "input": "a", "truth": "b", "predictions": [{"text": "c"}]}
+  grids = [{"task": f"one {k}", "input": [[k]], "truth": [[k]], "predictions": [{"grid": [[1]]}]} for k in range(2)]
+  (workdir / "evaluation" / "step_4.json").write_text(json.dumps({"examples": [*grids, text]}))
+  fields = {"wandb_project": "mhc", "wandb_tags": ("first", "second"), "wandb_notes": "why", "wandb_checkpoints": True}
+  writers = Writers(workdir, schema.Config(logging=dataclasses.replace(CONFIG.logging, **fields)), 0)
+  writers.write(4, {"train/loss": 1.5})
+  writers.show(4)
+  writers.keep(checkpoint)
+  writers.close()
+  (folder,) = (workdir / "wandb").glob("offline-run-*")
+  (file,) = folder.glob("*.wandb")
+  content = file.read_bytes()
+  asked = ("mhc", "of the sweep", "first", "second", "why", "train/loss", "1.5", "answers", "-checkpoint")
+  assert [word for word in asked if word.encode() not in content] == []
+  media = folder / "files" / "media"
+  assert len(list(media.glob("images/answers_*.png"))) == 2
+  (table,) = media.glob("table/answers/text_*.json")
+  assert json.loads(table.read_text())["data"] == [["two", "a", "b", "c"]]
+
+
 def test_two_workdirs_of_one_name_are_two_runs(server, tmp_path):
   for parent in ("a", "b"):
     (tmp_path / parent / "run").mkdir(parents=True)

@@ -295,9 +295,12 @@ def layers_of(stack: Stack) -> Layers:
   return independent(correlated_of([stack.independent]))
 
 
+# Names of the columns, and below them their units.
 HEADER = (
   f"{'Jacobian of':<20}{'size':>6}{'top':>9}{'99 % quantile':>18}{'stalled':>16}{'mean log':>16}{'spread':>14}"
-  f"  {'W1':<14}{'independent':>12}"
+  f"  {'W1':<14}{'independent':>12}\n"
+  f"{'':<20}{'values':>6}{'factor':>9}{'factor':>18}{'share':>16}{'ln':>16}{'ln':>14}"
+  f"  {'ln ± chance':<14}{'W1, ln':>12}"
 )
 
 
