@@ -6,7 +6,7 @@ Variants: tiny (4×4: the proof in a minute that everything works), 6x6, 9x9 (th
 generated puzzles). All use four streams with Cayley mixers; another family: --config.connection.mixer=sinkhorn,
 none: --config.connection.streams=1.
 Expect of tiny: more than 95 % exact test accuracy after 1,000 steps (100 % measured, also for sinkhorn and without
-streams); about 2 minutes on 2 CPU cores (measured 2026-11-21, AMD EPYC, 2 cores, shared).
+streams); 80 s on 2 CPU cores (AMD EPYC), minutes on shared ones.
 6x6 and 9x9 have not been run to the end here; published for TRM-MLP on Sudoku-Extreme: 87.4, not comparable.
 """
 

@@ -361,7 +361,7 @@ def _recommended(predictions: Sequence[Prediction], threshold: float) -> tuple[s
     total[row.mixer] = total.get(row.mixer, 0.0) + row.cost()
   mixing = [name for name in total if name != "identity"]
   if len(mixing) < 2:
-    return "", "it takes two or more mixers beside identity, which mixes nothing"
+    return "", "it takes two or more mixers beside identity, which mixes nothing: --mixer=sinkhorn,cayley"
   best = min(mixing, key=total.__getitem__)
   deep = max((row for row in predictions if row.mixer == best), key=lambda row: row.depth)
   reason = (

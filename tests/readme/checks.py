@@ -142,7 +142,7 @@ def _check_verb(argv: list[str]) -> None:
 def _check_launch(argv: list[str]) -> None:
   """Renders a launcher's commands; one that stands alone gets what it asks for."""
   needed = {"tpu": ["--name=n", "--zone=z"], "gke": ["--name=n", "--image=i"]}
-  given = [*argv, *(word for word in needed.get(argv[0], ()) if len(argv) == 1)]
+  given = argv if len(argv) > 1 else [*argv, *needed.get(argv[0], ()), "--", "--config=arc1:cayley", "--workdir=w"]
   if "--" in argv:
     _check_verb(["train", *argv[argv.index("--") + 1 :]])
   printed = io.StringIO()
