@@ -17,6 +17,7 @@ from jpmhc_jax.commands import (
   generate,
   init,
   launch,
+  predict,
   report,
   spectrum,
   sweep,
@@ -29,6 +30,7 @@ __all__ = ["COMMANDS", "tell_other_processes"]
 COMMANDS = (
   train.Train(),
   evaluate.Evaluate(),
+  predict.Predict(),
   sweep.Sweep(),
   generate.Generate(),
   report.Report(),

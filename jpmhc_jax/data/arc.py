@@ -15,7 +15,7 @@ import numpy as np
 
 from jpmhc_jax.config.schema import ArcData, Data
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.data.arc_files import remarks
+from jpmhc_jax.data import arc_files
 from jpmhc_jax.data.arc_grids import augment, augmented_name, COLOURS, dihedral, DIHEDRAL_ORDER, place, VOCABULARY
 from jpmhc_jax.data.arc_tasks import load_tasks, Pair, Task, tasks_folder
 from jpmhc_jax.data.batches import BatchPlan, Split
@@ -233,9 +233,25 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
     raise ConfigError(
       f"data.arc.min_side={config.arc.min_side} exceeds data.arc.max_side={config.arc.max_side}; swap them."
     )
-  groups, names, train, evaluation = build_splits(load_tasks(config.arc), config.arc)
-  if not train.examples:
+  parts = build_splits(load_tasks(config.arc), config.arc)
+  if not parts[2].examples:
     raise ConfigError(f"data.arc.subsets={config.arc.subsets!r}: nothing to train on; include a subset with tasks.")
+  remarks = arc_files.remarks(tasks_folder(config.arc)) if config.arc.dataset == "folder" else []
+  return dataset_of(*parts, config, batch_size=batch_size, seed=seed, remarks=remarks)
+
+
+def dataset_of(
+  groups: Sequence[Group],
+  names: Sequence[str],
+  train: Split,
+  evaluation: Split,
+  config: Data,
+  *,
+  batch_size: int,
+  seed: int,
+  remarks: Sequence[str] = (),
+) -> TokenDataset:
+  """The data set of what `build_splits` made; remarks: sentences about the files."""
   tested = [group.task for group in groups if group.evaluation]
   return TokenDataset(
     kind="arc",
@@ -253,7 +269,7 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
       "scored_test_inputs": sum(len(task.solved) for task in tested),
       "test_inputs_without_solution": sum(len(task.tests) - len(task.solved) for task in tested),
       "tasks_short_of_augmentations": sum(len(group.copies) <= config.arc.augmentations for group in groups),
-      "remarks": remarks(tasks_folder(config.arc)) if config.arc.dataset == "folder" else [],
+      "remarks": list(remarks),
     },
   )
 
@@ -261,7 +277,11 @@ def build_arc(config: Data, *, batch_size: int, seed: int) -> TokenDataset:
 def build_splits(subsets: Mapping[str, Sequence[Task]], config: ArcData) -> tuple[list[Group], list[str], Split, Split]:
   """Groups, names by identifier, training and evaluation split; with the default fields exactly the official arrays."""
   rng = LegacyRandom(config.builder_seed)
-  groups = draw_groups(subsets, config, rng)
+  return splits_of(draw_groups(subsets, config, rng), config, rng)
+
+
+def splits_of(groups: list[Group], config: ArcData, rng: LegacyRandom) -> tuple[list[Group], list[str], Split, Split]:
+  """Groups, names by identifier, training and evaluation split."""
   offsets = draw_offsets(groups, config.canvas, rng) if config.translate else None
   names, first = number_copies(groups)
   train = make_split(groups, first, lambda group: group.train, config.augmentations + 1, offsets, config.canvas)

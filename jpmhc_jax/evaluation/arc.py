@@ -140,11 +140,13 @@ class ArcVotes:
     }
     return {task: {**test_puzzles[task], "test": pairs} for task, pairs in tests.items() if pairs}
 
-  def submission(self, test_puzzles: Mapping[str, Mapping], fill_missing: bool = True) -> dict[str, list[dict]]:
-    """The best two answers per test input in Kaggle layout: {task: [{"attempt_1": grid, "attempt_2": grid}, ...]}.
+  def submission(
+    self, test_puzzles: Mapping[str, Mapping], fill_missing: bool = True, attempts: int = 2
+  ) -> dict[str, list[dict]]:
+    """The best answers per test input in Kaggle layout: {task: [{"attempt_1": grid, "attempt_2": grid}, ...]}.
 
-    Every attempt is a grid of 1×1 to 30×30: the next best answer takes the place of an empty one, a single answer fills
-    both attempts, and a test input without any gets [[0]] twice, because entries are matched by position. With
+    Every attempt is a grid of 1×1 to 30×30: the next best answer takes the place of an empty one, the best one fills
+    the attempts that are left, and a test input without any gets [[0]], because entries are matched by position. With
     fill_missing=False empty answers are attempts, [], and a test input that was never evaluated gets no entry: this is
     what the official evaluator writes.
     """
@@ -153,11 +155,12 @@ class ArcVotes:
       entries[task] = []
       for pair in puzzle["test"]:
         answers = (candidate.grid for candidate in self.ranking(task, pair["input"]))
-        grids = [grid.tolist() for grid in answers if grid.size or not fill_missing][:2]
+        grids = [grid.tolist() for grid in answers if grid.size or not fill_missing][:attempts]
         if not grids and fill_missing:
           grids = [[[0]]]
         if grids:
-          entries[task].append({"attempt_1": grids[0], "attempt_2": grids[-1]})
+          grids += grids[:1] * (attempts - len(grids))
+          entries[task].append({f"attempt_{number}": grid for number, grid in enumerate(grids, start=1)})
     return entries
 
   def examples(self, test_puzzles: Mapping[str, Mapping], limit: int = 60, answers: int = 3) -> list[dict]:

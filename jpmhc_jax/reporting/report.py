@@ -1,16 +1,17 @@
 """Run folders -> report.html: one file that needs nothing else, offline, light or dark, on a phone or on paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import importlib.resources
 from pathlib import Path
 import shlex
+from typing import Any
 
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.core.files import storing, write_atomically
+from jpmhc_jax.core.files import make_folder, storing, write_atomically
 from jpmhc_jax.reporting import compare, sweep_folder
 from jpmhc_jax.reporting.lead import status_badge
 from jpmhc_jax.reporting.markup import join, Markup, tag
-from jpmhc_jax.reporting.sections import run_sections, Section
+from jpmhc_jax.reporting.sections import gallery, run_sections, Section
 from jpmhc_jax.reporting.workdir import folders_inside, read_runs, Run
 
 NAMED = 8  # folders that a message names
@@ -68,6 +69,23 @@ def page(runs: Sequence[Run], sweep: Markup | None = None) -> str:
     title, sections = f"{len(runs)} runs", compare.comparison_sections(runs)
     rest = Section("each-run", "Each run", join(_folded(run) for run in runs))
     sections = [*sections, *([Section("sweep", "Sweep", sweep)] if sweep else []), rest]
+  return document(title, sections)
+
+
+def write_answers(title: str, words: str, examples: Sequence[Mapping[str, Any]], out: Path) -> Path:
+  """Writes a page of answers, as an evaluation records examples, and returns its path; `words` stand above them.
+
+  Raises StorageError where it cannot be written.
+  """
+  body = gallery(examples, "answers", words)
+  with storing(str(out)):
+    make_folder(out.parent)
+    write_atomically(out, document(title, [Section("answers", "Answers", body)]))
+  return out
+
+
+def document(title: str, sections: Sequence[Section]) -> str:
+  """A whole page, with a link to each of its sections."""
   links = tag("ul", *(tag("li", tag("a", s.title, href=f"#{s.anchor}")) for s in sections))
   head = [
     tag("meta", charset="utf-8"),

@@ -114,19 +114,25 @@ def example_gallery(run: Run, limit: int = 1000) -> Markup:
   if evaluation is None:
     return markup.note("No example was recorded.")
   examples = evaluation.examples[:limit]
+  shown = (
+    f"{len(examples)} of {len(evaluation.examples)}" if len(examples) < len(evaluation.examples) else len(examples)
+  )
+  words = f"{shown} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}."
+  return gallery(examples, run.anchor, words)
+
+
+def gallery(examples: Sequence[Mapping[str, Any]], anchor: str, words: str) -> Markup:
+  """Every example as a card, below `words` and the legend of their kind, with a filter."""
   count = len(examples)
   solved = sum(example.get("solved_at") is not None for example in examples)
-  choose = _solved_filter(run.anchor, count, solved) if any("solved_at" in example for example in examples) else None
+  choose = _solved_filter(anchor, count, solved) if any("solved_at" in example for example in examples) else None
   switches = [
     tag("label", tag("input", type="checkbox", class_=name), f" {words}")
     for name, words in (("large", "Large"), *([("every", f"Show all {count}")] if count > SHOWN else []))
   ]
   filters = tag("form", choose, markup.search("Task", "id"), *switches, tag("output", class_="quiet"), class_="filters")
-  shown = f"{count} of {len(evaluation.examples)}" if count < len(evaluation.examples) else count
   drawing = DRAWINGS.get(str(examples[0].get("kind", "arc")) if examples else "")
-  legend = drawing.legend if drawing else ""
-  words = f"{shown} recorded examples of the evaluation at step {evaluation.step}{evaluation.remark}. {legend}"
-  intro = tag("p", words, class_="quiet")
+  intro = tag("p", f"{words} {drawing.legend if drawing else ''}", class_="quiet")
   cards = map(draw_example, examples)
   return tag("div", intro, filters, tag("div", *cards, class_="cards"), class_="gallery", data_shown=SHOWN)
 

@@ -11,19 +11,21 @@ from typing import Any
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import places
-from jpmhc_jax.core.errors import check_choice, ConfigError
+from jpmhc_jax.core.errors import check_choice, ConfigError, require
 from jpmhc_jax.data import Dataset
+from jpmhc_jax.data.arc_tasks import parse_task, Task
 from jpmhc_jax.data.dataset import Coverage
 from jpmhc_jax.evaluation.ablations import Ablation, NOTHING
-from jpmhc_jax.evaluation.evaluator import Evaluator, make_rollout, metric_names, Rollout
+from jpmhc_jax.evaluation.evaluator import Evaluator, make_rollout, metric_names
 from jpmhc_jax.evaluation.generation import written_on
 from jpmhc_jax.models import connections
 from jpmhc_jax.reporting import lead
 from jpmhc_jax.reporting import workdir as records
 from jpmhc_jax.reporting.markup import join, tag
 from jpmhc_jax.reporting.report import write_report
+from jpmhc_jax.runs.answers import answer, Answers, Trained
 from jpmhc_jax.runs.metrics import Metrics
-from jpmhc_jax.runs.prediction import predict
+from jpmhc_jax.runs.prediction import Model, predict, solve, Solved
 from jpmhc_jax.runs.session import (
   Change,
   on_these_devices,
@@ -96,8 +98,8 @@ class Run:
     return prepared(on_these_devices(self.config, self._change), trains=False)
 
   @functools.cached_property
-  def _rollout(self) -> Rollout:
-    return make_rollout(self.setup)
+  def _model(self) -> Model:
+    return Model(self.setup, make_rollout(self.setup), self.dataset, self.state)
 
   @functools.cached_property
   def _restored(self) -> Restored:
@@ -182,16 +184,42 @@ class Run:
     self.__dict__.pop("_record", None)  # it has one evaluation more now
     return Evaluated(self.step, metrics, evaluator.coverage, evaluator.path(self.step))
 
-  def predict(self, examples: Any) -> Any:
+  def predict(self, examples: Any, **options: Any) -> Any:
     """The model's answer to examples of one's own, in the symbols that they are written in.
 
     Of a puzzle on a grid: rows of text ("1..4", "#S o"), a text of rows, or rows of numbers with 0 for a blank; the
-    answer is rows of text, or of numbers where those were given. Of other data: arrays by name, (examples, …) as
-    `dataset.element_spec` says, those that only a loss needs left out; the answer is the task's `predictions`.
+    answer is rows of text, or of numbers where those were given. Several grids give a list of answers. Of ARC: a task
+    in the public layout, {"train": […], "test": […]}, gives a list of {"attempt_1": grid, "attempt_2": grid}, one for
+    each test input; {id: task, …} gives one such list an id, the prize's submission. options: attempts=2, and those of
+    `answer`. Of other data: arrays by name, (examples, …) as `dataset.element_spec` says, those that only a loss needs
+    left out; the answer is the task's `predictions`.
     Raises DataError for cells, shapes and names that do not fit, ConfigError where the task predicts nothing.
     """
+    alone = isinstance(examples, Mapping) and "train" in examples
+    if alone or (isinstance(examples, Mapping) and all(isinstance(value, Mapping) for value in examples.values())):
+      attempts = options.pop("attempts", 2)
+      raw: Any = {"task": examples} if alone else examples
+      submission = self.answer([parse_task(name, task, "predict") for name, task in raw.items()], **options).submission
+      return submission(attempts)["task"] if alone else submission(attempts)
     with precision_of(self.config):
-      return predict(self.setup, self._rollout, self.dataset, self.state, examples)
+      return predict(self._model, examples)
+
+  def solve(self, grids: Sequence[Any]) -> list[Solved]:
+    """The answers to grids as `predict` takes them, each with what was given and what the report draws of it."""
+    with precision_of(self.config):
+      return solve(self._model, grids)
+
+  def answer(self, tasks: Sequence[Task], **options: Any) -> Answers:
+    """The answers to ARC tasks, by votes of their augmented copies: `submission`, `scores`, `examples`.
+
+    Tasks that the run was not trained on have no row in its puzzle table: theirs are fitted to their demonstrations
+    first. options: steps=None, of the fit (`FIT_STEPS` where rows are new, 0 for none), everything=False (the
+    parameters move too), votes=None (copies of a test input; those of the evaluation), tick (hears how far it is).
+    Raises ConfigError for a run on other data, DataError for a task that its canvas does not hold.
+    """
+    require(self.config.data.kind == "arc", "data.kind", self.config.data.kind, "arc, to answer ARC tasks")
+    with precision_of(self.config):
+      return answer(Trained(self.setup, self.state, self.dataset.identifiers), tasks, **options)
 
   def spectrum(self, **effort: Any) -> Any:
     """Singular values of the network's Jacobians, measured and predicted: `sites`, also kept in spectrum.json.

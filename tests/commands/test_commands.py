@@ -350,3 +350,21 @@ def test_help_answers_without_importing_jax():
   assert "exit 0 []" in done.stdout
   for verb in ("train", "evaluate", "sweep", "report", "describe", "spectrum"):
     assert verb in done.stdout
+
+
+def test_predict_answers_grids_from_standard_input_and_files_and_draws_them(workdir, tmp_path, monkeypatch, capsys):
+  out, page, listed = tmp_path / "answers.json", tmp_path / "page.html", tmp_path / "grids.json"
+  monkeypatch.setattr("sys.stdin", io.StringIO("3..4\n.4..\n..4.\n..31\n\n1...\n....\n....\n...2\n"))
+  listed.write_text("[[[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 2]]]")
+  command = ["predict", "-", str(listed), f"--workdir={workdir}", f"--out={out}", f"--page={page}", "--show=1"]
+  assert main(command) == 0
+  printed = capsys.readouterr().out
+  first, second, third = _json(out)
+  assert first["input"] == ["3..4", ".4..", "..4.", "..31"] and [len(row) for row in first["answer"]] == [4] * 4
+  assert third["answer"] == [list(map(int, row)) for row in second["answer"]]
+  assert "3 . . 4" in printed and " ".join(first["answer"][1]) in printed and "3 grids of 4×4." in printed
+  assert page.read_text().count("<article") == 3 and "solved" not in page.read_text().partition("<main")[2]
+  assert jp.load(workdir).predict([first["input"], second["input"]]) == [first["answer"], second["answer"]]
+  listed.write_text("[[1, 2")
+  assert main(["predict", str(listed), f"--workdir={workdir}"]) == 2
+  assert "not readable as JSON" in capsys.readouterr().err
