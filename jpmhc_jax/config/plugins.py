@@ -89,7 +89,7 @@ DATASETS = Door("data", {
 })  # fmt: skip
 TASKS = Door("model", {
   "trm": "jpmhc_jax.training.tasks.trm", "decoder": "jpmhc_jax.training.tasks.language",
-  "vit": "jpmhc_jax.training.tasks.vision",
+  "vit": "jpmhc_jax.training.tasks.vision", "urm": "jpmhc_jax.training.tasks.urm",
 })  # fmt: skip
 _OPTIMIZERS = ("adam_atan2", "adam_atan2_lucidrains", "adamw", "lion", "muon", "sgd")
 OPTIMIZERS = Door("optimizer", dict.fromkeys(_OPTIMIZERS, "jpmhc_jax.training.optimizer"), leaf="name")

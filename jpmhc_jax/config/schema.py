@@ -44,7 +44,7 @@ class Precision:
 @dataclasses.dataclass(frozen=True)
 class Recursion:
   outer: int = field(3, "T: cycles a supervision step; only the last one is differentiated", ge=1)
-  inner: int = field(4, "n: z_L updates in a cycle", ge=1)
+  inner: int = field(4, "n: z_L updates in a cycle; of urm: loops in a cycle", ge=1)
   max_steps: int = field(
     16, "supervision steps after which a sequence always halts (and the number used in evaluation)", ge=1
   )
@@ -68,8 +68,8 @@ class Puzzle:
 class Model:
   kind: str = field(
     "trm",
-    "the task: trm = Tiny Recursive Model, decoder = causal language model over data.kind=text, vit = vision "
-    "transformer over data.kind=images, or one that a plugin registers",
+    "the task: trm = Tiny Recursive Model, urm = Universal Reasoning Model, decoder = causal language model over "
+    "data.kind=text, vit = vision transformer over data.kind=images, or one that a plugin registers",
   )
   width: int = field(512, "d: features of one stream", ge=1)
   heads: int = field(8, "attention heads", ge=1)
@@ -77,6 +77,12 @@ class Model:
   patch: int = field(4, "vit: side in pixels of the squares that an image is cut into", ge=1)
   expansion: float = field(
     4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`", gt=0
+  )
+  convolution: int = field(
+    0,
+    "trm, urm: taps of a convolution over positions inside SwiGLU, each feature by itself (2 = this position and the "
+    "one before, as published for urm); 0 = none",
+    ge=0,
   )
   mlp_multiple: int = field(256, "SwiGLU inner width is rounded up to a multiple of this", ge=1)
   token_mixer: str = field("attention", "how positions exchange information", ("attention", "mlp"))

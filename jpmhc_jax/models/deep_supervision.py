@@ -21,8 +21,8 @@ Batch = dict[str, Int[Array, "b ..."]]
 class Carry:
   """State of every row. A pytree, so any leaf may also be a shape, a sharding or a tracer.
 
-  z_h, z_l: latents (b, l, d) or (b, l, n, d); steps: supervision steps taken (b,) int32; halted: (b,) bool;
-  data: the example that the row works on, arrays (b, ...) int32.
+  z_h, z_l: latents (b, l, d) or (b, l, n, d), z_l None of a model with one latent; steps: supervision steps taken (b,)
+  int32; halted: (b,) bool; data: the example that the row works on, arrays (b, ...) int32.
   """
 
   z_h: Any
@@ -32,7 +32,7 @@ class Carry:
   data: Any
 
 
-def initial_carry(latents: tuple[Array, Array], batch: Batch) -> Carry:
+def initial_carry(latents: tuple[Array, Array | None], batch: Batch) -> Carry:
   """A carry whose rows have all halted, so that the first step takes every row of its batch."""
   rows = latents[0].shape[0]
   return Carry(
@@ -43,15 +43,16 @@ def initial_carry(latents: tuple[Array, Array], batch: Batch) -> Carry:
   )
 
 
-def refresh(carry: Carry, latents: tuple[Array, Array], batch: Batch) -> Carry:
+def refresh(carry: Carry, latents: tuple[Array, Array | None], batch: Batch) -> Carry:
   """Puts a fresh latent, a zero step count and the incoming example where a row had halted."""
 
   def choose(fresh: Array, old: Array) -> Array:
     return jnp.where(carry.halted.reshape((-1,) + (1,) * (old.ndim - 1)), fresh, old)
 
+  z_h, z_l = jax.tree.map(choose, latents, (carry.z_h, carry.z_l))
   return Carry(
-    choose(latents[0], carry.z_h),
-    choose(latents[1], carry.z_l),
+    z_h,
+    z_l,
     jnp.where(carry.halted, 0, carry.steps),
     jnp.zeros_like(carry.halted),
     jax.tree.map(choose, batch, carry.data),

@@ -126,7 +126,36 @@ class SwiGLU(nnx.Module):
     kernel = self.gate_up[...].astype(x.dtype)
     names = ("batch", *(None,) * (x.ndim - 2), "mlp")
     gate, up = (kept(constrain(dense(x, kernel[:, part]), *names)) for part in range(2))
-    return kept(dense(silu_gated(gate, up), self.down[...].astype(x.dtype)))
+    return kept(dense(self.inside(silu_gated(gate, up)), self.down[...].astype(x.dtype)))
+
+  def inside(self, h: Float[Array, "*b i"]) -> Float[Array, "*b i"]:
+    """What happens to the gated features before the last product: nothing."""
+    return h
+
+
+class ConvSwiGLU(SwiGLU):
+  """down( silu(c + Σ_j w_j ∘ h_{t+j−⌊k/2⌋}) ), h = silu(gate(x)) · up(x): SwiGLU, and a convolution over positions.
+
+  Each feature has k taps and a bias of its own, drawn from ±1/√k; positions outside count as 0. k = 2 sees the position
+  and the one before it. Source: the Universal Reasoning Model, 2512.14693 and its code.
+  """
+
+  def __init__(self, width: int, inner: int, taps: int, *, rngs: nnx.Rngs):
+    super().__init__(width, inner, rngs=rngs)
+    bound = 1 / math.sqrt(taps)
+    kernel, bias = (
+      jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound) for shape in ((taps, 1, inner), (inner,))
+    )
+    self.taps = nnx.Param(kernel, axes=(None, None, "mlp"), role="trunk")
+    self.bias = nnx.Param(bias, axes=("mlp",), role="trunk")
+
+  def inside(self, h: Float[Array, "b l i"]) -> Float[Array, "b l i"]:
+    """The convolution and its silu."""
+    count, length = self.taps.shape[0], h.shape[1]
+    padded = jnp.pad(h, ((0, 0), (count // 2, count - 1 - count // 2), (0, 0)))
+    taps = self.taps[...].astype(h.dtype)
+    shifted = (taps[j][None] * padded[:, j : j + length] for j in range(count))
+    return jax.nn.silu(sum(shifted, start=self.bias[...].astype(h.dtype)[None, None]))
 
 
 class TokenMLP(nnx.Module):

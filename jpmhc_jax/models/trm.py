@@ -16,7 +16,7 @@ published TRM. Source: 2510.04871 and its code.
 from collections.abc import Callable
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 import jax
@@ -27,7 +27,16 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, StreamExpansion
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
 from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
-from jpmhc_jax.models.layers import Attention, rms_norm, SwiGLU, swiglu_width, TokenMLP, truncated_normal, weight
+from jpmhc_jax.models.layers import (
+  Attention,
+  ConvSwiGLU,
+  rms_norm,
+  SwiGLU,
+  swiglu_width,
+  TokenMLP,
+  truncated_normal,
+  weight,
+)
 from jpmhc_jax.models.products import SAVED
 
 Latent = Float[Array, "b l ..."]
@@ -46,7 +55,7 @@ class Output(NamedTuple):
   """What one supervision step returns; the latents carry no gradient."""
 
   z_h: Latent
-  z_l: Latent
+  z_l: Latent | None  # None of a model with one latent
   logits: Float[Array, "b s vocab"]
   q: Float[Array, "b 2"]  # halt, continue
 
@@ -67,23 +76,18 @@ def supervision_step(
     return jax.lax.dynamic_update_index_in_dim(latents, new, updated, 0), None
 
   # One array holds z_H at 0 and z_L at 1, so that a call writes the latent it updates and copies neither.
-  numbers = jnp.arange(calls_of(recursion), dtype=jnp.int32)
+  numbers = jnp.arange(recursion.inner + 1, dtype=jnp.int32)
   cycle = (numbers < recursion.inner).astype(jnp.int32), numbers
   latents = jnp.stack([z_h, z_l])
   if recursion.outer > 1:
-    still = functools.partial(call, _without_gradient(network, latents[0]), jax.lax.stop_gradient(x))
+    still = functools.partial(call, without_gradient(network, latents[0]), jax.lax.stop_gradient(x))
     latents, _ = jax.lax.scan(still, latents, jax.tree.map(lambda each: jnp.tile(each, recursion.outer - 1), cycle))
   learning = functools.partial(call, network, x)
   latents, _ = jax.lax.scan(learning, jax.lax.stop_gradient(latents), cycle)
   return latents[0], latents[1]
 
 
-def calls_of(recursion: schema.Recursion) -> int:
-  """Network calls of a cycle. Only those of the last cycle learn, so that what differs from call to call repeats."""
-  return recursion.inner + 1
-
-
-def _without_gradient(network: Network, latent: Array) -> Network:
+def without_gradient(network: Network, latent: Array) -> Network:
   """The network with constant parameters. What is merely thrown away in the end (a stopped result) still goes through
   the rules of differentiation, and pays for the marks of what a backward pass would save.
   """
@@ -127,14 +131,14 @@ class Block(nnx.Module):
     layer: int | Int[Array, ""],
     rngs: nnx.Rngs,
     causal: bool = False,
+    calls: int = 1,
   ):
     def one(make: Callable[[nnx.Rngs], Any], shared: bool) -> Any:
-      return make(rngs) if shared else PerCall(make, calls_of(model.recursion), rngs)
+      return make(rngs) if shared else PerCall(make, calls, rngs)
 
     sublayers = connection.sharing != "none"
     self.tokens = one(lambda rngs: _token_mixer(model, length, causal, rngs), sublayers)
-    hidden = swiglu_width(model.width, model.expansion, model.mlp_multiple)
-    self.features = one(lambda rngs: SwiGLU(model.width, hidden, rngs=rngs), sublayers)
+    self.features = one(functools.partial(_feed_forward, model), sublayers)
     self.connect_tokens: Connect | PerCall
     self.connect_features: Connect | PerCall
     if connection.streams > 1:
@@ -179,6 +183,13 @@ def _token_mixer(model: schema.Model, length: int, causal: bool, rngs: nnx.Rngs)
   return Attention(model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal, implementation=model.attention)
 
 
+def _feed_forward(model: schema.Model, rngs: nnx.Rngs) -> SwiGLU:
+  hidden = swiglu_width(model.width, model.expansion, model.mlp_multiple)
+  if model.convolution:
+    return ConvSwiGLU(model.width, hidden, model.convolution, rngs=rngs)
+  return SwiGLU(model.width, hidden, rngs=rngs)
+
+
 def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
   return h + sublayer(h)
 
@@ -191,6 +202,8 @@ def recomputing(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
 class TRM(nnx.Module):
   """The model without its puzzle table: rows of the table come in as an argument, so that nothing is dense in it."""
 
+  latents: ClassVar[tuple[str, ...]] = ("h", "l")  # of the answer, and of the reasoning
+
   def __init__(
     self,
     model: schema.Model,
@@ -201,7 +214,7 @@ class TRM(nnx.Module):
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    width, length = model.width, sequence_length + model.puzzle.slots
+    width, length, calls = model.width, sequence_length + model.puzzle.slots, self.calls_of(model.recursion)
     self.model, self.connection, self.dtype = model, connection, jnp.dtype(dtype)
     self.embedding = weight(rngs, (vocab_size, width), width, ("vocab", "embed"))
     self.lm_head = weight(rngs, (width, vocab_size), width, ("embed", "vocab"))
@@ -210,31 +223,36 @@ class TRM(nnx.Module):
     if model.positions == "learned":
       self.position_embedding = weight(rngs, (length, width), width, ("positions", "embed"))
     for layer in range(model.layers):
-      setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs))
+      setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs, calls=calls))
     if model.recursion.call_embedding:
-      calls = calls_of(model.recursion)
       self.call_embedding = nnx.Param(jnp.zeros((calls, width), jnp.float32), axes=("calls", "embed"), role="trunk")
     if connection.streams > 1:
       self.ends = StreamExpansion(stream_expansion_fn(connection, width), rngs=rngs)
-    self.h_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
-    self.l_init = Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",))
+    for name in self.latents:
+      setattr(self, f"{name}_init", Buffer(truncated_normal(rngs.params(), (width,), 1.0), axes=("embed",)))
+
+  @staticmethod
+  def calls_of(recursion: schema.Recursion) -> int:
+    """Network calls of a cycle. Only those of the last cycle learn, so that what differs from call to call repeats."""
+    return recursion.inner + 1
 
   @property
   def carried_streams(self) -> int:
     """Streams in the latents: n, or 1 when each network call expands and reduces on its own."""
     return self.connection.streams if self.connection.scope == "carry" else 1
 
-  def initial_latents(self, batch: int, length: int) -> tuple[Latent, Latent]:
-    """h_init and l_init at every position and stream, in the compute dtype."""
+  def initial_latents(self, batch: int, length: int) -> tuple[Latent, Latent | None]:
+    """h_init and l_init at every position and stream, in the compute dtype; None for a latent that there is not."""
 
-    def fill(vector: Array) -> Array:
+    def fill(name: str) -> Array:
       # The official buffers are generated in bfloat16; the rounding is part of the model.
-      vector = vector.astype(self.dtype)
+      vector = getattr(self, f"{name}_init")[...].astype(self.dtype)
       if self.carried_streams > 1:
         vector = expand(vector, self.carried_streams, self.connection.segments)
       return jnp.broadcast_to(vector[None, None], (batch, length, *vector.shape))
 
-    return fill(self.h_init[...]), fill(self.l_init[...])
+    z_h, *others = map(fill, self.latents)
+    return z_h, others[0] if others else None
 
   def embed(self, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None) -> Float[Array, "b l d"]:
     """√d · (puzzle slots, token embeddings): slot 0.. hold the zero-padded puzzle vector."""
@@ -261,7 +279,7 @@ class TRM(nnx.Module):
   @property
   def connections_of_its_own(self) -> int:
     """How many calls of a cycle have connections of their own; 1 where all share theirs."""
-    return 1 if self.connection.sharing == "all" else calls_of(self.model.recursion)
+    return 1 if self.connection.sharing == "all" else self.calls_of(self.model.recursion)
 
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
     """Every part of one network call in order, named as `visit` names them."""
@@ -294,20 +312,29 @@ class TRM(nnx.Module):
         h = recomputing(functools.partial(block, call=call), self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
 
+  def reason(self, network: Network, z_h: Latent, z_l: Latent | None, x: Array) -> tuple[Latent, Latent | None]:
+    """The latents after one supervision step."""
+    assert z_l is not None, "both latents"
+    return supervision_step(network, z_h, z_l, x, self.model.recursion)
+
+  def look(self, z_h: Latent, z_l: Latent | None, x: Array, call: int, visit: Visitor) -> None:
+    """One call of the network with the cycle's `call`-th connections, for diagnostics: a reasoning update."""
+    assert z_l is not None, "both latents"
+    self.network(z_l, z_h + x, call, visit)
+
   def __call__(
-    self, z_h: Latent, z_l: Latent, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None
+    self, z_h: Latent, z_l: Latent | None, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None
   ) -> Output:
     """One supervision step."""
     x = self.injected(self.embed(inputs, puzzle_rows))
     network = jax.checkpoint(self.network) if self.model.rematerialise == "call" else self.network
-    z_h, z_l = supervision_step(network, z_h, z_l, x, self.model.recursion)
+    z_h, z_l = self.reason(network, z_h, z_l, x)
     answer = self.ends.reduce(z_h) if self.carried_streams > 1 else z_h
     logits = jnp.einsum("bld,dv->blv", answer[:, self.model.puzzle.slots :], self.lm_head[...].astype(self.dtype))
     q = jnp.einsum("bd,dk->bk", answer[:, 0], self.q_kernel[...].astype(self.dtype))
     q = q + self.q_bias[...].astype(self.dtype)[None]
     return Output(
-      jax.lax.stop_gradient(z_h),
-      jax.lax.stop_gradient(z_l),
+      *jax.lax.stop_gradient((z_h, z_l)),
       logits,
       q.astype(jnp.promote_types(self.dtype, jnp.float32)),
     )

@@ -9,7 +9,6 @@ import jax
 
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
-from jpmhc_jax.config.plugins import TASKS
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.training.state import Setup
 from jpmhc_jax.training.workdir import version
@@ -37,7 +36,7 @@ def lines(setup: Setup, dataset: Dataset) -> Iterator[str]:
 
 def next_command(setup: Setup, workdir: pathlib.Path) -> str:
   """What looks closer at a finished run: at the spectrum of its network, where it has connections that we know."""
-  verb = "spectrum" if setup.connection_parameters and setup.config.model.kind in TASKS.built_in else "evaluate"
+  verb = "spectrum" if setup.connection_parameters and setup.task.linearised else "evaluate"
   return f"jpmhc {verb} --workdir={shlex.quote(str(workdir))}"
 
 

@@ -21,13 +21,13 @@ from jpmhc_jax.training.state import prepare
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configs.md"
 RECIPES = {
-  "arc1": VARIANTS,
+  "arc1": (*VARIANTS, "urm"),
   "arc2": VARIANTS,
   "arc_tiny": (*VARIANTS, "demo"),
   "digits": ("cayley", "trm", "sinkhorn", "hybrid"),
   "maze": ("tiny", "hard"),
   "stdlib_lm": ("tiny", "depth", "tiny_trm", "depth_hybrid"),
-  "sudoku": ("tiny", "6x6", "9x9"),
+  "sudoku": ("tiny", "urm", "6x6", "9x9"),
 }
 
 
@@ -57,7 +57,7 @@ def test_the_command_lists_every_config_and_the_promise_of_one(capsys):
   listed = capsys.readouterr().out
   assert all(f"{name}:" in listed for name in RECIPES) and "100 % exact" in listed
   assert main(["configs", "sudoku"]) == 0
-  assert "Variants: tiny, 6x6, 9x9" in capsys.readouterr().out
+  assert "Variants: tiny, urm, 6x6, 9x9" in capsys.readouterr().out
   assert main(["configs", "sudko"]) == 2 and "Did you mean 'sudoku'?" in capsys.readouterr().err
 
 
@@ -152,6 +152,7 @@ def test_the_cayley_recipe_has_the_published_parameters_and_its_table_is_no_para
   ("expected", "config", "vocabulary", "length"),
   [
     (6_829_058, lambda: _load("arc1", "trm"), 12, 900),
+    (13_663_234, lambda: _load("arc1", "urm"), 12, 900),
     (6_828_034, lambda: _config(), 11, 81),
     (6_822_914, lambda: _config(), 6, 900),
     (5_028_866, lambda: _config(token_mixer="mlp", positions="none"), 11, 81),

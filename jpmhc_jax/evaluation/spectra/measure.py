@@ -37,6 +37,7 @@ from jpmhc_jax.spectral.layers import Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 from jpmhc_jax.training.tasks.base import Task, TransformerPass
 from jpmhc_jax.training.tasks.trm import DeepSupervision
+from jpmhc_jax.training.tasks.urm import UniversalReasoning
 
 FILE = "spectrum.json"
 _MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
@@ -61,6 +62,14 @@ def network_of(task: Task, setup: Setup) -> Network:
 @network_of.register
 def _(task: DeepSupervision, setup: Setup) -> Network:
   return trm.Network.of(setup.graph, setup.config.model)
+
+
+@network_of.register
+def _(task: UniversalReasoning, setup: Setup) -> Network:
+  raise UserError(
+    "model.kind='urm': spectra are measured of TRM's two latents and of transformers; the loops of one latent have no "
+    "network to linearise here yet; take model.kind=trm"
+  )
 
 
 @network_of.register

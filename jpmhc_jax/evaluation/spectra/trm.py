@@ -103,7 +103,8 @@ class Network:
     """(latents before the first call, embedded input, names of the parts)."""
     model = self.model(params, buffers)
     x = model.injected(model.embed(inputs, rows))
-    return jnp.stack(model.initial_latents(*x.shape[:2])), x, tuple(part.name for part in model.parts())
+    latents: Any = model.initial_latents(*x.shape[:2])
+    return jnp.stack(latents), x, tuple(part.name for part in model.parts())
 
   def removed(self, params: Any, buffers: Any, streams: Array) -> tuple[float, ...]:
     """Share of the directions that the norm behind each part removes; a product of parts loses the largest of them."""

@@ -35,6 +35,7 @@ class Task(abc.ABC):
   that evaluation sums up. kept: names of those of which evaluation/step_N.json holds all values; of a classifier truth,
   answer and confidence, which the report draws. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the
   report. table_ids: the array of a batch that numbers the rows of the table; '' without one.
+  linearised: `jpmhc spectrum` knows its network.
   A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
   that the step works on.
 
@@ -48,6 +49,7 @@ class Task(abc.ABC):
   main_metric: str = "loss"
   higher_is_better: bool = False
   table_ids: str = ""
+  linearised: bool = False
 
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for fields that cannot work with this task."""
@@ -201,12 +203,15 @@ def check_attention(model: schema.Model) -> None:
 class TransformerPass(SinglePass):
   """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
 
+  linearised = True
+
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for heads that share the features unevenly, and for model.rematerialise='call'."""
     model = config.model
     check_attention(model)
     sharing = config.connection.sharing
     require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
+    require(model.convolution == 0, "model.convolution", model.convolution, "0: it is for model.kind=trm and urm")
     require(
       model.rematerialise != "call",
       "model.rematerialise",

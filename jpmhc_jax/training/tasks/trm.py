@@ -84,6 +84,7 @@ class DeepSupervision(Task):
   main_metric = "exact_accuracy"
   higher_is_better = True
   table_ids = "puzzle_identifiers"
+  linearised = True
   objective = staticmethod(objective)
   summarise = staticmethod(summarise)
 
@@ -126,7 +127,7 @@ class DeepSupervision(Task):
     Also `q_halt` (b,).
     """
 
-    def one(latents: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+    def one(latents: tuple[Array, Array | None], _: None) -> tuple[tuple[Array, Array | None], None]:
       output = model(*latents, batch["inputs"], rows)
       return (output.z_h, output.z_l), None
 
@@ -147,8 +148,8 @@ class DeepSupervision(Task):
     x = model.embed(carry.data["inputs"], rows)
     for call in range(model.connections_of_its_own):
       named = visit if call == 0 else lambda name, *seen, call=call: visit(f"{name}.call{call}", *seen)
-      model.network(carry.z_l, carry.z_h + model.injected(x), call, named)
+      model.look(carry.z_h, carry.z_l, model.injected(x), call, named)
     return probed
 
-  def _latents(self, model: TRM, rows: int, length: int) -> tuple[Array, Array]:
+  def _latents(self, model: TRM, rows: int, length: int) -> tuple[Array, Array | None]:
     return model.initial_latents(rows, length + model.model.puzzle.slots)
