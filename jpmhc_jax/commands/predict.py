@@ -88,7 +88,7 @@ def _arc(run: Any, options: argparse.Namespace) -> _Answered:
   return _Answered(answers.examples(options.attempts), answers.submission(options.attempts), words, [words, *scores])
 
 
-_SCORES = ("pass@1", "pass@2", "strict/pass@2")
+_SCORES = ("pass@1", "pass@2", "strict/pass@2", "outputs/pass@2")
 
 
 def _raw_tasks(name: str) -> list[Any]:

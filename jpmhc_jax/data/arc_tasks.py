@@ -222,13 +222,14 @@ def _pair(raw: Any, where: str, may_lack_output: bool) -> Pair:
     raise DataError(f"{where}: expected an object with 'input' and 'output' grids.")
   if raw.get("output") is None and not may_lack_output:
     raise DataError(f"{where}: the output is missing; a demonstration needs one: add it or remove the task.")
-  given = _grid(raw["input"], f"{where}, input")
+  given = parse_grid(raw["input"], f"{where}, input")
   if raw.get("output") is None:
     return given, np.zeros((0, 0), np.uint8)
-  return given, _grid(raw["output"], f"{where}, output")
+  return given, parse_grid(raw["output"], f"{where}, output")
 
 
-def _grid(raw: Any, where: str) -> np.ndarray:
+def parse_grid(raw: Any, where: str) -> np.ndarray:
+  """A grid of the public JSON layout, uint8; raises DataError, which begins with `where`, for anything else."""
   if not isinstance(raw, list) or not raw or not all(isinstance(row, list) and row for row in raw):
     raise DataError(f"{where}: expected a non-empty list of non-empty rows; fix the grid.")
   widths = sorted({len(row) for row in raw})

@@ -5,10 +5,10 @@ grid counts for the input it came from. Answers are ranked by (votes, mean sigmo
 keeps the order in which the answers were first seen. This is the rule of the official TRM evaluator.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Integer, UInt8
 import numpy as np
@@ -47,6 +47,20 @@ class _Ballot:
   def ranked(self) -> list[tuple[bytes, int, float]]:
     means = [(answer, votes, q_sum / votes) for answer, (votes, q_sum) in self.answers.items()]
     return sorted(means, key=lambda item: item[1:], reverse=True)  # sorted is stable in reverse, too
+
+
+class _Outcome(NamedTuple):
+  """Of a test input: the truth's place among the answers, among those that are no empty grid, and what voted."""
+
+  rank: float
+  attempt: float
+  plain: bool
+  votes: int
+
+
+def _share(solved: Iterable[bool]) -> float:
+  each = list(solved)
+  return sum(each) / len(each)
 
 
 class ArcVotes:
@@ -105,32 +119,33 @@ class ArcVotes:
     """pass@k over all tasks, each in [0, 1]; of tests with an output, see `with_outputs`.
 
     `pass@k`: mean over tasks of (test inputs whose truth is among the first k answers) / (test inputs).
-    `strict/pass@k`: share of tasks with every test input so solved (the rule of the ARC Prize).
+    `strict/pass@k`: share of tasks with every test input so solved (the rule of ARC-AGI).
+    `outputs/pass@k`: share of all test inputs so solved; with k = 2 what the ARC Prize scores on Kaggle.
     `unaugmented/pass@1`: as pass@1, from the one prediction on the un-augmented input.
     `augmentations_voted`: mean number of votes on a test input.
     A test input that was never evaluated counts as not solved (see `voted_on`). An empty answer takes up a place among
-    the first k of `pass@k`, as in the official evaluator, and none in `strict/pass@k`, as in a submission. Raises
-    DataError when there is no test task.
+    the first k of `pass@k`, as in the official evaluator, and none in `strict/pass@k` and `outputs/pass@k`, as in a
+    submission. Raises DataError when there is no test task.
     """
     if not test_puzzles:
       raise DataError("test_puzzles is empty: pass@k needs a test task; check data.arc.test_subset and its filters")
-    sums = dict.fromkeys([*(f"pass@{k}" for k in ks), *(f"strict/pass@{k}" for k in ks), "unaugmented/pass@1"], 0.0)
-    votes = []
-    for task, puzzle in test_puzzles.items():
-      ranks, submitted, plain = [], [], 0
-      for pair in puzzle["test"]:
-        ballot, truth = self._ballot(task, pair["input"]), _key(pair["output"])
-        ranks.append(_rank(ballot, truth))
-        submitted.append(_rank(ballot, truth, attempts=True))
-        plain += ballot is not None and ballot.plain == truth
-        votes.append(ballot.total() if ballot else 0)
-      for k in ks:
-        solved = sum(rank <= k for rank in ranks)
-        sums[f"pass@{k}"] += solved / len(ranks)
-        sums[f"strict/pass@{k}"] += all(rank <= k for rank in submitted)
-      sums["unaugmented/pass@1"] += plain / len(ranks)
-    means = {name: total / len(test_puzzles) for name, total in sums.items()}
-    return means | {"augmentations_voted": float(np.mean(votes))}
+    tasks = [self._outcomes(task, puzzle) for task, puzzle in test_puzzles.items()]
+    outputs = [outcome for outcomes in tasks for outcome in outcomes]
+    means = {f"pass@{k}": sum(_share(o.rank <= k for o in task) for task in tasks) / len(tasks) for k in ks}
+    means |= {f"strict/pass@{k}": _share(all(o.attempt <= k for o in task) for task in tasks) for k in ks}
+    means |= {f"outputs/pass@{k}": _share(o.attempt <= k for o in outputs) for k in ks}
+    means["unaugmented/pass@1"] = sum(_share(o.plain for o in task) for task in tasks) / len(tasks)
+    return means | {"augmentations_voted": float(np.mean([o.votes for o in outputs]))}
+
+  def by_task(self, test_puzzles: Mapping[str, Mapping]) -> dict[str, dict[str, float]]:
+    """Of every task: its number of test inputs, the shares that one and two attempts solve, mean votes on an input."""
+    tasks = {task: self._outcomes(task, puzzle) for task, puzzle in test_puzzles.items()}
+    return {
+      task: {"tests": len(outcomes)}
+      | {f"outputs/pass@{k}": _share(o.attempt <= k for o in outcomes) for k in (1, 2)}
+      | {"augmentations_voted": float(np.mean([o.votes for o in outcomes]))}
+      for task, outcomes in tasks.items()
+    }
 
   def voted_on(self, test_puzzles: Mapping[str, Mapping]) -> dict[str, dict]:
     """The test inputs that any copy voted on, in the same layout; tasks without one are left out."""
@@ -201,6 +216,14 @@ class ArcVotes:
 
   def _ballot(self, task: str, test_input: Any) -> _Ballot | None:
     return self._tasks.get(task, {}).get(_key(test_input))
+
+  def _outcomes(self, task: str, puzzle: Mapping) -> list[_Outcome]:
+    outcomes = []
+    for pair in puzzle["test"]:
+      ballot, truth = self._ballot(task, pair["input"]), _key(pair["output"])
+      plain, votes = ballot is not None and ballot.plain == truth, ballot.total() if ballot else 0
+      outcomes.append(_Outcome(_rank(ballot, truth), _rank(ballot, truth, attempts=True), plain, votes))
+    return outcomes
 
   def _example(self, task: str, test: int, puzzle: Mapping, answers: int) -> dict:
     pair = puzzle["test"][test]

@@ -19,6 +19,7 @@ import json
 import pathlib
 import shlex
 import sys
+import time
 from typing import Any
 import zlib
 
@@ -36,6 +37,7 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.ablations import ablate, Ablation, NOTHING
 from jpmhc_jax.evaluation.accumulator import EvalAccumulator, EvalProgress, EXAMPLES
 from jpmhc_jax.evaluation.arc import ArcVotes, with_outputs
+from jpmhc_jax.evaluation.submission import check_submission
 from jpmhc_jax.training import interrupts
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.hosts import distributed
@@ -54,7 +56,7 @@ class Evaluator:
   def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path, ablation: Ablation = NOTHING):
     self.setup, self.workdir, self.ablation = setup, workdir, ablation
     self.dataset: Any = dataset  # one whose copies vote has `test_puzzles` and `side`
-    self.folder = ablation.folder(workdir)
+    self.folder, self.seconds = ablation.folder(workdir), 0.0
     evaluated, self.replaced = ablate(setup, ablation)
     self.rollout = make_rollout(evaluated)
     with storing(str(self.folder)):
@@ -75,7 +77,9 @@ class Evaluator:
     Raises Interrupted when the process is asked to stop meanwhile; what was counted is on disk then.
     """
     partials = [self._partial(state, f"{step}{self.coverage.suffix}")]
+    began = time.monotonic()
     own = self._pass(state, partials[0], self.voting)
+    self.seconds = time.monotonic() - began
     beside: dict[str, EvalAccumulator] = {}
     if self.ablation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
@@ -182,14 +186,16 @@ class Evaluator:
 
   def _write_all(self, step: int, own: EvalAccumulator, beside: Mapping[str, EvalAccumulator]) -> dict[str, float]:
     """Metrics of the merged tallies, and the files of this evaluation; beside: others by how their names begin."""
-    metrics, examples = self._means(own), own.examples
+    metrics, examples, scored = self._means(own), own.examples, {}
     with storing(str(self.folder)):
       if own.votes is not None:
         every = self.dataset.test_puzzles
         answered = own.votes.voted_on(every) if self.coverage.partial else every
         scored = with_outputs(answered)
         examples = own.votes.examples(answered, EXAMPLES)
-        self._write(self.path(step, "submission"), own.votes.submission(every))
+        submission = own.votes.submission(every)
+        check_submission(submission, every)
+        self._write(self.path(step, "submission"), submission)
         pooled = self._pooled(own.votes, step) if self.setup.config.evaluation.pooled else None
         if scored:
           metrics |= own.votes.results(scored)
@@ -202,12 +208,22 @@ class Evaluator:
       result = {"step": step, "metrics": stored, "judged_by": judged, "examples": examples}
       if own.kept:
         result["answers"] = own.kept
+      if scored and own.votes is not None:
+        result["tasks"] = own.votes.by_task(scored)
+      result["cost"] = self._cost(own)
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
         result["ablation"] = {"mixer": self.ablation.mixer, "connections": self.replaced}
       self._write(self.path(step), result)
     return metrics
+
+  def _cost(self, own: EvalAccumulator) -> dict[str, Any]:
+    """Wall time of the pass, of one task, and on what; of one that was resumed, of its last start."""
+    tasks = len(self.dataset.test_puzzles) if own.votes is not None else own.count
+    devices = self.setup.mesh.devices.ravel()
+    where = f"{len(devices)} × {devices[0].device_kind}"
+    return {"seconds": self.seconds, "seconds_per_task": self.seconds / max(tasks, 1), "devices": where}
 
   def _earlier(self, step: int, prefixes: tuple[str, ...]) -> dict[str, float]:
     """The metrics that begin so of the file that this evaluation replaces."""

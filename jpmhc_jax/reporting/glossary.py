@@ -137,7 +137,8 @@ def meaning(name: str) -> Meaning:
     return dataclasses.replace(whole, title=title.format(entry[2]))
   if "pass@" in last:
     k = last.rpartition("@")[2]
-    return Meaning(name.removeprefix("evaluation/"), f"Share of tasks solved by one of the {k} best answers.", HIGHER)
+    what = "test inputs" if "outputs/" in name else "tasks"
+    return Meaning(name.removeprefix("evaluation/"), f"Share of {what} solved by one of the {k} best answers.", HIGHER)
   group, _, rest = name.partition("/")
   words = (rest or group).replace("_", " ").replace("/", ": ")
   return MEANINGS.get(last) or Meaning(words[:1].upper() + words[1:], GROUPS.get(group, ""))

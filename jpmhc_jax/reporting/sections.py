@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jpmhc_jax.config import load as configs
+from jpmhc_jax.core.terminal import duration
 from jpmhc_jax.reporting import charts, choice, classes, curves, depth, markup, spectra
 from jpmhc_jax.reporting.examples import draw_example, DRAWINGS
 from jpmhc_jax.reporting.lead import CHARTS, lead
@@ -74,6 +75,7 @@ def evaluation_tables(run: Run) -> Markup:
   parts = [pass_table(title, evaluation) for title, evaluation in shown]
   if last.coverage:
     parts.insert(0, markup.note(f"Partial: the run was evaluated on {last.coverage}, as its config asks for."))
+  parts += [task_table(last), cost_words(last)]
   return join([*parts, _evaluations_table("Every evaluation", run.evaluations, covered=bool(last.coverage)), *others])
 
 
@@ -102,10 +104,37 @@ def pass_table(title: str, evaluation: Evaluation) -> Markup | None:
   caption = f"{title} evaluation, step {evaluation.step}{evaluation.remark}"
   voted = evaluation.metrics.get("augmentations_voted")
   remark = f"{markup.format_number(voted)} augmented copies voted on each test input, on average. " if voted else ""
-  words = "Fractional: a task scores the share of its test inputs that are solved. Strict: all of them must be."
+  words = (
+    "Fractional: a task scores the share of its test inputs that are solved. Strict: all of them must be. Outputs: the "
+    "share of all test inputs, which with two attempts is the score of the ARC Prize."
+  )
   return join(
     [markup.table(caption, ["", *map(curves.kind_words, kinds)], rows), tag("p", remark + words, class_="quiet")]
   )
+
+
+def task_table(evaluation: Evaluation) -> Markup | None:
+  """Every task's test inputs, solved shares and votes, folded; None of an evaluation that scored no tasks."""
+  tasks = {name: scores for name, scores in evaluation.tasks.items() if isinstance(scores, Mapping)}
+  names = list(dict.fromkeys(name for scores in tasks.values() for name in scores))
+  if not names:
+    return None
+  rows = [
+    [task, *(number(scores.get(name), curves.is_share(name)) for name in names)] for task, scores in tasks.items()
+  ]
+  heads = {"outputs/pass@1": "one attempt", "outputs/pass@2": "two attempts", "augmentations_voted": "votes an input"}
+  caption = f"Every task of the evaluation at step {evaluation.step}"
+  table = markup.table(caption, ["task", *(heads.get(name, name) for name in names)], rows, class_="sortable")
+  return tag("details", tag("summary", f"{len(tasks)} tasks, one by one"), table)
+
+
+def cost_words(evaluation: Evaluation) -> Markup | None:
+  """What the evaluation took; None where it was not recorded."""
+  seconds, each = (evaluation.cost.get(name) for name in ("seconds", "seconds_per_task"))
+  if not isinstance(seconds, int | float) or not isinstance(each, int | float):
+    return None
+  took = f"It took {duration(seconds)} on {evaluation.cost.get('devices')}"
+  return tag("p", f"{took}, {duration(each)} a {'task' if evaluation.tasks else 'example'}.", class_="quiet")
 
 
 def example_gallery(run: Run, limit: int = 1000) -> Markup:

@@ -44,6 +44,8 @@ class Evaluation:
   coverage: Coverage | None = None
   judged_by: tuple[str, bool] | None = None  # the main metric of the run's task, and whether larger is better
   answers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> one value an example
+  tasks: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # id -> scores of the task
+  cost: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # seconds, seconds_per_task, devices
 
   @property
   def remark(self) -> str:
@@ -291,10 +293,11 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    answers = record.get("answers")
-    answers = answers if isinstance(answers, dict) else {}
+    answers, tasks, cost = (
+      part if isinstance(part := record.get(name), dict) else {} for name in ("answers", "tasks", "cost")
+    )
     covered = _coverage(record.get("partial"))
-    evaluations.append(Evaluation(step, numbers, examples, covered, judged_by(record), answers))
+    evaluations.append(Evaluation(step, numbers, examples, covered, judged_by(record), answers, tasks, cost))
   return sorted(evaluations, key=lambda evaluation: evaluation.step)
 
 

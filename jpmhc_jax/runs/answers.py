@@ -16,6 +16,7 @@ from jpmhc_jax.data.arc_given import given_dataset, trained_rows
 from jpmhc_jax.data.arc_tasks import Task
 from jpmhc_jax.evaluation.arc import ArcVotes, with_outputs
 from jpmhc_jax.evaluation.evaluator import make_rollout
+from jpmhc_jax.evaluation.submission import ATTEMPTS, check_submission
 from jpmhc_jax.training import mesh as meshes
 from jpmhc_jax.training.fitting import fit, fit_config
 from jpmhc_jax.training.inherit import rows_by_name, with_arrays
@@ -41,7 +42,10 @@ class Answers:
 
   def submission(self, attempts: int = 2) -> dict[str, list[dict[str, list]]]:
     """{id: [{"attempt_1": grid, …}, …]}, one entry for each test input: what the ARC Prize takes."""
-    return self.votes.submission(self.tasks, attempts=attempts)
+    submission = self.votes.submission(self.tasks, attempts=attempts)
+    if attempts >= len(ATTEMPTS):
+      check_submission(submission, self.tasks)
+    return submission
 
   def scores(self) -> dict[str, float]:
     """pass@k of the test inputs whose outputs are known; {} without any."""

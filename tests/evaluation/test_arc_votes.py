@@ -9,6 +9,8 @@ import pytest
 from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.data.arc_grids import augment, augmented_name, encode, grid_hash, parse_augmented_name
 from jpmhc_jax.evaluation.arc import ArcVotes, PASS_KS
+from jpmhc_jax.evaluation.submission import check_submission, score_submission
+from jpmhc_jax.main import main
 
 TOKENS = "0123456789ab"
 CANVAS = 6
@@ -125,8 +127,65 @@ def test_augmentations_are_undone_before_voting():
 def test_fractional_and_strict_scores_of_a_half_solved_task():
   votes = make_votes([(1, 0, TRUTH, 0.5), (1, 1, WRONG, 0.5)], tests=(QUESTION, SECOND))
   results = votes.results(puzzles(task=[(QUESTION, TRUTH), (SECOND, TRUTH)]))
-  assert (results["pass@1"], results["strict/pass@1"]) == (0.5, 0.0)
+  assert (results["pass@1"], results["strict/pass@1"], results["outputs/pass@1"]) == (0.5, 0.0, 0.5)
   assert results["augmentations_voted"] == 1.0
+
+
+def test_the_prize_counts_test_outputs_and_the_paper_tasks():
+  names = ("<blank>", "two", "one")
+  votes = make_votes([(1, 0, TRUTH, 0.5), (1, 1, WRONG, 0.5), (2, 0, None, 0.5), (2, 0, None, 0.5), (2, 0, WRONG, 0.5),
+                      (2, 0, TRUTH, 0.4)], names, (QUESTION, SECOND))  # fmt: skip
+  asked = puzzles(two=[(QUESTION, TRUTH), (SECOND, TRUTH)], one=[(QUESTION, TRUTH)])
+  results = votes.results(asked, ks=(1, 2))
+  # An empty answer takes up a place in pass@k and none in a submission.
+  assert (results["pass@2"], results["strict/pass@2"], results["outputs/pass@2"]) == (0.25, 0.5, 2 / 3)
+  assert votes.by_task(asked) == {
+    "two": {"tests": 2, "outputs/pass@1": 0.5, "outputs/pass@2": 0.5, "augmentations_voted": 1.0},
+    "one": {"tests": 1, "outputs/pass@1": 0.0, "outputs/pass@2": 1.0, "augmentations_voted": 4.0},
+  }
+  submission = votes.submission(asked)
+  check_submission(submission, asked)
+  scores = score_submission(submission, asked)
+  assert scores == {"two": [True, False], "one": [True]}  # as `results` says
+
+
+GRID = [[1, 2]]
+ENTRY = {"attempt_1": GRID, "attempt_2": GRID}
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ([], "a list; expected an object with an entry for each task id"),
+    ({}, "no entry for task 'task' .and 0 more"),
+    ({"task": [ENTRY], "tsak": [ENTRY]}, "task 'tsak' is none of the 1 tasks; remove it. Did you mean 'task'"),
+    ({"task": ENTRY}, "task 'task': a dict entries; expected a list of 1"),
+    ({"task": [ENTRY, ENTRY]}, "task 'task': 2 entries; expected a list of 1"),
+    ({"task": [{"attempt_1": GRID}]}, "test input 0: expected an object with attempt_1 and attempt_2"),
+    ({"task": [ENTRY | {"attempt_2": []}]}, "test input 0, attempt_2: expected a non-empty list"),
+    ({"task": [ENTRY | {"attempt_2": [[10]]}]}, r"attempt_2: cell \(0, 0\) is 10"),
+    ({"task": [ENTRY | {"attempt_1": [[0]] * 31}]}, "attempt_1: 31x1 cells"),
+  ],
+)
+def test_a_submission_that_the_prize_would_not_take_is_refused_in_words(content, message):
+  with pytest.raises(DataError, match=message):
+    check_submission(content, puzzles())
+
+
+def test_the_command_scores_a_submission_from_anywhere(tmp_path, capsys):
+  tasks = puzzles(a=[(QUESTION, TRUTH), (SECOND, WRONG)], b=[(QUESTION, TRUTH)])
+  del tasks["b"]["test"][0]["output"]
+  known = {name: task | {"train": tasks["a"]["test"]} for name, task in tasks.items()}
+  (tmp_path / "some_challenges.json").write_text(json.dumps(known))
+  right = {"attempt_1": GRID, "attempt_2": TRUTH.tolist()}
+  content = {"a": [right, ENTRY], "b": [ENTRY]}
+  (tmp_path / "submission.json").write_text(json.dumps(content))
+  command = ["score", str(tmp_path / "submission.json"), str(tmp_path / "some_challenges.json")]
+  assert main(command) == 0
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert lines == [["a", "1", "of", "2"], ["outputs/pass@2", "0.5"], ["strict/pass@2", "0"]]
+  (tmp_path / "submission.json").write_text(json.dumps({"a": [right]}))
+  assert main(command) == 2 and "submission.json: no entry for task 'b'" in capsys.readouterr().err
 
 
 def test_pass_at_k_never_falls_with_k():

@@ -171,7 +171,7 @@ def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   dataset, setup, state = _arc()
   evaluator = Evaluator(setup, dataset, tmp_path, Ablation(wrong_puzzle=True))
   metrics = evaluator(state, 3)
-  plain = {f"pass@{k}" for k in PASS_KS} | {f"strict/pass@{k}" for k in PASS_KS}
+  plain = {f"{kind}pass@{k}" for k in PASS_KS for kind in ("", "strict/", "outputs/")}
   plain |= {"unaugmented/pass@1", "augmentations_voted"}
   assert plain | {f"pooled/{name}" for name in plain} <= set(metrics)
   assert set(metric_names(setup.config)) == {name for name in metrics if not name.startswith("wrong_puzzle/")}
@@ -188,6 +188,8 @@ def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   written = json.loads((tmp_path / "evaluation" / "step_3.json").read_text())
   assert written["metrics"] == metrics
   assert {example["kind"] for example in written["examples"]} == {"arc"}
+  assert written["tasks"].keys() == dataset.test_puzzles.keys() and written["cost"]["devices"] == "1 × cpu"
+  assert written["cost"]["seconds"] == pytest.approx(len(written["tasks"]) * written["cost"]["seconds_per_task"]) > 0
 
 
 def test_test_inputs_without_an_output_are_answered_and_not_scored(tmp_path):
