@@ -1,4 +1,4 @@
-"""`jpmhc train|evaluate|predict|sweep|report|figures|configs|describe|spectrum|launch|init|completion`.
+"""`jpmhc train|evaluate|predict|score|sweep|report|figures|configs|describe|spectrum|launch|init|completion`.
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
 died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed, or too many files are open ·

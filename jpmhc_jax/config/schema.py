@@ -285,6 +285,21 @@ class Evaluation:
     "when the parameters themselves are evaluated beside their average, as unaveraged/…, in a second pass",
     ("never", "end", "always"),
   )
+  trajectories: int = field(
+    1,
+    "trm, urm: K supervision rollouts of every example, the first as always, the others with Gaussian noise on the "
+    "reasoning latent at every supervision step; one of their answers is chosen",
+    ge=1,
+  )
+  noise: float = field(
+    0.1, "standard deviation of the noise of the trajectories; the latent's entries have a root mean square of 1", ge=0
+  )
+  choice: str = field(
+    "halting",
+    "which trajectory answers: halting = the one of the largest halting logit, vote = the answer that most give (ARC "
+    "votes over its augmented copies instead)",
+    ("halting", "vote"),
+  )
   pooled: bool = field(True, "ARC: also report votes pooled over all evaluations of the run")
   save_every: int = field(100, "batches between saves of a running evaluation, which resumes there; 0 = never", ge=0)
 

@@ -141,7 +141,7 @@ class ArcVotes:
     """Of every task: its number of test inputs, the shares that one and two attempts solve, mean votes on an input."""
     tasks = {task: self._outcomes(task, puzzle) for task, puzzle in test_puzzles.items()}
     return {
-      task: {"tests": len(outcomes)}
+      task: {"tests": float(len(outcomes))}
       | {f"outputs/pass@{k}": _share(o.attempt <= k for o in outcomes) for k in (1, 2)}
       | {"augmentations_voted": float(np.mean([o.votes for o in outcomes]))}
       for task, outcomes in tasks.items()

@@ -53,10 +53,13 @@ UNAVERAGED = "unaveraged/"  # of those of the parameters themselves
 class Evaluator:
   """Callable on (state, step). The votes of each evaluation stay in the workdir, so that pooling survives restarts."""
 
-  def __init__(self, setup: Setup, dataset: Dataset, workdir: pathlib.Path, ablation: Ablation = NOTHING):
+  def __init__(
+    self, setup: Setup, dataset: Dataset, workdir: pathlib.Path, ablation: Ablation = NOTHING, subfolder: str = ""
+  ):
+    """subfolder: of evaluation/, where nothing looks for the results of the run."""
     self.setup, self.workdir, self.ablation = setup, workdir, ablation
     self.dataset: Any = dataset  # one whose copies vote has `test_puzzles` and `side`
-    self.folder, self.seconds = ablation.folder(workdir), 0.0
+    self.folder, self.seconds = ablation.folder(workdir) / subfolder, 0.0
     evaluated, self.replaced = ablate(setup, ablation)
     self.rollout = make_rollout(evaluated)
     with storing(str(self.folder)):
@@ -109,7 +112,8 @@ class Evaluator:
     def identity() -> str:
       numbers = fingerprint((state.evaluated, state.buffers, state.table))
       shares = f"{self.share.count} of {self.share.size}"
-      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {shares} {self.setup.task.kept}"
+      tries = f"{fields.trajectories} {fields.noise} {fields.choice}" if fields.trajectories > 1 else "1"
+      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {shares} {self.setup.task.kept} {tries}"
 
     return EvalProgress(self.folder, name, identity, self.share.index)
 
@@ -211,6 +215,9 @@ class Evaluator:
       if scored and own.votes is not None:
         result["tasks"] = own.votes.by_task(scored)
       result["cost"] = self._cost(own)
+      if self.setup.config.evaluation.trajectories > 1:
+        evaluation = self.setup.config.evaluation
+        result["trajectories"] = {name: getattr(evaluation, name) for name in ("trajectories", "noise", "choice")}
       if self.coverage.partial:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:

@@ -167,7 +167,8 @@ class Run:
     max_examples=100.
 
     Raises ConfigError for an unknown field, ablation or layer, for permuted puzzles of a network that has none, and for
-    a field that would overwrite the run's own results by fewer metrics; Interrupted after SIGTERM or Ctrl-C, with what
+    a field that would overwrite the run's own results by fewer metrics (other trajectories than the run's own go to
+    evaluation/trajectories_…/); Interrupted after SIGTERM or Ctrl-C, with what
     was counted saved.
     """
     changes = {f"evaluation.{name}": value for name, value in fields.items()}
@@ -179,7 +180,7 @@ class Run:
       _refuse_less(self.config.evaluation, config.evaluation)
     with processes_of(config, step=self._asked, **dataclasses.asdict(ablation)):
       setup = dataclasses.replace(self.setup, config=dataclasses.replace(config, mesh=self.setup.config.mesh))
-      evaluator = Evaluator(setup, self.dataset, self.workdir, ablation)
+      evaluator = Evaluator(setup, self.dataset, self.workdir, ablation, _subfolder(self.config, config))
       metrics = evaluator(self.state, self.step)
     self.__dict__.pop("_record", None)  # it has one evaluation more now
     return Evaluated(self.step, metrics, evaluator.coverage, evaluator.path(self.step))
@@ -364,6 +365,15 @@ def _check_evaluation(config: schema.Config) -> None:
   """Raises ConfigError for evaluations that a run cannot be judged by."""
   if config.checkpoint.best_metric:
     check_choice("checkpoint.best_metric", config.checkpoint.best_metric, metric_names(config))
+
+
+def _subfolder(recorded: schema.Config, asked: schema.Config) -> str:
+  """Of evaluation/: where the results of trajectories go that are not those of the run's own evaluations; else ''."""
+  ours, theirs = (
+    (each.evaluation.trajectories, each.evaluation.noise, each.evaluation.choice) if each.evaluation.trajectories > 1
+    else (1,) for each in (recorded, asked)
+  )  # fmt: skip
+  return "" if ours == theirs else "trajectories_" + "_".join(map(str, theirs))
 
 
 def _refuse_less(recorded: schema.Evaluation, asked: schema.Evaluation) -> None:

@@ -47,7 +47,7 @@ def test_a_supervision_step_is_four_loops_of_which_the_last_two_have_a_gradient(
     x, (z, _) = model.embed(INPUTS, ROWS), model.initial_latents(2, 5)
     for turn in range(4):
       z = jax.lax.stop_gradient(z) if turn == 2 else z
-      z = z + x + model.call_embedding[...][turn % 2]
+      z = z + x + model.call_embedding[...][turn % 2][None, None]
       z = model.block1(model.block0(z))
     logits = z[:, 1:] @ model.lm_head[...]
     return jnp.sum(jnp.sin(logits)), logits
@@ -79,9 +79,9 @@ def test_the_convolution_sees_the_positions_around_and_nothing_outside(taps):
 
 @pytest.mark.parametrize("mixer", [name for name in VARIANTS if name not in ("trm", "grassmann")])
 def test_every_mixer_takes_its_place_in_the_loops(mixer):
-  model = _model(schema.Connection(mixer=mixer, streams=2))
+  model = _model(schema.Connection(mixer=mixer, streams=4), layers=1)
   output = jax.eval_shape(lambda model: model(*model.initial_latents(2, 5), INPUTS, ROWS), model)
-  assert output.z_h.shape == (2, 5, 2, 8) and output.logits.shape == (2, 4, 5)
+  assert output.z_h.shape == (2, 5, 4, 8) and output.logits.shape == (2, 4, 5)
 
 
 @pytest.mark.parametrize("fields", [{"scope": "call"}, {"sharing": "per_call"}, {"sharing": "none"}], ids=str)

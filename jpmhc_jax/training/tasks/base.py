@@ -35,7 +35,7 @@ class Task(abc.ABC):
   that evaluation sums up. kept: names of those of which evaluation/step_N.json holds all values; of a classifier truth,
   answer and confidence, which the report draws. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the
   report. table_ids: the array of a batch that numbers the rows of the table; '' without one.
-  linearised: `jpmhc spectrum` knows its network.
+  linearised: `jpmhc spectrum` knows its network. has_trajectories: `evaluation.trajectories` may be more than one.
   A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
   that the step works on.
 
@@ -50,6 +50,7 @@ class Task(abc.ABC):
   higher_is_better: bool = False
   table_ids: str = ""
   linearised: bool = False
+  has_trajectories: bool = False
 
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for fields that cannot work with this task."""
@@ -138,6 +139,9 @@ def task_of(config: schema.Config) -> Task:
       f"data.kind={config.data.kind!r}: model.kind={config.model.kind!r} learns from {', '.join(task.data_kinds)}; "
       f"set one of these, or another model.kind ({', '.join(plugins.TASKS.names(config.plugins))})"
     )
+  trajectories = config.evaluation.trajectories
+  words = f"1: an example of model.kind={config.model.kind!r} has one rollout"
+  require(trajectories == 1 or task.has_trajectories, "evaluation.trajectories", trajectories, words)
   task.check(config)
   return task
 

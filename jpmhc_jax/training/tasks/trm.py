@@ -8,15 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.core import rng
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import IGNORED
 from jpmhc_jax.data import TokenDataset
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
+from jpmhc_jax.models.trajectories import choose, disturbed, example_keys
 from jpmhc_jax.models.trm import Output, TRM
 from jpmhc_jax.training.tasks.base import check_attention, Probe, register_task, Task, token_model
 
 HALT_WEIGHT = 0.5
+Latents = tuple[Array, Array | None]
 
 # Sums over rows that halted in this step and have a label; divided by `count` when they are reported.
 PER_HALTED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
@@ -85,6 +88,7 @@ class DeepSupervision(Task):
   higher_is_better = True
   table_ids = "puzzle_identifiers"
   linearised = True
+  has_trajectories = True
   objective = staticmethod(objective)
   summarise = staticmethod(summarise)
 
@@ -103,6 +107,8 @@ class DeepSupervision(Task):
     check_attention(config.model)
     alone = config.connection.streams == 1 and config.connection.sharing == "per_call"
     require(not alone, "connection.streams", 1, "2 or more, since connection.sharing=per_call is about connections")
+    voted = config.evaluation.choice == "vote" and config.data.kind == "arc"
+    require(not voted, "evaluation.choice", "vote", "halting, since the augmented copies of ARC's test inputs vote")
     puzzle, most = config.model.puzzle, config.model.puzzle.slots * config.model.width
     words = f"0 to slots*width = {most} (the vector is zero-padded into the slots)"
     require(0 <= puzzle.width <= most, "model.puzzle.width", puzzle.width, words)
@@ -124,19 +130,33 @@ class DeepSupervision(Task):
   ) -> dict[str, Array]:
     """The rollout: every example takes all `max_steps` supervision steps, q is not used to stop; the last one answers.
 
-    Also `q_halt` (b,).
+    Of `evaluation.trajectories` rollouts the chosen one. Also `q_halt` (b,).
     """
+    evaluation, start = config.evaluation, self._latents(model, *batch["inputs"].shape)
 
-    def one(latents: tuple[Array, Array | None], _: None) -> tuple[tuple[Array, Array | None], None]:
-      output = model(*latents, batch["inputs"], rows)
-      return (output.z_h, output.z_l), None
+    def enter(latents: Latents, trajectory: Array | None, step: Array) -> Latents:
+      if trajectory is None:
+        return latents
+      keys = example_keys(rng.key_for(config.seed, "trajectories"), batch["inputs"], batch[self.table_ids])
+      return disturbed(latents, keys, trajectory, step, evaluation.noise)
 
-    start = self._latents(model, *batch["inputs"].shape)
-    latents, _ = jax.lax.scan(one, start, None, length=config.model.recursion.max_steps - 1)
-    output = model(*latents, batch["inputs"], rows)
-    per_row = losses(output, batch["labels"], config.model.loss)
-    per_row["loss"] = per_row["lm_loss"] + HALT_WEIGHT * per_row["q_halt_loss"]
-    return per_row | {"predictions": jnp.argmax(output.logits, axis=-1).astype(jnp.int32), "q_halt": output.q[:, 0]}
+    def rollout(trajectory: Array | None) -> dict[str, Array]:
+      def one(latents: Latents, step: Array) -> tuple[Latents, None]:
+        output = model(*enter(latents, trajectory, step), batch["inputs"], rows)
+        return (output.z_h, output.z_l), None
+
+      last = config.model.recursion.max_steps - 1
+      latents, _ = jax.lax.scan(one, start, jnp.arange(last))
+      output = model(*enter(latents, trajectory, jnp.asarray(last)), batch["inputs"], rows)
+      per_row = losses(output, batch["labels"], config.model.loss)
+      per_row["loss"] = per_row["lm_loss"] + HALT_WEIGHT * per_row["q_halt_loss"]
+      return per_row | {"predictions": jnp.argmax(output.logits, axis=-1).astype(jnp.int32), "q_halt": output.q[:, 0]}
+
+    if evaluation.trajectories == 1:
+      return rollout(None)
+    every = jax.lax.map(rollout, jnp.arange(evaluation.trajectories))
+    chosen = choose(every["q_halt"], every["predictions"], evaluation.choice)
+    return {name: values[chosen, jnp.arange(len(chosen))] for name, values in every.items()}
 
   def capture(self, model: TRM, rows: Float[Array, "b w"] | None, carry: Carry, probe: Probe) -> dict[str, Any]:
     """One reasoning update on the carry; where calls have connections of their own, one by those of each call."""
@@ -151,5 +171,5 @@ class DeepSupervision(Task):
       model.look(carry.z_h, carry.z_l, model.injected(x), call, named)
     return probed
 
-  def _latents(self, model: TRM, rows: int, length: int) -> tuple[Array, Array | None]:
+  def _latents(self, model: TRM, rows: int, length: int) -> Latents:
     return model.initial_latents(rows, length + model.model.puzzle.slots)
