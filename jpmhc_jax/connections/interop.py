@@ -2,9 +2,13 @@
 
 | convention     | arrays of one block                                             | H out of logits, applied as      |
 | jpmhc          | norm.{weight,bias}, fused_proj.{weight,bias}                    | Cayley iteration, H              |
+| jpmhc_rms      | fused_proj.{weight,bias}; an RMS norm without weight            | Cayley iteration, H              |
 | deepseek       | fn, base, scale (hc_attn_fn, …; in transformers attn_hc.fn, …)  | Sinkhorn with ε, Hᵀ              |
 | lucidrains_hc  | static_/dynamic_alpha…, static_/dynamic_beta…, norm.gamma       | none, Hᵀ                         |
 | lucidrains_mhc | the same, pre_branch_scale, residual_scale, h_post_scale        | Sinkhorn, columns first, Hᵀ      |
+| mhc_lite_mhc   | the same, of the norm of all streams together                   | Sinkhorn, columns first, Hᵀ      |
+| mhc_lite       | the same                                                        | mixture of permutations, Hᵀ      |
+| kromhc         | the same                                                        | Kronecker product, Hᵀ            |
 
     block, parameters = from_peer("deepseek", state_dict, streams=4, width=7168, prefix="layers.0.hc_attn_")
 
@@ -23,6 +27,7 @@ Where the streams stand in activations:
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +153,18 @@ def _dump_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
   }
 
 
+def _jpmhc_rms_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
+  return {name: shape for name, shape in _jpmhc_shapes(n, d).items() if name.startswith("fused_proj")}
+
+
+def _load_jpmhc_rms(p: Arrays, n: int, d: int) -> Arrays:
+  return {"bias": p["fused_proj.bias"], "projection": p["fused_proj.weight"].T.reshape(n, d, -1)}
+
+
+def _dump_jpmhc_rms(p: Arrays, n: int, d: int) -> Arrays:
+  return {"fused_proj.bias": p["bias"], "fused_proj.weight": p["projection"].reshape(n * d, -1).T}
+
+
 def _deepseek_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
   return {"fn": (2 * n + n * n, n * d), "base": (2 * n + n * n,), "scale": (3,)}
 
@@ -215,11 +232,76 @@ def _lucidrains(
   )
 
 
+_GATES = ("pre_branch_scale", "h_post_scale", "residual_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class _MhcLite:
+  """What mHC-lite and KromHC share: one norm of all streams, and the logits of read and mixer in one array of columns.
+
+  square: the columns are (n, 1 + n), the first of them the read's, as where a mixer has n × n logits.
+  """
+
+  mixer: mixers.Mixer
+  square: bool = False
+
+  def convention(self) -> Convention:
+    """The convention of this mixer."""
+    fields: ConnectionFields = {"generator": "gated", "norm_epsilon": _TINY, "transpose": True}
+    return Convention(self.mixer, fields, self.shapes, self.load, self.dump)
+
+  def shapes(self, n: int, d: int) -> dict[str, tuple[int, ...]]:
+    """Of the arrays of a block."""
+    width = n + math.prod(self.mixer.logit_shape(n))
+    return dict.fromkeys(_GATES, (1,)) | {
+      "norm.gamma": (n * d,), "static_alpha": (n, 1 + n) if self.square else (width,),
+      "dynamic_alpha_fn": (n * d, width), "static_beta": (n,), "dynamic_beta_fn": (n * d, n),
+    }  # fmt: skip
+
+  def load(self, p: Arrays, n: int, d: int) -> Arrays:
+    """Ours: read, write and mixer side by side."""
+    (read, mix), (read_bias, mix_bias) = (self._split(p[name], n) for name in ("dynamic_alpha_fn", "static_alpha"))
+    weights = np.concatenate([read, p["dynamic_beta_fn"], mix], axis=1)
+    return {
+      "projection": ((p["norm.gamma"] + 1)[:, None] * weights).reshape(n, d, -1),
+      "bias": np.concatenate([read_bias[0], p["static_beta"], mix_bias[0]]),
+      "gate": np.concatenate([p[name] for name in _GATES]),
+    }
+
+  def dump(self, p: Arrays, n: int, d: int) -> Arrays:
+    """The inverse, with a neutral γ."""
+    (read, write, mix), biases = (np.split(a, [n, 2 * n], axis=-1) for a in (p["projection"], p["bias"]))
+    read, write, mix = (part.reshape(n * d, -1) for part in (read, write, mix))
+    return dict(zip(_GATES, p["gate"].reshape(3, 1), strict=True)) | {
+      "norm.gamma": np.zeros((n * d,), p["bias"].dtype),
+      "dynamic_alpha_fn": self._join(read, mix, n), "dynamic_beta_fn": write,
+      "static_alpha": self._join(biases[0][None], biases[2][None], n), "static_beta": biases[1],
+    }  # fmt: skip
+
+  def _split(self, columns: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(read, mixer) of rows of columns."""
+    if not self.square:
+      rows = columns.reshape(-1, columns.shape[-1])
+      return rows[:, :n], rows[:, n:]
+    square = columns.reshape(-1, n, 1 + n)
+    return square[:, :, 0], square[:, :, 1:].reshape(-1, n * n)
+
+  def _join(self, read: np.ndarray, mix: np.ndarray, n: int) -> np.ndarray:
+    if not self.square:
+      return np.concatenate([read, mix], axis=1)
+    return np.concatenate([read[:, :, None], mix.reshape(-1, n, n)], axis=2).reshape(len(read), -1)
+
+
 CONVENTIONS: dict[str, Convention] = {
   "jpmhc": Convention(
     mixers.CayleyIterative(alpha=0.1, steps=2),
     {"routing": Routing("softmax"), "norm": "layernorm", "norm_epsilon": 1e-5},
     _jpmhc_shapes, _load_jpmhc, _dump_jpmhc,
+  ),
+  "jpmhc_rms": Convention(
+    mixers.CayleyIterative(alpha=0.1, steps=2),
+    {"routing": Routing("softmax"), "norm_epsilon": 1e-5},
+    _jpmhc_rms_shapes, _load_jpmhc_rms, _dump_jpmhc_rms,
   ),
   "deepseek": Convention(
     mixers.EpsilonSinkhorn(sweeps=20, epsilon=1e-6),
@@ -232,8 +314,13 @@ CONVENTIONS: dict[str, Convention] = {
   ),
   "lucidrains_mhc": _lucidrains(
     mixers.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled", order="columns_first"), {},
-    ("pre_branch_scale", "h_post_scale", "residual_scale"), ((1,), (), (1,)),
+    _GATES, ((1,), (), (1,)),
   ),
+  "mhc_lite_mhc": _MhcLite(
+    mixers.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled", order="columns_first"), square=True
+  ).convention(),
+  "mhc_lite": _MhcLite(mixers.PermutationMixture()).convention(),
+  "kromhc": _MhcLite(mixers.Kronecker()).convention(),
 }  # fmt: skip
 
 

@@ -64,6 +64,7 @@ def _answers(config, batch, devices=1):
   return jax.device_get(make_rollout(setup)(state.ema, state.buffers, state.table, batch))
 
 
+@pytest.mark.slow
 def test_a_rollout_takes_the_surest_trajectory_whatever_the_batch_and_the_mesh():
   dataset = tiny.dataset(tiny.config())
   (batch,) = dataset.evaluation_batches(8, 8)
