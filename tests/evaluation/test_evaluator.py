@@ -189,7 +189,7 @@ def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   assert written["metrics"] == metrics
   assert {example["kind"] for example in written["examples"]} == {"arc"}
   assert written["tasks"].keys() == dataset.test_puzzles.keys() and written["cost"]["devices"] == "1 × cpu"
-  assert written["cost"]["seconds"] == pytest.approx(len(written["tasks"]) * written["cost"]["seconds_per_task"]) > 0
+  assert 0 < written["cost"]["seconds"] == pytest.approx(len(written["tasks"]) * written["cost"]["seconds_per_task"])
 
 
 def test_test_inputs_without_an_output_are_answered_and_not_scored(tmp_path):

@@ -79,14 +79,14 @@ def test_the_convolution_sees_the_positions_around_and_nothing_outside(taps):
 
 @pytest.mark.parametrize("mixer", [name for name in VARIANTS if name not in ("trm", "grassmann")])
 def test_every_mixer_takes_its_place_in_the_loops(mixer):
-  model = _model(schema.Connection(mixer=mixer, streams=4), layers=1)
+  model = _model(schema.Connection(mixer=mixer, streams=4), layers=1, recursion=schema.Recursion(outer=1, inner=1))
   output = jax.eval_shape(lambda model: model(*model.initial_latents(2, 5), INPUTS, ROWS), model)
   assert output.z_h.shape == (2, 5, 4, 8) and output.logits.shape == (2, 4, 5)
 
 
 @pytest.mark.parametrize("fields", [{"scope": "call"}, {"sharing": "per_call"}, {"sharing": "none"}], ids=str)
 def test_streams_live_in_a_call_or_in_the_carry_and_loops_may_have_connections_of_their_own(fields):
-  model = _model(schema.Connection(mixer="cayley", streams=2, **fields), rematerialise="call")
+  model = _model(schema.Connection(mixer="cayley", streams=2, **fields), rematerialise="call", layers=1)
   output = jax.eval_shape(lambda model: model(*model.initial_latents(2, 5), INPUTS, ROWS), model)
   assert output.z_h.shape == ((2, 5, 8) if "scope" in fields else (2, 5, 2, 8))
   assert model.connections_of_its_own == (1 if "scope" in fields else 2)
