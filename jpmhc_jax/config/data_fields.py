@@ -105,8 +105,29 @@ class ImageData:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairData:
+  source: str = field(
+    "",
+    ".npz file with `latents` (n, m), as `jpmhc latents` writes, or with x (n, m) and y (n, k); empty takes two random "
+    "networks' features of scikit-learn's digits",
+    path=True,
+  )
+  target: str = field(
+    "", "another with `latents` (n, k), matched by `ids`; empty where the source file has x and y", path=True
+  )
+  source_array: str = field(
+    "latents", "array of the source file: latents, or inputs for model.transport.source_run", ("latents", "inputs")
+  )
+  target_array: str = field(
+    "latents", "array of the target file: latents, or inputs for model.transport.target_run", ("latents", "inputs")
+  )
+  known: float = field(1.0, "share of the rows to train on whose partner is known", ge=0, le=1)
+  held_out: float = field(0.2, "share of the rows that is held out, the same for every seed", gt=0, lt=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
-  kind: str = field("arc", "the data set: arc, sudoku, maze, text, images, or one that a plugin registers")
+  kind: str = field("arc", "the data set: arc, sudoku, maze, text, images, pairs, or one that a plugin registers")
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop", ge=0)
   epochs_per_interval: int = field(
     100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped", ge=1
@@ -116,3 +137,4 @@ class Data:
   maze: MazeData = group(MazeData, "generated mazes")
   text: TextData = group(TextData, "text of files, Python's own sources by default")
   images: ImageData = group(ImageData, "images and their classes")
+  pairs: PairData = group(PairData, "latents of the same examples in two spaces")

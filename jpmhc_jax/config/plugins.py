@@ -86,10 +86,12 @@ class Door:
 DATASETS = Door("data", {
   "arc": "jpmhc_jax.data.arc", "sudoku": "jpmhc_jax.data.sudoku", "maze": "jpmhc_jax.data.maze",
   "text": "jpmhc_jax.data.text", "images": "jpmhc_jax.data.images",
+  "pairs": "jpmhc_jax.data.pairs",
 })  # fmt: skip
 TASKS = Door("model", {
   "trm": "jpmhc_jax.training.tasks.trm", "decoder": "jpmhc_jax.training.tasks.language",
   "vit": "jpmhc_jax.training.tasks.vision", "urm": "jpmhc_jax.training.tasks.urm",
+  "transport": "jpmhc_jax.training.tasks.transport",
 })  # fmt: skip
 _OPTIMIZERS = ("adam_atan2", "adam_atan2_lucidrains", "adamw", "lion", "muon", "sgd")
 OPTIMIZERS = Door("optimizer", dict.fromkeys(_OPTIMIZERS, "jpmhc_jax.training.optimizer"), leaf="name")

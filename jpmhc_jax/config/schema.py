@@ -7,7 +7,8 @@ reader.
 
 import dataclasses
 
-from jpmhc_jax.config.data_fields import ArcData, Data, ImageData, MazeData, SudokuData, TextData  # noqa: F401
+from jpmhc_jax.config.data_fields import ArcData, Data, ImageData, MazeData, PairData, SudokuData, TextData  # noqa: F401
+from jpmhc_jax.config.transport_fields import Transport
 from jpmhc_jax.core.fields import field, group
 from jpmhc_jax.core.scalars import LARGEST_SEED
 
@@ -69,7 +70,8 @@ class Model:
   kind: str = field(
     "trm",
     "the task: trm = Tiny Recursive Model, urm = Universal Reasoning Model, decoder = causal language model over "
-    "data.kind=text, vit = vision transformer over data.kind=images, or one that a plugin registers",
+    "data.kind=text, vit = vision transformer over data.kind=images, transport = map between latent spaces over "
+    "data.kind=pairs, or one that a plugin registers",
   )
   width: int = field(512, "d: features of one stream", ge=1)
   heads: int = field(8, "attention heads", ge=1)
@@ -92,6 +94,7 @@ class Model:
   loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
+  transport: Transport = group(Transport, "maps between latent spaces")
   attention: str = field(
     "auto",
     "auto = on accelerators a fused kernel that stores no scores, where one takes the dtype; xla = formulas everywhere",

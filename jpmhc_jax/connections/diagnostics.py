@@ -138,10 +138,11 @@ def _ratio(gradient: Array, cotangents: tuple[Array, ...]) -> Array:
   return jnp.sqrt(jnp.sum(jnp.square(gradient)) / asked)
 
 
-def alarms(values: Mapping[str, float]) -> list[str]:
-  """One line for every diagnostic of ALARMS that is on: its name, and what to do."""
-  on = [name for name, value in values.items() if name.rsplit("/", 1)[-1] in ALARMS and value > 0]
-  return [f"{name}: {ALARMS[name.rsplit('/', 1)[-1]]}" for name in on]
+def alarms(values: Mapping[str, float], others: Mapping[str, str] | None = None) -> list[str]:
+  """One line for every diagnostic of ALARMS, or of others like it, that is on: its name, and what to do."""
+  remedies = ALARMS | dict(others or {})
+  on = [name for name, value in values.items() if name.rsplit("/", 1)[-1] in remedies and value > 0]
+  return [f"{name}: {remedies[name.rsplit('/', 1)[-1]]}" for name in on]
 
 
 def mixer_diagnostics(mixer: Mixer, coefficients: Coefficients) -> dict[str, Float[Array, ""]]:

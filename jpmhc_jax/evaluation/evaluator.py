@@ -91,7 +91,7 @@ class Evaluator:
       raw = dataclasses.replace(state, ema=None)
       partials.append(self._partial(raw, f"{step}{self.coverage.suffix}_unaveraged"))
       beside[UNAVERAGED] = self._pass(raw, partials[-1], False)
-    metrics = distributed.from_primary(lambda: self._write_all(step, own, beside))
+    metrics = distributed.from_primary(lambda: self._write_all(step, state, own, beside))
     for partial in partials:
       partial.discard()
     return metrics
@@ -124,7 +124,7 @@ class Evaluator:
     save_every = self.setup.config.evaluation.save_every
     start, saved = partial.load()
     task, dataset = self.setup.task, self.dataset
-    new = EvalAccumulator(dataset, task.per_example, task.kept, voting)
+    new = EvalAccumulator(dataset, task.per_example, (*task.kept, *task.collected), voting)
     tally = EvalAccumulator.from_state(dataset, saved) if saved else new
     for done, (batch, result) in enumerate(self._results(state, start, permutation), start=start + 1):
       tally.add(batch, result)
@@ -188,9 +188,13 @@ class Evaluator:
     if waiting is not None:
       yield waiting[0], self.share.collect(waiting[1])
 
-  def _write_all(self, step: int, own: EvalAccumulator, beside: Mapping[str, EvalAccumulator]) -> dict[str, float]:
+  def _write_all(
+    self, step: int, state: TrainState, own: EvalAccumulator, beside: Mapping[str, EvalAccumulator]
+  ) -> dict[str, float]:
     """Metrics of the merged tallies, and the files of this evaluation; beside: others by how their names begin."""
     metrics, examples, scored = self._means(own), own.examples, {}
+    judged, record = self._judged(step, state, own)
+    metrics |= judged
     with storing(str(self.folder)):
       if own.votes is not None:
         every = self.dataset.test_puzzles
@@ -208,10 +212,10 @@ class Evaluator:
       for prefix, tally in beside.items():
         metrics |= {f"{prefix}{name}": value for name, value in self._means(tally).items() if name != "examples"}
       stored = self._earlier(step, tuple({_WRONG, UNAVERAGED} - set(beside))) | metrics
-      judged = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
-      result = {"step": step, "metrics": stored, "judged_by": judged, "examples": examples}
-      if own.kept:
-        result["answers"] = own.kept
+      by = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
+      result = {"step": step, "metrics": stored, "judged_by": by, "examples": examples} | record
+      if self.setup.task.kept:
+        result["answers"] = {name: own.kept[name] for name in self.setup.task.kept}
       if scored and own.votes is not None:
         result["tasks"] = own.votes.by_task(scored)
       result["cost"] = self._cost(own)
@@ -243,6 +247,14 @@ class Evaluator:
   def _means(self, tally: EvalAccumulator) -> dict[str, float]:
     means = self.setup.task.evaluation_metrics(tally.sums, tally.count) if tally.count else {}
     return means | {"examples": float(tally.count)}
+
+  def _judged(self, step: int, state: TrainState, tally: EvalAccumulator) -> tuple[dict[str, float], dict[str, Any]]:
+    """What the task says of all examples together."""
+    task, config = self.setup.task, self.setup.config
+    if not task.collected:
+      return {}, {}
+    arrays = {name: np.asarray(tally.kept[name], np.float32) for name in task.collected}
+    return task.judge(self.setup.model(state.evaluated, state.buffers), arrays, config, step)
 
   def _pooled(self, votes: ArcVotes, step: int) -> ArcVotes:
     """The votes of all evaluations of the same examples up to this one, the earliest first."""
@@ -318,7 +330,7 @@ _ONE_TASK = {"": {"test": [{"input": [[0]], "output": [[0]]}]}}
 def metric_names(config: schema.Config) -> tuple[str, ...]:
   """Names in `evaluation/step_N.json` of a run of this config. Raises ConfigError where model and data do not fit."""
   task = task_of(config)
-  names = [*task.evaluation_metrics(dict.fromkeys(task.per_example, 0.0), 0), "examples"]
+  names = [*task.evaluation_metrics(dict.fromkeys(task.per_example, 0.0), 0), *task.judged, "examples"]
   if data.votes(config.data):
     voted = list(ArcVotes([""]).results(_ONE_TASK))
     names += voted

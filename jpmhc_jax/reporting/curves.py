@@ -40,7 +40,7 @@ def learning_charts(run: Run) -> list[Chart]:
   # What is learned stands before what it costs.
   for name in sorted(natural_order(run.series), key=lambda name: not name.startswith("train/")):
     once = name.startswith("time/") and len(run.series[name].steps) == 1  # a duration, not a curve
-    if name.startswith(("train/", "time/", "memory/")) and name not in drawn and not once:
+    if name.startswith(("train/", "map/", "time/", "memory/")) and name not in drawn and not once:
       charts[name.removeprefix("train/")] = chart_of(name, _trained_and_evaluated(run, name))
   for title, prefix, about in FAMILIES_OF_SCALARS:
     ordered = [name for name in natural_order(run.series) if name.startswith(prefix)]
@@ -156,7 +156,7 @@ def pass_name(kind: str, k: int) -> str:
 
 def is_share(name: str) -> bool:
   """True for metrics in [0, 1] that read best as percentages."""
-  return "accuracy" in name or "pass@" in name
+  return "accuracy" in name or "pass@" in name or "recall@" in name
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

@@ -107,6 +107,37 @@ ROUTING = {
   "logit_saturation": Meaning("Logit saturation", "Share of logits that have no effect any more.", LOWER, 1e-6),
   "frozen_gradient": Meaning("Frozen gradient (alarm)", "1 when coefficients no longer answer their logits.", LOWER),
 }
+LATENTS = {
+  "pairs": Meaning("Error of known pairs", "Mean squared distance of the image from its partner.", LOWER),
+  "contrastive": Meaning("Contrastive loss", "Symmetric InfoNCE of known pairs in the batch, in nats.", LOWER),
+  "transport": Meaning(
+    "Transport", "Entropic cost of moving the image onto the target; 0 for equals if debiased.", LOWER
+  ),
+  "isometry": Meaning("Isometry penalty", "Estimate of Σ (σ² − 1)² over the Jacobian's singular values.", LOWER),
+  "volume": Meaning("Volume penalty", "Squared log-volume of the Jacobian.", LOWER),
+  "task": Meaning("Loss of the head", "Cross-entropy of the classes, in nats.", LOWER),
+  "epsilon": Meaning("ε of transport", "Blur of the plan, in units of the mean cost."),
+  "stage": Meaning("Stage", "0 for the first stage of the run."),
+  "image_rank": Meaning("Effective rank of the image", "Directions that the image spans.", HIGHER),
+  "source_rank": Meaning("Effective rank of the source", "Directions that the source latents span."),
+  "target_rank": Meaning("Effective rank of the target", "Directions that the target latents span."),
+  "image_spread": Meaning("Spread of the image", "Root mean square distance from its mean, over the target's."),
+  "collapsed": Meaning("Collapsed (alarm)", "1 when the image shrinks, or spans few directions of both clouds.", LOWER),
+  "median_rank": Meaning("Median rank", "Of the right partner among all held-out targets; 1 is right.", LOWER),
+  "median_rank_back": Meaning("Median rank, back", "Of the right source among the images of all.", LOWER),
+  "plan_entropy": Meaning("Plan entropy", "Of a row of the plan over log n: 0 names one partner, 1 none.", LOWER),
+  "effective_support": Meaning("Effective support", "Partners between which a row of the plan wavers.", LOWER),
+  "neighbour_overlap": Meaning("Neighbour overlap", "Share of nearest neighbours that the map keeps.", HIGHER),
+  "cka": Meaning("CKA", "Linear centred kernel alignment of image and target; 1 for an isometry.", HIGHER),
+  "procrustes_distance": Meaning("Procrustes distance", "What no rotation and scale can mend; 0 for none.", LOWER),
+  "dispersion": Meaning("Dispersion", "Largest over smallest singular value of the Jacobian; 1 is an isometry.", LOWER),
+  "log_volume": Meaning("Log-volume", "Sum of the logarithms of the Jacobian's singular values, mean over points."),
+  "log_volume_std": Meaning("Spread of the log-volume", "Standard deviation over points.", LOWER),
+  "distortion_mean": Meaning("Local distortion", "Length of the image of a small step along the data over its own."),
+  "distortion_p5": Meaning("Local distortion, 5th percentile", "Steps along the data that shrink most."),
+  "distortion_p50": Meaning("Local distortion, median", "Length of the image of a small step over its own."),
+  "distortion_p95": Meaning("Local distortion, 95th percentile", "Steps along the data that grow most."),
+}
 RECORDS = {
   "examples": Meaning("Examples", "Held-out examples that the evaluation has looked at."),
   "augmentations_voted": Meaning("Augmentations voted", "Votes on a test input, mean over the inputs."),
@@ -115,7 +146,7 @@ RECORDS = {
   "compile_s": Meaning("Compilation (s)", "Wall time until the first step of a start had run.", LOWER),
   "eta_s": Meaning("Time left (s)", "Steps that remain times the step time."),
 }
-MEANINGS = LEARNING | COSTS | STREAMS | MIXERS | ROUTING | RECORDS | {"halt_loss": LEARNING["q_halt_loss"]}
+MEANINGS = LEARNING | COSTS | STREAMS | MIXERS | ROUTING | LATENTS | RECORDS | {"halt_loss": LEARNING["q_halt_loss"]}
 # Of scalars that have one for each layer or activity, by the first part of the name.
 GROUPS = {
   "gradient_norm": LEARNING["layer_norm"].words,
@@ -139,6 +170,10 @@ def meaning(name: str) -> Meaning:
     k = last.rpartition("@")[2]
     what = "test inputs" if "outputs/" in name else "tasks"
     return Meaning(name.removeprefix("evaluation/"), f"Share of {what} solved by one of the {k} best answers.", HIGHER)
+  if match := re.fullmatch(r"recall@(\d+)(_back)?", last):
+    way = "sources, from the image of each," if match[2] else "targets"
+    words = f"Share of held-out pairs whose partner is among the {match[1]} nearest {way} by cosine."
+    return Meaning(f"Recall@{match[1]}{', back' if match[2] else ''}", words, HIGHER)
   group, _, rest = name.partition("/")
   words = (rest or group).replace("_", " ").replace("/", ": ")
   return MEANINGS.get(last) or Meaning(words[:1].upper() + words[1:], GROUPS.get(group, ""))

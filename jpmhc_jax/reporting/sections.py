@@ -7,7 +7,7 @@ from typing import Any
 
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.core.terminal import duration
-from jpmhc_jax.reporting import charts, choice, classes, curves, depth, markup, spectra
+from jpmhc_jax.reporting import charts, choice, classes, curves, depth, latents, markup, spectra
 from jpmhc_jax.reporting.examples import draw_example, DRAWINGS
 from jpmhc_jax.reporting.lead import CHARTS, lead
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
@@ -34,6 +34,7 @@ def run_sections(run: Run, examples: int = 1000) -> list[Section]:
   """All sections of one run, with at most `examples` answers drawn; one that has nothing to show says why."""
   parts = [
     ("summary", "Summary", lead(run)),
+    *([("latents", "Latents", body)] if (body := latents.section(run)) else []),
     ("mixers", "Mixers", mixers(run)),
     ("depth", "Over depth", over_depth(run)),
     ("examples", "Answers", example_gallery(run, examples)),

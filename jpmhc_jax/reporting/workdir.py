@@ -46,6 +46,7 @@ class Evaluation:
   answers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> one value an example
   tasks: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # id -> scores of the task
   cost: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # seconds, seconds_per_task, devices
+  latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of a map between spaces: points, histograms
 
   @property
   def remark(self) -> str:
@@ -293,11 +294,11 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    answers, tasks, cost = (
-      part if isinstance(part := record.get(name), dict) else {} for name in ("answers", "tasks", "cost")
+    answers, tasks, cost, latents = (
+      part if isinstance(part := record.get(name), dict) else {} for name in ("answers", "tasks", "cost", "latents")
     )
-    covered = _coverage(record.get("partial"))
-    evaluations.append(Evaluation(step, numbers, examples, covered, judged_by(record), answers, tasks, cost))
+    covered, judge = _coverage(record.get("partial")), judged_by(record)
+    evaluations.append(Evaluation(step, numbers, examples, covered, judge, answers, tasks, cost, latents))
   return sorted(evaluations, key=lambda evaluation: evaluation.step)
 
 

@@ -371,7 +371,7 @@ class _Loop:
       with goodput("diagnose"):
         values = run.diagnose(state)
         self.writers.write(step, values)
-        self.bar.warn(step, alarms(values))
+        self.bar.warn(step, alarms(values, run.setup.task.alarms))
       self.observer.paused()
     if metrics:
       self.writers.sync()

@@ -169,17 +169,18 @@ def prepare(config: schema.Config, dataset: Dataset, mesh: Mesh, *, trains: bool
     carry=jax.tree.map(lambda _: by_row, shapes.carry),
   )
   sizes = [leaf.size for leaf in jax.tree.leaves(shapes.params)]
-  of_connections = [size for size, role in zip(sizes, jax.tree.leaves(roles), strict=True) if role != "trunk"]
+  task = task_of(config)
+  others = [size for size, role in zip(sizes, jax.tree.leaves(roles), strict=True) if role != "trunk"]
   return Setup(
     config=config,
-    task=task_of(config),
+    task=task,
     graph=graph,
     optimizer=optimizer,
     mesh=mesh,
     shardings=shardings,
     create=jax.jit(create, out_shardings=shardings),
     parameter_count=sum(sizes),
-    connection_parameters=sum(of_connections),
+    connection_parameters=sum(others) if task.connected else 0,
     layers=LayerNorms.of(shapes.params, axes),
   )
 

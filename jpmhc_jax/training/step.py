@@ -61,6 +61,7 @@ def make_train_step(setup: Setup) -> StepFunction:
     (grads, row_grads), carry, scalars = accumulate(setup, state, carry, rows)
     with jax.named_scope("optimizer"):
       updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
+      updates = setup.task.adjust(state.params, updates, carry, config)
       params = optax.apply_updates(state.params, updates)
     table = state.table
     if row_grads is not None:
@@ -76,7 +77,7 @@ def make_train_step(setup: Setup) -> StepFunction:
     scalars["finite"] = finite.astype(jnp.float32)
     # The carry is started anew rather than kept: the old one would have to outlive the step, at the cost of its size.
     new = (params, ema, optimizer, table, carry)
-    old = (state.params, state.ema, state.optimizer, state.table, fresh_carry(setup, state, batch))
+    old = (state.params, state.ema, state.optimizer, state.table, _restarted(setup, state, batch))
     params, ema, optimizer, table, carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     metrics = Metrics.of(scalars, setup.layers(grads, state.params, updates))
     return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
@@ -103,6 +104,12 @@ def fresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
   """The carry before the first step; `batch` only gives shapes."""
   model = setup.model(state.params, state.buffers)
   return setup.task.initial_carry(model, jax.tree.map(jnp.zeros_like, batch))
+
+
+def _restarted(setup: Setup, state: TrainState, batch: Batch) -> Any:
+  """The carry after a step that is no number."""
+  model = setup.model(state.params, state.buffers)
+  return setup.task.restart(model, state.carry, jax.tree.map(jnp.zeros_like, batch))
 
 
 def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -42,6 +43,31 @@ class Schedule:
     check_whole("steps", self.steps, ge=1)
     check_number("rate", self.rate, gt=0, lt=1)
     check_number("reference", self.reference, ge=0)
+
+  @classmethod
+  def parse(cls, text: str, steps: int = 1) -> "Schedule":
+    """A number, or kind(start, end, option=…) with steps, rate or reference as options; `steps` where none are given.
+
+    Raises ConfigError for other text.
+
+    >>> jp.transport.Schedule.parse("linear(1, 0)", steps=200)(50).tolist()
+    0.75
+    """
+    match = re.fullmatch(r"\s*(?:(\w+)\((.*)\)|([^()]+))\s*", text)
+    kind, inside = (match[1] or "constant", match[2] or match[3] or "") if match else ("", "")
+    parts = [part.strip() for part in inside.split(",")]
+    words = "a number, or a schedule such as linear(1, 0), cosine(1, 0, steps=200), decay(1, 0.05, rate=0.98)"
+    positions = [part for part in parts if "=" not in part]
+    named = dict(part.replace(" ", "").split("=", 1) for part in parts if "=" in part)
+    known = len(positions) in (1, 2) and set(named) <= {"steps", "rate", "reference"}
+    require(match is not None and known, "schedule", text, words)
+    check_choice("schedule", kind, SCHEDULES)
+    try:
+      values: dict[str, Any] = dict(zip(("start", "end"), map(float, positions), strict=False))
+      values |= {"steps": steps} | {name: (int if name == "steps" else float)(value) for name, value in named.items()}
+    except ValueError:
+      raise ConfigError(f"schedule={text!r}: expected {words}") from None
+    return cls(kind, **values)
 
   def __call__(self, t: Any, metric: Any = None) -> Float[Array, ""]:
     """The value at step t. Raises ConfigError where a metric is needed and none is given."""
@@ -109,10 +135,10 @@ class StageClock:
   (1, 1)
   """
 
-  stage: Int[Array, ""]
-  step: Int[Array, ""]
-  best: Float[Array, ""]
-  stale: Int[Array, ""]
+  stage: Any  # () int32; the leaves may also be shapes, shardings, or repeated along an axis
+  step: Any  # () int32
+  best: Any  # () float32
+  stale: Any  # () int32
 
   @classmethod
   def start(cls, stage: Any = 0) -> "StageClock":

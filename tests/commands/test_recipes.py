@@ -28,6 +28,7 @@ RECIPES = {
   "maze": ("tiny", "hard"),
   "stdlib_lm": ("tiny", "depth", "tiny_trm", "depth_hybrid"),
   "sudoku": ("tiny", "urm", "6x6", "9x9"),
+  "transport": ("paired", "few", "flow", "staged"),
 }
 
 

@@ -36,6 +36,9 @@ class Task(abc.ABC):
   answer and confidence, which the report draws. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the
   report. table_ids: the array of a batch that numbers the rows of the table; '' without one.
   linearised: `jpmhc spectrum` knows its network. has_trajectories: `evaluation.trajectories` may be more than one.
+  collected: names of the arrays (b, …) of `predict` that `judge` takes of all held-out examples together, judged: its
+  metrics. alarms: of the scalars of `look` that are 1 when something is wrong, by the last part of the name, what to
+  do. connected: whether parameters of other roles than "trunk" are those of hyper-connections.
   A carry is a pytree of arrays (b, …) that persists from one step to the next and holds, as `carry.data`, the examples
   that the step works on.
 
@@ -51,6 +54,10 @@ class Task(abc.ABC):
   table_ids: str = ""
   linearised: bool = False
   has_trajectories: bool = False
+  collected: tuple[str, ...] = ()
+  judged: tuple[str, ...] = ()
+  alarms: Mapping[str, str] = {}
+  connected: bool = True
 
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for fields that cannot work with this task."""
@@ -100,6 +107,24 @@ class Task(abc.ABC):
   def capture(self, model: Any, rows: Float[Array, "b w"] | None, carry: Any, probe: Probe) -> dict[str, Any]:
     """`probe` of every connection, by name, in the order in which the streams pass them; {} where none is looked at."""
     return {}
+
+  def adjust(self, params: Any, updates: Any, carry: Any, config: schema.Config) -> Any:
+    """The updates that the optimiser's become; `carry` is that after the step."""
+    return updates
+
+  def restart(self, model: Any, carry: Any, batch: Batch) -> Any:
+    """The carry after a step whose loss or gradient is not finite; `carry` is that before it."""
+    return self.initial_carry(model, batch)
+
+  def look(self, model: Any, carry: Any, config: schema.Config) -> dict[str, Float[Array, ""]]:
+    """Diagnostics of the carry's examples by full name, beside those of the connections."""
+    return {}
+
+  def judge(
+    self, model: Any, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
+  ) -> tuple[dict[str, float], dict[str, Any]]:
+    """(metrics of all held-out examples together, what else evaluation/step_N.json holds) from `collected`."""
+    return {}, {}
 
   def samples(self, dataset: Any, batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]] | None:
     """Examples for the report that take calls of their own, as plain JSON values; None leaves it to the data set."""

@@ -1,0 +1,83 @@
+"""Trained networks of this project as encoders: inputs -> the streams at one of their connections, averaged."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from jpmhc_jax import data
+from jpmhc_jax.config import load as configs
+from jpmhc_jax.core import rng
+from jpmhc_jax.core.errors import check_choice, ConfigError, UserError
+from jpmhc_jax.training import inherit
+from jpmhc_jax.training.state import build_model
+from jpmhc_jax.training.tasks.base import Batch, Task, task_of
+
+
+def encoded(task: Task, model: Any, rows: Array | None, batch: Batch, layer: str) -> Float[Array, "b d"]:
+  """The streams that enter a connection, averaged over streams and tokens, in float32.
+
+  Raises ConfigError for a layer that the model lacks, UserError for a model without connections.
+  """
+
+  def mean(connection: Any, streams: Float[Array, "b *tokens n d"]) -> Float[Array, "b d"]:
+    return jnp.mean(streams.astype(jnp.float32), axis=tuple(range(1, streams.ndim - 1)))
+
+  carry = task.refresh(model, task.initial_carry(model, batch), batch)
+  probed = task.capture(model, rows, carry, mean)
+  if not probed:
+    raise UserError(f"layer={layer!r}: this model shows no connection; expected one whose task has `capture`")
+  check_choice("layer", layer, probed)
+  latents: Array = probed[layer]
+  return latents
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+  """A checkpoint up to one of its connections, inputs (b, …) -> latents (b, d).
+
+  build: the untrained module. arrays: parameters, averaged where the run kept an average, and buffers, by path.
+  """
+
+  task: Task
+  build: Any
+  arrays: dict[str, np.ndarray]
+  layer: str
+
+  def module(self) -> nnx.Module:
+    """The network with the checkpoint's parameters."""
+    model: nnx.Module = self.build()
+    params, buffers = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, ...))
+    nnx.update(model, self._filled(params), self._filled(buffers))
+    return model
+
+  def _filled(self, tree: Any) -> Any:
+    return nnx.State(jax.tree_util.tree_map_with_path(lambda path, leaf: self.arrays[jax.tree_util.keystr(path)], tree))
+
+  def __call__(self, model: Any, inputs: Array) -> Float[Array, "b d"]:
+    """The latents of inputs; `model` has the parameters of today."""
+    return encoded(self.task, model, None, {"inputs": inputs}, self.layer)
+
+
+@functools.cache
+def read_encoder(field: str, workdir: str, layer: str) -> Encoder:
+  """The encoder of a run's latest intact checkpoint.
+
+  Raises ConfigError for a folder that holds no run and for a network with a table, CheckpointError without a
+  checkpoint. `field` is the config's field that names the folder.
+  """
+  config = configs.restore(pathlib.Path(workdir) / "config.json")
+  task = task_of(config)
+  dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
+  if task.table_ids:
+    raise ConfigError(f"{field}={workdir!r}: model.kind={config.model.kind!r} has a table; expected a network without")
+  source = inherit.read_source(pathlib.Path(workdir))
+  arrays = source.part(".ema" if source.averaged else ".params") | source.part(".buffers")
+  key = rng.key_for(config.seed, "parameters")
+  return Encoder(task, functools.partial(build_model, config, dataset, key), arrays, layer)

@@ -1,0 +1,129 @@
+"""What a map does to two clouds: diagnostics of a batch, metrics of all held-out pairs, and what the page draws."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from jpmhc_jax import transport
+from jpmhc_jax.config import schema
+from jpmhc_jax.training.tasks.pair_model import PairModel
+
+SHOWN = 150  # points of a cloud on the page
+BINS = 24  # of a histogram
+PERCENTILES = (5, 50, 95)
+NEIGHBOURS = 10
+KEPT = 4  # significant digits on the page
+
+
+def look(model: PairModel, batch: dict[str, Array], config: schema.Config) -> dict[str, Float[Array, ""]]:
+  """map/… of a batch: effective ranks, plan, slopes of the map along the data, and the alarm map/collapsed."""
+  x, y = model.latents(batch)
+  image = model.map(x)
+  ranks = {name: transport.effective_rank(rows) for name, rows in (("source", x), ("image", image), ("target", y))}
+  share, least = config.model.transport.collapse, jnp.minimum(ranks["source"], ranks["target"])
+  spread = _spread(image) / jnp.maximum(_spread(y), 1e-12)
+  collapsed = (spread < share) | (ranks["image"] < share * (least - 1) + 1)  # ranks count from 1, a line
+  basis = transport.tangent_basis(x, neighbours=min(8, len(x) - 1), rank=min(4, len(x) - 1, x.shape[1]))
+  slopes = transport.local_distortion(model.map, x, basis, jax.random.key(0))
+  entropy = _solver(config)(image, y).row_entropy()
+  values = {
+    **{f"{name}_rank": value for name, value in ranks.items()},
+    "plan_entropy": jnp.mean(entropy),
+    "effective_support": jnp.mean(len(y) ** entropy),
+    "image_spread": spread,
+    "collapsed": collapsed.astype(jnp.float32),
+  }
+  values |= {f"distortion_p{p}": jnp.percentile(slopes, p) for p in PERCENTILES}
+  return {f"map/{name}": value for name, value in values.items()}
+
+
+def _spread(rows: Float[Array, "n d"]) -> Float[Array, ""]:
+  """Root mean square distance from the mean."""
+  return jnp.sqrt(jnp.mean(jnp.sum((rows - jnp.mean(rows, axis=0, keepdims=True)) ** 2, axis=1)))
+
+
+def _solver(config: schema.Config) -> transport.EntropicTransport:
+  return transport.EntropicTransport(cost=config.model.transport.cost, epsilon=0.05, iterations=200)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _of_pairs(
+  x: Float[Array, "n m"], image: Float[Array, "n k"], y: Float[Array, "n k"], solver: transport.EntropicTransport
+) -> dict[str, Array]:
+  neighbours, entropy = min(NEIGHBOURS, len(x) - 1), solver(image, y).row_entropy()
+  return transport.recall(image, y) | {
+    "image_rank": transport.effective_rank(image),
+    "neighbour_overlap": transport.neighbour_overlap(x, image, neighbours),
+    "cka": transport.cka(image, y),
+    "procrustes_distance": transport.procrustes_distance(image, y),
+    "plan_entropy": jnp.mean(entropy),
+    "effective_support": jnp.mean(len(y) ** entropy),
+  }
+
+
+def geometry(arrays: Mapping[str, np.ndarray], config: schema.Config) -> dict[str, float]:
+  """Recall both ways, geometry of the image against both clouds, plan and Jacobian, over all held-out pairs."""
+  clouds = (arrays[name] for name in ("source", "image", "target"))
+  values = {name: float(value) for name, value in _of_pairs(*clouds, _solver(config)).items() if name != "cosine"}
+  singular = np.maximum(arrays["singular_values"].astype(np.float64), 1e-30)
+  volumes = np.log(singular).sum(axis=1)
+  return values | {
+    "dispersion": float((singular.max(axis=1) / singular.min(axis=1)).mean()),
+    "log_volume": float(volumes.mean()),
+    "log_volume_std": float(volumes.std()),
+    "distortion_mean": float(arrays["distortion"].mean()),
+  }
+
+
+def record(model: PairModel, arrays: Mapping[str, np.ndarray], priced: bool) -> dict[str, Any]:
+  """What the page draws: both clouds in two dimensions, histograms, and with `priced` what fused maps cost."""
+  drawn = {
+    "points": _points(arrays),
+    "histograms": {name: _histogram(arrays[name]) for name in ("singular_values", "distortion")},
+  }
+  return drawn | ({"maps": _prices(model, arrays)} if priced else {})
+
+
+def _points(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The source along its own two main axes; image and target along those of the target; classes."""
+  own, common = _axes(arrays["source"]), _axes(arrays["target"])
+  clouds = {"source": own, "image": common, "target": common}
+  points = {name: _rounded((arrays[name] - mean)[:SHOWN] @ axes) for name, (mean, axes) in clouds.items()}
+  return points | {"labels": arrays["label"][:SHOWN].astype(int).tolist()}
+
+
+def _axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  mean = rows.mean(axis=0)
+  axes = np.linalg.svd(rows - mean, full_matrices=False)[2][:2].T
+  return mean, axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
+
+
+def _histogram(values: np.ndarray) -> dict[str, list[float]]:
+  """Share of the values in each of `BINS` bins between their extremes."""
+  finite = values[np.isfinite(values)].ravel()
+  counts, edges = np.histogram(finite, BINS)
+  return {"edges": _rounded(edges), "shares": _rounded(counts / max(finite.size, 1))}
+
+
+def _prices(model: PairModel, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+  """Of the map, and of its best affine and orthogonal forms on the held-out points: recall, distortion, time, FLOPs."""
+  rule = model.map.rule
+  parameters = {name: jnp.asarray(np.asarray(value)) for name, value in model.map.parameters().items()}
+  maps: dict[str, dict[str, float]] = {}
+  for kind in ("affine", "orthogonal"):
+    fused = transport.fuse(rule, parameters, arrays["source"], kind)
+    price = transport.price((rule, parameters), fused, arrays["source"], arrays["target"])
+    own = {name.removesuffix("_before"): value for name, value in price.items() if name.endswith("_before")}
+    maps["as trained"] = own | {"distortion": 0.0}
+    after = {name.removesuffix("_after"): value for name, value in price.items() if name.endswith("_after")}
+    maps[f"fused, {kind}"] = after | {"distortion": price["distortion"]}
+  return maps
+
+
+def _rounded(values: np.ndarray) -> Any:
+  return np.vectorize(lambda value: float(f"{value:.{KEPT}g}"))(values).tolist()

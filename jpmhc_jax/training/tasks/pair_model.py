@@ -1,0 +1,129 @@
+"""The network of `model.kind=transport`: encoders or none, the map between their spaces, and a head or none."""
+
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from jpmhc_jax import transport
+from jpmhc_jax.config import schema
+from jpmhc_jax.config.transport_fields import Transport
+from jpmhc_jax.core.errors import ConfigError, require
+from jpmhc_jax.training.encoders import Encoder, read_encoder
+from jpmhc_jax.training.tasks.base import Batch
+from jpmhc_jax.transport.maps import Fixed
+
+LEAST, FITTED = 2, 1024  # known pairs that a map is fitted to
+
+
+class PairModel(nnx.Module):
+  """The map with what stands before and behind it; see `build`. `kept`: rows of the bank for each row of a batch."""
+
+  def __init__(
+    self,
+    rule: transport.MapRule,
+    sides: dict[str, "Side"],
+    kept: int,
+    classes: int,
+    known: Batch | None,
+    rngs: nnx.Rngs,
+  ):
+    """known: pairs that the map is fitted to; None for a map as it is drawn."""
+    self.kept, self.source, self.target = kept, sides["source"], sides["target"]
+    parameters = rule.init(rngs.params())
+    if known is not None:
+      parameters |= _fitted(rule, parameters, *self.latents(known))
+    self.map = transport.TransportMap(rule, rngs=rngs, parameters=parameters)
+    self.head = nnx.Linear(rule.target, classes, rngs=rngs) if classes else None
+
+  def latents(self, batch: Batch) -> tuple[Float[Array, "b m"], Float[Array, "b k"]]:
+    """Both clouds of a batch."""
+    return self.source(batch["x"]), self.target(batch["y"])
+
+
+class Side(nnx.Module):
+  """Rows -> latents: the rows themselves, or those of a trained encoder around the mean of its first batch."""
+
+  def __init__(self, encoder: Encoder | None, rows: Any):
+    self.encoder = encoder
+    self.network = encoder.module() if encoder else None
+    self.mean = self.length = None
+    if encoder:
+      raw = encoder(self.network, jnp.asarray(rows))
+      mean = jnp.mean(raw, axis=0)
+      length = jnp.sqrt(jnp.mean(jnp.sum((raw - mean[None]) ** 2, axis=1)))
+      self.mean, self.length = Fixed(mean, axes=(None,)), Fixed(length, axes=())
+
+  def __call__(self, rows: Array) -> Float[Array, "b d"]:
+    if self.encoder is None or self.mean is None or self.length is None:
+      return rows
+    return (self.encoder(self.network, rows) - self.mean[...][None]) / self.length[...]
+
+
+def encoders(fields: Transport) -> dict[str, Encoder | None]:
+  """Of both sides; None for a side of latents. Raises ConfigError for a workdir or a layer that is none."""
+  named = {
+    "source": (fields.source_run, fields.source_layer),
+    "target": (fields.target_run, fields.target_layer),
+  }
+  for side, (run, layer) in named.items():
+    require(bool(run) == bool(layer), f"model.transport.{side}_layer", layer, f"a layer of {side}_run={run!r}, or none")
+  return {
+    side: read_encoder(f"model.transport.{side}_run", run, layer) if run else None
+    for side, (run, layer) in named.items()
+  }
+
+
+def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int) -> PairModel:
+  """The model for the data set's rows. Raises ConfigError for inputs without an encoder and latents with one."""
+  fields, batch = config.model.transport, dataset.batch(0)
+  sides = {}
+  for (side, encoder), name in zip(encoders(fields).items(), ("x", "y"), strict=True):
+    array = getattr(config.data.pairs, f"{side}_array")
+    if (encoder is None) != (array == "latents"):
+      raise ConfigError(
+        f"data.pairs.{side}_array={array!r}: expected {'latents' if encoder is None else 'inputs'} with "
+        f"model.transport.{side}_run={getattr(fields, f'{side}_run')!r}"
+      )
+    sides[side] = Side(encoder, batch[name])
+  m, k = (
+    jax.eval_shape(sides[side], jax.ShapeDtypeStruct(batch[name].shape, batch[name].dtype)).shape[1]
+    for side, name in (("source", "x"), ("target", "y"))
+  )
+  known = _known(dataset) if fields.init == "fit" else None
+  return PairModel(map_rule(fields, m, k), sides, fields.bank // config.batch_size, classes, known, rngs)
+
+
+def _known(dataset: Any) -> Batch | None:
+  """Up to FITTED known pairs to train on; None where there are too few."""
+  rows = dataset.read(dataset.train, np.arange(min(dataset.train.examples, FITTED)))
+  known = rows["paired"] > 0
+  return {name: jnp.asarray(values[known]) for name, values in rows.items()} if known.sum() >= LEAST else None
+
+
+def _fitted(rule: transport.MapRule, drawn: Any, x: Array, y: Array) -> dict[str, Array]:
+  """Parameters from known pairs: of a linear part, behind or before a flow, which starts as the identity."""
+  if isinstance(rule, transport.Chain):
+    parts = [rule.of_part(drawn, i) for i in range(len(rule.parts))]
+    linear = next(i for i, part in enumerate(rule.parts) if part.affine(parts[i]) is not None)
+    fitted = _fitted(rule.parts[linear], parts[linear], x, y)
+    return {f"part{linear}_{name}": value for name, value in fitted.items()}
+  return rule.fit(x, y) if isinstance(rule, transport.OrthogonalMap | transport.LinearMap) else {}
+
+
+def map_rule(fields: Transport, m: int, k: int) -> transport.MapRule:
+  """The map of the config between spaces of m and k dimensions; a flow stands on the smaller side."""
+  orthogonal = transport.OrthogonalMap(m, k, scaled=fields.scaled)
+  if fields.map == "flow":
+    flow = transport.FlowMap(min(m, k), min(m, k), couplings=fields.couplings, hidden=fields.hidden)
+    return transport.Chain.of(*((flow, orthogonal) if m <= k else (orthogonal, flow)))
+  return {
+    "orthogonal": lambda: orthogonal,
+    "linear": lambda: transport.LinearMap(m, k),
+    "spectral": lambda: transport.SpectralMap(m, k, low=fields.low, high=fields.high),
+    "mlp": lambda: transport.OrthogonalMLP(m, k),
+    "attention": lambda: transport.AttentionMap(m, k, anchors=fields.anchors),
+  }[fields.map]()
