@@ -1,7 +1,7 @@
 """Draws docs/latents.svg: two clouds of latents before a run, after its first stage and at its end.
 
-  jpmhc train --config=transport:staged --workdir=runs/staged
-  python -m scripts.latents_picture --workdir=runs/staged --out=docs/latents.svg
+jpmhc train --config=transport:staged --workdir=runs/staged
+python -m scripts.latents_picture --workdir=runs/staged --out=docs/latents.svg
 """
 
 import argparse

@@ -4,17 +4,22 @@
   jpmhc train --config=transport --workdir=runs/mine --config.data.pairs.source=a.npz --config.data.pairs.target=b.npz
 
 Variants: paired knows the partner of every training row, few of 5 % of them, the others are two clouds; flow is paired
-with a coupling flow before the orthogonal map; staged aligns a random linear map by transport and 20 % of the pairs, then
-tunes it slowly. Files of latents come from `jpmhc latents`. Without files two random
-networks of 48 and 64 features see the digits, and 359 are held out; `jp.transport.OrthogonalMap.fit`, Procrustes on all
-pairs, has recall@1 85.2 % there, and ridge regression 93.9 %.
+with a coupling flow before the orthogonal map; staged aligns a random linear map by transport and 20 % of the pairs,
+then tunes it slowly. Files of latents come from `jpmhc latents`. Without files two random networks of 48 and 64
+features see the digits, and 359 are held out; Procrustes on all pairs (`jp.transport.OrthogonalMap.fit`) has recall@1
+85.2 % there, and ridge regression 93.9 %.
 """
 
 from jpmhc_jax.config.load import default
 from jpmhc_jax.config.sources import check_variant, Recipe
 
 RECIPES = (
-  Recipe(("paired",), "linear map between two latent spaces, all pairs known", "20 s on 2 CPU cores", "recall@1 93.9 % of 359 held out after 400 steps"),
+  Recipe(
+    ("paired",),
+    "linear map between two latent spaces, all pairs known",
+    "20 s on 2 CPU cores",
+    "recall@1 93.9 % of 359 held out after 400 steps",
+  ),
   Recipe(("staged",), "linear map, aligned by transport and 20 % of the pairs, then tuned", "COST", "RESULT"),
   Recipe(("few",), "orthogonal map from 5 % of the pairs and the two clouds", "30 s on 2 CPU cores", "recall@1 70.2 %"),
   Recipe(("flow",), "coupling flow and orthogonal map, all pairs known", "50 s on 2 CPU cores", "recall@1 91.6 %"),

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import chex
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ from jpmhc_jax.reporting import glossary
 from jpmhc_jax.runs import session
 from jpmhc_jax.training import mesh
 from jpmhc_jax.training.tasks import pair_stages, task_of
-from jpmhc_jax.training.tasks.pair_model import map_rule
+from jpmhc_jax.training.tasks.pair_model import map_rule, PairModel, Side
 
 RUN = {
   "data.kind": "pairs", "model.kind": "transport", "data.prefetch": 0, "connection.streams": 1, "steps": 6,
@@ -220,7 +221,8 @@ def test_a_stage_ends_where_alignment_stops_improving_and_after_a_bad_step_the_c
   assert where == [0, 0, 0, 0, 0, 0, 0, 1]  # windows 3.5, 3, 3, 3: two without a better one
   task = task_of(configs.resolve(jp.default_config(), RUN))
   carry = pair_stages.PairCarry({}, moment.spread(4), None, None, jnp.zeros(4, jnp.int32))
-  model = type("Model", (), {"kept": 0, "map": type("Map", (), {"rule": map_rule(fields, 2, 2)})})
+  sides = {"source": Side(None, None), "target": Side(None, None)}
+  model = PairModel(map_rule(fields, 2, 2), sides, 0, 0, None, nnx.Rngs(0))
   again = task.restart(model, carry, {"x": jnp.zeros((4, 2)), "y": jnp.zeros((4, 2))})
   assert np.asarray(again.moment.clock.stage).tolist() == [1, 1, 1, 1]
 
