@@ -20,7 +20,12 @@ RECIPES = (
     "20 s on 2 CPU cores",
     "recall@1 93.9 % of 359 held out after 400 steps",
   ),
-  Recipe(("staged",), "linear map, aligned by transport and 20 % of the pairs, then tuned", "COST", "RESULT"),
+  Recipe(
+    ("staged",),
+    "linear map, aligned by transport and 20 % of the pairs, then tuned",
+    "30 s on 2 CPU cores",
+    "recall@1 76.6 %, then 82.5 %",
+  ),
   Recipe(("few",), "orthogonal map from 5 % of the pairs and the two clouds", "30 s on 2 CPU cores", "recall@1 70.2 %"),
   Recipe(("flow",), "coupling flow and orthogonal map, all pairs known", "50 s on 2 CPU cores", "recall@1 91.6 %"),
 )

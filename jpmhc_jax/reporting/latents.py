@@ -47,17 +47,19 @@ def _picture(title: str, evaluation: Evaluation, name: str) -> Markup | None:
   if any(cloud is None for cloud in both):
     return None
   moved, target = (np.asarray(cloud) for cloud in both)
+  if len(moved) != len(target):
+    return None
   labels = points.get("labels") if isinstance(points, Mapping) else None
   classes = labels if isinstance(labels, list) and len(labels) == len(moved) else [0] * len(moved)
   reach = max(float(np.abs(np.concatenate([moved, target])).max()), 1e-12) * 1.05
   scale = SIDE / 2 / reach
-  dots = [_dot(row, scale, r=2.6, fill="none", stroke="currentColor", stroke_opacity=0.45) for row in target]
-  dots += [
-    _dot(row, scale, r=2.2, style=f"fill:var(--line-{int(label) % charts.COLOURS})")
-    for row, label in zip(moved, classes, strict=True)
+  colours = [f"var(--line-{int(label) % charts.COLOURS})" for label in classes]
+  dots = [
+    _dot(row, scale, r=2.8, style=f"fill:none;stroke:{colour}") for row, colour in zip(target, colours, strict=True)
   ]
+  dots += [_dot(row, scale, r=1.8, style=f"fill:{colour}") for row, colour in zip(moved, colours, strict=True)]
   box = f"{-SIDE / 2:g} {-SIDE / 2:g} {SIDE} {SIDE}"
-  label = f"{title}: {len(moved)} points beside {len(target)} of the target"
+  label = f"{title}: {len(moved)} points and their partners"
   picture = tag("svg", tag("title", label), *dots, viewBox=box, role="img", class_="clouds")
   return tag("figure", tag("figcaption", title), picture)
 

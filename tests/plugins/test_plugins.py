@@ -202,9 +202,9 @@ def test_describe_lists_the_fields_and_names(project, capsys):
     ("data.ripples.frequency=nan", "data.ripples.frequency=nan: expected a finite number"),
     (
       "data.kind=ripple",
-      "data.kind='ripple': expected one of arc, sudoku, maze, text, images, ripples. Did you mean 'ripples'?",
+      "data.kind='ripple': expected one of arc, sudoku, maze, text, images, pairs, ripples. Did you mean 'ripples'?",
     ),
-    ("model.kind=riple_fit", "expected one of trm, decoder, vit, ripple_fit. Did you mean 'ripple_fit'?"),
+    ("model.kind=riple_fit", "expected one of trm, decoder, vit, transport, ripple_fit. Did you mean 'ripple_fit'?"),
     ("plugins=", "unknown field 'data.ripples'"),
     ("plugins=wave_modul", "plugins='wave_modul': no module 'wave_modul'; expected an installed package, a module in"),
     ("plugins=wave-module", "plugins='wave-module': expected the name of a module, such as 'my_project.waves'"),
