@@ -188,7 +188,7 @@ def test_describe_lists_the_fields_and_names(project, capsys):
   page = " ".join(capsys.readouterr().out.replace("│", " ").split())
   assert "data.ripples.frequency 1.0 1.5 angular frequency of the ripples [above 0 to 99.5]" in page
   assert "data.ripples.phase 'cosine' 'sine' where a ripple begins [sine | cosine]" in page
-  assert "model.ripple_fit.hidden 16 16" in page and "[trm | decoder | vit | ripple_fit]" in page
+  assert "model.ripple_fit.hidden 16 16" in page and "[trm | decoder | vit | transport | ripple_fit]" in page
 
 
 @pytest.mark.parametrize(

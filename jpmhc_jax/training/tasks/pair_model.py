@@ -49,16 +49,15 @@ class Side(nnx.Module):
 
   def __init__(self, encoder: Encoder | None, rows: Any):
     self.encoder = encoder
-    self.network = encoder.module() if encoder else None
-    self.mean = self.length = None
-    if encoder:
+    if encoder is not None:
+      self.network = encoder.module()
       raw = encoder(self.network, jnp.asarray(rows))
       mean = jnp.mean(raw, axis=0)
       length = jnp.sqrt(jnp.mean(jnp.sum((raw - mean[None]) ** 2, axis=1)))
       self.mean, self.length = Fixed(mean, axes=(None,)), Fixed(length, axes=())
 
   def __call__(self, rows: Array) -> Float[Array, "b d"]:
-    if self.encoder is None or self.mean is None or self.length is None:
+    if self.encoder is None:
       return rows
     return (self.encoder(self.network, rows) - self.mean[...][None]) / self.length[...]
 
