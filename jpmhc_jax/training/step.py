@@ -56,12 +56,12 @@ def make_train_step(setup: Setup) -> StepFunction:
   puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    carry = refresh_carry(setup, state, batch)
-    rows = setup.rows(state.table, carry.data)
-    (grads, row_grads), carry, scalars = accumulate(setup, state, carry, rows)
+    start = refresh_carry(setup, state, batch)
+    rows = setup.rows(state.table, start.data)
+    (grads, row_grads), carry, scalars = accumulate(setup, state, start, rows)
     with jax.named_scope("optimizer"):
       updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
-      updates = setup.task.adjust(state.params, updates, carry, config)
+      updates = setup.task.adjust(state.params, updates, start, config)
       params = optax.apply_updates(state.params, updates)
     table = state.table
     if row_grads is not None:

@@ -109,7 +109,7 @@ class Task(abc.ABC):
     return {}
 
   def adjust(self, params: Any, updates: Any, carry: Any, config: schema.Config) -> Any:
-    """The updates that the optimiser's become; `carry` is that after the step."""
+    """The updates that the optimiser's become; `carry` is that with which the step starts."""
     return updates
 
   def restart(self, model: Any, carry: Any, batch: Batch) -> Any:
