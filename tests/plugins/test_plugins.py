@@ -188,7 +188,7 @@ def test_describe_lists_the_fields_and_names(project, capsys):
   page = " ".join(capsys.readouterr().out.replace("│", " ").split())
   assert "data.ripples.frequency 1.0 1.5 angular frequency of the ripples [above 0 to 99.5]" in page
   assert "data.ripples.phase 'cosine' 'sine' where a ripple begins [sine | cosine]" in page
-  assert "model.ripple_fit.hidden 16 16" in page and "[trm | decoder | vit | transport | ripple_fit]" in page
+  assert "model.ripple_fit.hidden 16 16" in page and "[trm | decoder | vit | urm | transport | ripple_fit]" in page
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,10 @@ def test_describe_lists_the_fields_and_names(project, capsys):
       "data.kind=ripple",
       "data.kind='ripple': expected one of arc, sudoku, maze, text, images, pairs, ripples. Did you mean 'ripples'?",
     ),
-    ("model.kind=riple_fit", "expected one of trm, decoder, vit, transport, ripple_fit. Did you mean 'ripple_fit'?"),
+    (
+      "model.kind=riple_fit",
+      "expected one of trm, decoder, vit, urm, transport, ripple_fit. Did you mean 'ripple_fit'?",
+    ),
     ("plugins=", "unknown field 'data.ripples'"),
     ("plugins=wave_modul", "plugins='wave_modul': no module 'wave_modul'; expected an installed package, a module in"),
     ("plugins=wave-module", "plugins='wave-module': expected the name of a module, such as 'my_project.waves'"),
