@@ -1,6 +1,8 @@
 """Strict numerics for every test, 8 host devices, one compilation cache a session, and the folder of golden arrays."""
 
 from collections.abc import Iterator
+import gc
+from importlib import metadata
 import os
 import pathlib
 import sys
@@ -38,6 +40,19 @@ QUICKLY_COMPILED = (
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
   "mixers/test_mixer_gradients.py", "optim", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
 )  # fmt: skip
+
+
+# Fast tests alone compile with less optimisation and, where jaxlib still has it, the older and quicker emitter of loops:
+# two thirds of the time. The slow tests compile as a user does.
+QUICK_FLAGS = " --xla_backend_optimization_level=1"
+if metadata.version("jaxlib").startswith("0.10."):
+  QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config: pytest.Config) -> None:  # no device has been asked for yet
+  if config.option.markexpr == "not slow":
+    os.environ["XLA_FLAGS"] += QUICK_FLAGS
+  gc.freeze()  # what was imported lives as long as the process: no collection looks at it again
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
