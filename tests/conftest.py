@@ -42,8 +42,8 @@ QUICKLY_COMPILED = (
 )  # fmt: skip
 
 
-# Fast tests alone compile with less optimisation and, where jaxlib still has it, the older and quicker emitter of loops:
-# two thirds of the time. The slow tests compile as a user does.
+# Without the slow tests, fast ones compile with less optimisation and, where jaxlib still has it, the older and quicker
+# emitter of loops: two thirds of the time. The slow tests compile as a user does.
 QUICK_FLAGS = " --xla_backend_optimization_level=1"
 if metadata.version("jaxlib").startswith("0.10."):
   QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"

@@ -46,10 +46,10 @@ def attend(
 
   implementation: 'auto', a fused kernel where one serves, or 'xla', the formulas everywhere.
   """
-  platform, length, head = sharding.platform(), query.shape[1], query.shape[-1]
-  form: _Formulas | Fused = _Formulas(causal)
+  platform, head = sharding.platform(), query.shape[-1]
   if implementation != "xla" and not refusal(platform, head, query.dtype):
-    form, query = Fused(platform, length, causal), query * jnp.asarray(head**-0.5, query.dtype)
+    return Fused(platform, query.shape[1], causal)(query * jnp.asarray(head**-0.5, query.dtype), key, value)
+  form = _Formulas(causal)
   return form.restored(form(*(kept(form.arranged(part)) for part in (query, key, value))))
 
 
@@ -125,18 +125,17 @@ class Fused:
     """The inverse of `arranged`."""
     return (x if self.platform == "gpu" else jnp.swapaxes(x, 1, 2))[:, : self.length]
 
-  def __call__(self, query: Array, key: Array, value: Array) -> Array:
-    """Attention of arranged arrays, differentiable in both modes and twice."""
+  def __call__(self, query: Array, key: Array, value: Array) -> Float[Array, "b t h k"]:
+    """Attention of arrays (b, t, h, k), differentiable in both modes and twice."""
     return _fused(query, key, value, self)
 
-  def formula(self, query: Array, key: Array, value: Array) -> Array:
+  def formula(self, query: Array, key: Array, value: Array) -> Float[Array, "b t h k"]:
     """The same by the formulas."""
     form = _Formulas(self.causal, scale=1.0)
-    parts = (form.arranged(self.restored(part)) for part in (query, key, value))
-    return self.arranged(form.restored(form(*parts)))
+    return form.restored(form(*map(form.arranged, (query, key, value))))
 
   def run(self, query: Array, key: Array, value: Array) -> Array:
-    """The kernel itself, on every device with its own rows and heads; differentiable once, in reverse mode."""
+    """The kernel itself on arranged arrays, on every device its own rows and heads; differentiable once, backward."""
     kernel = self._cudnn if self.platform == "gpu" else self._splash
     heads = 2 if self.platform == "gpu" else 1
     axes = [sharding.split_over("batch", query.shape[0]), None, None, None]
@@ -176,36 +175,59 @@ class Fused:
 
 @functools.partial(custom_derivative, nondiff_argnums=(3,))
 def _fused(query: Array, key: Array, value: Array, kernel: Fused) -> Array:
-  return kernel.run(query, key, value)
+  return kernel.restored(kernel.run(*map(kernel.arranged, (query, key, value))))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["features"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+  """An array (b, t, h, k) that waits for the backward pass with all features of a position side by side.
+
+  A TPU gives the last axis 128 lanes: arranged for the kernel, heads of 64 take twice their size, and padded positions
+  on top. Without the barrier the compiler would keep the arranged arrays all the same.
+  """
+
+  features: Float[Array, "b t hk"]
+
+  @classmethod
+  def of(cls, x: Float[Array, "b t h k"]) -> "_Stored":
+    return cls(kept(jax.lax.optimization_barrier(x.reshape(*x.shape[:2], -1))))
 
 
 def _fused_forward(query, key, value, kernel):
   """Saves the arguments and what the kernel's own rule saves: its result and the logarithms of the sums."""
   arguments = (query, key, value)
-  constants = jax.lax.stop_gradient(arguments)
-  out, pullback = jax.vjp(kernel.run, *constants)
-  # Each array has one name: what has two is stored twice.
-  named = {id(constant): argument for constant, argument in zip(constants, arguments, strict=True)}
-  named[id(out)] = kept(out)
+  arranged = jax.lax.stop_gradient(tuple(map(kernel.arranged, arguments)))
+  arranged_out, pullback = jax.vjp(kernel.run, *arranged)
+  out = kernel.restored(arranged_out)
+  stored = tuple(map(_Stored.of, (*arguments, out)))
+  places = {id(x): place for x, place in zip((*arranged, arranged_out), stored, strict=True)}
 
-  def saved(x: Array) -> Array:
-    return named[id(x)] if id(x) in named else kept(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+  def saved(x: Array) -> Array | _Stored:
+    return places[id(x)] if id(x) in places else kept(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-  return valued(kernel.formula, named[id(out)], *arguments), (arguments, jax.tree.map(saved, pullback))
+  return valued(kernel.formula, out, *arguments), (stored[:3], jax.tree.map(saved, pullback))
 
 
 def _fused_backward(kernel, saved, cotangent):
-  arguments, pullback = saved
+  def restored(x: Any) -> Any:
+    return x.features.reshape(cotangent.shape) if isinstance(x, _Stored) else x
+
+  def arranged(x: Any) -> Any:
+    return kernel.arranged(restored(x)) if isinstance(x, _Stored) else x
 
   def pulled(query, key, value, cotangent):
     return jax.vjp(kernel.formula, query, key, value)[1](cotangent)
 
-  bars = jax.lax.stop_gradient(pullback)(jax.lax.stop_gradient(cotangent))
-  return valued(pulled, bars, *arguments, cotangent)
+  arguments = tuple(map(restored, saved[0]))
+  pullback = jax.tree.map(arranged, saved[1], is_leaf=lambda x: isinstance(x, _Stored))
+  bars = jax.lax.stop_gradient(pullback)(kernel.arranged(jax.lax.stop_gradient(cotangent)))
+  return valued(pulled, tuple(map(kernel.restored, bars)), *arguments, cotangent)
 
 
 def _fused_tangent(kernel, saved, *tangents):
-  return jax.jvp(kernel.formula, saved[0], tangents)[1]
+  arguments = (x.features.reshape(tangents[0].shape) for x in saved[0])
+  return jax.jvp(kernel.formula, tuple(arguments), tangents)[1]
 
 
 _fused.defvjp(_fused_forward, _fused_backward, _fused_tangent)

@@ -130,15 +130,14 @@ def test_the_backward_pass_keeps_the_kernel_s_arguments_its_result_and_one_numbe
   """Under the policy 'products' too, which runs no kernel twice."""
   parts = _drawn(256, jnp.bfloat16)[:3]
   kernel = Fused("tpu", 256, causal)
-  arranged = [kernel.arranged(part) for part in parts]
-  saved = jax.make_jaxpr(lambda *parts: jax.tree.leaves(jax.vjp(kernel, *parts)[1]))(*arranged).jaxpr.outvars
+  saved = jax.make_jaxpr(lambda *parts: jax.tree.leaves(jax.vjp(kernel, *parts)[1]))(*parts).jaxpr.outvars
   large = {id(variable) for variable in saved if variable.aval.size > parts[0].size // 8}
   assert len(large) == 4 and sum(v.aval.size == parts[0].size // 8 for v in saved) == 1
 
   def loss(*parts):
-    return jnp.sum(products.kept(kernel.restored(kernel(*map(products.kept, parts)))).astype(jnp.float32))
+    return jnp.sum(products.kept(kernel(*parts)).astype(jnp.float32))
 
-  text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(loss, policy=SAVED["products"]), (0, 1, 2)))(*arranged))
+  text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(loss, policy=SAVED["products"]), (0, 1, 2)))(*parts))
   assert len(re.findall(r"pallas_call\[", text)) == 3  # forward; keys and values; queries
 
 
@@ -157,7 +156,7 @@ def test_the_kernel_of_tpus_equals_the_formula_to_the_rounding_of_bfloat16(causa
 
   def fused(query, key, value):
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    return kernel.restored(kernel(*map(kernel.arranged, (scaled, key, value))))
+    return kernel(scaled, key, value)
 
   exact = both(functools.partial(attend, causal=causal), *(part.astype(jnp.float32) for part in parts))
   for ours, formula, true in zip(
