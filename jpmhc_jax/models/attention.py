@@ -196,17 +196,18 @@ class _Stored:
 
 def _fused_forward(query, key, value, kernel):
   """Saves the arguments and what the kernel's own rule saves: its result and the logarithms of the sums."""
-  arguments = (query, key, value)
+  stored = [_Stored.of(x) for x in (query, key, value)]
+  arguments = tuple(x.features.reshape(query.shape) for x in stored)
   arranged = jax.lax.stop_gradient(tuple(map(kernel.arranged, arguments)))
   arranged_out, pullback = jax.vjp(kernel.run, *arranged)
-  out = kernel.restored(arranged_out)
-  stored = tuple(map(_Stored.of, (*arguments, out)))
+  stored.append(_Stored.of(kernel.restored(arranged_out)))
+  out = stored[-1].features.reshape(query.shape)
   places = {id(x): place for x, place in zip((*arranged, arranged_out), stored, strict=True)}
 
   def saved(x: Array) -> Array | _Stored:
     return places[id(x)] if id(x) in places else kept(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-  return valued(kernel.formula, out, *arguments), (stored[:3], jax.tree.map(saved, pullback))
+  return valued(kernel.formula, out, *arguments), (tuple(stored[:3]), jax.tree.map(saved, pullback))
 
 
 def _fused_backward(kernel, saved, cotangent):
