@@ -34,8 +34,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What tests how programs are put together, or derivatives in float64, more than last bits: most of its time is
 # compilation, and half of that is LLVM's. The slow tests of these rooms, and all others, compile as a user does.
 QUICKLY_COMPILED = (
-  "commands", "connections/test_connection.py", "connections/test_diagnostics.py", "connections/test_forward_mode.py",
-  "connections/test_kernels.py", "core/test_public_names.py", "evaluation", "examples", "manifolds/test_manifolds.py",
+  "commands", *(f"connections/test_{name}" for name in ("a", "ch", "con", "d", "e", "f", "k", "t")),  # not: segments
+  "core/test_public_names.py", "evaluation", "examples", "manifolds/test_manifolds.py", "models",
   *(f"manifolds/test_retractions.py::test_{name}" for name in ("no_matrix", "slope")),
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
   "mixers/test_mixer_gradients.py", "optim", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
