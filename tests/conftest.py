@@ -52,7 +52,10 @@ if metadata.version("jaxlib").startswith("0.10."):
 def pytest_configure(config: pytest.Config) -> None:  # no device has been asked for yet
   if config.option.markexpr == "not slow":
     os.environ["XLA_FLAGS"] += QUICK_FLAGS
-  gc.freeze()  # what was imported lives as long as the process: no collection looks at it again
+
+
+def pytest_collection_finish() -> None:
+  gc.freeze()  # what was imported and collected lives as long as the process: no garbage is looked for there again
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
