@@ -38,7 +38,8 @@ QUICKLY_COMPILED = (
   "core/test_public_names.py", "evaluation", "examples", "manifolds/test_manifolds.py", "models",
   *(f"manifolds/test_retractions.py::test_{name}" for name in ("no_matrix", "slope")),
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
-  "mixers/test_mixer_gradients.py", "optim", "plugins", "runs", "spectral/test_jacobian.py", "sweeps", "training",
+  "mixers/test_mixer_golden.py", "mixers/test_mixer_gradients.py", "optim", "plugins", "runs",
+  "spectral/test_jacobian.py", "sweeps", "training", "transport/test_maps.py",
 )  # fmt: skip
 
 
