@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jpmhc_jax.connections.interop import Convention, CONVENTIONS
+from jpmhc_jax.connections.conventions import Convention, CONVENTIONS
 from jpmhc_jax.mixers import Sinkhorn
 
 THREADS = os.cpu_count() or 1

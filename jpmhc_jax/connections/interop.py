@@ -9,6 +9,7 @@
 | mhc_lite_mhc   | the same, of the norm of all streams together                   | Sinkhorn, columns first, Hᵀ      |
 | mhc_lite       | the same                                                        | mixture of permutations, Hᵀ      |
 | kromhc         | the same                                                        | Kronecker product, Hᵀ            |
+| tbp            | the same, and delta_logit                                       | transportation chart, δ, Hᵀ      |
 
     block, parameters = from_peer("deepseek", state_dict, streams=4, width=7168, prefix="layers.0.hc_attn_")
 
@@ -25,43 +26,20 @@ Where the streams stand in activations:
 | folded  | (b·n, …, d) | lucidrains hyper-connections; index b·n + stream   |
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
-import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from jpmhc_jax import mixers
 from jpmhc_jax.connections.block import HyperConnectionFn, Parameters
-from jpmhc_jax.connections.routing import Routing
-from jpmhc_jax.connections.spec import ConnectionFields
+from jpmhc_jax.connections.conventions import CONVENTIONS
 from jpmhc_jax.core.errors import check_choice, CheckpointError, nearest
 
 __all__ = [
-  "Arrays", "CONVENTIONS", "Convention", "LAYOUTS", "from_layout", "from_peer", "head_from_deepseek",
-  "head_to_deepseek", "to_layout", "to_peer",
+  "LAYOUTS", "from_layout", "from_peer", "head_from_deepseek", "head_to_deepseek", "to_layout", "to_peer",
 ]  # fmt: skip
-
-Arrays = Mapping[str, np.ndarray]
-_TINY = 1e-24  # max(‖x‖, 1e-12) of torch's normalize, as an epsilon inside the root
-
-
-@dataclasses.dataclass(frozen=True)
-class Convention:
-  """One way to write a block down. `shapes(n, d)` are those of its arrays; `load` and `dump` are inverse."""
-
-  mixer: mixers.Mixer
-  fields: ConnectionFields
-  shapes: Callable[[int, int], dict[str, tuple[int, ...]]]
-  load: Callable[[Arrays, int, int], Arrays]
-  dump: Callable[[Arrays, int, int], Arrays]
-
-  def block(self, streams: int, width: int) -> HyperConnectionFn:
-    """The connection of ours that computes the same."""
-    return HyperConnectionFn(self.mixer, streams=streams, width=width, layer_index=0, **self.fields)
 
 
 def from_peer(
@@ -126,202 +104,6 @@ def head_to_deepseek(parameters: Parameters, prefix: str = "hc_head_") -> dict[s
   fn = kernel.reshape(-1, kernel.shape[-1]).T
   base = np.asarray(parameters["head_bias"])
   return {prefix + "fn": fn, prefix + "base": base, prefix + "scale": np.ones((1,), fn.dtype)}
-
-
-def _jpmhc_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
-  return {
-    "norm.weight": (n * d,), "norm.bias": (n * d,),
-    "fused_proj.weight": (3 * n * n, n * d), "fused_proj.bias": (3 * n * n,),
-  }  # fmt: skip
-
-
-def _load_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
-  return {
-    "bias": p["fused_proj.bias"],
-    "projection": p["fused_proj.weight"].T.reshape(n, d, -1),
-    "norm_scale": p["norm.weight"].reshape(n, d),
-    "norm_shift": p["norm.bias"].reshape(n, d),
-  }
-
-
-def _dump_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
-  return {
-    "fused_proj.bias": p["bias"],
-    "fused_proj.weight": p["projection"].reshape(n * d, -1).T,
-    "norm.weight": p["norm_scale"],
-    "norm.bias": p["norm_shift"],
-  }
-
-
-def _jpmhc_rms_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
-  return {name: shape for name, shape in _jpmhc_shapes(n, d).items() if name.startswith("fused_proj")}
-
-
-def _load_jpmhc_rms(p: Arrays, n: int, d: int) -> Arrays:
-  return {"bias": p["fused_proj.bias"], "projection": p["fused_proj.weight"].T.reshape(n, d, -1)}
-
-
-def _dump_jpmhc_rms(p: Arrays, n: int, d: int) -> Arrays:
-  return {"fused_proj.bias": p["bias"], "fused_proj.weight": p["projection"].reshape(n * d, -1).T}
-
-
-def _deepseek_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
-  return {"fn": (2 * n + n * n, n * d), "base": (2 * n + n * n,), "scale": (3,)}
-
-
-def _load_deepseek(p: Arrays, n: int, d: int) -> Arrays:
-  return {"projection": p["fn"].T.reshape(n, d, -1), "bias": p["base"], "gate": p["scale"]}
-
-
-def _dump_deepseek(p: Arrays, n: int, d: int) -> Arrays:
-  return {"fn": p["projection"].reshape(n * d, -1).T, "base": p["bias"], "scale": p["gate"]}
-
-
-def _lucidrains_shapes(gates: dict[str, tuple[int, ...]]) -> Callable[[int, int], dict[str, tuple[int, ...]]]:
-  alpha = () if "dynamic_alpha_scale" in gates else (1,)  # mHC keeps an axis of proposals
-
-  def shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
-    return gates | {
-      "norm.gamma": (d,), "static_alpha": (n, 1 + n), "dynamic_alpha_fn": (*alpha, d, 1 + n),
-      "static_beta": (n,), "dynamic_beta_fn": (d,),
-    }  # fmt: skip
-
-  return shapes
-
-
-def _load_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> Arrays:
-  """One projection (d, 1 + n) of each stream's own norm: column 0 is its read logit, column 1 + t is H[s, t]."""
-  gamma = (p["norm.gamma"] + 1)[:, None]
-  alpha = gamma * p["dynamic_alpha_fn"].reshape(d, 1 + n)
-  static = p["static_alpha"]
-  return {
-    "projection": np.concatenate([alpha[:, :1], gamma * p["dynamic_beta_fn"][:, None], alpha[:, 1:]], axis=1)[None],
-    "bias": np.concatenate([static[:, 0], p["static_beta"], static[:, 1:].ravel()]),
-    "gate": np.stack([p[name].reshape(()) for name in gates]),
-  }
-
-
-def _dump_lucidrains(p: Arrays, gates: tuple[str, str, str], n: int, d: int) -> Arrays:
-  of_name: dict[str, np.ndarray] = {}
-  for name, gate in zip(gates, p["gate"].reshape(3, 1), strict=True):
-    if of_name.setdefault(name, gate) != gate:
-      raise CheckpointError(f"lucidrains: {name} is one number for read and mixer, and their gates are {p['gate']}")
-  bias, (own,) = p["bias"], p["projection"]
-  return of_name | {
-    "norm.gamma": np.zeros((d,), bias.dtype),
-    "dynamic_alpha_fn": np.delete(own, 1, axis=1),
-    "dynamic_beta_fn": own[:, 1],
-    "static_alpha": np.concatenate([bias[:n, None], bias[2 * n :].reshape(n, n)], axis=1),
-    "static_beta": bias[n : 2 * n],
-  }
-
-
-def _lucidrains(
-  mixer: mixers.Mixer, fields: ConnectionFields, gates: tuple[str, str, str], shapes: tuple[tuple[int, ...], ...]
-) -> Convention:
-  per_stream: ConnectionFields = {
-    "generator": "gated", "projection": "per_stream", "norm_epsilon": _TINY, "transpose": True,
-    "initialisation": "round_robin",
-  }  # fmt: skip
-  return Convention(
-    mixer,
-    {**per_stream, **fields},
-    _lucidrains_shapes(dict(zip(gates, shapes, strict=True))),
-    lambda p, n, d: _load_lucidrains(p, gates, n, d),
-    lambda p, n, d: _dump_lucidrains(p, gates, n, d),
-  )
-
-
-_GATES = ("pre_branch_scale", "h_post_scale", "residual_scale")
-
-
-@dataclasses.dataclass(frozen=True)
-class _MhcLite:
-  """What mHC-lite and KromHC share: one norm of all streams, and the logits of read and mixer in one array of columns.
-
-  square: the columns are (n, 1 + n), the first of them the read's, as where a mixer has n × n logits.
-  """
-
-  mixer: mixers.Mixer
-  square: bool = False
-
-  def convention(self) -> Convention:
-    """The convention of this mixer."""
-    fields: ConnectionFields = {"generator": "gated", "norm_epsilon": _TINY, "transpose": True}
-    return Convention(self.mixer, fields, self.shapes, self.load, self.dump)
-
-  def shapes(self, n: int, d: int) -> dict[str, tuple[int, ...]]:
-    """Of the arrays of a block."""
-    width = n + math.prod(self.mixer.logit_shape(n))
-    return dict.fromkeys(_GATES, (1,)) | {
-      "norm.gamma": (n * d,), "static_alpha": (n, 1 + n) if self.square else (width,),
-      "dynamic_alpha_fn": (n * d, width), "static_beta": (n,), "dynamic_beta_fn": (n * d, n),
-    }  # fmt: skip
-
-  def load(self, p: Arrays, n: int, d: int) -> Arrays:
-    """Ours: read, write and mixer side by side."""
-    (read, mix), (read_bias, mix_bias) = (self._split(p[name], n) for name in ("dynamic_alpha_fn", "static_alpha"))
-    weights = np.concatenate([read, p["dynamic_beta_fn"], mix], axis=1)
-    return {
-      "projection": ((p["norm.gamma"] + 1)[:, None] * weights).reshape(n, d, -1),
-      "bias": np.concatenate([read_bias[0], p["static_beta"], mix_bias[0]]),
-      "gate": np.concatenate([p[name] for name in _GATES]),
-    }
-
-  def dump(self, p: Arrays, n: int, d: int) -> Arrays:
-    """The inverse, with a neutral γ."""
-    (read, write, mix), biases = (np.split(a, [n, 2 * n], axis=-1) for a in (p["projection"], p["bias"]))
-    read, write, mix = (part.reshape(n * d, -1) for part in (read, write, mix))
-    return dict(zip(_GATES, p["gate"].reshape(3, 1), strict=True)) | {
-      "norm.gamma": np.zeros((n * d,), p["bias"].dtype),
-      "dynamic_alpha_fn": self._join(read, mix, n), "dynamic_beta_fn": write,
-      "static_alpha": self._join(biases[0][None], biases[2][None], n), "static_beta": biases[1],
-    }  # fmt: skip
-
-  def _split(self, columns: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(read, mixer) of rows of columns."""
-    if not self.square:
-      rows = columns.reshape(-1, columns.shape[-1])
-      return rows[:, :n], rows[:, n:]
-    square = columns.reshape(-1, n, 1 + n)
-    return square[:, :, 0], square[:, :, 1:].reshape(-1, n * n)
-
-  def _join(self, read: np.ndarray, mix: np.ndarray, n: int) -> np.ndarray:
-    if not self.square:
-      return np.concatenate([read, mix], axis=1)
-    return np.concatenate([read[:, :, None], mix.reshape(-1, n, n)], axis=2).reshape(len(read), -1)
-
-
-CONVENTIONS: dict[str, Convention] = {
-  "jpmhc": Convention(
-    mixers.CayleyIterative(alpha=0.1, steps=2),
-    {"routing": Routing("softmax"), "norm": "layernorm", "norm_epsilon": 1e-5},
-    _jpmhc_shapes, _load_jpmhc, _dump_jpmhc,
-  ),
-  "jpmhc_rms": Convention(
-    mixers.CayleyIterative(alpha=0.1, steps=2),
-    {"routing": Routing("softmax"), "norm_epsilon": 1e-5},
-    _jpmhc_rms_shapes, _load_jpmhc_rms, _dump_jpmhc_rms,
-  ),
-  "deepseek": Convention(
-    mixers.EpsilonSinkhorn(sweeps=20, epsilon=1e-6),
-    {"generator": "gated", "routing": Routing(epsilon=1e-6), "norm_epsilon": 1e-6, "transpose": True},
-    _deepseek_shapes, _load_deepseek, _dump_deepseek,
-  ),
-  "lucidrains_hc": _lucidrains(
-    mixers.Unconstrained(), {"routing": Routing("linear"), "activation": "tanh"},
-    ("dynamic_alpha_scale", "dynamic_beta_scale", "dynamic_alpha_scale"), ((), (), ()),
-  ),
-  "lucidrains_mhc": _lucidrains(
-    mixers.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled", order="columns_first"), {},
-    _GATES, ((1,), (), (1,)),
-  ),
-  "mhc_lite_mhc": _MhcLite(
-    mixers.Sinkhorn(sweeps=20, clip=0.0, adjoint="unrolled", order="columns_first"), square=True
-  ).convention(),
-  "mhc_lite": _MhcLite(mixers.PermutationMixture()).convention(),
-  "kromhc": _MhcLite(mixers.Kronecker()).convention(),
-}  # fmt: skip
 
 
 LAYOUTS = ("streams", "first", "packed", "last", "folded")

@@ -28,7 +28,8 @@ def drawn(example: Mapping[str, Any]) -> RenderableType:
   """Name, input, truth where it is known, and answers of one example; grids stand side by side where they have room."""
   kind, given = str(example["kind"]), example["input"]
   titled = [("input", given), *([("truth", example["truth"])] if "truth" in example else [])]
-  titled += [(_title(number, answer), answer["grid"]) for number, answer in enumerate(example["predictions"], start=1)]
+  answers = enumerate(example["predictions"], start=1)
+  titled += [(f"{number}: {_votes(kind, answer)}", answer["grid"]) for number, answer in answers]
   panels = [Panel(block(kind, grid, given), title=title, expand=False) for title, grid in titled]
   return Group(Text(_name(example), style="bold"), Columns(panels))
 
@@ -41,7 +42,7 @@ def overview(examples: Sequence[Mapping[str, Any]]) -> Table:
   for heading in ("task", *(f"attempt {number + 1}" for number in range(most)), *(["solved"] if judged else [])):
     table.add_column(heading)
   for example in examples:
-    cells = [_votes(answer) for answer in example["predictions"]]
+    cells = [_votes(str(example["kind"]), answer) for answer in example["predictions"]]
     cells += ["–"] * (most - len(cells))
     at = example.get("solved_at")
     verdict = [f"by attempt {at}" if at else "no" if "solved_at" in example else "not known"] if judged else []
@@ -88,12 +89,8 @@ def _name(example: Mapping[str, Any]) -> str:
   return f"{example['task']} · test {example['test']}" if example["kind"] == "arc" else str(example["task"])
 
 
-def _title(number: int, answer: Mapping[str, Any]) -> str:
-  return f"{number}: {_votes(answer)}"
-
-
-def _votes(answer: Mapping[str, Any]) -> str:
-  grid = answer["grid"]
-  size = f"{len(grid)}×{len(grid[0]) if grid else 0}"
-  votes = answer["votes"]
-  return f"{size}, {votes} vote{'' if votes == 1 else 's'}, q {answer['q']:.2f}"
+def _votes(kind: str, answer: Mapping[str, Any]) -> str:
+  """Size, votes where copies vote, and the mean probability of halting: what the model thinks of the answer."""
+  grid, votes = answer["grid"], answer["votes"]
+  voted = f"{votes} vote{'' if votes == 1 else 's'}, " if kind == "arc" else ""
+  return f"{len(grid)}×{len(grid[0]) if grid else 0}, {voted}q {answer['q']:.2f}"

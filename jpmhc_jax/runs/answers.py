@@ -23,6 +23,7 @@ from jpmhc_jax.training.inherit import rows_by_name, with_arrays
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 
 FIT_STEPS = 200
+_RANKED = 1000  # answers among which a truth is looked for
 Tick = Callable[[str, float], None]  # (what is being done, share of it)
 
 
@@ -53,10 +54,16 @@ class Answers:
     return self.votes.results(known) if known else {}
 
   def examples(self, attempts: int = 2) -> list[dict[str, Any]]:
-    """Every test input with its best answers, as the report draws them."""
-    return self.votes.examples(
-      self.tasks, limit=sum(len(task["test"]) for task in self.tasks.values()), answers=attempts
-    )
+    """Every test input with its best answers, as the report draws them; as in a submission without empty ones."""
+    tests = sum(len(task["test"]) for task in self.tasks.values())
+    return [_attempted(example, attempts) for example in self.votes.examples(self.tasks, tests, answers=_RANKED)]
+
+
+def _attempted(example: dict[str, Any], attempts: int) -> dict[str, Any]:
+  grids = [answer for answer in example["predictions"] if answer["grid"]]
+  places = [place for place, answer in enumerate(grids, start=1) if answer["grid"] == example.get("truth")]
+  solved = {"solved_at": places[0] if places else None} if "truth" in example else {}
+  return example | solved | {"predictions": grids[:attempts]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.connections import StreamExpansionFn
+from jpmhc_jax.connections.conventions import CONVENTIONS
 from jpmhc_jax.connections.interop import (
-  CONVENTIONS,
   from_layout,
   from_peer,
   head_from_deepseek,
@@ -61,6 +61,7 @@ def test_there_and_back_is_the_identity(convention):
     ("mhc_mhclite", "mhc_lite_mhc", {}),
     ("lite", "mhc_lite", {}),
     ("kromhc", "kromhc", {}),
+    ("tbp", "tbp", {}),
   ],
 )
 def test_the_published_block_comes_out(shared, family, convention, fields):
@@ -171,6 +172,9 @@ def test_what_does_not_fit_is_refused():
     to_peer("lucidrains_hc", parameters | joint, streams=N, width=D)
   with pytest.raises(CheckpointError, match="'bias' is missing"):
     to_peer("deepseek", joint, streams=N, width=D)
+  _, tbp = from_peer("tbp", _random("tbp"), streams=N, width=D)
+  with pytest.raises(CheckpointError, match="tbp: δ depends on the token"):
+    to_peer("tbp", tbp | {"projection": tbp["projection"] + 1}, streams=N, width=D)
   with pytest.raises(CheckpointError, match="one number for read and mixer"):
     to_peer("lucidrains_hc", parameters | {"gate": jnp.arange(3.0)}, streams=N, width=D)
 

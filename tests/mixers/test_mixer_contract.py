@@ -33,6 +33,7 @@ SLOW = (
   "birkhoff_newton(clip=20)", "birkhoff_newton(clip=20,steps=48)", "birkhoff_newton(sweeps=1,steps=30)",
   "sinkhorn_epsilon(sweeps=5,epsilon=1e-08)",
   "orthostochastic(copies=3)", "orthostochastic_newton_schulz(steps=8)", "transport(delta=0.00033535)",
+  "transport(learned=true)",
   "householder(alpha=1)", "householder(gate=soft)", "grassmann(rank=4)", "sphere(gamma=10)",
   "hybrid(weight=0.25)", "hybrid(weight=0,final=1,start=0.25,end=0.75)",
   "hybrid(first=iso(method=newton),second=birkhoff_newton)",
