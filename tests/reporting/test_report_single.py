@@ -13,8 +13,10 @@ import pytest
 from jpmhc_jax.core.errors import StorageError, UserError
 from jpmhc_jax.main import main
 from jpmhc_jax.reporting import lead
+from jpmhc_jax.reporting.markup import plain
 from jpmhc_jax.reporting.report import write_report
-from jpmhc_jax.reporting.workdir import read_runs
+from jpmhc_jax.reporting.sections import cost_words, task_table
+from jpmhc_jax.reporting.workdir import Evaluation, read_runs
 
 
 def test_tables_hold_the_numbers_of_the_run(make_run, tmp_path):
@@ -324,3 +326,13 @@ def test_the_verdict_names_score_average_gap_and_alarms(make_run, tmp_path):
   assert (
     "24\N{NARROW NO-BREAK SPACE}576 parameters" in facts and "ARC, 1\N{NARROW NO-BREAK SPACE}000 to train on" in facts
   )
+
+
+def test_every_task_and_what_it_cost_stand_below_the_scores():
+  scores = {"tests": 2.0, "outputs/pass@1": 0.5, "outputs/pass@2": 1.0, "augmentations_voted": 16.0}
+  cost = {"seconds": 75.0, "seconds_per_task": 37.5, "devices": "1 × cpu"}
+  evaluation = Evaluation(7, {}, tasks={"aa<b>": scores, "odd": 3}, cost=cost)
+  table = task_table(evaluation)
+  assert "1 tasks, one by one" in table and "aa&lt;b&gt;" in table and "two attempts" in table and "100.00" in table
+  assert plain(cost_words(evaluation)) == "It took 1 min 15 s on 1 × cpu, 37.5 s a task."
+  assert task_table(Evaluation(7, {})) is None and cost_words(Evaluation(7, {}, cost={"seconds": "?"})) is None

@@ -14,6 +14,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.data.arc_given import given_dataset
 from jpmhc_jax.data.arc_tasks import parse_task
+from jpmhc_jax.evaluation.arc import ArcVotes, STATE_FORMAT
 from jpmhc_jax.main import main
 from jpmhc_jax.runs import answers
 from jpmhc_jax.training import fitting, inherit, loop
@@ -84,6 +85,18 @@ def test_fitting_rows_lowers_the_loss_and_leaves_all_else(trained):
   jax.tree.map(np.testing.assert_array_equal, (after.params, after.buffers), (before.params, before.buffers))
   moved = (np.asarray(after.table) != before.table).any(axis=1)
   assert moved.tolist() == [name.startswith("new") for name in dataset.identifiers] + [False] * (len(moved) - 4)
+
+
+def test_examples_show_the_attempts_of_the_submission_without_empty_answers():
+  ballot = ["56", None, [["", 3, 1.0], ["65", 2, 1.0], ["11", 1, 0.5]]]
+  votes = ArcVotes.from_state(["<blank>", "t"], {"format": STATE_FORMAT, "canvas": 3, "tasks": {"t": [ballot]}})
+  tasks = {"t": {"train": NEW["train"], "test": [{"input": [[5, 6]], "output": [[6, 5]]}]}}
+  found = answers.Answers(tasks, votes, 0, (), 1.0)
+  (example,) = found.examples()
+  assert [answer["grid"] for answer in example["predictions"]] == [[[6, 5]], [[1, 1]]] and example["solved_at"] == 1
+  assert list(found.submission()["t"][0].values()) == [[[6, 5]], [[1, 1]]]
+  assert (found.scores()["pass@1"], found.scores()["outputs/pass@1"]) == (0.0, 1.0)
+  assert [list(entry) for entry in found.submission(3)["t"]] == [["attempt_1", "attempt_2", "attempt_3"]]
 
 
 @pytest.mark.slow
