@@ -92,7 +92,7 @@ def answer(
   for rows to be fitted of a network without a table.
   """
   began = time.monotonic()
-  config = _with_votes(trained.setup.config, votes)
+  config = _asked(trained.setup.config, votes)
   dataset = given_dataset(tasks, config.data, trained.identifiers, batch_size=config.batch_size, seed=config.seed)
   if steps is None:
     known = trained_rows(dataset.identifiers, trained.identifiers)
@@ -110,11 +110,11 @@ def answer(
   return Answers(dataset.test_puzzles, counted, steps, new, time.monotonic() - began)
 
 
-def _with_votes(config: schema.Config, votes: int | None) -> schema.Config:
-  if votes is None:
-    return config
-  arc = dataclasses.replace(config.data.arc, evaluation_augmentations=votes - 1)
-  return dataclasses.replace(config, data=dataclasses.replace(config.data, arc=arc))
+def _asked(config: schema.Config, votes: int | None) -> schema.Config:
+  """The run's config with so many votes, and with batches of the size that it differentiates at once."""
+  arc = config.data.arc if votes is None else dataclasses.replace(config.data.arc, evaluation_augmentations=votes - 1)
+  data, rows = dataclasses.replace(config.data, arc=arc), config.batch_size // config.accumulation
+  return dataclasses.replace(config, data=data, batch_size=rows, accumulation=1)
 
 
 def placed(setup: Setup, dataset: TokenDataset, trained: Trained) -> TrainState:
