@@ -33,8 +33,8 @@ print(f"pass@2 with identity mixers {without['pass@2']:.2f}")
 
 # ## On
 #
-# A task of your own, in the public JSON format, is answered by `jpmhc predict task.json --workdir=runs/arc`, which first
-# fits a row of the puzzle table to its demonstrations; "ARC, your tasks" has the rest.
+# A task of your own, in the public JSON format, is answered by `jpmhc predict task.json --workdir=runs/arc`. It first
+# fits a row of the puzzle table to the demonstrations; "ARC, your tasks" has the rest.
 #
 # One task is 0.04 of pass@2 here, and one seed decides nothing. The full recipes, `arc1:cayley` and `arc2:cayley`, need
 # accelerators: see the tutorial on pods.
