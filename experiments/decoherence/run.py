@@ -5,8 +5,8 @@
 TRM whose supervision step is one cycle of 7, 21 or 42 calls, all of which learn. Arms differ in the connection alone;
 every arm runs with repeated sub-layers and, as its control, with sub-layers of each call's own. Seeds are paired: one
 has the same order of the data in every arm. All runs of a task have the same number of calls in all, calls times steps.
-The README says, from before the first run, what would confirm and what would refute the hypothesis. --quick is a part of
-the whole: 4×4 Sudoku, 7 and 42 calls, three arms; as many steps, seeds and rates.
+The README says, from before the first run, what would confirm and what would refute the hypothesis. --quick is a
+part of the whole: 4×4 Sudoku, 7 and 42 calls, three arms; as many steps, seeds and rates.
 """
 
 import itertools

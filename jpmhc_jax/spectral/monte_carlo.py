@@ -52,18 +52,21 @@ def eigenvalues(layers: Layers, width: int, samples: int, key: Array, batch: int
 
 @functools.partial(jax.jit, static_argnames=("width", "samples"))
 def correlated_eigenvalues(layers: Correlated, width: int, samples: int, key: Array) -> Float[Array, "samples size"]:
-  """`eigenvalues` of layers with correlated noise, N = streams · width, all cells of one width. Memory O(L N²).
+  """`eigenvalues` of layers with correlated noise, N = streams · width. Memory O(L N²).
 
-  W = S + A, S symmetric and A antisymmetric, both Gaussian with covariances (K + T)/2 and (K − T)/2 between layers.
+  Each of the `width` dimensions belongs to a cell, by their shares. W = S + A, S symmetric and A antisymmetric, both
+  Gaussian with covariances (K + T)/2 and (K − T)/2 between layers.
   """
-  cells, depth, segments, _ = layers.reads.shape
+  _, depth, segments, _ = layers.reads.shape
   size, inner = layers.streams * width, segments * width
   coefficients = [jnp.swapaxes(each, 0, 1) for each in (layers.mixers, layers.reads, layers.writes)]
   symmetric, skew = (_square_root(0.5 * (layers.covariance + sign * layers.elliptic)[None])[0] for sign in (1, -1))
 
-  def couple(matrices: Array, state: Array) -> Array:  # (A ⊗ I) state, an A for every cell of the width
-    split = state.reshape(matrices.shape[2], cells, -1)
-    return jnp.einsum("cij,jcx->icx", matrices, split).reshape(-1, state.shape[1])
+  cells = jnp.searchsorted(jnp.cumsum(layers.shares)[:-1], (jnp.arange(width) + 0.5) / width)
+
+  def couple(matrices: Array, state: Array) -> Array:  # (A ⊗ I) state, with the A of each dimension's cell
+    split = state.reshape(matrices.shape[2], width, -1)
+    return jnp.einsum("wij,jwx->iwx", matrices[cells], split).reshape(-1, state.shape[1])
 
   def one(key: Array) -> Array:
     even, odd = jax.random.normal(key, (2, depth, inner, inner), jnp.float64) / jnp.sqrt(2 * inner)

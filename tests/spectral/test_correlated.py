@@ -11,7 +11,7 @@ import pytest
 from jpmhc_jax import mixers as families
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.spectral import correlated, density, dyson, krylov, monte_carlo
-from jpmhc_jax.spectral.correlated import correlated_noise, equation, grid, tied_covariance
+from jpmhc_jax.spectral.correlated import correlated_noise, equation, tied_covariance
 from jpmhc_jax.spectral.jacobian import mixer_stack
 
 Z = np.array([0.3, 0.9, 1.6, 3.0]) + 0.25j
@@ -142,17 +142,23 @@ def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean(cells):
   """Two cells have the moments of one, and coefficients of their own."""
   layers, others = _stack(3), _stack(7)
   stacked = [jnp.concatenate(pair) for pair in zip(layers[:3], others[:3], strict=True)]
-  both = layers if cells == 1 else layers._replace(mixers=stacked[0], reads=stacked[1], writes=stacked[2])
+  unequal = dict(zip(layers._fields[:3], stacked, strict=True), shares=jnp.array([0.25, 0.75]))
+  both = layers if cells == 1 else layers._replace(**unequal)
   assert _distance(both, width=60, draws=24, extra=2) < 1
 
 
-@pytest.mark.slow
 def test_equal_cells_are_one():
-  """Also where there are more than the unknowns are solved with."""
   layers = _stack(3)
-  many = [jnp.concatenate([each] * (grid._SOLVED_WITH + 1)) for each in layers[:3]]
-  g = correlated.resolvent(layers._replace(mixers=many[0], reads=many[1], writes=many[2]), jnp.asarray(Z)).g
+  twice = {name: jnp.concatenate([each, each]) for name, each in zip(layers._fields[:3], layers[:3], strict=True)}
+  g = correlated.resolvent(layers._replace(shares=jnp.array([0.2, 0.8]), **twice), jnp.asarray(Z)).g
   assert_allclose(g, correlated.resolvent(layers, jnp.asarray(Z)).g, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, np.nan]])
+def test_shares_that_are_none_are_refused(shares):
+  cells = np.ones((2, 1, 1, 1))
+  with pytest.raises(ValueError, match="expected 2 positive numbers, one for each cell"):
+    correlated_noise(cells, cells, cells, np.eye(1), shares=shares)
 
 
 def _members(streams, depth):

@@ -8,8 +8,8 @@ The noise of a part is its sub-layer's Jacobian, with its moments across all par
 weights have correlated noise, which adds up coherently or cancels. Beside that prediction stands the one of the same
 network with weights of their own at every call. How near they are is measured every time (W1 in log singular value),
 and it is no agreement within sampling error: a trained F' is not Gaussian (attention is a product over positions and
-features, few directions count), coefficients differ between tokens and features (a few cells stand for all), and H, a
-and b depend on the streams. The largest value is an outlier that no average predicts; it is measured.
+features, few directions count), coefficients differ between tokens and features (a few groups of them stand for all),
+and H, a and b depend on the streams. The largest value is an outlier that no average predicts; it is measured.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +26,13 @@ from jpmhc_jax.core import rng
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.evaluation.spectra import moments, transformer, trm
-from jpmhc_jax.evaluation.spectra.trm import call_layers, Cells, part_layers, Stack, Trace
+from jpmhc_jax.evaluation.spectra import moments, sites, transformer, trm
+from jpmhc_jax.evaluation.spectra.cells import Cells, groups
+from jpmhc_jax.evaluation.spectra.sites import Site
+from jpmhc_jax.evaluation.spectra.trm import call_layers, part_layers, Stack, Trace
 from jpmhc_jax.mixers import parse
 from jpmhc_jax.spectral import compare, density, dyson, measured, rules, table
-from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, independent
+from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, echoes, independent
 from jpmhc_jax.spectral.jacobian import measure as law_of
 from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import Layers
@@ -42,7 +44,7 @@ from jpmhc_jax.training.tasks.urm import UniversalReasoning
 FILE = "spectrum.json"
 _MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
 _POINT_S = 0.0025  # CPU seconds a grid point and cell of 48 places, measured
-_DESIGN_CELLS = 4  # of the design rules, each a stack of its own
+_DESIGN_CELLS = 4  # of the design rules, the commonest, each a stack of its own
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = trm.Network | transformer.Network
 
@@ -82,44 +84,14 @@ class Effort:
   """How much is measured and predicted."""
 
   examples: int = 1  # of the batch; every Jacobian is that of all of them together
-  cells: int = 32  # tokens and features at which the coefficients are read; the noise couples them
+  drawn: int = 512  # cells, tokens and features at which the coefficients are read
+  cells: int = 32  # groups of like ones, which the noise couples
   steps: int = 96  # of Lanczos
   probes: int = 2
   exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
   points: int = 128  # of the grid of a prediction
   carry_points: int = 96  # the same for the whole map, which is as deep as all calls together
   carry_s: float = 20.0  # CPU time for the prediction of the whole map, roughly: it takes fewer cells where it is slow
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-  """One Jacobian: its measured spectrum and, where the theory covers it, the predicted one."""
-
-  scale: str  # "part"; "recursion" and "carry", or "layer" and "depth"
-  name: str
-  calls: int  # 1-based network call or layer; of the whole map their number
-  size: int  # inputs of the Jacobian
-  exact: bool
-  floor: float  # singular value under which both sides are cut off
-  measured: compare.Summary
-  top: float  # the largest singular value, measured
-  predicted: compare.Summary | None  # from the moments across all parts
-  w1: float | None  # between the two, in log singular value
-  independent: compare.Summary | None  # predicted as if every call had weights of its own
-  independent_w1: float | None
-  chance: float  # W1 that the random probes alone are expected to leave
-  residual: float | None  # of the Dyson equation; None where it could not be solved
-  singular_values: tuple[float, ...]  # the axis of the densities of log s below
-  measured_density: tuple[float, ...]
-  predicted_density: tuple[float, ...] | None
-  independent_density: tuple[float, ...] | None
-  remark: str = ""  # why there is no prediction, and what to do
-
-  def to_dict(self) -> dict[str, Any]:
-    """Plain values for JSON."""
-    sides = ("measured", "predicted", "independent")
-    summaries = {side: getattr(self, side) and getattr(self, side)._asdict() for side in sides}
-    return dataclasses.asdict(self) | summaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +105,22 @@ class Linearised:
   latents: jax.Array
   trace: Trace
   removed: tuple[float, ...]  # see `Network.removed`
+
+  def grouped(self, count: int) -> Trace:
+    """The trace at no more than so many groups of like cells, the commonest first."""
+    return self.trace.grouped(groups(self._points, count))
+
+  @functools.cached_property
+  def _points(self) -> np.ndarray:
+    """(T, ·) of the cells: how much of what each layer wrote each later one reads, times the sizes of their noise."""
+    network, trace = self.network, self.trace
+    stacks = [
+      network.layers(trace, network.calls, cell) or network.design(trace, cell) for cell in range(trace.mixers.shape[2])
+    ]
+    sizes = np.sqrt(np.diagonal(stacks[0].noise.covariance))
+    with jax.enable_x64(True):
+      points = echoes(correlated_of(stacks)) * sizes[:, None] * sizes
+    return np.log1p(points / np.sqrt(np.mean(points**2) + np.finfo(np.float64).tiny)).reshape(len(stacks), -1)
 
 
 def linearise(
@@ -154,7 +142,7 @@ def linearise(
   network = network_of(setup.task, setup)
   latents, x, parts = network.start(*arrays, jnp.asarray(batch["inputs"]), rows)
   key = rng.key_for(config.seed, "spectrum", step)
-  cells = Cells.drawn(x.shape[0] * x.shape[1], latents.shape[-1], effort.cells, key)
+  cells = Cells.drawn(x.shape[0] * x.shape[1], latents.shape[-1], effort.drawn, key)
   trace = jax.jit(network.trace)(latents, *arrays, x, cells, key)
   products = functools.partial(jax.jit(network.products), trace.states, *arrays)
   width = (*x.shape[:2], config.model.width)
@@ -184,7 +172,7 @@ def measure(
   tick: called before every site and while it is predicted; what it raises ends the work.
   """
   total = len(at.parts) + at.network.calls + len(at.network.counts)
-  for index, (scale, name, calls, jacobian, stacks, removed) in enumerate(_sites(at, effort)):
+  for index, (scale, name, calls, jacobian, seen, removed) in enumerate(_sites(at, effort)):
     if scale not in scales:
       continue
 
@@ -193,43 +181,46 @@ def measure(
 
     report(0.0)
     points = effort.carry_points if scale == at.network.scales[1] else effort.points
-    site = _compared(jacobian, jax.random.key(index), stacks, removed, points, effort, threshold, report)
+    site = _compared(jacobian, jax.random.key(index), seen, removed, points, effort, threshold, report)
     yield Site(scale=scale, name=name, calls=calls, **site)
 
 
-def _sites(at: Linearised, effort: Effort) -> Iterator[tuple[str, str, int, measured.Operator, list[Stack], float]]:
-  """(scale, name, calls, Jacobian, one stack of layers a cell, share of directions that the norms remove)."""
-  network, trace, cells = at.network, at.trace, range(at.trace.mixers.shape[2])
+_Cells = tuple[list[Stack], np.ndarray | None]  # of each its stack of layers, and their shares
+
+
+def _sites(at: Linearised, effort: Effort) -> Iterator[tuple[str, str, int, measured.Operator, _Cells, float]]:
+  """(scale, name, calls, Jacobian, cells, share of directions that the norms remove)."""
+  network, trace = at.network, at.grouped(effort.cells)
+  cells = range(trace.mixers.shape[2])
   for index, name in enumerate(at.parts):
     jacobian = measured.operator(network.part(index), trace.inputs[index], *at.arrays)
     stacks = [part_layers(trace, index, cell) for cell in cells]
-    yield "part", name, network.calls, jacobian, stacks, at.removed[index]
+    yield "part", name, network.calls, jacobian, (stacks, trace.shares), at.removed[index]
   # Streams made inside a call have each lost another direction when their mean leaves it: nothing is lost.
   removed = 0.0 if trace.enter.size else max(at.removed)
   one, many = network.scales
   for call in range(network.calls):
     jacobian = measured.operator(network.call, trace.states[call], *at.arrays, jnp.asarray(call))
     stacks = [call_layers(trace, call, cell) for cell in cells]
-    yield one, f"{network.noun} {call + 1}", call + 1, jacobian, stacks, removed
+    yield one, f"{network.noun} {call + 1}", call + 1, jacobian, (stacks, trace.shares), removed
   for count in network.counts:
     jacobian = measured.operator(network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
-    whole = [stack for cell in cells if (stack := network.layers(trace, count, cell)) is not None]
-    yield many, f"{network.noun}s 1 to {count}", count, jacobian, _affordable(whole, effort), removed
+    few = at.grouped(_affordable(trace, count, effort))
+    whole = [stack for cell in range(few.mixers.shape[2]) if (stack := network.layers(few, count, cell)) is not None]
+    yield many, f"{network.noun}s 1 to {count}", count, jacobian, (whole, few.shares), removed
 
 
-def _affordable(stacks: list[Stack], effort: Effort) -> list[Stack]:
-  """As many of the stacks as `effort` has time for, at least one; those beyond the first 24 cost a tenth."""
-  if not stacks:
-    return []
-  places = 2 * len(stacks[0].mixers) * stacks[0].reads.shape[1]
+def _affordable(trace: Trace, count: int, effort: Effort) -> int:
+  """Cells of the first calls for which `effort` has time, at least one."""
+  places = 2 * count * trace.reads.shape[1] * trace.reads.shape[3]
   seconds = _POINT_S * max(1.0, (places / 48) ** 2.3) * (2 * effort.carry_points + 96)
-  return stacks if 24 * seconds < effort.carry_s else stacks[: max(1, int(effort.carry_s / seconds))]
+  return max(1, min(effort.cells, int(effort.carry_s / seconds)))
 
 
 def _compared(
   jacobian: measured.Operator,
   key: jax.Array,
-  stacks: list[Stack],
+  cells: _Cells,
   removed: float,
   points: int,
   effort: Effort,
@@ -238,8 +229,8 @@ def _compared(
 ) -> dict[str, Any]:
   """Everything of a `Site` but its name."""
   measurement = law_of(jacobian, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
-  tied = _predicted(stacks, removed, points, measurement.floor, lambda share: tick(share / 2))
-  alone = [stack.independent for stack in stacks]
+  tied = _predicted(cells, removed, points, measurement.floor, lambda share: tick(share / 2))
+  alone = [stack.independent for stack in cells[0]], cells[1]
   single = _predicted(alone, removed, points, measurement.floor, lambda share: tick((1 + share) / 2))
   laws = [each.law for each in (tied, single) if each.law]
   both = np.concatenate([law.log_values for law in (measurement.atoms, *laws)])
@@ -275,14 +266,13 @@ class _Prediction(NamedTuple):
   remark: str  # why there is none
 
 
-def _predicted(
-  stacks: list[Stack], removed: float, points: int, floor: float, tick: Callable[[float], None]
-) -> _Prediction:
+def _predicted(cells: _Cells, removed: float, points: int, floor: float, tick: Callable[[float], None]) -> _Prediction:
   """The predicted law and the residual of its equation, or the reason why there is none."""
+  stacks, shares = cells
   if not stacks:
     return _Prediction(None, None, "a call makes its streams inside, so that the carry is no product of layers")
   with jax.enable_x64(True):
-    layers = correlated_of(stacks)
+    layers = correlated_of(stacks, shares)
     try:
       spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
     except dyson.NotSolvedError as error:
@@ -292,11 +282,11 @@ def _predicted(
     return _Prediction(law, float(jnp.max(spectrum.residual)), "")
 
 
-def correlated_of(stacks: Sequence[Stack]) -> Correlated:
-  """The stacks of all cells, which share their noise, for the spectral theory. Needs float64."""
+def correlated_of(stacks: Sequence[Stack], shares: np.ndarray | None = None) -> Correlated:
+  """The stacks of cells with these shares, whose noise is one, for the spectral theory. Needs float64."""
   mixers, reads, writes = (np.stack(each) for each in zip(*(stack[:3] for stack in stacks), strict=True))
   noise = stacks[0].noise
-  return correlated_noise(mixers, reads, writes, noise.covariance, noise.elliptic, noise.mean)
+  return correlated_noise(mixers, reads, writes, noise.covariance, noise.elliptic, noise.mean, shares)
 
 
 def layers_of(stack: Stack) -> Layers:
@@ -304,47 +294,26 @@ def layers_of(stack: Stack) -> Layers:
   return independent(correlated_of([stack.independent]))
 
 
-# Names of the columns, and below them their units.
-HEADER = (
-  f"{'Jacobian of':<20}{'size':>6}{'top':>9}{'99 % quantile':>18}{'stalled':>16}{'mean log':>16}{'spread':>14}"
-  f"  {'W1':<14}{'independent':>12}\n"
-  f"{'':<20}{'values':>6}{'factor':>9}{'factor':>18}{'share':>16}{'ln':>16}{'ln':>14}"
-  f"  {'ln ± chance':<14}{'W1, ln':>12}"
-)
-
-
-def describe(site: Site) -> str:
-  """One line below HEADER: the top, measured and predicted pairs, W1 with its chance, W1 of independent calls."""
-  forms = (("largest", "9.3g"), ("stalled", "8.1%"), ("mean_log", "8.2f"), ("spread_log", "7.2f"))
-  pairs = []
-  for name, form in forms:
-    for side in (site.measured, site.predicted):
-      pairs.append(f"{getattr(side, name):{form}}" if side else f"{'–':>{form.split('.')[0]}}")
-  found = f"{site.w1:.3f} ± {site.chance:.3f}" if site.w1 is not None else "–"
-  single = f"{site.independent_w1:.3f}" if site.independent_w1 is not None else "–"
-  text = f"{site.name:<20}{site.size:>6}{site.top:9.3g}{''.join(pairs)}  {found:<14}{single:>12}"
-  return f"{text}\n  {site.name}: {site.remark}" if site.remark else text
-
-
 def swapped(
   at: Linearised,
   families: Sequence[str],
   threshold: float,
-  points: int,
+  effort: Effort,
   seed: int,
   say: Callable[[str], None],
   tick: rules.Tick,
 ) -> Iterator[rules.Row]:
   """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
-  depth, streams, _ = at.network.design(at.trace, 0).mixers.shape
-  cells = range(min(_DESIGN_CELLS, at.trace.mixers.shape[2]))
+  trace = at.grouped(effort.cells)
+  depth, streams, _ = at.network.design(trace, 0).mixers.shape
+  cells = range(min(_DESIGN_CELLS, trace.mixers.shape[2]))
 
   def make(name: str, depth: int) -> list[Layers]:
     own = None if name == CHECKPOINT else mixer_stack(parse(name), streams, depth, "random", seed)
-    return [layers_of(at.network.design(at.trace, cell, own)) for cell in cells]
+    return [layers_of(at.network.design(trace, cell, own)) for cell in cells]
 
   jobs = [(name, depth) for name in (CHECKPOINT, *families)]
-  return table.announced(rules.rows(jobs, make, None, threshold, points, tick), jobs, streams, say, len(cells))
+  return table.announced(rules.rows(jobs, make, None, threshold, effort.points, tick), jobs, streams, say, len(cells))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,8 +336,8 @@ class Findings:
   def to_dict(self) -> dict[str, Any]:
     """Plain JSON values; the rows are in its `design`."""
     own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "rows"}
-    sites, design = [site.to_dict() for site in self.sites], dataclasses.asdict(self.design)
-    return own | {"effort": dataclasses.asdict(self.effort), "sites": sites, "design": design}
+    each, design = [site.to_dict() for site in self.sites], dataclasses.asdict(self.design)
+    return own | {"effort": dataclasses.asdict(self.effort), "sites": each, "design": design}
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes folder/spectrum.json, whole or not at all."""
@@ -397,15 +366,15 @@ def findings(
   at = linearise(setup, dataset, state, step, effort, lambda what, share: tick(what, _MOMENTS * share))
   result = Findings(step, threshold, effort)
   say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
-  say(HEADER)
+  say(sites.HEADER)
   for site in measure(at, effort, threshold, lambda what, share: tick(what, _MOMENTS + _MEASURING * share)):
-    say(describe(site))
+    say(sites.describe(site))
     result = dataclasses.replace(result, sites=(*result.sites, site))
     yield result
   say(f"predicted for the last {at.network.noun} with its own mixers and others")
   say(table.HEADER)
   rest = lambda what, share: tick(what, 1 - (1 - _MOMENTS - _MEASURING) * (1 - share))  # noqa: E731
-  for row in swapped(at, families, threshold, effort.points, setup.config.seed, say, rest):
+  for row in swapped(at, families, threshold, effort, setup.config.seed, say, rest):
     say(table.line(row))
     result = dataclasses.replace(result, rows=(*result.rows, row))
     yield result

@@ -16,7 +16,8 @@ from jaxtyping import Array, Key
 import numpy as np
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.evaluation.spectra.trm import Cells, chosen_noise, products, Stack, stream_layers, through, Trace
+from jpmhc_jax.evaluation.spectra.cells import Cells
+from jpmhc_jax.evaluation.spectra.trm import chosen_noise, products, Stack, stream_layers, through, Trace
 from jpmhc_jax.models.transformer import Decoder, Layer, Transformer, VisionTransformer
 
 

@@ -22,30 +22,12 @@ import numpy as np
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra import moments
+from jpmhc_jax.evaluation.spectra.cells import Cells
 from jpmhc_jax.evaluation.spectra.moments import Moments
 from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.models.trm import Part, TRM
 
 LEAST_RECURSIONS = 12
-
-
-class Cells(NamedTuple):
-  """Where coefficients are read: positions of the flattened (b, l) tokens and features of a stream, (T,) each."""
-
-  tokens: Array
-  features: Array
-
-  @classmethod
-  def drawn(cls, tokens: int, features: int, count: int, key: Key[Array, ""]) -> "Cells":
-    """Different tokens, as long as there are any, each with a feature drawn with replacement."""
-    each, other = jax.random.split(key)
-    chosen = jax.random.permutation(each, tokens)[jnp.arange(count) % tokens]
-    return cls(chosen, jax.random.randint(other, chosen.shape, 0, features))
-
-  def of_rows(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(K, P, T, m): the entries of (K·P, N) at the cells; shape: K, P, tokens, m and features of a stream."""
-    at_tokens = rows.reshape(shape)[:, :, np.asarray(self.tokens)]
-    return np.take_along_axis(at_tokens, np.asarray(self.features)[None, None, :, None, None], axis=4)[..., 0]
 
 
 class Trace(NamedTuple):
@@ -60,6 +42,17 @@ class Trace(NamedTuple):
   enter: Array  # (n,) what one vector becomes on entering a call, (0,) where streams live in the carry
   leave: Array  # (n,) weights with which streams leave it
   noise: Moments | None = None  # of the K·P sub-layers in order, once they are estimated
+  shares: np.ndarray | None = None  # (T,) of the cells in all, once they are grouped
+
+  def grouped(self, parts: Sequence[np.ndarray]) -> "Trace":
+    """At one cell for each group of indices of cells, their mean, with its share."""
+
+    def mean(each: Any) -> Any:
+      return np.stack([each[:, :, part].mean(axis=2) for part in parts], axis=2)
+
+    gains, mixers, reads, writes = map(mean, (self.gains, self.mixers, self.reads, self.writes))
+    shares = np.array([len(part) for part in parts]) / sum(map(len, parts))
+    return self._replace(gains=gains, mixers=mixers, reads=reads, writes=writes, shares=shares)
 
 
 @dataclasses.dataclass(frozen=True)

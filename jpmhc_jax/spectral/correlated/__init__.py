@@ -1,6 +1,6 @@
 """Spectra of recursions: layers whose noises are correlated, since calls share their weights."""
 
-from jpmhc_jax.spectral.correlated.equation import coherence
+from jpmhc_jax.spectral.correlated.equation import coherence, echoes
 from jpmhc_jax.spectral.correlated.grid import by_parts, first_moment, resolvent
 from jpmhc_jax.spectral.correlated.noise import Correlated, correlated_noise, independent, tied_covariance
 
@@ -9,6 +9,7 @@ __all__ = [
   "by_parts",
   "coherence",
   "correlated_noise",
+  "echoes",
   "first_moment",
   "independent",
   "resolvent",

@@ -15,7 +15,8 @@ and with noise, h being the partial trace of H over the m segments, S the exchan
 
 The unknown h is 2L x 2L, whatever n and m are; the mixers act through N, U and V alone. [[K, T], [T, K]] ≥ 0, so the
 map keeps Im h ≤ 0 (Schur) and has one fixed point there (Earle, Hamilton 1970). Where the coefficients differ between
-cells (tokens and features), H₀, H and G are those of each cell; the noise couples all of them, so that h is the mean.
+cells (tokens and features), H₀, H and G are those of each cell; the noise couples all of them, so that h is the mean,
+by the cells' shares.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ import numpy as np
 from jpmhc_jax.spectral.correlated.noise import Correlated
 
 __all__ = [
-  "Map", "Places", "coherence", "derivative", "dyson_map", "first_cells", "places", "product", "self_energy", "units",
+  "Map", "Places", "coherence", "derivative", "dyson_map", "echoes", "places", "product", "self_energy", "units",
 ]  # fmt: skip
 
 
@@ -41,6 +42,7 @@ class Places(NamedTuple):
   outer: jax.Array  # (C, L, m, n)  V
   product: jax.Array  # (C, n, n)  Φ
   moments: jax.Array  # (2L, 2L)  [[K, T], [T, K]]
+  shares: jax.Array  # (C,) of the cells
 
 
 def places(layers: Correlated) -> Places:
@@ -49,12 +51,7 @@ def places(layers: Correlated) -> Places:
   between, ends, outer, product = jax.vmap(_places)(layers.mixers, layers.reads, layers.writes)
   between, ends, outer = between[:, noisy][:, :, :, noisy], ends[:, :, noisy], outer[:, noisy]
   k, t = (moment[noisy][:, noisy] for moment in (layers.covariance, layers.elliptic))
-  return Places(between, ends, outer, product, jnp.block([[k, t], [t, k]]))
-
-
-def first_cells(at: Places, count: int) -> Places:
-  """The same with no more than so many cells."""
-  return Places(at.between[:count], at.ends[:count], at.outer[:count], at.product[:count], at.moments)
+  return Places(between, ends, outer, product, jnp.block([[k, t], [t, k]]), layers.shares)
 
 
 def _places(mixers: Array, reads: Array, writes: Array) -> tuple[Array, Array, Array, Array]:
@@ -106,7 +103,7 @@ def dyson_map(at: Places, w: Complex[Array, ""], unknowns: Complex[Array, "u u"]
     return _cell(between, ends, outer, product, w, energy, wide)
 
   full, g, moment = jax.vmap(cell)(at.between, at.ends, at.outer, at.product)
-  return Map(full, _traced(full, segments), jnp.mean(g), jnp.mean(moment))
+  return Map(full, _traced(at, full), at.shares @ g, at.shares @ moment)
 
 
 def _cell(
@@ -144,7 +141,7 @@ def self_energy(at: Places, unknowns: Complex[Array, "u u"]) -> Complex[Array, "
 def derivative(at: Places, full: Complex[Array, "c um um"], tangent: Complex[Array, "u u"]) -> Complex[Array, "u u"]:
   """dh along a tangent of the unknowns: from H = (H₀⁻¹ − M)⁻¹, dH = H dM H."""
   moved = self_energy(at, tangent)
-  return _traced(jax.vmap(lambda h: product(product(h, moved), h))(full), at.ends.shape[3])
+  return _traced(at, jax.vmap(lambda h: product(product(h, moved), h))(full))
 
 
 def product(a: Complex[Array, "u v"], b: Complex[Array, "v k"]) -> Complex[Array, "u k"]:
@@ -153,13 +150,21 @@ def product(a: Complex[Array, "u v"], b: Complex[Array, "v k"]) -> Complex[Array
   return jax.lax.complex(real - imaginary, (a.real + a.imag) @ (b.real + b.imag) - real - imaginary)
 
 
-def _traced(matrices: Complex[Array, "c um um"], segments: int) -> Complex[Array, "u u"]:
-  """Mean over the cells, and over the segments of the diagonal blocks."""
-  matrix = jnp.mean(matrices, axis=0)
+def _traced(at: Places, matrices: Complex[Array, "c um um"]) -> Complex[Array, "u u"]:
+  """Mean over the cells by their shares, and over the segments of the diagonal blocks."""
+  segments = at.ends.shape[3]
+  matrix = jnp.tensordot(at.shares.astype(matrices.dtype), matrices, 1)
   if segments == 1:
     return matrix
   size = matrix.shape[0] // segments
   return jnp.einsum("aibi->ab", matrix.reshape(size, segments, size, segments)) / segments
+
+
+def echoes(layers: Correlated) -> Float[np.ndarray, "c l l"]:
+  """|N_lk| of every cell: how much of what layer k wrote layer l reads. With m segments the norm of a block over √m."""
+  everywhere = layers._replace(covariance=jnp.eye(layers.depth))  # every layer counts, with noise or not
+  size = jnp.linalg.norm(places(everywhere).between, axis=(2, 4))
+  return np.asarray(size / np.sqrt(layers.reads.shape[2]))
 
 
 def coherence(layers: Correlated, weights: Sequence[int]) -> float:
@@ -167,7 +172,7 @@ def coherence(layers: Correlated, weights: Sequence[int]) -> float:
 
   How much of what a weight wrote it reads again: 1 for mixers that keep the mean of the streams (identity, Iso,
   Birkhoff) with a read of 1/n and a write of 1, towards 0 where mixers turn from call to call. 0 where no weight
-  repeats. The mean is also over the cells. With m segments |N_lk| is the norm of an m x m block over √m.
+  repeats. The mean is also over the cells, by their shares; |N_lk| as in `echoes`.
   weights: (L,) label of the weight that a layer applies.
 
   >>> turned, ends = np.array([[[0.0, -1.0], [1.0, 0.0]]] * 3), (np.full((3, 2), 0.5), np.ones((3, 2)))
@@ -179,8 +184,5 @@ def coherence(layers: Correlated, weights: Sequence[int]) -> float:
   0.0
   """
   labels = np.asarray(weights)
-  segments = layers.reads.shape[2]
   same = (labels[:, None] == labels[None, :]) & np.tri(len(labels), k=-1, dtype=bool)
-  everywhere = layers._replace(covariance=jnp.eye(layers.depth))  # every layer counts, with noise or not
-  size = np.asarray(jnp.linalg.norm(places(everywhere).between, axis=(2, 4))) / np.sqrt(segments)
-  return float(np.mean(size[:, same])) if np.any(same) else 0.0
+  return float(np.asarray(layers.shares) @ np.mean(echoes(layers)[:, same], axis=1)) if np.any(same) else 0.0

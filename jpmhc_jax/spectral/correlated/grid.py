@@ -19,8 +19,6 @@ from jpmhc_jax.spectral.dyson import Resolvent
 __all__ = ["by_parts", "first_moment", "resolvent"]
 
 _AT_ONCE = 16  # grid points between two ticks
-# The unknowns are means over the cells, and so known from few. G has the tails that a cell has alone: it takes all.
-_SOLVED_WITH = 24
 
 
 class _Neighbours(NamedTuple):
@@ -79,12 +77,10 @@ def _grid(
   at: Places, z: Complex[Array, " points"], near: _Neighbours, infinity: _Infinity, options: Options
 ) -> tuple[_Neighbours, Resolvent]:
   """The neighbours of the next part of the grid, and the values of this one."""
-  few = equation.first_cells(at, _SOLVED_WITH)
 
   def point(near: _Neighbours, z: Array) -> tuple[_Neighbours, Resolvent]:
     guess = jax.lax.stop_gradient(_guess(near, z))
-    unknowns, g, residual, iterations = _solved(few, z, guess, infinity, options)
-    g = equation.dyson_map(at, 1 / z, unknowns).g if len(at.product) > _SOLVED_WITH else g
+    unknowns, g, residual, iterations = _solved(at, z, guess, infinity, options)
     unknowns = jnp.where(residual < dyson.SOLVED, jax.lax.stop_gradient(unknowns), jnp.nan)
     following = _Neighbours(jnp.stack([z, near.z[0]]), jnp.stack([unknowns, near.unknowns[0]]))
     return jax.lax.stop_gradient(following), Resolvent(g, residual, iterations)
@@ -94,8 +90,7 @@ def _grid(
 
 @jax.jit
 def _infinity(at: Places) -> _Infinity:
-  few = equation.first_cells(at, _SOLVED_WITH)
-  return _Infinity(*newton.at_infinity(jax.lax.stop_gradient(few)))
+  return _Infinity(*newton.at_infinity(jax.lax.stop_gradient(at)))
 
 
 def _alone(at: Places) -> _Neighbours:

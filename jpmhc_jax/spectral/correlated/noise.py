@@ -4,7 +4,7 @@
     E[W_l X W_kᵀ] = K_lk tr X / mp,   E[W_l X W_k] = T_lk tr X / mp
 
 K is the covariance of the layers, T their elliptic covariance; K diagonal and T = 0 is `spectral.layers.Layers`.
-A_l, A'_l and B_l may differ between cells, equal shares of the p dimensions, which the noise couples with each other.
+A_l, A'_l and B_l may differ between cells, shares of the p dimensions, which the noise couples with each other.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ class Correlated(NamedTuple):
   writes: jax.Array  # (C, L, n, m)
   covariance: jax.Array  # (L, L)  K
   elliptic: jax.Array  # (L, L)  T
+  shares: jax.Array  # (C,) of the p dimensions, with sum 1
 
   @property
   def depth(self) -> int:
@@ -48,12 +49,19 @@ class Correlated(NamedTuple):
 
 
 def correlated_noise(
-  mixers: Real, reads: Real, writes: Real, covariance: Real, elliptic: Real = 0.0, mean: Real = 0.0
+  mixers: Real,
+  reads: Real,
+  writes: Real,
+  covariance: Real,
+  elliptic: Real = 0.0,
+  mean: Real = 0.0,
+  shares: Real | None = None,
 ) -> Correlated:
   """Layers with the given moments of their noise across layers.
 
   mixers: (L, n, n); reads: (L, n), or (L, m, n) with m segments; writes: (L, n) or (L, n, m). Coefficients that differ
-  between C cells have one more axis in front: (C, L, n, n), (C, L, m, n) and (C, L, n, m).
+  between C cells have one more axis in front: (C, L, n, n), (C, L, m, n) and (C, L, n, m). shares: (C,) of the cells,
+  positive, in any unit; equal ones by default.
   covariance, elliptic: K and T, (L, L), with K ± T positive semidefinite. A matrix that two layers l and k share has
   K_lk = σ_l σ_k, and T_lk = 0 where it is general, K_lk where it is symmetric. mean: tr W_l / mp, number or (L,).
   Raises ValueError for moments that no noise has. Needs float64 (`jax.enable_x64`).
@@ -76,7 +84,16 @@ def correlated_noise(
     mixers, reads, writes = (jnp.stack(each) for each in zip(*cells, strict=True))
   else:
     mixers, reads, writes = (each[None] for each in _coefficients(mixers, reads, writes))
-  return Correlated(mixers + mean[None, :, None, None] * (writes @ reads), reads, writes, covariance, elliptic)
+  weights = _shares(len(mixers), shares)
+  return Correlated(mixers + mean[None, :, None, None] * (writes @ reads), reads, writes, covariance, elliptic, weights)
+
+
+def _shares(cells: int, shares: Real | None) -> jax.Array:
+  """(C,) with sum 1."""
+  weights = np.ones(cells) if shares is None else np.asarray(shares, np.float64)
+  if weights.shape != (cells,) or not np.all(weights > 0) or not np.all(np.isfinite(weights)):
+    raise ValueError(f"shares: {shares}; expected {cells} positive numbers, one for each cell")
+  return jnp.asarray(weights / weights.sum())
 
 
 def _coefficients(mixers: Real, reads: Real, writes: Real) -> tuple[jax.Array, jax.Array, jax.Array]:
