@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import tiny
 from jpmhc_jax import main
 from jpmhc_jax.config import plugins, schema
 from jpmhc_jax.evaluation.spectra import measure, moments, trm
+from jpmhc_jax.models import transformer
 from jpmhc_jax.models.trm import supervision_step
 
 EFFORT = measure.Effort(examples=1, drawn=6, cells=2, points=64, carry_points=32, exact_limit=700, steps=48)
@@ -146,6 +148,17 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
   for mixer in inner.mixers:
     inside = mixer @ inside
   assert_allclose(product, np.diag([inside.mean(), 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_norm_inside_the_sub_layer_has_projected_its_jacobian_already(part):
+  """F' u = 0 for the input u of a decoder's part: to project the probes once more would change nothing."""
+  model = schema.Model(kind="decoder", width=16, heads=2, layers=1, mlp_multiple=8)
+  network = transformer.Decoder(model, schema.Connection(streams=2), vocab_size=5, sequence_length=6, rngs=nnx.Rngs(0))
+  sublayer = jax.tree.map(lambda leaf: leaf[0], network.layers).parts()[part].sublayer
+  u, v = jax.random.normal(jax.random.key(0), (2, 1, 6, 16))
+  along, across = (jnp.linalg.norm(jax.jvp(sublayer, (u,), (tangent,))[1]) for tangent in (u, v))
+  assert along < 1e-4 * across
 
 
 def test_every_task_of_ours_has_spectra():

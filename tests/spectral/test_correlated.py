@@ -40,7 +40,7 @@ def _stack(seed, depth=3, streams=2, segments=1):
 
 def _linearised(layers, z):
   """G(z) from the whole cyclic 2L x 2L block matrix of n x n blocks, by damped iteration; factor k at (k, k + 1)."""
-  (mixers,), (reads,), (writes,), k, t = (np.asarray(a) for a in layers)
+  (mixers,), (reads,), (writes,), k, t, _ = (np.asarray(a) for a in layers)
   depth, streams, segments = writes.shape
   around = 2 * depth
   fixed = np.zeros((around, streams, around, streams), complex)

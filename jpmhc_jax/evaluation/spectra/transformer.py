@@ -1,8 +1,10 @@
 """A trained decoder or vision transformer as the spectral theory sees it: layer after layer, each with its own weights.
 
 Of all networks this one fits the theory best: no weights are shared between layers, and the norm stands inside the
-sub-layer. What remains outside of it: attention couples positions and features as a product, not as one full matrix,
-and a decoder's only backwards in time, so that early positions carry more noise than late ones.
+sub-layer. So F' has the norm's projection already: it takes its own input u to zero (|F' u| is under 1e-4 of what it
+makes of a random vector of that length), and to project once more, as behind a TRM's norms, would change nothing. What
+remains outside of it: attention couples positions and features as a product, not as one full matrix, and a decoder's
+only backwards in time, so that early positions carry more noise than late ones.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@ holds the norm's scale 1/rms of every stream, and the dependence of H, a, b on t
 layer of `spectral.correlated` with mixer D H, write D b and read a, all taken from the checkpoint at the tokens of a
 real batch, and with the moments of F' (`moments`). The norm of a vector of m entries also removes one direction, the
 vector's own. 1/m of the singular values are zero (`Network.removed`), and F' is projected: what it writes in that
-direction is no small part of it, but the largest. Where no norm follows a part (the decoder's stands inside F) D = 1,
-and nothing is removed.
+direction is no small part of it, but the largest. Where no norm follows a part D = 1, and nothing is removed:
+a decoder's stands inside F, whose F' is projected as it is (`spectra.transformer`).
 """
 
 from collections.abc import Callable, Sequence

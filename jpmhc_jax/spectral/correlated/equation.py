@@ -153,7 +153,7 @@ def product(a: Complex[Array, "u v"], b: Complex[Array, "v k"]) -> Complex[Array
 def _traced(at: Places, matrices: Complex[Array, "c um um"]) -> Complex[Array, "u u"]:
   """Mean over the cells by their shares, and over the segments of the diagonal blocks."""
   segments = at.ends.shape[3]
-  matrix = jnp.tensordot(at.shares.astype(matrices.dtype), matrices, 1)
+  matrix = jnp.sum(at.shares.astype(matrices.real.dtype)[:, None, None] * matrices, axis=0)
   if segments == 1:
     return matrix
   size = matrix.shape[0] // segments

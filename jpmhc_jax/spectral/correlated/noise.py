@@ -55,7 +55,7 @@ def correlated_noise(
   covariance: Real,
   elliptic: Real = 0.0,
   mean: Real = 0.0,
-  shares: Real | None = None,
+  shares: np.ndarray | Sequence[float] | None = None,
 ) -> Correlated:
   """Layers with the given moments of their noise across layers.
 
@@ -88,7 +88,7 @@ def correlated_noise(
   return Correlated(mixers + mean[None, :, None, None] * (writes @ reads), reads, writes, covariance, elliptic, weights)
 
 
-def _shares(cells: int, shares: Real | None) -> jax.Array:
+def _shares(cells: int, shares: np.ndarray | Sequence[float] | None) -> jax.Array:
   """(C,) with sum 1."""
   weights = np.ones(cells) if shares is None else np.asarray(shares, np.float64)
   if weights.shape != (cells,) or not np.all(weights > 0) or not np.all(np.isfinite(weights)):
