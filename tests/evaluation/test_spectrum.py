@@ -46,10 +46,12 @@ def test_the_calls_are_those_of_the_model(carried):
   assert_allclose(found, jnp.stack([z_h, z_l]), rtol=2e-4, atol=2e-5)
 
 
-def test_mixers_reads_and_writes_are_those_of_the_connection(carried):
-  _, at = carried
+@pytest.mark.parametrize("sharing", ["all", "per_call"])
+def test_mixers_reads_and_writes_are_those_of_the_connection(sharing, request):
+  """Of the last call, whose connection is one of three where every call of a cycle has its own."""
+  _, at = request.getfixturevalue("carried") if sharing == "all" else _linearised(sharing=sharing)
   model = at.network.model(*at.arrays)
-  part = model.parts()[0]
+  part = model.parts((at.network.calls - 1) % at.network.period)[0]
   streams = jnp.asarray(at.trace.inputs[0])
   coefficients, seen = part.connect.coefficients(streams), at.trace.mixers[-1, 0]
   every = np.moveaxis(np.asarray(coefficients.mix).reshape(2, 2, -1), -1, 0)
