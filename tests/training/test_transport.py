@@ -263,18 +263,13 @@ def test_an_encoder_is_held_in_the_first_stage_and_trained_in_the_second(digits,
     "data.pairs.source": str(out), "data.pairs.target": str(out), "data.pairs.source_array": "inputs",
     "model.transport.source_run": str(run.workdir), "model.transport.source_layer": "block0.features",
     "model.transport.align.steps": 2, "model.transport.align.transport": "0", "model.transport.joint.transport": "0",
-    "checkpoint.every": 2, "steps": 4, "evaluation.every": 2, "evaluation.batch_size": 64,
+    "model.transport.align.map": 0.0, "checkpoint.every": 2, "steps": 4, "evaluation.every": 2,
+    "evaluation.batch_size": 64,
   }  # fmt: skip
   c = configs.resolve(jp.default_config(), fields)
   joint = jp.train(c, tmp_path / "joint", quiet=True)
-  before, held, after = (
-    jax.device_get(each["source"])
-    for each in (
-      run.state.evaluated and {"source": joint.setup.create().params["source"]},
-      jp.load(joint.workdir, step=2).state.params,
-      joint.state.params,
-    )  # fmt: skip
-  )
+  states = joint.setup.create(), jp.load(joint.workdir, step=2).state, joint.state
+  before, held, after = (jax.device_get(state.params["source"]) for state in states)
   trained = jax.tree.leaves(jax.device_get(run.state.evaluated))
   for ours, theirs in zip(jax.tree.leaves(before), trained, strict=True):
     np.testing.assert_array_equal(ours, theirs)
