@@ -54,7 +54,7 @@ def test_every_number_of_every_verb_has_its_bounds(verb, option, read, capsys):
 def test_no_number_and_no_path_is_read_without_bounds():
   assert {read for _, _, read in _options()}.isdisjoint({int, float, pathlib.Path})
   numeric = {verb for verb, _, _ in NUMERIC}
-  assert numeric == {"spectrum", "sweep", "train", "evaluate", "generate", "figures", "export", "latents"}
+  assert numeric == {"spectrum", "sweep", "train", "evaluate", "generate", "figures", "export", "latents", "predict"}
 
 
 def test_zero_is_refused_where_it_means_nothing():
