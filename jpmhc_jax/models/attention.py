@@ -184,14 +184,15 @@ class _Stored:
   """An array (b, t, h, k) that waits for the backward pass with all features of a position side by side.
 
   A TPU gives the last axis 128 lanes: arranged for the kernel, heads of 64 take twice their size, and padded positions
-  on top.
+  on top. Behind the barrier the compiler gives it a layout of its own and makes it in the forward pass; without, it
+  keeps what this is made of.
   """
 
   features: Float[Array, "b t hk"]
 
   @classmethod
   def of(cls, x: Float[Array, "b t h k"]) -> "_Stored":
-    return cls(kept(x.reshape(*x.shape[:2], -1)))
+    return cls(kept(jax.lax.optimization_barrier(x.reshape(*x.shape[:2], -1))))
 
 
 def _fused_forward(query, key, value, kernel):
@@ -200,8 +201,7 @@ def _fused_forward(query, key, value, kernel):
   arguments = tuple(x.features.reshape(query.shape) for x in stored)
   arranged = jax.lax.stop_gradient(tuple(map(kernel.arranged, arguments)))
   arranged_out, pullback = jax.vjp(kernel.run, *arranged)
-  # Behind a barrier, or the compiler puts this off to the backward pass and keeps what it is made of.
-  stored.append(jax.lax.optimization_barrier(_Stored.of(kernel.restored(arranged_out))))
+  stored.append(_Stored.of(kernel.restored(arranged_out)))
   out = stored[-1].features.reshape(query.shape)
   places = {id(x): place for x, place in zip((*arranged, arranged_out), stored, strict=True)}
 
