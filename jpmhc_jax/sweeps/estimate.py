@@ -29,7 +29,7 @@ _PROGRAM = (sys.executable, "-m", "jpmhc_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-  """Seconds before the first step, its compilation included, and of every step; `source` says where they are from."""
+  """Seconds until the first step, and of every step; `source` says where they are from."""
 
   start: float
   step: float
@@ -76,17 +76,17 @@ def measured(run: Planned, config: str, program: tuple[str, ...] = _PROGRAM, pat
   """The first steps of a run, which is then stopped. Raises DataError, with the reason, where none came."""
   print(f"measuring the first steps of {run.name} …", file=sys.stderr, flush=True)
   with tempfile.TemporaryDirectory() as name:
-    folder, deadline = pathlib.Path(name), time.monotonic() + patience
+    folder, began = pathlib.Path(name), time.monotonic()
     bare = tuple(f"--config.{field}" for field in (*_BARE, f"budget_seconds={patience}"))
     watched = dataclasses.replace(run, workdir=folder, overrides=(*run.overrides, *bare))
     with _training((*program, *executors.arguments(config, watched)), folder) as process:
-      while len(_steps(folder)) < STEPS and process.poll() is None and time.monotonic() < deadline:
+      while len(_steps(folder)) < STEPS and process.poll() is None and time.monotonic() < began + patience:
         time.sleep(job.POLL_S)
-      lines, code = _steps(folder), process.poll()
+      lines, code, waited = _steps(folder), process.poll(), time.monotonic() - began
     if not lines:
       raise DataError(job.last_words(folder) if code else f"{run.name} came to no second step in {duration(patience)}")
   step = statistics.median(line["time/step_ms"] for line in lines) / 1e3
-  return Pace(lines[0]["time/elapsed_s"] - step, step, f"measured in {run.name}; evaluations come on top")
+  return Pace(max(waited - step * len(lines), 0.0), step, f"measured in {run.name}; evaluations come on top")
 
 
 def _steps(workdir: pathlib.Path) -> list[dict[str, Any]]:
