@@ -23,7 +23,7 @@ RECIPES = (
   Recipe(
     ("urm",),
     "4×4 puzzles, a small Universal Reasoning Model",
-    "a few minutes on 2 CPU cores",
+    "1,000 steps",
     "not run to the end here",
   ),
   Recipe(("6x6",), "6×6 puzzles, a wider network", "4,000 steps", "not run to the end here"),

@@ -4,11 +4,8 @@ Fonts are embedded as text (TrueType in PDF, text elements in SVG), and equal ru
 """
 
 from collections.abc import Iterable, Sequence
-import functools
-import importlib.resources
 import io
 from pathlib import Path
-import re
 from typing import Any
 
 import numpy as np
@@ -21,17 +18,12 @@ from jpmhc_jax.reporting.lines import Line, smoothed
 from jpmhc_jax.reporting.markup import slug
 from jpmhc_jax.reporting.ranking import headline_of
 from jpmhc_jax.reporting.statistics import group_runs
+from jpmhc_jax.reporting.style import palette, report_style
 from jpmhc_jax.reporting.workdir import Run
 
 DASHES = ("-", "--", ":", "-.")
 WIDTH = 3.25  # inches: a column of most two-column papers
 ASPECT = 0.66
-LOOK = {
-  "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
-  "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-  "axes.grid": True, "axes.grid.axis": "y", "grid.linewidth": 0.4, "grid.alpha": 0.5, "legend.frameon": False,
-  "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "jpmhc", "savefig.dpi": 300,
-}  # fmt: skip
 _DATELESS: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
@@ -126,13 +118,6 @@ def _draw_line(line: Line, factor: float, axes: Any, dots: bool) -> None:
     axes.plot(xs, factor * line.mean[order], **bold)
 
 
-@functools.cache
-def palette() -> tuple[str, ...]:
-  """The colours of the report's lines on light paper, from its style sheet."""
-  sheet = importlib.resources.files("jpmhc_jax.reporting").joinpath("page.css").read_text(encoding="utf-8")
-  return tuple(re.findall(r"--line-\d: (#\w{6})", sheet.partition("@media")[0]))
-
-
 def _named(charts: Sequence[Chart]) -> Iterable[tuple[str, Chart]]:
   """File names from titles; a title that is there already gets a number."""
   seen: dict[str, int] = {}
@@ -143,9 +128,7 @@ def _named(charts: Sequence[Chart]) -> Iterable[tuple[str, Chart]]:
 
 
 def _rendered(chart: Chart, format: str, width: float) -> bytes:
-  import matplotlib
-
-  with matplotlib.rc_context(LOOK):  # type: ignore[arg-type]
+  with report_style():
     figure = _figure(width)
     draw(chart, figure.subplots())
     file = io.BytesIO()

@@ -14,6 +14,7 @@ from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.reporting import markup
 from jpmhc_jax.reporting.charts import chart, Line
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
+from jpmhc_jax.reporting.style import report_style
 from jpmhc_jax.reporting.workdir import LIMIT, Run
 
 FILE = "spectrum.json"
@@ -125,6 +126,7 @@ def _table(content: Mapping[str, Any]) -> Markup:
 BANDS = ((0.01, 0.99), (0.1, 0.9))  # quantiles between which a prediction's picture is filled
 
 
+@report_style()
 def draw_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> None:
   """One panel a mixer: the middle 98 % and 80 % of its singular values and their median, over depth."""
   from matplotlib.figure import Figure  # not pyplot: no window system, no global state
@@ -143,7 +145,7 @@ def draw_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> No
     axis.set(title=name, yscale="log", xlabel="layers")
   for axis in axes[::columns]:
     axis.set_ylabel("singular value s (gradient factor)")
-  axes[0].legend(fontsize=8)
+  axes[0].legend()
   _save(figure, path)
 
 
@@ -177,6 +179,7 @@ def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
   _draw(panels, path)
 
 
+@report_style()
 def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], path: Path) -> None:
   from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
@@ -194,7 +197,7 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Any, Any, str]]]], pat
     axis.set(title=title, xscale="log", xlabel="singular value s (factor on the gradient)", ylabel="density of ln s")
     axis.set_ylim(bottom=0)
     _label_few_decades(axis)
-  axes[0].legend(fontsize=8)
+  axes[0].legend()
   _save(figure, path)
 
 

@@ -21,6 +21,6 @@ def test_every_family_has_its_panel_of_bands(families, depths, tmp_path):
   draw_predictions(rows, tmp_path / "spectrum.svg")
   picture = (tmp_path / "spectrum.svg").read_text()
   for name in names:
-    assert picture.count(f"<!-- {name} -->") == 1, name
+    assert picture.count(f">{name}</text>") == 1, name
   for words in ("middle 98%", "middle 80%", "median", "layers"):
-    assert f"<!-- {words} -->" in picture
+    assert f">{words}</text>" in picture
