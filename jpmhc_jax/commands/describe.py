@@ -55,7 +55,7 @@ def field_table(config: Any) -> Any:
   values = dict(configs.leaves(config))
   table = Table(title="values that differ from the default are bold")
   for heading in ("field", "value", "default", "meaning"):
-    table.add_column(heading, overflow="fold")
+    table.add_column(heading, overflow="fold", no_wrap=heading == "field")
   for name, default, meaning, takes in configs.documentation(type(config)):
     takes = takes or " | ".join(plugins.choices_of(name, config.plugins))
     style = "bold" if values[name] != default else ""

@@ -375,6 +375,6 @@ class _Loop:
       self.observer.paused()
     if metrics:
       self.writers.sync()
-      if metrics["examples"]:
+      if metrics.get("examples", 1):
         self.checkpoints.rank(step, metrics)
       self.observer.paused()

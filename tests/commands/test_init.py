@@ -44,7 +44,7 @@ def test_init_overwrites_nothing(tmp_path, capsys):
   ("line", "expected"),
   [
     ("jpmhc tr", {"train"}),
-    ("jpmhc train --config=sudo", {f"--config=sudoku{variant}" for variant in ("", ":tiny", ":6x6", ":9x9")}),
+    ("jpmhc train --config=sudo", {f"--config=sudoku{variant}" for variant in ("", ":tiny", ":urm", ":6x6", ":9x9")}),
     ("jpmhc train --config=sudoku:tiny --config.connection.mi", {"--config.connection.mixer="}),
     ("jpmhc launch slurm --q", {"--qos="}),
     ("jpmhc launch g", {"gke"}),

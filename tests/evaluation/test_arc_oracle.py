@@ -48,7 +48,7 @@ def test_oracle_predictions_solve_all_400_tasks(tasks, examples):
   results = vote(examples, examples[3]).results(tasks)
   assert len(tasks) == 400 and len(examples[1]) == 419 * (1 + COPIES)
   shares = {name: value for name, value in results.items() if name != "augmentations_voted"}
-  assert len(shares) == 2 * len(PASS_KS) + 1 and set(shares.values()) == {1.0}
+  assert len(shares) == 3 * len(PASS_KS) + 1 and set(shares.values()) == {1.0}
   assert results["augmentations_voted"] == 1 + COPIES
 
 
