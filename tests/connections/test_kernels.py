@@ -74,7 +74,9 @@ def _assert_near(actual, expected, tolerance=3e-6):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("tokens", [(1,), (17,), (2, 64), (2048,)], ids=str)
+@pytest.mark.parametrize(
+  "tokens", [*(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1,), (2048,))), (17,), (2, 64)], ids=str
+)
 def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
   arguments = _inputs(tokens)
   kernels = _operators(name)

@@ -50,6 +50,7 @@ def test_the_environment_decides_where_it_speaks(configured, monkeypatch, value)
   assert process.keep_compiled_programs() is None and configured() == before
 
 
+@pytest.mark.slow
 def test_an_entry_that_a_kill_cut_off_is_written_anew(configured, tmp_path):
   """JAX warns of such an entry at every start and leaves it there."""
   settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")

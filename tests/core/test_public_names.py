@@ -78,7 +78,13 @@ def _documented():
 _ELSEWHERE = {"Run", "evaluate", "load", "report", "train"}
 
 
-@pytest.mark.parametrize("name", sorted(set(_documented()) - _ELSEWHERE))
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("spectral.", "transport.")))
+    for name in sorted(set(_documented()) - _ELSEWHERE)
+  ],
+)
 def test_the_examples_of_a_public_name_print_what_they_say(name, monkeypatch):
   monkeypatch.setattr(registry, "FAMILIES", dict(registry.FAMILIES))  # an example may register one
   assert doctests.failures(_documented()[name]) == ""

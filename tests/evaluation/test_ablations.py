@@ -85,7 +85,7 @@ def test_only_the_chosen_connection_is_replaced_and_the_parameters_still_fit(sta
   assert float(jnp.max(jnp.abs(before.block0(h) - expected))) > 0.1
 
 
-@pytest.mark.parametrize("kind", BY_HAND)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "mean")) for kind in BY_HAND])
 def test_single_layers_of_a_scanned_decoder_are_replaced(kind, decoder):
   setup, state = decoder
   replaced, names = ablate(setup, Ablation(kind, "block1.tokens,block2.*"))

@@ -99,8 +99,8 @@ def test_the_task_of_ones_own_learns_from_the_data_of_ones_own(tmp_path):
   ("name", "steps", "metric", "bound"),
   [
     ("regression", 60, "absolute_error", 0.8),
-    ("classification", 60, "accuracy", 0.6),
-    ("sequence", 100, "exact", 0.3),
+    pytest.param("classification", 60, "accuracy", 0.6, marks=pytest.mark.slow),
+    pytest.param("sequence", 100, "exact", 0.3, marks=pytest.mark.slow),
   ],
 )
 def test_data_task_and_config_in_one_short_file(name, steps, metric, bound, tmp_path):

@@ -154,6 +154,7 @@ def test_steps_of_any_length_end_on_the_manifold(geometry, shape, method):
 
 
 @by_retraction
+@pytest.mark.slow
 def test_no_matrix_depends_on_another(geometry, shape, method):
   points, steps, _ = draw(geometry, shape, batch=(4,))
 

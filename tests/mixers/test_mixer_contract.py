@@ -217,9 +217,7 @@ COMPOSED = ("choice", "hybrid", "householder", "orthostochastic")
 
 @pytest.mark.parametrize(
   ("n", "name"),
-  [
-    pytest.param(n, name, marks=[pytest.mark.slow] * (n == 8 and name in COMPOSED)) for n in (2, 3, 8) for name in NAMES
-  ],
+  [pytest.param(n, name, marks=[pytest.mark.slow] * (n == 8 or name in COMPOSED)) for n in (2, 3, 8) for name in NAMES],
 )
 def test_other_sizes(name, n):
   if name == "quaternion" or (name == "kronecker" and n == 3) or (name == "permutation" and n == 8):

@@ -73,6 +73,7 @@ def _linearised(layers, z):
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.integers(0, 2**32 - 1))
+@pytest.mark.slow
 def test_the_small_equation_is_the_whole_linearisation(seed):
   with jax.enable_x64(True):
     layers = _stack(seed)
@@ -106,6 +107,7 @@ def test_independent_noise_is_the_chain():
   assert_allclose(known.g, dyson.resolvent(correlated.independent(_full(mixers, covariance)), jnp.asarray(Z)).g)
 
 
+@pytest.mark.slow
 def test_rotations_change_nothing_under_independent_full_noise_and_much_otherwise():
   """The condition of "an orthogonal mixer has the spectrum of the identity skip", and its two counter-examples."""
   rng = np.random.default_rng(1)

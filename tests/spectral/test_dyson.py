@@ -98,6 +98,7 @@ def test_permuting_streams_changes_nothing():
   )
 
 
+@pytest.mark.slow
 def test_linearised_chain_is_the_derivative_of_the_map():
   stack, z = _stack(np.random.default_rng(5), 5, 3, "birkhoff", "block"), jnp.asarray(LINE)
   key = jax.random.key(0)
@@ -128,6 +129,7 @@ def test_gradients_of_predicted_statistics_match_finite_differences():
   assert_allclose(by_sigma[1], (spread(mixers, sigma + push) - spread(mixers, sigma - push)) / (2 * step), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_moments_follow_their_recursions():
   rng = np.random.default_rng(7)
   sigma = np.array([0.3, 0.5, 0.2])
@@ -143,6 +145,7 @@ def test_moments_follow_their_recursions():
   assert abs(mean - float(limit[1])) < 4 * error + 0.02 * mean
 
 
+@pytest.mark.slow
 def test_mass_is_one_and_the_support_is_positive():
   stack = _stack(np.random.default_rng(8), 5, 3, "haar", "full")
   spectrum = density.spectrum(stack, 96)

@@ -36,7 +36,7 @@ def test_one_layer_is_exact_by_every_method(method):
   ("method", "equal", "depth"),
   [
     ("z1_mapping", True, 2),
-    ("z1_mapping", True, 10),
+    pytest.param("z1_mapping", True, 10, marks=pytest.mark.slow),
     ("s_transform", False, 10),
     ("subordination", False, 2),
     ("twisted", False, 2),

@@ -53,6 +53,7 @@ def test_budgets_of_steps_and_examples(tmp_path):
   assert [run.config.budget_seconds for run in plan(space, tmp_path, Budget("seconds", 90))] == [90.0, 90.0]
 
 
+@pytest.mark.slow
 def test_a_budget_of_flops_gives_every_arm_the_same_arithmetic(tmp_path):
   space = cases({"connection.streams": 1}, {"connection.streams": 2}, {"model.recursion.inner": 4})
   budget = 2e11

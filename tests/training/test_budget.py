@@ -32,6 +32,7 @@ def test_every_trip_of_a_loop_is_counted():
   assert two > 2 * compiled["flops"]  # XLA looks at the body of each scan once
 
 
+@pytest.mark.slow
 def test_the_cost_grows_with_the_batch():
   sixteen, thirty_two, sixty_four = (cost(batch_size=size) for size in (16, 32, 64))
   # Rows add up, the optimiser's share stays.
