@@ -2,9 +2,9 @@
 
 Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
 died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed, or too many files are open ·
-75 interrupted, state saved, run the same command to resume · 1 anything else, with a traceback. What a full disk does
-not take of the output is dropped, as is what nobody reads: a run goes on without its log, and a command that only
-prints ends with 74.
+75 interrupted, state saved, run the same command to resume · 130 Ctrl-C where nothing had to be saved · 1 anything
+else, with a traceback. What a full disk does not take of the output is dropped, as is what nobody reads: a run goes on
+without its log, and a command that only prints ends with 74.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from jpmhc_jax.core.errors import naming_the_extra, StorageError, UserError
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.process import keep_compiled_programs, restart_with_fast_allocation
 from jpmhc_jax.core.terminal import fail, Forgiving, leave_at_once, open_closed_streams
+
+EXIT_CTRL_C = 130  # as shells say it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +64,8 @@ def _run(arguments: list[str], output: Forgiving | None) -> int:
       if output.lost:
         raise StorageError("standard output could not be written; free space and run the same command again")
     return code
+  except KeyboardInterrupt:
+    return fail(command.name, "Ctrl-C: what it was writing is not there; run the same command again", EXIT_CTRL_C)
   except UserError as error:
     code = fail(command.name, error, error.exit_code)
     if output and not _only_prints(options):

@@ -16,10 +16,11 @@ import pytest
 import tiny
 
 import jpmhc_jax as jp
+from jpmhc_jax.commands import COMMANDS
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.main import main
+from jpmhc_jax.main import EXIT_CTRL_C, main
 from jpmhc_jax.runs import run
 
 
@@ -277,6 +278,18 @@ def test_evaluate_of_a_step_or_a_folder_that_is_not_there_exits_with_2(workdir, 
   assert "no checkpoint of step 999" in capsys.readouterr().err
   assert main(["evaluate", f"--workdir={tmp_path}"]) == 2
   assert "is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["configs", "predict --workdir=run grids", "report run", "train --config=sudoku"])
+def test_ctrl_c_ends_a_command_in_a_sentence(line, monkeypatch, capsys):
+  [command] = [command for command in COMMANDS if command.name == line.split()[0]]
+
+  def run(self, options):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(type(command), "run", run)
+  assert main(line.split()) == EXIT_CTRL_C == 130
+  assert "what it was writing is not there; run the same command again" in capsys.readouterr().err
 
 
 def test_describe_lists_every_field_with_its_value(config_file, capsys):

@@ -14,6 +14,7 @@ from jpmhc_jax import commands, connections, sweeps
 from jpmhc_jax.commands import train
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import errors
+from jpmhc_jax.main import EXIT_CTRL_C
 from jpmhc_jax.training.hosts import monitor
 
 PIECES = [piece for page in PAGES for piece in code(page)]
@@ -82,7 +83,15 @@ def test_the_table_of_exit_codes_is_that_of_the_program():
   text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
   rows = [row.split("|")[1].strip() for row in text[text.index("| exit code") :].split("\n\n")[0].splitlines()[2:]]
   ours = {error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")}
-  assert set(map(int, rows)) == {0, 1, train.EXIT_DIVERGED, train.EXIT_INTERRUPTED, monitor.EXIT_PEER_LOST, *ours}
+  assert set(map(int, rows)) == {
+    0,
+    1,
+    EXIT_CTRL_C,
+    train.EXIT_DIVERGED,
+    train.EXIT_INTERRUPTED,
+    monitor.EXIT_PEER_LOST,
+    *ours,
+  }
   assert len(rows) == len(set(rows))
 
 
