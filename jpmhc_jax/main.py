@@ -1,10 +1,8 @@
-"""`jpmhc train|evaluate|predict|score|sweep|report|figures|configs|describe|spectrum|launch|init|completion`.
+"""The command `jpmhc`: parses its arguments, runs one of `commands.COMMANDS` and ends with an exit code.
 
-Exit codes: 0 done · 2 bad input, config or data · 3 the loss became NaN or infinite · 69 another process of the run
-died (JAX itself may abort, −6, where that was process 0) · 74 the disk is full or closed, or too many files are open ·
-75 interrupted, state saved, run the same command to resume · 130 Ctrl-C where nothing had to be saved · 1 anything
-else, with a traceback. What a full disk does not take of the output is dropped, as is what nobody reads: a run goes on
-without its log, and a command that only prints ends with 74.
+Exit codes (docs/runs.md): 0 done · 2 bad input · 3 the loss is no number · 69 another process died · 74 disk full
+· 75 interrupted, state saved · 130 Ctrl-C, nothing saved · 1 anything else, with a traceback. What a full disk does not
+take of the output is dropped, as is what nobody reads; a command that only prints ends with 74.
 """
 
 import argparse
@@ -16,9 +14,7 @@ from jpmhc_jax.core.arguments import Parser, refuse_repeated
 from jpmhc_jax.core.errors import naming_the_extra, StorageError, UserError
 from jpmhc_jax.core.files import shortages
 from jpmhc_jax.core.process import keep_compiled_programs, restart_with_fast_allocation
-from jpmhc_jax.core.terminal import fail, Forgiving, leave_at_once, open_closed_streams
-
-EXIT_CTRL_C = 130  # as shells say it
+from jpmhc_jax.core.terminal import EXIT_CTRL_C, fail, Forgiving, leave_at_once, open_closed_streams
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from jpmhc_jax.core.files import is_full
 
 _GONE = {errno.EPIPE, errno.EIO}  # the reader of the pipe, the terminal
 LONGEST = 5000  # characters of a message
+EXIT_CTRL_C = 130  # as shells say it
 
 # Signs that this package prints and terminals may lack; accents, superscripts and Greek letters follow from Unicode.
 _SIGNS = str.maketrans(

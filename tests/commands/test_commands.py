@@ -20,7 +20,8 @@ from jpmhc_jax.commands import COMMANDS
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.main import EXIT_CTRL_C, main
+from jpmhc_jax.core.terminal import EXIT_CTRL_C
+from jpmhc_jax.main import main
 from jpmhc_jax.runs import run
 
 

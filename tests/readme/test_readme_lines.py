@@ -14,7 +14,7 @@ from jpmhc_jax import commands, connections, sweeps
 from jpmhc_jax.commands import train
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import errors
-from jpmhc_jax.main import EXIT_CTRL_C
+from jpmhc_jax.core.terminal import EXIT_CTRL_C
 from jpmhc_jax.training.hosts import monitor
 
 PIECES = [piece for page in PAGES for piece in code(page)]
