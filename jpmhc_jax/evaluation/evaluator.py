@@ -103,7 +103,7 @@ class Evaluator:
     return due and state.ema is not None and self.ablation.mixer == "none"
 
   def path(self, step: int, what: str = "step", ending: str = ".json") -> pathlib.Path:
-    """Of this evaluation's results, of its `submission` or of its `votes`."""
+    """Of this evaluation's results, or of its `submission`, `votes` or `cost`."""
     return self.folder / f"{what}_{step}{self.coverage.suffix}{ending}"
 
   def _partial(self, state: TrainState, name: str) -> EvalProgress:
@@ -218,7 +218,6 @@ class Evaluator:
         result["answers"] = {name: own.kept[name] for name in self.setup.task.kept}
       if scored and own.votes is not None:
         result["tasks"] = own.votes.by_task(scored)
-      result["cost"] = self._cost(own)
       if self.setup.config.evaluation.trajectories > 1:
         evaluation = self.setup.config.evaluation
         result["trajectories"] = {name: getattr(evaluation, name) for name in ("trajectories", "noise", "choice")}
@@ -226,6 +225,9 @@ class Evaluator:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
         result["ablation"] = {"mixer": self.ablation.mixer, "connections": self.replaced}
+      self._write(
+        self.path(step, "cost"), self._cost(own)
+      )  # a file of its own: results repeat bit for bit, times do not
       self._write(self.path(step), result)
     return metrics
 

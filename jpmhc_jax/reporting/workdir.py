@@ -294,9 +294,11 @@ def _evaluations(folder: Path, problems: list[str]) -> list[Evaluation]:
     examples = tuple(e for e in listed if isinstance(e, Mapping))
     if len(examples) != len(listed):
       problems.append(f"evaluation/{path.name}: {len(listed) - len(examples)} unreadable example(s) skipped")
-    answers, tasks, cost, latents = (
-      part if isinstance(part := record.get(name), dict) else {} for name in ("answers", "tasks", "cost", "latents")
+    answers, tasks, latents = (
+      part if isinstance(part := record.get(name), dict) else {} for name in ("answers", "tasks", "latents")
     )
+    took = path.with_name(path.name.replace("step", "cost", 1))
+    cost = _object(took, problems) if took.is_file() else {}
     covered, judge = _coverage(record.get("partial")), judged_by(record)
     evaluations.append(Evaluation(step, numbers, examples, covered, judge, answers, tasks, cost, latents))
   return sorted(evaluations, key=lambda evaluation: evaluation.step)

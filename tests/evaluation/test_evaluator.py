@@ -188,8 +188,9 @@ def test_an_arc_evaluation_has_every_pass_at_k_and_a_submission(tmp_path):
   written = json.loads((tmp_path / "evaluation" / "step_3.json").read_text())
   assert written["metrics"] == metrics
   assert {example["kind"] for example in written["examples"]} == {"arc"}
-  assert written["tasks"].keys() == dataset.test_puzzles.keys() and written["cost"]["devices"] == "1 × cpu"
-  assert 0 < written["cost"]["seconds"] == pytest.approx(len(written["tasks"]) * written["cost"]["seconds_per_task"])
+  cost = json.loads((tmp_path / "evaluation" / "cost_3.json").read_text())
+  assert written["tasks"].keys() == dataset.test_puzzles.keys() and cost["devices"] == "1 × cpu"
+  assert 0 < cost["seconds"] == pytest.approx(len(written["tasks"]) * cost["seconds_per_task"])
 
 
 def test_test_inputs_without_an_output_are_answered_and_not_scored(tmp_path):

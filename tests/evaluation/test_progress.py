@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gzip
-import json
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +61,8 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(kind, tmp_path):
   calls = []
   assert _evaluator(tmp_path / "broken", calls, kind=kind)(state, 7) == whole
   assert len(calls) == batches - 2  # the third was in flight when the fourth was dispatched
-  ends = [json.loads((tmp_path / name / "evaluation" / "step_7.json").read_text()) for name in ("whole", "broken")]
-  assert all(end.pop("cost")["seconds"] > 0 for end in ends) and ends[0] == ends[1]
+  ends = [(tmp_path / name / "evaluation" / "step_7.json").read_text() for name in ("whole", "broken")]
+  assert ends[0] == ends[1]
   assert not list((tmp_path / "broken" / "evaluation").glob("partial_*"))
 
 
