@@ -287,13 +287,13 @@ def test_a_partial_evaluation_keeps_to_itself(examples, tmp_path):
     assert part["pooled/augmentations_voted"] == step * part["augmentations_voted"]
   assert {path: path.read_bytes() for path in files} == files
   marked = sorted(path.name for path in folder.iterdir() if path not in files)
-  names = [(what, ending) for what, ending in (("step", ".json"), ("submission", ".json"), ("votes", ".json.gz"))]
+  names = [("cost", ".json"), ("step", ".json"), ("submission", ".json"), ("votes", ".json.gz")]
   assert marked == [f"{what}_{step}{mark}{held_out}{ending}" for what, ending in names for step in (1, 2)]
-  written = json.loads((folder / marked[0]).read_text())
+  written = json.loads((folder / marked[2]).read_text())
   assert written["partial"] == {"examples": examples, "held_out": held_out}
   assert "partial" not in json.loads((folder / "step_1.json").read_text())
   assert {example["solved_at"] for example in written["examples"]} == {1}
-  submission = json.loads((folder / marked[2]).read_text())
+  submission = json.loads((folder / marked[4]).read_text())
   assert {task: len(entries) for task, entries in submission.items()} == {
     task: len(puzzle["test"]) for task, puzzle in dataset.test_puzzles.items()
   }
