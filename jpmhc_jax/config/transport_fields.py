@@ -6,45 +6,49 @@ from jpmhc_jax.core.fields import field, group
 
 MAPS = ("orthogonal", "linear", "spectral", "mlp", "flow", "attention")
 _WEIGHT = "a number, or a schedule over the stage's steps: linear(1, 0), cosine(1, 0), decay(1, 0.1, rate=0.98)"
+# Of fields whose default differs between stages.
+_STEPS = "steps of the stage at most; 0 leaves it out, and the last stage lasts to the end"
+_MAP = "factor on the learning rate of the map; 0 holds it"
+_TRANSPORT = "weight of entropic transport from the image to the target"
+_ISOMETRY = "weight of the isometry penalty of the Jacobian, two probes a row"
+_EPSILON = "ε of transport in units of the mean cost"
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignStage:
-  steps: int = field(200, "steps of the stage at most; 0 leaves it out, and the last stage lasts to the end", ge=0)
+  steps: int = field(200, _STEPS, ge=0)
   patience: int = field(
     0, "the stage is over after so many windows of evaluation.every steps without a lower alignment loss; 0 = never",
     ge=0,
   )  # fmt: skip
-  map: float = field(1.0, "factor on the learning rate of the map; 0 holds it", ge=0)
+  map: float = field(1.0, _MAP, ge=0)
   source: float = field(0.0, "the same of the source encoder", ge=0)
   target: float = field(0.0, "the same of the target encoder", ge=0)
   head: float = field(1.0, "the same of the head", ge=0)
   pairs: str = field("1", f"weight of the mean squared error of known pairs: {_WEIGHT}")
   contrastive: str = field("0", "weight of the symmetric InfoNCE of known pairs in the batch")
-  transport: str = field("1", "weight of entropic transport from the image to the target")
-  isometry: str = field("0", "weight of the isometry penalty of the Jacobian, two probes a row")
+  transport: str = field("1", _TRANSPORT)
+  isometry: str = field("0", _ISOMETRY)
   volume: str = field("0", "weight of the squared log-volume of the Jacobian")
   task: str = field("0", "weight of the cross-entropy of a linear head on the image; takes labels")
-  epsilon: str = field("decay(1, 0.05, rate=0.98)", "ε of transport in units of the mean cost")
+  epsilon: str = field("decay(1, 0.05, rate=0.98)", _EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
 class JointStage(AlignStage):
-  map: float = field(0.1, "factor on the learning rate of the map; 0 holds it", ge=0)
+  map: float = field(0.1, _MAP, ge=0)
   source: float = field(1.0, "the same of the source encoder", ge=0)
   target: float = field(1.0, "the same of the target encoder", ge=0)
-  transport: str = field("linear(1, 0)", "weight of entropic transport from the image to the target")
-  isometry: str = field("linear(0.01, 0)", "weight of the isometry penalty of the Jacobian, two probes a row")
-  volume: str = field("0", "weight of the squared log-volume of the Jacobian")
-  epsilon: str = field("0.05", "ε of transport in units of the mean cost")
+  transport: str = field("linear(1, 0)", _TRANSPORT)
+  isometry: str = field("linear(0.01, 0)", _ISOMETRY)
+  epsilon: str = field("0.05", _EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
 class FinalStage(JointStage):
-  steps: int = field(0, "steps of the stage at most; 0 leaves it out, and the last stage lasts to the end", ge=0)
-  transport: str = field("0", "weight of entropic transport from the image to the target")
-  isometry: str = field("0", "weight of the isometry penalty of the Jacobian, two probes a row")
-  volume: str = field("0", "weight of the squared log-volume of the Jacobian")
+  steps: int = field(0, _STEPS, ge=0)
+  transport: str = field("0", _TRANSPORT)
+  isometry: str = field("0", _ISOMETRY)
 
 
 @dataclasses.dataclass(frozen=True)

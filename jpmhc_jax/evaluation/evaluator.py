@@ -59,7 +59,7 @@ class Evaluator:
     """subfolder: of evaluation/, where nothing looks for the results of the run."""
     self.setup, self.workdir, self.ablation = setup, workdir, ablation
     self.dataset: Any = dataset  # one whose copies vote has `test_puzzles` and `side`
-    self.folder, self.seconds = ablation.folder(workdir) / subfolder, 0.0
+    self.folder = ablation.folder(workdir) / subfolder
     evaluated, self.replaced = ablate(setup, ablation)
     self.rollout = make_rollout(evaluated)
     with storing(str(self.folder)):
@@ -82,7 +82,7 @@ class Evaluator:
     partials = [self._partial(state, f"{step}{self.coverage.suffix}")]
     began = time.monotonic()
     own = self._pass(state, partials[0], self.voting)
-    self.seconds = time.monotonic() - began
+    seconds = time.monotonic() - began
     beside: dict[str, EvalAccumulator] = {}
     if self.ablation.wrong_puzzle:
       partials.append(self._partial(state, f"{step}{self.coverage.suffix}_wrong"))
@@ -91,7 +91,7 @@ class Evaluator:
       raw = dataclasses.replace(state, ema=None)
       partials.append(self._partial(raw, f"{step}{self.coverage.suffix}_unaveraged"))
       beside[UNAVERAGED] = self._pass(raw, partials[-1], False)
-    metrics = distributed.from_primary(lambda: self._write_all(step, state, own, beside))
+    metrics = distributed.from_primary(lambda: self._write_all(step, state, own, beside, seconds))
     for partial in partials:
       partial.discard()
     return metrics
@@ -189,7 +189,7 @@ class Evaluator:
       yield waiting[0], self.share.collect(waiting[1])
 
   def _write_all(
-    self, step: int, state: TrainState, own: EvalAccumulator, beside: Mapping[str, EvalAccumulator]
+    self, step: int, state: TrainState, own: EvalAccumulator, beside: Mapping[str, EvalAccumulator], seconds: float
   ) -> dict[str, float]:
     """Metrics of the merged tallies, and the files of this evaluation; beside: others by how their names begin."""
     metrics, examples, scored = self._means(own), own.examples, {}
@@ -213,7 +213,7 @@ class Evaluator:
         metrics |= {f"{prefix}{name}": value for name, value in self._means(tally).items() if name != "examples"}
       stored = self._earlier(step, tuple({_WRONG, UNAVERAGED} - set(beside))) | metrics
       by = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
-      result = {"step": step, "metrics": stored, "judged_by": by, "examples": examples} | record
+      result: dict[str, Any] = {"step": step, "metrics": stored, "judged_by": by, "examples": examples} | record
       if self.setup.task.kept:
         result["answers"] = {name: own.kept[name] for name in self.setup.task.kept}
       if scored and own.votes is not None:
@@ -225,18 +225,17 @@ class Evaluator:
         result["partial"] = dataclasses.asdict(self.coverage)
       if self.replaced:
         result["ablation"] = {"mixer": self.ablation.mixer, "connections": self.replaced}
-      self._write(
-        self.path(step, "cost"), self._cost(own)
-      )  # a file of its own: results repeat bit for bit, times do not
+      # A file of its own: results repeat bit for bit, times do not.
+      self._write(self.path(step, "cost"), self._cost(own, seconds) | result.pop("cost", {}))
       self._write(self.path(step), result)
     return metrics
 
-  def _cost(self, own: EvalAccumulator) -> dict[str, Any]:
+  def _cost(self, own: EvalAccumulator, seconds: float) -> dict[str, Any]:
     """Wall time of the pass, of one task, and on what; of one that was resumed, of its last start."""
     tasks = len(self.dataset.test_puzzles) if own.votes is not None else own.count
     devices = self.setup.mesh.devices.ravel()
     where = f"{len(devices)} × {devices[0].device_kind}"
-    return {"seconds": self.seconds, "seconds_per_task": self.seconds / max(tasks, 1), "devices": where}
+    return {"seconds": seconds, "seconds_per_task": seconds / max(tasks, 1), "devices": where}
 
   def _earlier(self, step: int, prefixes: tuple[str, ...]) -> dict[str, float]:
     """The metrics that begin so of the file that this evaluation replaces."""

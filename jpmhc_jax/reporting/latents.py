@@ -79,7 +79,7 @@ def _plane(rows: Any) -> np.ndarray | None:
 
 def map_table(evaluation: Evaluation) -> Markup | None:
   """The map and its fused forms by recall, distortion, latency and arithmetic."""
-  maps = evaluation.latents.get("maps")
+  maps = evaluation.cost.get("maps")
   if not isinstance(maps, Mapping) or not maps:
     return None
   rows = []

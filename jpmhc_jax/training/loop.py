@@ -375,6 +375,6 @@ class _Loop:
       self.observer.paused()
     if metrics:
       self.writers.sync()
-      if metrics.get("examples", 1):
+      if run.evaluate.main_metric in metrics:  # else nothing could be scored
         self.checkpoints.rank(step, metrics)
       self.observer.paused()

@@ -123,7 +123,10 @@ class Task(abc.ABC):
   def judge(
     self, model: Any, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
   ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(metrics of all held-out examples together, what else evaluation/step_N.json holds) from `collected`."""
+    """(metrics of all held-out examples together, what else evaluation/step_N.json holds) from `collected`.
+
+    What the latter has under "cost", such as times, goes to evaluation/cost_N.json.
+    """
     return {}, {}
 
   def samples(self, dataset: Any, batch: Mapping[str, np.ndarray], answer: Answer) -> list[dict[str, Any]] | None:

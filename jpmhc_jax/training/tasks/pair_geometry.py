@@ -80,13 +80,12 @@ def geometry(arrays: Mapping[str, np.ndarray], config: schema.Config) -> dict[st
   }
 
 
-def record(model: PairModel, arrays: Mapping[str, np.ndarray], priced: bool) -> dict[str, Any]:
-  """What the page draws: both clouds in two dimensions, histograms, and with `priced` what fused maps cost."""
-  drawn = {
+def record(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """What the page draws: both clouds in two dimensions, and histograms."""
+  return {
     "points": _points(arrays),
     "histograms": {name: _histogram(arrays[name]) for name in ("singular_values", "distortion")},
   }
-  return drawn | ({"maps": _prices(model, arrays)} if priced else {})
 
 
 def _points(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def _histogram(values: np.ndarray) -> dict[str, list[float]]:
   return {"edges": _rounded(edges), "shares": _rounded(counts / max(finite.size, 1))}
 
 
-def _prices(model: PairModel, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def prices(model: PairModel, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
   """Of the map, and of its best affine and orthogonal forms on the held-out points: recall, distortion, time, FLOPs."""
   rule = model.map.rule
   parameters = {name: jnp.asarray(np.asarray(value)) for name, value in model.map.parameters().items()}

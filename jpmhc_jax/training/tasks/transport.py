@@ -22,7 +22,7 @@ from jpmhc_jax.core.errors import require
 from jpmhc_jax.manifolds import Stiefel
 from jpmhc_jax.training.tasks import pair_model, pair_stages
 from jpmhc_jax.training.tasks.base import Batch, register_task, Sums, Task
-from jpmhc_jax.training.tasks.pair_geometry import geometry, look, record
+from jpmhc_jax.training.tasks.pair_geometry import geometry, look, prices, record
 from jpmhc_jax.training.tasks.pair_model import PairModel
 from jpmhc_jax.training.tasks.pair_stages import Moment, PairCarry
 
@@ -185,8 +185,9 @@ class MapBetweenSpaces(Task):
   def judge(
     self, model: PairModel, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
   ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Recall and geometry over all held-out pairs; the clouds and histograms of the page."""
-    return geometry(arrays, config), {"latents": record(model, arrays, priced=step >= config.steps)}
+    """Recall and geometry over all held-out pairs; the page's clouds and histograms, and at the end its prices."""
+    cost = {"cost": {"maps": prices(model, arrays)}} if step >= config.steps else {}
+    return geometry(arrays, config), {"latents": record(arrays)} | cost
 
 
 def _cosines(image: Float[Array, "b k"], y: Float[Array, "b k"]) -> Float[Array, " b"]:
