@@ -41,21 +41,12 @@ def _jpmhc_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
 
 
 def _load_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
-  return {
-    "bias": p["fused_proj.bias"],
-    "projection": p["fused_proj.weight"].T.reshape(n, d, -1),
-    "norm_scale": p["norm.weight"].reshape(n, d),
-    "norm_shift": p["norm.bias"].reshape(n, d),
-  }
+  norm = {"norm_scale": p["norm.weight"].reshape(n, d), "norm_shift": p["norm.bias"].reshape(n, d)}
+  return {**_load_jpmhc_rms(p, n, d), **norm}
 
 
 def _dump_jpmhc(p: Arrays, n: int, d: int) -> Arrays:
-  return {
-    "fused_proj.bias": p["bias"],
-    "fused_proj.weight": p["projection"].reshape(n * d, -1).T,
-    "norm.weight": p["norm_scale"],
-    "norm.bias": p["norm_shift"],
-  }
+  return {**_dump_jpmhc_rms(p, n, d), "norm.weight": p["norm_scale"], "norm.bias": p["norm_shift"]}
 
 
 def _jpmhc_rms_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
