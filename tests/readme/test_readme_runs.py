@@ -103,6 +103,7 @@ class User:
     self.home = folder / "a user's folder"
     self.home.mkdir()
     (self.home / "one.py").write_text(ONE_RUN)
+    (self.home / "puzzles.txt").write_text("3..4\n.4..\n..4.\n..31\n\n1...\n..1.\n.1..\n...1\n")
     startup = folder / "startup"
     startup.mkdir()
     (startup / "sitecustomize.py").write_text(NOBODY)  # the system has no entry, and so no home folder, for this user
