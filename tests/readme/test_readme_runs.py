@@ -54,6 +54,7 @@ ELSEWHERE = {  # commands that are parsed only (test_readme_lines.py)
   "--workdir=/data/": "the full recipe, on accelerators",
   "…": "a line for each of several hosts",
   "--config.logging.wandb": "the extra wandb; tests/training/test_writers.py, .ci/wheel",
+  "jpmhc score": "a submission and its tasks; tests/evaluation/test_arc_votes.py",
   "launch": "machines elsewhere; tests/launch renders the commands",
   "describe --mixers": "half a minute; tests/commands/test_mixer_page.py reads what it prints",
 }
