@@ -125,8 +125,9 @@ def _data(run: Run) -> str:
   kind, known = run.config.get("data.kind"), run.environment
   parts = [WORDS.get(str(kind), str(kind)) if kind else ""]
   for side, words in (("train", "to train on"), ("evaluation", "held out")):
-    count = next((known[f"data.{side}_{n}"] for n in ("puzzles", "examples") if f"data.{side}_{n}" in known), None)
-    parts.append(f"{markup.format_number(count)} {words}" if isinstance(count, int) else "")
+    counts = {unit: known.get(f"data.{side}_{unit}") for unit in ("examples", "puzzles")}
+    named = [f"{markup.format_number(count)} {unit}" for unit, count in counts.items() if isinstance(count, int)]
+    parts.append(f"{' of '.join(named)} {words}" if named else "")
   return ", ".join(filter(None, parts))
 
 

@@ -321,10 +321,13 @@ def test_the_verdict_names_score_average_gap_and_alarms(make_run, tmp_path):
   assert "On training data it is 25 points higher." in words
   assert "(EMA 0.999); the parameters themselves reach 31.25\N{NARROW NO-BREAK SPACE}%." in words
   assert "Alarm in block0.mlp: the coefficients no longer answer their logits" in words
-  (folder / "environment.json").write_text(json.dumps({"parameters": 24576, "data": {"train_puzzles": 1000}}))
+  (folder / "environment.json").write_text(
+    json.dumps({"parameters": 24576, "data": {"train_puzzles": 1000, "train_examples": 4000}})
+  )
   facts = lead.facts(read_runs([folder])[0])
   assert (
-    "24\N{NARROW NO-BREAK SPACE}576 parameters" in facts and "ARC, 1\N{NARROW NO-BREAK SPACE}000 to train on" in facts
+    "24\N{NARROW NO-BREAK SPACE}576 parameters" in facts
+    and "ARC, 4\N{NARROW NO-BREAK SPACE}000 examples of 1\N{NARROW NO-BREAK SPACE}000 puzzles to train on" in facts
   )
 
 
