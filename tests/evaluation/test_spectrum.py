@@ -139,6 +139,14 @@ def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
   assert_allclose(call.independent.noise.covariance, np.diag(np.diagonal(call.noise.covariance) + call.noise.mean**2))
 
 
+def test_a_spectrum_far_below_what_is_resolved_is_known_unsolved(carried):
+  _, at = carried
+  cells = [trm.carry_layers(at.trace, at.network.answers[:4], 1)], None
+  law, residual, _ = measure._predicted(cells, 0.0, 16, 1e6, tick=lambda share: pytest.fail("solved"))
+  assert_allclose(law.log_values, np.log(1e6))
+  assert residual == 0.0
+
+
 def test_streams_made_inside_a_call_are_closed_at_its_ends():
   _, at = _linearised(scope="call", mixer="sinkhorn")
   assert_allclose(at.trace.enter, [1, 1], rtol=1e-5)

@@ -244,6 +244,23 @@ def test_coherence_is_what_a_weight_reads_of_what_it_wrote(mixers, expected):
   assert correlated.coherence(layers, [0, 1, 2, 3]) == 0.0
 
 
+@pytest.mark.parametrize("size, mixing", [(8.0, 0.3), (16.0, 0.2)])
+def test_loud_noise_that_repeats_over_many_layers_is_solved_from_infinity(size, mixing):
+  """Without a neighbour, beside the first moment and far above it: no chain of places is too long for the start."""
+  rng, depth = np.random.default_rng(0), 24
+  mixers = mixing * (np.eye(2) + 0.1 * rng.normal(size=(depth, 2, 2)))
+  reads, writes = 1 + 0.3 * rng.normal(size=(depth, 2)), 0.5 * rng.normal(size=(depth, 2))
+  covariance = tied_covariance(np.sqrt(size), [layer % 4 for layer in range(depth)], 0.97)
+  layers = correlated_noise(mixers, reads, writes, covariance)
+  first = correlated.first_moment(layers)
+  assert first > 1e4
+  for scale in (1.0, 1e6):
+    z = first * scale * np.exp([0.15j])
+    solved = correlated.resolvent(layers, jnp.asarray(z))
+    assert solved.residual[0] < 1e-8
+  assert_allclose(z * solved.g - 1, first / z, rtol=0.05)
+
+
 def test_gmres_of_pairs_solves_to_its_tolerance():
   rng = np.random.default_rng(0)
   matrix = np.eye(12) + 0.3 * (rng.normal(size=(12, 12)) + 1j * rng.normal(size=(12, 12)))
@@ -265,5 +282,7 @@ def test_moments_that_no_noise_has_are_refused():
     correlated_noise(mixers, ends, ends, np.eye(3))
   with pytest.raises(ValueError, match="reads: shape"):
     correlated_noise(mixers, np.ones((2, 3)), ends, np.eye(2))
+  with pytest.raises(ValueError, match="the same numbers of cells and of layers"):
+    correlated_noise(mixers[None], ends[:, None], ends[:, None], np.eye(2))
   with pytest.raises(ValueError, match="similarity"):
     tied_covariance(1.0, [0, 0], 1.5)

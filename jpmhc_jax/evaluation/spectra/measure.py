@@ -32,7 +32,7 @@ from jpmhc_jax.evaluation.spectra.sites import Site
 from jpmhc_jax.evaluation.spectra.trm import call_layers, part_layers, Stack, Trace
 from jpmhc_jax.mixers import parse
 from jpmhc_jax.spectral import compare, density, dyson, measured, rules, table
-from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, echoes, independent
+from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, echoes, first_moment, independent
 from jpmhc_jax.spectral.jacobian import measure as law_of
 from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import Layers
@@ -44,6 +44,7 @@ from jpmhc_jax.training.tasks.urm import UniversalReasoning
 FILE = "spectrum.json"
 _MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
 _POINT_S = 0.0025  # CPU seconds a grid point and cell of 48 places, measured
+_INVISIBLE = 1e-3  # share of the directions above the floor (at most E s² / floor², Markov) that no picture shows
 _DESIGN_CELLS = 4  # of the design rules, the commonest, each a stack of its own
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 Network = trm.Network | transformer.Network
@@ -91,7 +92,7 @@ class Effort:
   exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
   points: int = 128  # of the grid of a prediction
   carry_points: int = 96  # the same for the whole map, which is as deep as all calls together
-  carry_s: float = 20.0  # CPU time for the prediction of the whole map, roughly: it takes fewer cells where it is slow
+  carry_s: float = 10.0  # CPU time for the prediction of the whole map, roughly: it takes fewer cells where it is slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +274,8 @@ def _predicted(cells: _Cells, removed: float, points: int, floor: float, tick: C
     return _Prediction(None, None, "a call makes its streams inside, so that the carry is no product of layers")
   with jax.enable_x64(True):
     layers = correlated_of(stacks, shares)
+    if first_moment(layers) < _INVISIBLE * floor**2:
+      return _Prediction(compare.atoms(np.zeros(1), floor=floor), 0.0, "")
     try:
       spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
     except dyson.NotSolvedError as error:

@@ -23,7 +23,7 @@ class Site:
   independent: compare.Summary | None  # predicted as if every call had weights of its own
   independent_w1: float | None
   chance: float  # W1 that the random probes alone are expected to leave
-  residual: float | None  # of the Dyson equation; None where it could not be solved
+  residual: float | None  # of the Dyson equation; None where it could not be solved, 0 where nothing is above the floor
   singular_values: tuple[float, ...]  # the axis of the densities of log s below
   measured_density: tuple[float, ...]
   predicted_density: tuple[float, ...] | None
@@ -53,7 +53,7 @@ def describe(site: Site) -> str:
   for name, form in forms:
     for side in (site.measured, site.predicted):
       pairs.append(f"{getattr(side, name):{form}}" if side else f"{'–':>{form.split('.')[0]}}")
-  found = f"{site.w1:.3f} ± {site.chance:.3f}" if site.w1 is not None else "–"
+  distance = f"{site.w1:.3f} ± {site.chance:.3f}" if site.w1 is not None else "–"
   single = f"{site.independent_w1:.3f}" if site.independent_w1 is not None else "–"
-  text = f"{site.name:<20}{site.size:>6}{site.top:9.3g}{''.join(pairs)}  {found:<14}{single:>12}"
+  text = f"{site.name:<20}{site.size:>6}{site.top:9.3g}{''.join(pairs)}  {distance:<14}{single:>12}"
   return f"{text}\n  {site.name}: {site.remark}" if site.remark else text

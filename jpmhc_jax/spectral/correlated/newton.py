@@ -24,7 +24,7 @@ _ROUNDING = 1e-8  # residual below which a step that gains nothing has met the r
 _REAL = 1e-12  # Im h / |h| that is rounding, far outside a spectrum
 _BRANCH = 1e-6  # the same for the eigenvalues of Im h, which the residual moves
 _FINEST = 1e-4  # relative residual down to which float32 solves the linear system of a step
-_HIGHEST = 1e30
+_HIGHEST = 1e30  # times the first height: where the descent gives up looking for one to begin at
 _STEPS_DOWN = 200
 
 Unknowns = Complex[Array, "u u"]
@@ -40,6 +40,8 @@ class Options(NamedTuple):
 
 
 class Solution(NamedTuple):
+  """Where the iteration ended at one point."""
+
   unknowns: jax.Array  # (2L, 2L)
   mapped: equation.Map  # at these unknowns
   residual: jax.Array  # ()
@@ -158,11 +160,33 @@ def at_infinity(at: Places) -> tuple[Unknowns, Float[Array, ""]]:
     mapped = equation.dyson_map(at, zero, unknowns)
     return count + 1, mapped.traced, _residual(unknowns, mapped), mapped.moment
 
-  limit = 2 * at.moments.shape[0] + 4
   start = 0, jnp.zeros(at.moments.shape, jnp.complex128), jnp.asarray(jnp.inf), zero
-  more = lambda state: (state[0] < limit) & (state[2] > 1e-13)  # noqa: E731
+  more = lambda state: (state[0] < _applications(at)) & (state[2] > 1e-13)  # noqa: E731
   _, unknowns, _, moment = jax.lax.while_loop(more, following, start)
   return unknowns, moment.real
+
+
+def _iterated(at: Places, w: Complex[Array, ""], infinity: Unknowns) -> Unknowns:
+  """The map iterated from the unknowns at infinity, for a z = 1/w far above the spectrum.
+
+  The read half, zero at infinity, is of order w, and the map hands it on from layer to layer: so many applications are
+  wanted as there are places. In one Newton step its linear system, all but nilpotent, is too much for a small Krylov
+  space.
+  """
+
+  def following(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    count, unknowns, _ = state
+    mapped = equation.dyson_map(at, w, unknowns)
+    return count + 1, mapped.traced, _residual(unknowns, mapped)
+
+  start = jnp.zeros((), int), infinity, jnp.asarray(jnp.inf)
+  more = lambda state: (state[0] < _applications(at)) & (state[2] > _LOOSE)  # noqa: E731
+  return jax.lax.while_loop(more, following, start)[1]
+
+
+def _applications(at: Places) -> int:
+  """Of the map, after which nothing is left to hand on where it is nilpotent."""
+  return 2 * at.moments.shape[0] + 4
 
 
 class _Descent(NamedTuple):
@@ -179,13 +203,11 @@ def descend(
   """The solution at z, come to from infinity."""
 
   def attempt(state: _Descent) -> _Descent:
-    w = 1 / (z + 1j * state.aim)
-    # At infinity the read half is zero, which one application of the map repairs.
-    guess = jnp.where(jnp.isinf(state.height), equation.dyson_map(at, w, infinity).traced, state.anchor.unknowns)
+    w, first = 1 / (z + 1j * state.aim), jnp.isinf(state.height)
+    guess = jax.lax.cond(first, lambda: _iterated(at, w, infinity), lambda: state.anchor.unknowns)
     tolerance = jnp.where(state.aim > 0, _LOOSE, options.tolerance)
     new = solve(at, w, guess, tolerance, options)
     solved = (new.residual <= jnp.where(state.aim > 0, _LOOSE, _ROUNDING)) & on_branch(new.unknowns)
-    first = jnp.isinf(state.height)
     factor = jnp.where(solved, jnp.minimum(state.factor**1.5, 10.0), jnp.sqrt(state.factor))
     factor = jnp.where(first, 10.0, factor)
     height = jnp.where(solved, state.aim, state.height)
@@ -196,8 +218,9 @@ def descend(
 
   shapes = jax.eval_shape(lambda: solve(at, z, infinity, options.tolerance, options))
   unsolved = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
-  start = _Descent(unsolved, jnp.asarray(jnp.inf), 10 * (moment + jnp.abs(z)), jnp.asarray(10.0), jnp.zeros((), int))
-  more = lambda s: (s.height > 0) & (s.tries < _STEPS_DOWN) & (s.factor > 1.001) & (s.aim < _HIGHEST)  # noqa: E731
+  high = 10 * (moment + jnp.abs(z))
+  start = _Descent(unsolved, jnp.asarray(jnp.inf), high, jnp.asarray(10.0), jnp.zeros((), int))
+  more = lambda s: (s.height > 0) & (s.tries < _STEPS_DOWN) & (s.factor > 1.001) & (s.aim < _HIGHEST * high)  # noqa: E731
   last = jax.lax.while_loop(more, attempt, start)
   residual = jnp.where(last.height == 0, last.anchor.residual, jnp.inf)
   return last.anchor._replace(residual=residual, iterations=last.tries)

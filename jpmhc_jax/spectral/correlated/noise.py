@@ -79,11 +79,7 @@ def correlated_noise(
   if not isinstance(covariance, jax.core.Tracer) and not isinstance(elliptic, jax.core.Tracer):
     _check_moments(np.asarray(covariance), np.asarray(elliptic))
   mean = jnp.broadcast_to(jnp.asarray(mean, jnp.float64), (depth,))
-  if np.ndim(mixers) == 4:
-    cells = [_coefficients(*each) for each in zip(*map(jnp.asarray, (mixers, reads, writes)), strict=True)]
-    mixers, reads, writes = (jnp.stack(each) for each in zip(*cells, strict=True))
-  else:
-    mixers, reads, writes = (each[None] for each in _coefficients(mixers, reads, writes))
+  mixers, reads, writes = _coefficients(mixers, reads, writes)
   weights = _shares(len(mixers), shares)
   return Correlated(mixers + mean[None, :, None, None] * (writes @ reads), reads, writes, covariance, elliptic, weights)
 
@@ -97,14 +93,22 @@ def _shares(cells: int, shares: np.ndarray | Sequence[float] | None) -> jax.Arra
 
 
 def _coefficients(mixers: Real, reads: Real, writes: Real) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Those of one cell, with their shapes and values checked: (L, n, n), (L, m, n), (L, n, m)."""
-  layers = block_noise(mixers, 0.0, reads, writes)
-  reads, writes = jnp.asarray(reads, jnp.float64), jnp.asarray(writes, jnp.float64)
-  return (
-    layers.mixers,
-    reads[:, None, :] if reads.ndim == 2 else reads,
-    writes[:, :, None] if writes.ndim == 2 else writes,
-  )
+  """Those of all cells, with their shapes and values checked: (C, L, n, n), (C, L, m, n), (C, L, n, m)."""
+  mixers, reads, writes = (jnp.asarray(each, jnp.float64) for each in (mixers, reads, writes))
+  cells: tuple[int, ...] = (1,)
+  if mixers.ndim == 4:
+    cells = mixers.shape[:1]
+    if reads.shape[:2] != mixers.shape[:2] or writes.shape[:2] != mixers.shape[:2]:
+      raise ValueError(
+        f"mixers {mixers.shape}, reads {reads.shape}, writes {writes.shape}: expected the same numbers of cells and of "
+        "layers in front"
+      )
+    mixers, reads, writes = (each.reshape(-1, *each.shape[2:]) for each in (mixers, reads, writes))
+  mixers = block_noise(mixers, 0.0, reads, writes).mixers
+  reads = reads[:, None, :] if reads.ndim == 2 else reads
+  writes = writes[:, :, None] if writes.ndim == 2 else writes
+  mixers, reads, writes = (each.reshape(*cells, -1, *each.shape[1:]) for each in (mixers, reads, writes))
+  return mixers, reads, writes
 
 
 def _check_moments(covariance: np.ndarray, elliptic: np.ndarray) -> None:
