@@ -139,8 +139,8 @@ def source_files(folder: pathlib.Path, patterns: Sequence[str] = _PYTHON) -> lis
 
   A link to nothing is left out; one to a device or a pipe is among them, and refused where it is read.
   """
-  found = {path for pattern in patterns for path in folder.glob(pattern) if path.exists() and not path.is_dir()}
-  paths = (path.relative_to(folder) for path in found)
+  matches = {path for pattern in patterns for path in folder.glob(pattern) if path.exists() and not path.is_dir()}
+  paths = (path.relative_to(folder) for path in matches)
   return sorted(path.as_posix() for path in paths if tuple(patterns) != _PYTHON or not _left_out(path))
 
 

@@ -109,7 +109,7 @@ class EvalProgress:
     if not any(distributed.gather(self._found())):
       return 0, None
     usable = {batches: tally for batches in self._found() if (tally := self._read(batches)) is not None}
-    common = set.intersection(*(set(found) for found in distributed.gather(sorted(usable))))
+    common = set.intersection(*(set(names) for names in distributed.gather(sorted(usable))))
     batches = max(common, default=0)
     return batches, usable.get(batches)
 

@@ -26,12 +26,12 @@ def written_on(
   require(0 <= top_k < dataset.vocab_size, "top_k", top_k, f"0 for all, or up to {dataset.vocab_size - 1}")
   window = dataset.sequence_length
   given = dataset.encoded(prompt)
-  kept = given[-window:]
+  context = given[-window:]
   inputs = np.zeros(window, np.int32)
-  inputs[: len(kept)] = kept
+  inputs[: len(context)] = context
   keys = jax.random.split(rng.key_for(seed, "generation"), tokens)
   write = jax.jit(meshes.on_mesh(setup.mesh, functools.partial(_write, setup, top_k)))
-  new = write(state.evaluated, state.buffers, inputs, len(kept), keys, float(temperature))
+  new = write(state.evaluated, state.buffers, inputs, len(context), keys, float(temperature))
   return dataset.decoded(np.concatenate([given, np.asarray(new)]))
 
 

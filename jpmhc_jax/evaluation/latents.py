@@ -38,8 +38,8 @@ def latents(
     # The last batch is padded with zeros to the size of the others: one program serves all.
     padded = {name: jnp.asarray(_padded(values, size)) for name, values in batch.items()}
     rows = np.asarray(captured(state.evaluated, state.buffers, state.table, padded))[: len(ids)]
-    kept = {name: batch[name] for name in ("inputs", "labels") if name in batch}
-    for name, values in ({"latents": rows, "ids": ids} | kept).items():
+    answered = {name: batch[name] for name in ("inputs", "labels") if name in batch}
+    for name, values in ({"latents": rows, "ids": ids} | answered).items():
       parts.setdefault(name, []).append(values)
   arrays = {name: np.concatenate(values) for name, values in parts.items()}
   if (labels := arrays.get("labels")) is not None and labels.shape[1:] == (1,):

@@ -81,7 +81,7 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
   code, killed_at = 0, float("inf")
   while True:
     ended = [process.poll() for process in started]
-    failed = [found for found in ended if found]
+    failed = [code for code in ended if code]
     if failed and not code:
       code, killed_at = failed[0], time.monotonic() + GRACE_S
       _stop(started)

@@ -80,13 +80,13 @@ def _fill_row(columns: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array
   to_the_right = jnp.cumsum(columns[:0:-1], axis=0)[::-1]
   narrowest = min(_NARROWEST, _OFF_THE_SET / len(columns))
 
-  def fill(left: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+  def fill(remaining: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
     share, column, right = inputs
-    lower = jnp.maximum(left - right, column - rows_below)
+    lower = jnp.maximum(remaining - right, column - rows_below)
     lower = jnp.where(lower >= 0, lower, 0.0)
-    width = jnp.maximum(jnp.minimum(left, column) - lower, narrowest)
+    width = jnp.maximum(jnp.minimum(remaining, column) - lower, narrowest)
     x = lower + width * share
-    return left - x, (x, column - x)
+    return remaining - x, (x, column - x)
 
-  left, (row, rest) = jax.lax.scan(fill, jnp.ones_like(columns[0]), (shares, columns[:-1], to_the_right))
-  return jnp.concatenate([rest, columns[-1:] - left[None]]), jnp.concatenate([row, left[None]])
+  remaining, (row, rest) = jax.lax.scan(fill, jnp.ones_like(columns[0]), (shares, columns[:-1], to_the_right))
+  return jnp.concatenate([rest, columns[-1:] - remaining[None]]), jnp.concatenate([row, remaining[None]])

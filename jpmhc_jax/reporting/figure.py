@@ -22,17 +22,17 @@ def curve(run: Run, name: str) -> Chart:
 
   Raises ConfigError for a name that the run has not logged.
   """
-  found: dict[str, Series] = {
+  charts: dict[str, Series] = {
     whole: series
     for whole in (name, f"train/{name}", f"evaluation/{name}", f"evaluation/unaveraged/{name}")
     if (series := run.series.get(whole)) is not None
   }
-  if not found:
+  if not charts:
     known = {whole.removeprefix("train/").removeprefix("evaluation/") for whole in run.series}
     raise ConfigError(f"plot({name!r}): the run has logged no such scalar.{nearest(name, known)}")
   chart = Chart(figsize=(7, 3.5), layout="constrained")
   axes = chart.add_subplot()
-  for whole, series in found.items():
+  for whole, series in charts.items():
     few = series.values.size < 40
     axes.plot(series.steps, series.values, marker="o" if few else "", markersize=3, linewidth=1.3, label=whole)
   axes.set(xlabel="step", ylabel=name, title=run.name)

@@ -231,11 +231,11 @@ class Run:
     from jpmhc_jax.evaluation.spectra import measure  # and the whole theory with it
 
     with precision_of(self.config):
-      *_, found = measure.findings(
+      *_, result = measure.findings(
         self.setup, self.dataset, self.state, self.step, effort=measure.Effort(**effort), say=lambda line: None
       )
-    found.save(self.workdir)
-    return found
+    result.save(self.workdir)
+    return result
 
   def plot(self, name: str = "loss") -> Any:
     """A matplotlib figure of a scalar over the steps, by training and by evaluation; a notebook shows it.

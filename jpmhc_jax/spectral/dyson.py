@@ -135,15 +135,15 @@ def by_parts(
   """
   chunk = _chunk(layers, _AT_ONCE, Options())
   parts = _parts(z, chunk)
-  guess, found = _nothing(layers, chunk), []
+  guess, solved = _nothing(layers, chunk), []
   for index, part in enumerate(parts):
     guess, values = _compiled_part(layers, part, guess, Options())
-    found.append(values)
+    solved.append(values)
     residual = np.asarray(values.residual)
     if not np.median(residual) < SOLVED:
       raise NotSolvedError.of(float(np.median(residual)))
     tick((index + 1) / len(parts))
-  result: Resolvent = _joined(jax.tree.map(lambda *each: jnp.stack(each), *found), z.shape[0])
+  result: Resolvent = _joined(jax.tree.map(lambda *each: jnp.stack(each), *solved), z.shape[0])
   rest = np.flatnonzero(~(np.asarray(result.residual) < SOLVED))
   if not 0 < len(rest) <= chunk:
     return result

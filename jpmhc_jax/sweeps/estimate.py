@@ -47,21 +47,21 @@ def estimate(
 
   Where no run has recorded a step, one is started in a temporary folder, here, unless the runs train elsewhere.
   """
-  left = [run for run in runs if run.key not in records or records[run.key].state not in ledger.OVER]
-  words = f"{len(left)} of {len(runs)} runs to train"
-  if not left:
+  pending = [run for run in runs if run.key not in records or records[run.key].state not in ledger.OVER]
+  words = f"{len(pending)} of {len(runs)} runs to train"
+  if not pending:
     return words
   pace = recorded(runs)
   if pace is None and executor != "local":
     return f"{words}; no step has been recorded in this --workdir, and they train elsewhere: start one, and ask again"
   try:
-    pace = pace or measured(left[0], config)
+    pace = pace or measured(pending[0], config)
   except DataError as error:
     return f"{words}; {error}"
   except KeyboardInterrupt:
     return f"{words}; interrupted before a step was measured"
-  at_once = min(jobs or len(left), len(left))
-  total = sum(map(pace.seconds, left)) / at_once
+  at_once = min(jobs or len(pending), len(pending))
+  total = sum(map(pace.seconds, pending)) / at_once
   order = f"{at_once} at a time" if at_once > 1 else "one after the other"
   return f"{words}, about {duration(total)} {order}: {duration(pace.step)} a step, {pace.source}"
 

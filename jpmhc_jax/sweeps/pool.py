@@ -93,11 +93,11 @@ class Pool:
     if not self.expected:
       return ""
     self.over += 1
-    left = self.expected - self.over
-    if not left or not self.seconds:
+    remaining = self.expected - self.over
+    if not remaining or not self.seconds:
       return f"{self.over} of {self.expected} over"
-    at_once = min(self.jobs or left, left)
-    about = sum(self.seconds) / len(self.seconds) * -(-left // at_once)
+    at_once = min(self.jobs or remaining, remaining)
+    about = sum(self.seconds) / len(self.seconds) * -(-remaining // at_once)
     return f"{self.over} of {self.expected} over, about {duration(about)} left"
 
   def stop(self, run: Planned) -> None:

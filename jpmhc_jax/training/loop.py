@@ -265,9 +265,10 @@ class _Loop:
     parts = ", ".join(f"{name} {duration(seconds[name])}" for name in ("compile", "step", "evaluate", "save"))
     self.bar.say(f"step {step:,} of {self.parts.config.steps:,} after {duration(self._elapsed())} ({parts})")
     if best := self.checkpoints.best():
-      (number, score), kept = best, self.checkpoints
-      self.writers.keep(kept.folder / str(number))
-      self.bar.say(f"best       {kept.best_metric} {score:.4g} at step {number:,}: {kept.folder / str(number)}")
+      (number, score), checkpoints = best, self.checkpoints
+      folder = checkpoints.folder / str(number)
+      self.writers.keep(folder)
+      self.bar.say(f"best       {checkpoints.best_metric} {score:.4g} at step {number:,}: {folder}")
 
   def _elapsed(self) -> float:
     """Seconds of this run, all its starts together."""

@@ -219,8 +219,8 @@ class ProgressBar(Live):
       self._text = summary(scalars) + (f"  {duration(round(rest))} left" if rest else "")
       self._cell.update(step, self._text, last=step >= self._steps)
     elif self._is_round(step, scalars.get("time/step_ms", 0.0) / 1e3) or step >= self._steps:
-      left = f"  {duration(round(rest))} left" if rest else ""
-      self.say(f"step {step}/{self._steps}  {summary(scalars)}{left}")
+      ending = f"  {duration(round(rest))} left" if rest else ""
+      self.say(f"step {step}/{self._steps}  {summary(scalars)}{ending}")
 
   def _is_round(self, step: int, step_seconds: float) -> bool:
     """Whether a line is due. The interval is chosen once, and again where lines come far too often or too seldom."""

@@ -57,6 +57,7 @@ def _halves(points: np.ndarray, part: np.ndarray) -> list[np.ndarray]:
   centred = points[part] - points[part].mean(axis=0)
   along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
   order = np.argsort(along, kind="stable")
-  below, left = np.cumsum(along[order])[:-1], np.arange(1, len(part))
-  cut = int(np.argmax(below**2 / (left * (len(part) - left)))) + 1  # of centred values: the squares between the sides
+  below, members = np.cumsum(along[order])[:-1], np.arange(1, len(part))
+  # Of centred values: the squares between the sides.
+  cut = int(np.argmax(below**2 / (members * (len(part) - members)))) + 1
   return [part[order[:cut]], part[order[cut:]]]
