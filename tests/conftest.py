@@ -26,6 +26,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Behind the hook that checks their annotations.
+from object_store import bucket, server  # noqa: E402, F401, I001
 from jpmhc_jax.config import plugins  # noqa: E402
 from jpmhc_jax.core.names import ORIGINS  # noqa: E402
 from jpmhc_jax.mixers import FAMILIES  # noqa: E402

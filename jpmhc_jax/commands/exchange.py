@@ -28,7 +28,7 @@ class Import:
       "--from", dest="source", choices=SOURCES, required=True, help="whose: trm, the official Tiny Recursive Model"
     )
     parser.add_argument("--config", required=True, help="model and data, such as arc1:trm; several streams start new")
-    parser.add_argument("--workdir", required=True, type=arguments.path, help="folder to write")
+    parser.add_argument("--workdir", required=True, type=arguments.stored, help="folder to write")
     parser.add_argument("--part", default="", help="which state dict of a file that holds several, such as ema")
     parser.add_argument(
       "--identifiers", type=arguments.path, help="identifiers.json of the file's data: puzzle rows are matched by name"
@@ -75,7 +75,7 @@ class Export:
     """Declares the options."""
     parser.add_argument("out", type=arguments.path, help="file to write: .pt, .pth, .bin, .ckpt or .safetensors")
     parser.add_argument("--to", choices=SOURCES, required=True, help="for whom: trm, the official Tiny Recursive Model")
-    parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run of `jpmhc train`")
+    parser.add_argument("--workdir", required=True, type=arguments.stored, help="folder of a run of `jpmhc train`")
     parser.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )

@@ -17,13 +17,13 @@ class Figures:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("paths", nargs="+", type=arguments.path, metavar="WORKDIR", help="folders of runs or sweeps")
+    parser.add_argument("paths", nargs="+", type=arguments.stored, metavar="WORKDIR", help="folders of runs or sweeps")
     parser.add_argument("--format", choices=("pdf", "svg", "png"), default="pdf", help="of the charts; default pdf")
     parser.add_argument(
       "--width", type=arguments.number(1, 20), default=3.25, help="of a chart in inches; default 3.25, one column"
     )
     parser.add_argument(
-      "--out", type=arguments.path, default=None, metavar="DIR", help="folder to write; default figures/ in the first"
+      "--out", type=arguments.stored, default=None, metavar="DIR", help="folder to write; default figures/ in the first"
     )
 
   def run(self, options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ class Generate:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run with data.kind=text")
+    parser.add_argument("--workdir", required=True, type=arguments.stored, help="folder of a run with data.kind=text")
     parser.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )

@@ -17,11 +17,14 @@ class Latents:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run of `jpmhc train`")
+    parser.add_argument("--workdir", required=True, type=arguments.stored, help="folder of a run of `jpmhc train`")
     parser.add_argument("--layer", required=True, help="name of a connection, such as block1.features")
     parser.add_argument("--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest")
     parser.add_argument(
-      "--out", type=arguments.path, default=None, help="the file; latents_<layer>_<step>.npz in the workdir by default"
+      "--out",
+      type=arguments.stored,
+      default=None,
+      help="the file; latents_<layer>_<step>.npz in the workdir by default",
     )
     parser.add_argument("--train", action="store_true", help="also the training examples, without augmentation")
     parser.epilog = (

@@ -29,7 +29,7 @@ class Predict:
       help="ARC: a task, Kaggle's *_challenges.json or a folder of them, in the public JSON format; else a text of "
       "grids with an empty line between two, or a JSON list of them; - reads standard input",
     )
-    parser.add_argument("--workdir", required=True, type=arguments.path, help="folder of a run of `jpmhc train`")
+    parser.add_argument("--workdir", required=True, type=arguments.stored, help="folder of a run of `jpmhc train`")
     parser.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )

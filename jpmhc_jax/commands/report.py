@@ -17,9 +17,9 @@ class Report:
 
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("paths", nargs="+", type=arguments.path, metavar="WORKDIR", help="folders of runs or sweeps")
+    parser.add_argument("paths", nargs="+", type=arguments.stored, metavar="WORKDIR", help="folders of runs or sweeps")
     parser.add_argument(
-      "--out", type=arguments.path, default=None, help="file to write; default report.html in the first"
+      "--out", type=arguments.stored, default=None, help="file to write; default report.html in the first"
     )
 
   def run(self, options: argparse.Namespace) -> int:

@@ -31,12 +31,12 @@ class Spectrum:
     _add_arguments(parser)
     parser.add_argument(
       "--out",
-      type=arguments.path,
+      type=arguments.stored,
       default=None,
       help="folder for spectrum.json and spectrum.svg; default: the workdir, or runs/spectrum",
     )
     checkpoint = parser.add_argument_group("a checkpoint", "mixers, reads, writes and noise of a trained network")
-    checkpoint.add_argument("--workdir", type=arguments.path, default=None, help="folder of a run of `jpmhc train`")
+    checkpoint.add_argument("--workdir", type=arguments.stored, default=None, help="folder of a run of `jpmhc train`")
     checkpoint.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )

@@ -27,7 +27,7 @@ class Sweep:
     add = parser.add_argument
     add("--config", type=arguments.line, required=True, help="config and variant that every run starts from")
     add("--sweep", type=arguments.line, required=True, help="sweep and variant: mixers:two of the package, or a file")
-    add("--workdir", required=True, type=arguments.path, help="folder of the sweep; each run gets a folder in it")
+    add("--workdir", required=True, type=arguments.stored, help="folder of the sweep; each run gets a folder in it")
     add("--executor", default="local", choices=("local", "slurm", "tpu"), help="tpu only prints the launch lines")
     add("--jobs", type=arguments.whole(0), default=None, help="runs at a time, 0 for all; 1 by default, on SLURM 0")
     add(
@@ -138,7 +138,9 @@ def _print_commands(runs: Any, options: argparse.Namespace) -> None:
   from jpmhc_jax.sweeps import executors
 
   if options.executor == "tpu":
-    print("# NAME, ZONE, TYPE: of the pod; --workdir must be a folder that all hosts see (jpmhc launch tpu --help)")
+    print(
+      "# NAME, ZONE, TYPE: of the pod; --workdir: an address or a folder that all hosts see (jpmhc launch tpu --help)"
+    )
   for run in runs:
     line = executors.tpu_line if options.executor == "tpu" else executors.command
     print(line(options.config, run))

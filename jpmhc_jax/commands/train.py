@@ -34,10 +34,10 @@ class Train:
       required=True,
       help="config and variant: one of `jpmhc configs`, as sudoku:tiny, or path/to/file.py:variant",
     )
-    parser.add_argument("--workdir", type=arguments.path, help="folder of the run; an existing run resumes")
+    parser.add_argument("--workdir", type=arguments.stored, help="folder of the run; an existing run resumes")
     parser.add_argument(
       "--init-from",
-      type=arguments.path,
+      type=arguments.stored,
       default=None,
       metavar="WORKDIR",
       help="start from the parameters of this run, where names and shapes fit (the field init_from)",

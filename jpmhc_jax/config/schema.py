@@ -336,7 +336,7 @@ class Config:
     "",
     "workdir of another run, whose parameters this one starts from where names and shapes fit; optimizer and steps "
     "start anew",
-    path=True,
+    workdir=True,
   )
   batch_size: int = field(768, "global batch", ge=1)
   plugins: tuple[str, ...] = field(

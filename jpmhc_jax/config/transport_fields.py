@@ -76,9 +76,9 @@ class Transport:
     gt=0,
     lt=1,
   )
-  source_run: str = field("", "workdir of the encoder whose inputs are the source rows; empty = latents", path=True)
+  source_run: str = field("", "workdir of the encoder whose inputs are the source rows; empty = latents", workdir=True)
   source_layer: str = field("", "its connection whose streams are the latents, such as block3.features")
-  target_run: str = field("", "workdir of the encoder whose inputs are the target rows; empty = latents", path=True)
+  target_run: str = field("", "workdir of the encoder whose inputs are the target rows; empty = latents", workdir=True)
   target_layer: str = field("", "its connection whose streams are the latents")
   align: AlignStage = group(AlignStage, "first stage: the map alone")
   joint: JointStage = group(JointStage, "second stage: all, the map slowly, with the Jacobian's penalties")

@@ -222,6 +222,49 @@ class _Tbp(_MhcLite):
     return {**super().dump(filled, n, d), "delta_logit": p["bias"][-1:]}
 
 
+_S2HC_SCALES = ("residual_rot_scale_u", "residual_rot_scale_v", "residual_val_scale")
+
+
+def _s2hc_shapes(n: int, d: int) -> dict[str, tuple[int, ...]]:
+  (size,) = mixers.SpectralSphere().logit_shape(n)
+  return dict.fromkeys(("pre_branch_scale", "h_post_scale", *_S2HC_SCALES, "gamma_u", "gamma_v"), (1,)) | {
+    "norm.gamma": (n * d,), "to_alpha_pre.weight": (n, n * d), "to_alpha_residual.weight": (size, n * d),
+    "to_beta.weight": (n, n * d), "static_alpha_pre": (n,), "static_alpha_residual": (size,), "static_beta": (n,),
+  }  # fmt: skip
+
+
+def _load_s2hc(p: Arrays, n: int, d: int) -> Arrays:
+  """The scales of rotations and sizes go into the projection's columns; γ of U and of V are logits without columns."""
+  angles = (n - 1) * (n - 2) // 2
+  scales = np.repeat(np.concatenate([p[name] for name in _S2HC_SCALES]), [angles, angles, n - 1])
+  columns = [p["to_alpha_pre.weight"].T, p["to_beta.weight"].T, p["to_alpha_residual.weight"].T * scales]
+  weights = np.concatenate([*columns, np.zeros((n * d, 2), scales.dtype)], axis=1)
+  return {
+    "projection": ((p["norm.gamma"] + 1)[:, None] * weights).reshape(n, d, -1),
+    "bias": np.concatenate(
+      [p[name] for name in ("static_alpha_pre", "static_beta", "static_alpha_residual", "gamma_u", "gamma_v")]
+    ),
+    "gate": np.concatenate([p["pre_branch_scale"], p["h_post_scale"], np.ones_like(p["h_post_scale"])]),
+  }
+
+
+def _dump_s2hc(p: Arrays, n: int, d: int) -> Arrays:
+  """The inverse, with a neutral norm and one scale; raises CheckpointError for a γ that depends on the token."""
+  parts = [n, 2 * n, p["bias"].shape[0] - 2]
+  weights, biases = np.split(p["projection"].reshape(n * d, -1), parts, axis=1), np.split(p["bias"], parts)
+  if weights[3].any():
+    raise CheckpointError(
+      "s2hc: γ depends on the token (the last columns of 'projection' are not 0); each is one number there"
+    )
+  read, write, mix = p["gate"].reshape(3, 1)
+  return dict.fromkeys(_S2HC_SCALES, mix) | {
+    "pre_branch_scale": read, "h_post_scale": write, "norm.gamma": np.zeros((n * d,), p["bias"].dtype),
+    "to_alpha_pre.weight": weights[0].T, "to_beta.weight": weights[1].T, "to_alpha_residual.weight": weights[2].T,
+    "static_alpha_pre": biases[0], "static_beta": biases[1], "static_alpha_residual": biases[2],
+    "gamma_u": biases[3][:1], "gamma_v": biases[3][1:],
+  }  # fmt: skip
+
+
 CONVENTIONS: dict[str, Convention] = {
   "jpmhc": Convention(
     mixers.CayleyIterative(alpha=0.1, steps=2),
@@ -251,5 +294,9 @@ CONVENTIONS: dict[str, Convention] = {
   ).convention(),
   "mhc_lite": _MhcLite(mixers.PermutationMixture()).convention(),
   "kromhc": _MhcLite(mixers.Kronecker()).convention(),
+  "s2hc": Convention(
+    mixers.SpectralSphere(learned=True), {"generator": "gated", "norm_epsilon": _TINY, "transpose": True},
+    _s2hc_shapes, _load_s2hc, _dump_s2hc,
+  ),
   "tbp": _Tbp(mixers.Transport(learned=True), square=True).convention(),
 }  # fmt: skip

@@ -9,6 +9,7 @@
 | mhc_lite_mhc   | the same, of the norm of all streams together                   | Sinkhorn, columns first, Hᵀ      |
 | mhc_lite       | the same                                                        | mixture of permutations, Hᵀ      |
 | kromhc         | the same                                                        | Kronecker product, Hᵀ            |
+| s2hc           | to_alpha_pre.weight, …, five scales, gamma_u, gamma_v           | norm-one sphere, learned γ, Hᵀ   |
 | tbp            | the same, and delta_logit                                       | transportation chart, δ, Hᵀ      |
 
     block, parameters = from_peer("deepseek", state_dict, streams=4, width=7168, prefix="layers.0.hc_attn_")

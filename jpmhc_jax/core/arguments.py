@@ -60,10 +60,19 @@ def path(text: str) -> pathlib.Path:
   Raises ArgumentTypeError for a path that cannot be one here and for the empty string, which pathlib takes for the
   current folder.
   """
+  return _named(text, places.local)
+
+
+def stored(text: str) -> pathlib.Path:
+  """The same, or an address of an object store (`places.stored`)."""
+  return _named(text, places.stored)
+
+
+def _named(text: str, place: Callable[[str], pathlib.Path]) -> pathlib.Path:
   if not text.strip():
     raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a file or a folder")
   try:
-    return places.local(text)
+    return place(text)
   except ValueError as error:
     raise argparse.ArgumentTypeError(f"{text!r}: expected {error}") from error
 

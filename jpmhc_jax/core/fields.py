@@ -3,8 +3,10 @@
 A field takes a value of its own kind, one of its choices, numbers within its bounds, a path of this machine.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 from jpmhc_jax.core import places
@@ -54,11 +56,14 @@ class Bounds:
     return f"{words}, in rising order" if self.rising else words
 
 
-def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool = False, **bounds: Any) -> Any:
+def field(
+  default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool = False, workdir: bool = False, **bounds: Any
+) -> Any:
   """A dataclass field that carries its meaning and what it takes.
 
   choices: of a string. path: a string that is made absolute, with `~` expanded, when a config is read (`core.places`);
-  the empty string stays empty. bounds: of a number, or of every number of a tuple, by the names in `Bounds`: ge=1.
+  the empty string stays empty. workdir: such a path, or the address of a folder in an object store. bounds: of a
+  number, or of every number of a tuple, by the names in `Bounds`: ge=1.
 
   >>> import dataclasses
   >>> @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,8 @@ def field(default: Any, doc: str, choices: tuple[str, ...] = (), *, path: bool =
   >>> WaveFields().frequency
   1.5
   """
-  metadata = {"doc": doc, "choices": choices, "path": path, "bounds": Bounds(**bounds)}
+  place = places.stored if workdir else places.local if path else None
+  metadata = {"doc": doc, "choices": choices, "place": place, "bounds": Bounds(**bounds)}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -141,11 +147,12 @@ def convert(field: dataclasses.Field, value: Any, name: str) -> Any:
     raise ConfigError(f"{name}={value!r}: expected {type(default).__name__}, got {type(value).__name__}")
   if field.metadata["choices"]:
     check_choice(name, str(value), field.metadata["choices"])
-  return _absolute(str(value), name) if field.metadata["path"] and value else value
+  place = field.metadata["place"]
+  return _absolute(place, str(value), name) if place and value else value
 
 
-def _absolute(path: str, name: str) -> str:
+def _absolute(place: Callable[[str], pathlib.Path], path: str, name: str) -> str:
   try:
-    return str(places.local(path))
+    return str(place(path))
   except ValueError as error:
     raise ConfigError(f"{name}={path!r}: expected {error}") from error

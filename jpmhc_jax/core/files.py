@@ -1,4 +1,7 @@
-"""Writing files: whole or not at all, also under a kill; strict JSON; storage failures in words."""
+"""Writing files: whole or not at all, also under a kill; strict JSON; storage failures in words.
+
+Everything in a workdir is written here, on a disk or in an object store (`core.objects`); nobody else asks which.
+"""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -10,19 +13,25 @@ import os
 import pathlib
 import re
 import shutil
-from typing import Any
+import tempfile
+from typing import Any, Protocol, runtime_checkable
 
 from jpmhc_jax.core import process
 from jpmhc_jax.core.errors import StorageError, UserError
+from jpmhc_jax.core.objects import Growing, ObjectPath
 
 DAMAGED = "damaged"  # the folder of a workdir for what is kept aside
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MANY = {errno.EMFILE, errno.ENFILE}
 # An intact file that this process may not read now. Anything else that keeps one from being read is damage.
-_DENIED = {*_MANY, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM}
+_DENIED = {*_MANY, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.ENOLINK, errno.EKEYREJECTED}
 _REMEDY_FULL = "free space (or raise the quota) and run the same command to resume"
 _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _REMEDY_CLOSED = "make the folder writable or choose another --workdir"
+_REMEDIES = {
+  errno.ENOLINK: "see that the store can be reached (AWS_ENDPOINT_URL, network) and run the same command to resume",
+  errno.EKEYREJECTED: "give credentials that may read, write, list and delete there, or choose another --workdir",
+}
 # Libraries tell their failures in text alone: tensorstore with a number, gloo and the dynamic linker in words.
 _NUMBER = re.compile(r"os_error_code='(\d+)'")
 _TOLD = {os.strerror(number): number for number in (*_MANY, errno.ENOSPC, errno.EDQUOT)}
@@ -36,10 +45,14 @@ def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = T
   durable: also waits until content and name are on the disk (some ms), so that this holds when the power fails.
   Raises OSError when the disk is full or the folder is not writable; the old content is still there then.
   """
+  data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+  if isinstance(path, ObjectPath):
+    path.write_bytes(data)
+    return
   temporary = temporary_beside(path)
   try:
     with temporary.open("wb") as file:
-      file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+      file.write(data)
       if durable:
         file.flush()
         os.fsync(file.fileno())
@@ -60,8 +73,11 @@ def temporary_beside(path: pathlib.Path) -> pathlib.Path:
 def sweep(folder: pathlib.Path, old: float) -> None:
   """Removes what killed writers left under `temporary_beside` names. old: a time on the clock of the file system.
 
-  A writer of this machine is looked up; of one elsewhere what was last written before `old` is left over.
+  A writer of this machine is looked up; of one elsewhere what was last written before `old` is left over. A store has
+  none of them.
   """
+  if isinstance(folder, ObjectPath):
+    return
   for path in folder.glob(".*.tmp"):
     if marked := _TEMPORARY.fullmatch(path.name):
       gone = process.left_behind(marked[1])
@@ -72,6 +88,8 @@ def sweep(folder: pathlib.Path, old: float) -> None:
 
 def sync_file(path: pathlib.Path) -> None:
   """Waits until what was written to a file is on the disk, by whatever handle it was. Raises OSError."""
+  if isinstance(path, ObjectPath):
+    return
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -90,11 +108,104 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 def make_folder(folder: pathlib.Path) -> None:
   """Makes a folder and those above it, as far as they are missing, so that a power failure leaves them."""
-  if not folder.is_dir():
+  if not isinstance(folder, ObjectPath) and not folder.is_dir():
     if folder.parent != folder:
       make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+def create(path: pathlib.Path, text: str) -> bool:
+  """Writes a file that is not there yet, and waits for the disk; False where another process was first."""
+  if isinstance(path, ObjectPath):
+    return path.create(text.encode())
+  try:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+  except FileExistsError:
+    return False
+  try:
+    with os.fdopen(descriptor, "w") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    sync_folder(path.parent)
+  except BaseException:
+    path.unlink(missing_ok=True)
+    raise
+  return True
+
+
+def exchange(path: pathlib.Path, old: str, new: str) -> bool:
+  """Writes another text in place of this one; False where the file holds a third."""
+  if isinstance(path, ObjectPath):
+    return path.exchange(old.encode(), new.encode())
+  with contextlib.suppress(FileNotFoundError):
+    if path.read_text() == old:
+      path.unlink()
+  return create(path, new)
+
+
+def renew(path: pathlib.Path, text: str) -> bool:
+  """Gives a file that holds this text the time of now; False where it holds another. Raises FileNotFoundError."""
+  if isinstance(path, ObjectPath):
+    return path.exchange(text.encode(), text.encode())
+  if path.read_text() != text:
+    return False
+  os.utime(path)
+  return True
+
+
+@runtime_checkable
+class Grows(Protocol):
+  """A file that lines are added to."""
+
+  def write(self, data: Any) -> int:
+    """Takes bytes, and says how many of them."""
+
+  def sync(self) -> None:
+    """Returns when they are on the disk, or in the store."""
+
+  def close(self) -> None:
+    """Ends the writing."""
+
+
+class _Appended:
+  """Unbuffered: what a full disk refuses must not wait in a buffer to fail again at close."""
+
+  def __init__(self, path: pathlib.Path):
+    self._file = path.open("ab", buffering=0)
+    self.write, self.close = self._file.write, self._file.close
+
+  def sync(self) -> None:
+    os.fsync(self._file.fileno())
+
+
+def growing(path: pathlib.Path) -> Grows:
+  """A file that is there already, to add to; in a store its name ends in .jsonl. Raises OSError."""
+  return Growing(path) if isinstance(path, ObjectPath) else _Appended(path)
+
+
+class Staged:
+  """The folder of this machine that a library writes files into which belong to `folder`: that one, where it is here.
+
+  Otherwise a temporary one, whose files `send` brings there.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._temporary = tempfile.TemporaryDirectory(prefix="jpmhc_") if isinstance(folder, ObjectPath) else None
+    self.here = pathlib.Path(self._temporary.name) if self._temporary else folder
+
+  def send(self) -> None:
+    """Returns when the files of now are where they belong. Raises OSError."""
+    if isinstance(self._folder, ObjectPath):
+      self._folder.upload(self.here)
+
+  def close(self) -> None:
+    """Sends them a last time, and removes the temporary folder."""
+    if self._temporary:
+      with self._temporary:
+        self.send()
 
 
 def to_json(value: Any, *, words: bool = False, **layout: Any) -> str:
@@ -218,4 +329,4 @@ def remedy(number: int | None, closed: str = _REMEDY_CLOSED) -> str:
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return f"raise the limit of open files (ulimit -n, {limit} now) and run the same command to resume"
-  return _REMEDY_FULL if number in _FULL else closed
+  return _REMEDY_FULL if number in _FULL else _REMEDIES.get(number or 0, closed)

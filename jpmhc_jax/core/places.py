@@ -13,6 +13,7 @@ import pathlib
 import re
 
 from jpmhc_jax.core.errors import WorkdirError
+from jpmhc_jax.core.objects import is_address, ObjectPath
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NUMBERED = "/proc/self/fd"
@@ -41,6 +42,21 @@ def local(text: str) -> pathlib.Path:
     if getattr(error, "errno", errno.ELOOP) in _UNUSABLE:
       raise ValueError(f"a path that the system takes ({getattr(error, 'strerror', error)})") from error
   return path
+
+
+def stored(name: str | os.PathLike[str]) -> pathlib.Path:
+  """Where a run is kept: the same, or the address of an object store's folder, s3://bucket/run or gs://bucket/run."""
+  if isinstance(name, ObjectPath):
+    return name
+  text = os.fspath(name)
+  if is_address(text):
+    return ObjectPath(text)
+  try:
+    return local(text)
+  except ValueError as error:
+    if not _URL.match(text):
+      raise
+    raise ValueError("a path on this machine, s3://bucket/… or gs://bucket/…") from error
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 def check_regular(path: pathlib.Path, limit: int = TEXT_LIMIT) -> None:
   """Raises DataError, which names file, size and limit, unless it is a regular file of at most `limit` bytes.
 
-  A link counts as what it points to. Raises OSError as `os.stat` does. Nothing is opened: a pipe would wait for ever.
+  A link counts as what it points to. Raises OSError as `path.stat` does. Nothing is opened: a pipe would wait for ever.
   """
-  about = os.stat(path)
+  about = path.stat()
   kind = next((words for test, words in _KINDS if test(about.st_mode)), "")
   if kind:
     raise DataError(f"{shown(path)}: is {kind}; expected a regular file")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.objects import is_address
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 Environment = Mapping[str, str | None]  # None: the value that the variable has where the launcher runs
@@ -54,6 +55,12 @@ def train(
   """The call that trains under the hardware's flags. No shell stays above it: signals reach the run itself."""
   flags = ("env", *(f"{name}={value}" for name, value in environment.items())) if environment else ()
   return (*flags, program, "train", *arguments)
+
+
+def in_store(arguments: Sequence[str]) -> bool:
+  """Whether the run's --workdir is an address of an object store, which needs no folder that all hosts see."""
+  joined = "\n".join(arguments).replace("--workdir\n", "--workdir=").split("\n")
+  return any(is_address(word.removeprefix("--workdir=")) for word in joined if word.startswith("--workdir="))
 
 
 def variables(text: str) -> Environment:

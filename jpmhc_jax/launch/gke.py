@@ -1,12 +1,13 @@
 """A run on Google Kubernetes Engine as a JobSet, TPU slices or GPU nodes; --xpk prints the same for the xpk tool.
 
   jpmhc launch gke --name=arc1 --image=REGISTRY/jpmhc:1 --build --accelerator=tpu-v5-lite-podslice --topology=4x4 \\
-    --hosts=4 --chips=4 --slices=2 -- --config=arc1:cayley --workdir=/runs/arc1 --config.mesh.slices=2
+    --hosts=4 --chips=4 --slices=2 -- --config=arc1:cayley --workdir=gs://bucket/arc1 --config.mesh.slices=2
   jpmhc launch gke --name=arc1 --image=REGISTRY/jpmhc:1 --logs     # or --status, --stop
 
 --build makes the image of the current folder by jpmhc_jax/launch/Dockerfile and pushes it under the name. TPU hosts
 find each other; GPU pods are told where process 0 is and how many they are, and take their number from the indexed job.
-The claim named by --volume is mounted at /runs. A pod that is told to stop gets two minutes: the run saves and ends
+A workdir that is an address needs the right to write there (of --service-account, by workload identity); for any other
+the claim named by --volume is mounted at /runs. A pod that is told to stop gets two minutes: the run saves and ends
 with 75, and the JobSet starts it again up to --restarts times, where it resumes. Bad input, a loss that is no number
 and a full disk (2, 3, 74) end it: they would come again.
 """
@@ -48,15 +49,19 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
     "env": [{"name": name, "value": value} for name, value in environment.items()],
     **({"envFrom": [{"secretRef": {"name": options.secret}}]} if options.secret else {}),
     "resources": {"requests": chips, "limits": chips},
-    "volumeMounts": [{"name": "runs", "mountPath": "/runs"}],
   }
+  volumes: dict[str, Any] = {}
+  if not commands.in_store(options.train):
+    container["volumeMounts"] = [{"name": "runs", "mountPath": "/runs"}]
+    volumes = {"volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": options.volume}}]}
   selector = {label: options.accelerator}
   pod = {
     "restartPolicy": "Never",
     "terminationGracePeriodSeconds": GRACE_S,
     "nodeSelector": selector if gpu else selector | {"cloud.google.com/gke-tpu-topology": options.topology},
     "containers": [container],
-    "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": options.volume}}],
+    **({"serviceAccountName": options.service_account} if options.service_account else {}),
+    **volumes,
   }
   job = {
     "parallelism": options.hosts,
@@ -123,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--slices", type=whole(1), default=1)
   add("--restarts", type=whole(0), default=100)
   add("--volume", type=line, default="runs", help="persistent volume claim, readable and writable by many nodes")
+  add("--service-account", type=line, default=None, metavar="NAME", help="Kubernetes account that the pods run under")
   add("--secret", type=line, default=None, metavar="NAME", help="Kubernetes secret with variables, as WANDB_API_KEY")
   add("--xpk", action="store_true", help="create the workload with xpk on --cluster")
   add("--cluster", type=line, default=None, help="for --xpk")
@@ -137,6 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def building(options: argparse.Namespace) -> list[commands.Command]:
   """The calls that make the image of the current folder and push it under its name."""
   extras = "train,cuda13" if options.accelerator.startswith("nvidia") else "train,tpu"
+  extras += ",cloud" if commands.in_store(options.train) else ""
   words = ("docker", "build", f"--tag={options.image}", f"--build-arg=EXTRAS={extras}", "--file=-", ".")
   return [
     commands.Command("build the image", words, stdin=DOCKERFILE.read_text(encoding="utf-8")),

@@ -1,7 +1,7 @@
 """A run on a Cloud TPU VM, pod or several slices of one, by a queued resource.
 
   jpmhc launch tpu --name=arc1 --zone=europe-west4-b --accelerator-type=v5litepod-64 --spot -- \\
-    --config=arc1:cayley --workdir=/mnt/runs/arc1 --config.mesh.fsdp=8
+    --config=arc1:cayley --workdir=gs://bucket/runs/arc1 --config.mesh.fsdp=8
   jpmhc launch tpu --name=arc1 --zone=europe-west4-b --logs     # or --status, --stop, --delete
 
 Asks for the machines, waits until they are there, copies the committed files to every host, installs jpmhc-jax (the
@@ -12,8 +12,8 @@ resource and the installation are kept).
 
 --watch stays and looks every minute: a preempted resource is deleted, asked for anew and trained on from the last
 checkpoint, until the run has ended with 0, or with 2, 3 or 74, which would come again. --delete gives the machines
-back. uv brings Python: that of the images is older than 3.11. The workdir must be a folder that all hosts see, such as
-a mounted Filestore share.
+back. uv brings Python: that of the images is older than 3.11. The workdir is an address to which
+the machines' service account has access, or a folder that all hosts see, such as a mounted Filestore share.
 """
 
 import argparse
@@ -36,7 +36,7 @@ INSTALL = (
   f" (rm -rf jpmhc_jax && mkdir jpmhc_jax && tar xzf {ARCHIVE} -C jpmhc_jax && cd jpmhc_jax"
   " && curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --quiet --python=3.13 .venv"
   " && if [ -d jpmhc_jax ]; then package='-e .'; else package=jpmhc-jax; fi"
-  ' && ~/.local/bin/uv pip install --quiet --python=.venv/bin/python $package"[train,tpu]")'
+  ' && ~/.local/bin/uv pip install --quiet --python=.venv/bin/python $package"[{extras}]")'
 )
 DETACHED = (
   "if {runs}; then echo it runs already; else rm -f run.exit run.pid; touch run.env;"
@@ -112,6 +112,7 @@ class Pod:
     create = (*self.queued, "create", options.name, *self.where, *nodes, *machine, *(["--spot"] * options.spot))
     wait = f'until [ "$({state})" = ACTIVE ]; do case "$({state})" in FAILED|SUSPENDED) exit 1;; esac; sleep 30; done'
     ask = f"{state} || {shlex.join(create)}"
+    install = INSTALL.replace("{extras}", "train,tpu,cloud" if commands.in_store(options.train) else "train,tpu")
     return [
       commands.Command("ask for the machines, unless they are there", ("bash", "-c", ask)),
       commands.Command("wait until all of them are up", ("bash", "-c", wait)),
@@ -120,7 +121,7 @@ class Pod:
       *(
         commands.Command(
           f"install it on every host of {name}",
-          (*self.vm, "ssh", name, *self.where, "--worker=all", f"--command={INSTALL}"),
+          (*self.vm, "ssh", name, *self.where, "--worker=all", f"--command={install}"),
         )
         for name in self.names
       ),

@@ -24,7 +24,8 @@ class SpectralSphere(Mixer):
 
   project: logits ((n−1)², *tokens) = [z_U, z_V, z_S] -> H = 11ᵀ/n + B U diag(tanh z_S) Vᵀ Bᵀ, B the Helmert basis, U
   and V Cayley rotations of the skew matrices with upper triangle γ tanh z (row-major), so rotations stay below 2·arctan
-  of γ times the triangle. Identity in the limit z_S -> ∞. Source: s²HC (2603.20896), through a declared port.
+  of γ times the triangle. Identity in the limit z_S -> ∞. learned: γ of U and of V are logits, too, the last two of
+  (n−1)² + 2, and gamma is where they start. Source: s²HC (2603.20896), which learns both, through a declared port.
 
   Raises ConfigError for a gamma that is not positive.
 
@@ -34,6 +35,7 @@ class SpectralSphere(Mixer):
   """
 
   gamma: float = 1.0
+  learned: bool = False
 
   def __post_init__(self) -> None:
     if self.gamma <= 0:
@@ -48,8 +50,8 @@ class SpectralSphere(Mixer):
     )  # fmt: skip
 
   def logit_shape(self, n: int) -> tuple[int, ...]:
-    """Two rotations of the n − 1 differences, and their n − 1 singular values."""
-    return ((n - 1) ** 2,)
+    """Two rotations of the n − 1 differences, and their n − 1 singular values; γ of each rotation where learned."""
+    return ((n - 1) ** 2 + 2 * self.learned,)
 
   def dimension(self, n: int) -> int:
     """(n − 1)²."""
@@ -57,23 +59,25 @@ class SpectralSphere(Mixer):
 
   def identity_logits(self, n: int, strength: float) -> Float[Array, "k"]:
     """No rotation, and singular values near 1."""
-    return jnp.zeros(self.logit_shape(n)).at[(n - 1) * (n - 2) :].set(strength)
+    plain = jnp.zeros((n - 1) ** 2).at[(n - 1) * (n - 2) :].set(strength)
+    return jnp.concatenate([plain, jnp.full(2 * self.learned, self.gamma)])
 
   def _project(self, logits: Array, n: int) -> Array:
     if n == 1:
       return jnp.ones((1, 1, *logits.shape[1:]), logits.dtype)
     angles, size = (n - 1) * (n - 2) // 2, n - 1
     # One split: the gradient of several slices pads each of them.
-    *sides, shrink = jnp.split(logits, [angles, 2 * angles], axis=0)
-    left, right = (self._rotation(side, size) for side in sides)
+    *sides, shrink, bounds = jnp.split(logits, [angles, 2 * angles, 2 * angles + size], axis=0)
+    gammas = bounds[:, None] if self.learned else (self.gamma, self.gamma)
+    left, right = (self._rotation(gamma * jnp.tanh(side), size) for gamma, side in zip(gammas, sides, strict=True))
     return differences.extended(_composed(left, jnp.tanh(shrink), right))
 
-  def _rotation(self, logits: Array, size: int) -> Array:
+  def _rotation(self, triangle: Array, size: int) -> Array:
     # Which entry of the skew matrix each angle is, as a product: it and its gradient are one pass each.
-    upper = np.zeros((size, size, logits.shape[0]))
-    upper[(*np.triu_indices(size, 1), range(logits.shape[0]))] = 1
-    entries = jnp.asarray(upper - upper.swapaxes(0, 1), logits.dtype)
-    return cayley(jnp.tensordot(entries, self.gamma * jnp.tanh(logits), axes=1, precision=jax.lax.Precision.HIGHEST))
+    upper = np.zeros((size, size, triangle.shape[0]))
+    upper[(*np.triu_indices(size, 1), range(triangle.shape[0]))] = 1
+    entries = jnp.asarray(upper - upper.swapaxes(0, 1), triangle.dtype)
+    return cayley(jnp.tensordot(entries, triangle, axes=1, precision=jax.lax.Precision.HIGHEST))
 
 
 @custom_derivative

@@ -6,6 +6,7 @@ from pathlib import Path
 import shlex
 from typing import Any
 
+from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.files import make_folder, storing, write_atomically
 from jpmhc_jax.reporting import compare, sweep_folder
@@ -26,14 +27,14 @@ def write_report(workdirs: Sequence[Path | str], out: Path | str) -> Path:
   shown as such. Raises UserError when no folder is given, none of them exists or holds a record, StorageError when the
   page cannot be written; an earlier page is still there then.
   """
-  given = [Path(workdir) for workdir in workdirs]
+  given = [places.stored(workdir) for workdir in workdirs]
   runs, entries = runs_of(given)
   if not any(run.path.is_dir() for run in runs):
     names = ", ".join(str(run.path) for run in runs) or "none given"
     raise UserError(f"no run folder found ({names}); give the --workdir of at least one run")
   if not entries and not any(run.recorded for run in runs):
     raise UserError(_nothing_recorded(runs))
-  out = Path(out)
+  out = places.stored(out)
   content = page(runs, sweep_folder.section(given, entries))
   with storing(str(out)):
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ def read_runs(
   `endings`: what a sweep knows of the runs in it that are not done, (state, remark) by resolved folder; `metrics`: the
   metric that it asks for.
   """
-  paths = [Path(workdir).resolve() for workdir in workdirs]
+  paths = [workdir.resolve() for workdir in workdirs]
   depth = 1
   while depth < 8 and len({p.parts[-depth:] for p in paths}) < len(set(paths)):
     depth += 1

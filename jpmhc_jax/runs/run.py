@@ -354,9 +354,9 @@ def report(workdirs: Folder | Sequence[Folder], out: Folder | None = None) -> pa
 
 
 def absolute(name: Folder) -> pathlib.Path:
-  """The absolute path of a folder or file that a user names; raises ConfigError for one that cannot be a local path."""
+  """The absolute path of a folder or file that a user names, here or in a store; ConfigError for one that cannot be."""
   try:
-    return places.local(os.fspath(name))
+    return places.stored(name)
   except ValueError as error:
     raise ConfigError(f"{os.fspath(name)!r}: expected {error}") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import submitit
 
+from jpmhc_jax.core.objects import ObjectPath
 from jpmhc_jax.sweeps.job import outcome, TrainJob
 from jpmhc_jax.sweeps.plan import Planned
 from jpmhc_jax.sweeps.space import SweepError
@@ -52,8 +53,8 @@ class Executor:
     gpus_per_job: int = 0,
     program: tuple[str, ...] = (sys.executable, "-m", "jpmhc_jax"),
   ):
-    self.program = program
-    self.name, self.config, self.gpus_per_job, self.folder = name, config, gpus_per_job, folder / "jobs"
+    self.program, self._group = program, folder.name
+    self.name, self.config, self.gpus_per_job, self.folder = name, config, gpus_per_job, _on_disk(folder) / "jobs"
     try:
       self._submitit = submitit.AutoExecutor(folder=self.folder, cluster=name)
       self._submitit.update_parameters(**self._parameters(resources))
@@ -87,7 +88,7 @@ class Executor:
     return handle.done() or (self.name == "slurm" and outcome(workdir) is not None)
 
   def _environment(self, slot: int) -> dict[str, str | None]:
-    group = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", self.folder.parent.name)}
+    group = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", self._group)}
     return group | self._devices(slot)
 
   def _devices(self, slot: int) -> dict[str, str | None]:
@@ -98,6 +99,13 @@ class Executor:
       return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(self.gpus_per_job))}
     # submitit hides all GPUs from local jobs that ask for none; here a run sees what the sweep sees.
     return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def _on_disk(folder: pathlib.Path) -> pathlib.Path:
+  """A sweep's folder, or one of this user's for a sweep in a store: submitit hands its jobs over by files of a disk."""
+  if isinstance(folder, ObjectPath):
+    return pathlib.Path.home().joinpath(".cache", "jpmhc_jax", "sweeps", *folder.parts[1:])
+  return folder
 
 
 def read_resources(text: str) -> dict[str, Any]:

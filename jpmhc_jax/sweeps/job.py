@@ -19,11 +19,13 @@ from typing import Any, IO
 import submitit
 
 from jpmhc_jax.core.errors import DataError
-from jpmhc_jax.core.files import to_json, write_atomically
+from jpmhc_jax.core.files import Staged, to_json, write_atomically
+from jpmhc_jax.core.objects import ObjectPath
 from jpmhc_jax.core.reading import read_json
+from jpmhc_jax.training import lease
 
 DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75
-POLL_S = 0.2
+POLL_S, STORE_POLL_S = 0.2, 5.0
 
 
 class TrainJob:
@@ -57,24 +59,59 @@ class TrainJob:
   def _run(self, kept: tuple[int, ...]) -> int:
     """`kept`: the lock's descriptor, which the training holds too, so that the lock outlives a killed job."""
     environment = {name: value for name, value in {**os.environ, **self.environment}.items() if value is not None}
-    with (self.workdir / "log.txt").open("ab") as log:
-      log.write(f"\n# {_now()}: {shlex.join(self.command)}\n".encode())
-      log.flush()
+    with contextlib.closing(Log(self.workdir)) as log:
+      log.file.write(f"\n# {_now()}: {shlex.join(self.command)}\n".encode())
+      log.file.flush()
       self._process = subprocess.Popen(
-        self.command, stdout=log, stderr=log, env=environment, pass_fds=kept, start_new_session=True
+        self.command, stdout=log.file, stderr=log.file, env=environment, pass_fds=kept, start_new_session=True
       )
       asked = False
       while self._process.poll() is None:
         if not asked and _stop_file(self.workdir).exists():
           self._process.terminate()
           asked = True
-        time.sleep(POLL_S)
+        time.sleep(_poll_s(self.workdir))
+        log.send()
     return self._process.returncode
+
+
+class Log:
+  """log.txt of a run, to add to: a store gets the whole of it whenever it has grown."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self._staged, path = Staged(workdir), workdir / "log.txt"
+    here = self._staged.here / "log.txt"
+    if here != path and path.is_file():
+      here.write_bytes(path.read_bytes())
+    self.file, self._size = here.open("ab"), 0
+
+  def send(self) -> None:
+    """Brings what was written to the run's folder."""
+    size = os.fstat(self.file.fileno()).st_size
+    if size > self._size:
+      self._staged.send()
+      self._size = size
+
+  def close(self) -> None:
+    """The same a last time."""
+    self.file.close()
+    self._staged.close()
+
+
+def _poll_s(workdir: pathlib.Path) -> float:
+  return STORE_POLL_S if isinstance(workdir, ObjectPath) else POLL_S
 
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[IO[bytes] | None]:
-  """Holds the run's lock inside the block and yields its file; yields None when another process holds it."""
+  """Holds the run's lock inside the block and yields its file; yields None when another process holds it.
+
+  In a store the lease of the training itself is the lock, and the file an empty one.
+  """
+  if isinstance(workdir, ObjectPath):
+    with open(os.devnull, "rb") as file:
+      yield file
+    return
   with (workdir / "job.lock").open("ab") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,6 +123,8 @@ def lock(workdir: pathlib.Path) -> Iterator[IO[bytes] | None]:
 
 def is_running(workdir: pathlib.Path) -> bool:
   """Whether a process holds the run's lock."""
+  if isinstance(workdir, ObjectPath):
+    return lease.is_held(workdir)
   if not (workdir / "job.lock").exists():
     return False
   with lock(workdir) as held:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.names import digest
+from jpmhc_jax.core.objects import ObjectPath
 from jpmhc_jax.core.reading import check_regular
 from jpmhc_jax.sweeps import job, ledger
 from jpmhc_jax.sweeps.plan import Planned, Planner, Sweep
@@ -256,6 +257,10 @@ def _database(path: pathlib.Path) -> str:
   """The URL of a SQLite file, whatever characters its path has. Raises SweepError for bytes that are no UTF-8."""
   import sqlalchemy
 
+  if isinstance(path, ObjectPath):
+    raise SweepError(
+      f"--workdir={path.parent}: a search keeps a database, which an object store cannot hold; add --storage=URL"
+    )
   try:
     return str(sqlalchemy.URL.create("sqlite", database=str(path)))
   except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints that hold everything: state, configuration, identifier map, clock. The only module that knows orbax.
+"""Checkpoints that hold everything: state, configuration, identifier map, clock.
 
 A checkpoint appears under its final name only when it is complete, and gets a manifest right after. An older one is
 deleted when the new one is on the disk itself, not before (tensorstore syncs the arrays, `integrity` the rest): a power
@@ -25,12 +25,11 @@ import orbax.checkpoint as ocp
 
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import CheckpointError, ConfigError, DataError, nearest, StorageError
-from jpmhc_jax.core.files import errno_of, first_line, is_denied, move_aside, remedy, storing, to_json, write_atomically
+from jpmhc_jax.core.files import errno_of, first_line, is_denied, remedy, storing, to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.training import integrity
+from jpmhc_jax.training import integrity, shelves
 from jpmhc_jax.training.hosts import distributed
 from jpmhc_jax.training.integrity import fingerprint
 from jpmhc_jax.training.state import Setup, TrainState
@@ -79,25 +78,18 @@ class Checkpoints:
     higher_is_better: bool = True,
     owner: bool = True,
   ):
-    self._owner = owner
     self.folder, self.best_metric, self._sign = folder, best_metric, 1.0 if higher_is_better else -1.0
-    self._scores: dict[int, float | None] = _read_scores(folder / SCORES, best_metric)
     self._keep = max(keep, 1)
-    self._closing = contextlib.ExitStack()
     try:
-      self._plain = self._closing.enter_context(places.plain(folder.parent)) / folder.name
-      self._manager = self._open()
+      self._scores: dict[int, float | None] = _read_scores(folder / SCORES, best_metric)
+      self._shelf = shelves.shelf(folder, owner)
     except OSError as error:
       raise StorageError(f"{folder}: cannot keep checkpoints there: {error}; {remedy(error.errno)}") from error
 
-  def _open(self) -> ocp.CheckpointManager:
-    # Orbax deletes nothing: it would do so before the new checkpoint is surely on disk.
-    options = ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=self._owner)
-    return ocp.CheckpointManager(self._plain, options=options)
-
   def steps(self) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
-    return sorted(self._manager.all_steps())
+    """Steps of the complete checkpoints, ascending. Raises StorageError where the store cannot be asked."""
+    with _reading(self.folder):
+      return self._shelf.steps()
 
   def save(
     self, step: int, state: TrainState, *, config: schema.Config, dataset: Dataset, clock: Mapping[str, Any]
@@ -116,17 +108,7 @@ class Checkpoints:
     try:
       self._forget_score(step)
       with _quiet():
-        self._manager.save(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)),
-            identifiers=ocp.args.StandardSave({"names": names}),
-            bundle=ocp.args.JsonSave(bundle),
-          ),
-        )
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
-      integrity.write(self.folder / str(step))
+        self._shelf.write(step, _as_dict(state), names, bundle)
       self._prune()
     except jax.errors.JaxRuntimeError:  # another process is gone, not the disk
       raise
@@ -135,7 +117,7 @@ class Checkpoints:
         raise
       raise StorageError(
         f"{self.folder / str(step)}: checkpoint not written ({_reason(error)}). Checkpoints of steps "
-        f"{', '.join(map(str, self._intact_before(step))) or 'none'} are intact; {remedy(errno_of(error), _CURE)}"
+        f"{self._intact_before(step)} are intact; {remedy(errno_of(error), _CURE)}"
       ) from error
 
   def rank(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -158,7 +140,7 @@ class Checkpoints:
     """Deletes all but the latest few and the best."""
     known = self.steps()
     for surplus in sorted(set(known) - kept_steps(known, self._scores, self._keep)):
-      self._manager.delete(surplus)
+      self._shelf.delete(surplus)
 
   def evaluated(self, step: int) -> bool:
     """Whether `rank` was called for this step."""
@@ -195,19 +177,18 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits and releases the writer."""
-    self._manager.close()
-    self._closing.close()
+    self._shelf.close()
 
   def _read(self, setup: Setup, dataset: Dataset, step: int) -> Restored:
-    folder = self.folder / str(step)
-    problem = integrity.problem(folder)
+    folder, here = self.folder / str(step), self.here(step)
+    problem = integrity.problem(here)
     if problem:
       raise _Damaged(problem)
     shapes = jax.eval_shape(setup.create)
     target = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, setup.shardings
     )
-    read, differs, failure, number = _read_alone(self._plain / str(step), _as_dict(target))
+    read, differs, failure, number = _read_alone(here, _as_dict(target))
     # A process that fails alone must not leave the others in what they do next together.
     outcomes = distributed.gather([differs, failure, number])
     differs = next((text for text, _, _ in outcomes if text), "")
@@ -252,13 +233,15 @@ class Checkpoints:
     if data != dataset.fingerprint():
       raise CheckpointError(f"{where}: written for other examples than those of the data now; {remedy}")
 
-  def _set_aside(self, step: int) -> pathlib.Path:
+  def here(self, step: int) -> pathlib.Path:
+    """A folder of this machine that holds a checkpoint. Raises StorageError where it cannot be had."""
+    with _reading(self.folder / str(step)):
+      return self._shelf.here(step)
+
+  def _set_aside(self, step: int) -> str:
     """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-    target = distributed.from_primary(lambda: str(move_aside(self.folder / str(step), self.folder.parent)))
     self._scores.pop(step, None)
-    self._manager.close()
-    self._manager = self._open()
-    return pathlib.Path(target)
+    return self._shelf.set_aside(step)
 
   def _forget_score(self, step: int) -> None:
     """A score of a step that is saved only now is that of a checkpoint that was damaged or taken away since."""
@@ -271,8 +254,21 @@ class Checkpoints:
       scores = {"metric": self.best_metric, "scores": self._scores}
       write_atomically(self.folder / SCORES, to_json(scores))
 
-  def _intact_before(self, step: int) -> list[int]:
-    return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and int(p.name) != step)
+  def _intact_before(self, step: int) -> str:
+    try:
+      there = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+    except OSError:
+      return "saved before"  # what kept this one from being written keeps them from being listed
+    return ", ".join(str(other) for other in there if other != step) or "none"
+
+
+@contextlib.contextmanager
+def _reading(what: pathlib.Path) -> Iterator[None]:
+  """Raises StorageError, which says what could not be read, in place of an OSError inside."""
+  try:
+    yield
+  except OSError as error:
+    raise StorageError(f"{what}: could not be read ({error}); {remedy(error.errno, _READABLE)}") from error
 
 
 def kept_steps(steps: Sequence[int], scores: Mapping[int, float | None], keep: int) -> set[int]:
@@ -309,16 +305,13 @@ def arrays(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]
 def _read_alone(folder: pathlib.Path, target: dict[str, Any]) -> tuple[Mapping[str, Any], str, str, int | None]:
   """(the items of a checkpoint, how its state differs from `target`, why it cannot be read, the system's number of it).
 
-  Each process reads its shards without waiting for the others: orbax's barrier would be missed by one that fails.
+  Each process reads its shards without waiting for the others.
   """
-  here = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
   try:
     there = ocp.StandardCheckpointHandler().metadata(folder / "state").tree
     if differs := _difference(there, target):
       return {}, differs, "", None
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
-    with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as bundles:
+    with _quiet(), shelves.checkpointer() as bundles:
       items = ocp.args.Composite(
         state=ocp.args.StandardRestore(target),
         identifiers=ocp.args.StandardRestore(),

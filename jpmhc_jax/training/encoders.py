@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -13,7 +12,7 @@ import numpy as np
 
 from jpmhc_jax import data
 from jpmhc_jax.config import load as configs
-from jpmhc_jax.core import rng
+from jpmhc_jax.core import places, rng
 from jpmhc_jax.core.errors import check_choice, ConfigError, UserError
 from jpmhc_jax.training import inherit
 from jpmhc_jax.training.state import build_model
@@ -72,12 +71,13 @@ def read_encoder(field: str, workdir: str, layer: str) -> Encoder:
   Raises ConfigError for a folder that holds no run and for a network with a table, CheckpointError without a
   checkpoint. `field` is the config's field that names the folder.
   """
-  config = configs.restore(pathlib.Path(workdir) / "config.json")
+  folder = places.stored(workdir)
+  config = configs.restore(folder / "config.json")
   task = task_of(config)
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
   if task.table_ids:
     raise ConfigError(f"{field}={workdir!r}: model.kind={config.model.kind!r} has a table; expected a network without")
-  source = inherit.read_source(pathlib.Path(workdir))
+  source = inherit.read_source(folder)
   arrays = source.part(".ema" if source.averaged else ".params") | source.part(".buffers")
   key = rng.key_for(config.seed, "parameters")
   return Encoder(task, functools.partial(build_model, config, dataset, key), arrays, layer)

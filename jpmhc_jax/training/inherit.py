@@ -78,7 +78,7 @@ def read_source(workdir: pathlib.Path) -> Source:
   checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", owner=False)
   try:
     for step in reversed(checkpoints.steps()):
-      folder = workdir / "checkpoints" / str(step)
+      folder = checkpoints.here(step)
       if not integrity.problem(folder):
         arrays, names = checkpoint.arrays(folder)
         return Source(workdir, step, arrays, names)

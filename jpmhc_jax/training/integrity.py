@@ -39,6 +39,11 @@ def write(folder: pathlib.Path) -> None:
   distributed.barrier("manifest")
 
 
+def described(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+  """{name: (size, CRC-32)} of every file of a checkpoint: what its manifest holds."""
+  return {name: _describe(folder / name) for name in _files(folder)}
+
+
 def problem(folder: pathlib.Path) -> str | None:
   """What differs from the manifest: '' nothing, None there is no manifest (killed before it was written).
 

@@ -4,7 +4,7 @@ A clean end removes the file; what a killed process left is no obstacle. Where t
 boot and process namespace), it is looked up: its number and the moment it was started. One of this host before its last
 boot is gone. Elsewhere (another host, another container) the file's time decides, on the file system's own clock, or
 watching the file for as long. Locks of the kernel are not used: network file systems have none, or keep those of a dead
-host.
+host. In an object store the file is taken, renewed and taken over by writes that fail where another came first.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from typing import Any
 
 from jpmhc_jax.core import process
 from jpmhc_jax.core.errors import WorkdirError
-from jpmhc_jax.core.files import storing, sync_folder, temporary_beside, to_json
+from jpmhc_jax.core.files import create, exchange, renew, storing, temporary_beside, to_json
 from jpmhc_jax.core.reading import json_line
 
 NAME = "running.json"
@@ -47,8 +47,8 @@ class Lease:
       with contextlib.suppress(FileNotFoundError):  # given back just now
         holder = self.path.read_text()
         self._wait_for_its_end(holder)
-        if self.path.read_text() == holder:
-          self.path.unlink()
+        if self._take_over(holder):
+          break
     self._renewing.start()
 
   def confirm(self) -> None:
@@ -73,27 +73,18 @@ class Lease:
 
   def _create(self) -> bool:
     with storing(str(self.path)):
-      try:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-      except FileExistsError:
-        return False
-      try:
-        with os.fdopen(descriptor, "w") as file:
-          file.write(self._own)
-          file.flush()
-          os.fsync(file.fileno())
-        sync_folder(self.path.parent)
-      except BaseException:
-        self.path.unlink(missing_ok=True)
-        raise
-    return True
+      return create(self.path, self._own)
+
+  def _take_over(self, holder: str) -> bool:
+    with storing(str(self.path)):
+      return exchange(self.path, holder, self._own)
 
   def _wait_for_its_end(self, found: str) -> None:
     """Returns when the process that `found` names is gone; FileNotFoundError when it gave the folder back."""
     holder = _read(found)
     local = process.place().items() <= holder.items()
     renewed, began = self.path.stat().st_mtime_ns, time.monotonic()
-    if self._before_this_boot(holder, renewed):
+    if self._before_this_boot(holder, renewed) or _is_own(holder):
       return
     patience = GRACE_S if local else STALE_S
     if not local and self._age_s(renewed) <= STALE_S:
@@ -130,11 +121,8 @@ class Lease:
 
   def _renew(self) -> None:
     try:
-      there = self.path.read_text()
-      if there == self._own:
-        os.utime(self.path)
-      elif not self._over.is_set():
-        self._successor = there
+      if not renew(self.path, self._own) and not self._over.is_set():
+        self._successor = self.path.read_text()
     except FileNotFoundError:
       if not self._over.is_set():
         self._successor = ""
@@ -144,6 +132,18 @@ class Lease:
   def _keep(self) -> None:
     while not self._over.wait(RENEW_S) and self._successor is None:
       self._renew()
+
+
+def is_held(folder: pathlib.Path) -> bool:
+  """Whether another process trains there: looked up where it would be visible; elsewhere it has renewed of late."""
+  lease = Lease(folder)
+  try:
+    holder, renewed = _read(lease.path.read_text()), lease.path.stat().st_mtime_ns
+  except FileNotFoundError:
+    return False
+  if process.place().items() <= holder.items():
+    return process.lives(holder["pid"], holder["started"]) and not _is_own(holder)
+  return lease._age_s(renewed) <= STALE_S
 
 
 _held: dict[pathlib.Path, Lease] = {}
@@ -200,6 +200,12 @@ def _read(text: str) -> dict[str, Any]:
   """Empty where it cannot be read: the holder was about to write it, or lost its power."""
   holder = json_line(text)
   return holder if {"host", "boot", "namespace", "pid", "since", "started"} <= set(holder) else {}
+
+
+def _is_own(holder: dict[str, Any]) -> bool:
+  """Whether it is this process, which holds the lease no more and could not give it back: its storage was away."""
+  own = process.place() | {"pid": os.getpid(), "started": process.started(os.getpid())}
+  return own.items() <= holder.items()
 
 
 def _name(text: str) -> str:

@@ -21,6 +21,7 @@ import jax
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections.diagnostics import alarms
+from jpmhc_jax.core import places
 from jpmhc_jax.core.files import storing, sync_folder
 from jpmhc_jax.core.metrics import larger_is_better
 from jpmhc_jax.core.terminal import duration
@@ -159,7 +160,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[Restored, dict[str, Any]
     return dataclasses.replace(restored, notes=notes), {}
   if not config.init_from:
     return Restored(0, run.setup.create(), clock, config.steps), {}
-  source = inherit.read_source(pathlib.Path(config.init_from))
+  source = inherit.read_source(places.stored(config.init_from))
   state, inheritance = inherit.started(run.setup, run.dataset, source)
   facts = {"init_from": dataclasses.asdict(inheritance)}
   return Restored(0, state, clock, config.steps, inheritance.sentences()), facts

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from jpmhc_jax.core.errors import ConfigError, DataError
-from jpmhc_jax.core.files import storing, to_json, write_atomically
+from jpmhc_jax.core.files import Staged, storing, to_json, write_atomically
 from jpmhc_jax.core.reading import read_json
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.mixers import flops
@@ -55,28 +55,31 @@ class Profiler:
   """
 
   def __init__(self, folder: pathlib.Path, window: range):
-    self._folder, self._window, self._on = folder, window, False
+    self._folder, self._window = folder, window
+    self._trace: Staged | None = None  # the one that is on
 
   def step(self, step: int) -> contextlib.AbstractContextManager[object]:
     """What the dispatch of `step` runs in: starts the trace at the first step inside the window."""
     if step not in self._window:
       return contextlib.nullcontext()
-    if not self._on:
-      jax.profiler.start_trace(self._folder)
-      self._on = True
+    if self._trace is None:
+      self._trace = Staged(self._folder)
+      jax.profiler.start_trace(self._trace.here)
     return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
   def finish(self, step: int, result: object) -> None:
     """After the dispatch of `step`: at the window's last, waits for its result and writes the trace."""
-    if self._on and step + 1 >= self._window.stop:
+    if self._trace and step + 1 >= self._window.stop:
       jax.block_until_ready(result)
       self.close()
 
   def close(self) -> None:
     """Writes a trace that is still on, as when the run ends inside the window."""
-    if self._on:
+    if self._trace:
       jax.profiler.stop_trace()
-      self._on = False
+      trace, self._trace = self._trace, None
+      with storing(str(self._folder)):
+        trace.close()
 
 
 # Dense bfloat16 peak of one JAX device in TFLOP/s, from the vendors' data sheets; matched by prefix, longest first. A

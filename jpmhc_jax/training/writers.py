@@ -1,6 +1,7 @@
 """Writers of a run's scalars: metrics.jsonl always, TensorBoard events and Weights & Biases if asked."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -14,7 +15,17 @@ import numpy as np
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.core.files import make_folder, storing, sync_file, sync_folder, to_json, write_atomically
+from jpmhc_jax.core.files import (
+  growing,
+  make_folder,
+  Staged,
+  storing,
+  sync_file,
+  sync_folder,
+  to_json,
+  write_atomically,
+)
+from jpmhc_jax.core.objects import ObjectPath
 from jpmhc_jax.core.reading import json_line, memory_limit, read_bytes, read_json
 from jpmhc_jax.training.hosts import distributed
 
@@ -60,8 +71,7 @@ class JsonLines(_OfScalars):
     earlier = {line: values for line in _complete_lines(path) if (values := _values(line)) and values["step"] <= step}
     self.there = {name for values in earlier.values() if values["step"] == step for name in values}
     write_atomically(path, "".join(earlier))
-    # Unbuffered: what a full disk refuses must not wait in a buffer to fail again at close.
-    self._file = path.open("ab", buffering=0)
+    self._file = growing(path)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends a line."""
@@ -71,7 +81,7 @@ class JsonLines(_OfScalars):
 
   def sync(self) -> None:
     """Returns when every line is on the disk."""
-    os.fsync(self._file.fileno())
+    self._file.sync()
 
   def close(self) -> None:
     """Closes the file."""
@@ -105,10 +115,11 @@ class TensorBoard(_OfScalars):
     from tensorboardX.record_writer import RecordWriter
 
     make_folder(folder)
+    self._staged = Staged(folder)
     # TensorBoard reads files in the order of their names: second and host. A rollback may come within one second.
     moment = time.time_ns()
     name = f"events.out.tfevents.{moment // 10**9}.{platform.node()}.{moment}"
-    self._path = folder / name
+    self._path = self._staged.here / name
     self._file: Any = RecordWriter(str(self._path))
     self._event, self._summary = Event, Summary
     self._add(0, file_version="brain.Event:2")
@@ -123,10 +134,12 @@ class TensorBoard(_OfScalars):
   def sync(self) -> None:
     """Returns when every event is on the disk."""
     sync_file(self._path)
+    self._staged.send()
 
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
+    self._staged.close()
 
   def _add(self, step: int, **content: Any) -> None:
     self._file.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
@@ -149,8 +162,9 @@ class WeightsAndBiases:
     except ImportError as error:
       raise ConfigError("logging.wandb=True: wandb is not installed; pip install 'jpmhc-jax[wandb]'") from error
     # W&B allows 64 plain characters; the digest keeps two workdirs of one name apart.
-    path = workdir.resolve()
-    identity = f"{re.sub(r'[^A-Za-z0-9_-]', '-', path.name)[:40]}-{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
+    path, self._staged = workdir.resolve(), Staged(workdir)
+    digest = hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
+    identity = f"{re.sub(r'[^A-Za-z0-9_-]', '-', path.name)[:40]}-{digest}"
     fields, self._wandb, self._name = config.logging, wandb, identity
     asked = {"project": fields.wandb_project, "group": fields.wandb_group, "notes": fields.wandb_notes}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value}  # W&B's variables for the others
@@ -158,7 +172,7 @@ class WeightsAndBiases:
       given["tags"] = list(fields.wandb_tags)
     self._keeps = fields.wandb_checkpoints
     self._run: Any = wandb.init(
-      dir=str(workdir), id=identity, name=path.name, resume="allow", config=configs.to_dict(config), **given
+      dir=str(self._staged.here), id=identity, name=path.name, resume="allow", config=configs.to_dict(config), **given
     )
     self._run.define_metric("step")
     self._run.define_metric("*", step_metric="step")
@@ -186,7 +200,8 @@ class WeightsAndBiases:
     """Logs the checkpoint as a version of the run's artefact."""
     if self._keeps:
       artifact = self._wandb.Artifact(f"{self._name}-checkpoint", type="model", metadata={"step": int(checkpoint.name)})
-      artifact.add_dir(str(checkpoint))
+      # What lies in a store stays there.
+      (artifact.add_reference if isinstance(checkpoint, ObjectPath) else artifact.add_dir)(str(checkpoint))
       self._run.log_artifact(artifact)
 
   def sync(self) -> None:
@@ -195,6 +210,7 @@ class WeightsAndBiases:
   def close(self) -> None:
     """Finishes the W&B run."""
     self._run.finish()
+    self._staged.close()
 
 
 _SHOWN, _CELL = 12, 12  # pictures; pixels of a cell's side
@@ -275,7 +291,7 @@ class Writers:
         writer.sync()
 
   def close(self) -> None:
-    """Closes every writer."""
-    with storing(f"metrics in {self._folder}"):
+    """Closes every writer, also where one of them cannot write what it has left."""
+    with storing(f"metrics in {self._folder}"), contextlib.ExitStack() as stack:
       for writer in self._writers:
-        writer.close()
+        stack.callback(writer.close)

@@ -248,9 +248,9 @@ def test_a_url_is_no_workdir(verb, config_file, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   more = {"train": [f"--config={config_file}"], "sweep": [f"--config={config_file}", "--sweep=s.py"]}.get(verb, [])
   with pytest.raises(SystemExit) as end:
-    main([verb, *more, "gs://bucket/run" if verb == "report" else "--workdir=gs://bucket/run"])
+    main([verb, *more, "az://bucket/run" if verb == "report" else "--workdir=az://bucket/run"])
   assert end.value.code == 2
-  assert "'gs://bucket/run': expected a path on this machine, not a URL" in capsys.readouterr().err
+  assert "'az://bucket/run': expected a path on this machine, s3://bucket/… or gs://bucket/…" in capsys.readouterr().err
   assert not os.listdir(tmp_path)
 
 

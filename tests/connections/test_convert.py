@@ -62,6 +62,7 @@ def test_there_and_back_is_the_identity(convention):
     ("lite", "mhc_lite", {}),
     ("kromhc", "kromhc", {}),
     ("tbp", "tbp", {}),
+    ("s2hc", "s2hc", {}),
   ],
 )
 def test_the_published_block_comes_out(shared, family, convention, fields):
@@ -175,6 +176,9 @@ def test_what_does_not_fit_is_refused():
   _, tbp = from_peer("tbp", _random("tbp"), streams=N, width=D)
   with pytest.raises(CheckpointError, match="tbp: δ depends on the token"):
     to_peer("tbp", tbp | {"projection": tbp["projection"] + 1}, streams=N, width=D)
+  _, s2hc = from_peer("s2hc", _random("s2hc"), streams=N, width=D)
+  with pytest.raises(CheckpointError, match="s2hc: γ depends on the token"):
+    to_peer("s2hc", s2hc | {"projection": s2hc["projection"] + 1}, streams=N, width=D)
   with pytest.raises(CheckpointError, match="one number for read and mixer"):
     to_peer("lucidrains_hc", parameters | {"gate": jnp.arange(3.0)}, streams=N, width=D)
 

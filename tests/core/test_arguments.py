@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jpmhc_jax.core import arguments
+from jpmhc_jax.core import arguments, objects
 from jpmhc_jax.main import main, parser
 
 TYPES = {
@@ -15,6 +15,7 @@ TYPES = {
   "number": (arguments.number(0), {"0": 0.0, "1e-3": 1e-3}, ("-1", "nan", "inf", "-inf", "1e999", "one", "")),
   "positive": (arguments.number(0, 10, above=True), {"1e-9": 1e-9, "10": 10.0}, ("0", "-0.0", "-1", "10.1", "nan")),
   "path": (arguments.path, {"a b": pathlib.Path.cwd() / "a b", ".": pathlib.Path.cwd()}, ("", " ", "gs://a/b")),
+  "stored": (arguments.stored, {"s3://a/b": objects.ObjectPath("s3://a/b"), ".": pathlib.Path.cwd()}, ("", "az://a/b")),
   "line": (arguments.line, {"arc 1": "arc 1"}, ("", " ", "a\nb", "a\u2028b")),
 }
 
@@ -37,7 +38,7 @@ def _options():
         yield verb, action.option_strings[-1], action.type
 
 
-NUMERIC = [option for option in _options() if option[2] not in (None, arguments.path, arguments.line)]
+NUMERIC = [option for option in _options() if option[2] not in (None, arguments.path, arguments.stored, arguments.line)]
 
 
 @pytest.mark.parametrize(("verb", "option", "read"), NUMERIC, ids=lambda value: value if isinstance(value, str) else "")

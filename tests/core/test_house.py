@@ -35,7 +35,8 @@ ROOMS = set(MAY_IMPORT)
 LIBRARIES = {
   "flax": {"connections", "models", "transport", "training", "evaluation"},
   "optax": {"optim", "training"},
-  "orbax": {"training/checkpoint.py"},
+  "orbax": {"training/checkpoint.py", "training/shelves.py"},
+  "obstore": {"core/objects.py"},
   "ml_collections": {"config/load.py", "config/variants.py"},
   "tensorboardX": {"training/writers.py"},
   "wandb": {"training/writers.py"},
@@ -97,6 +98,38 @@ def test_json_is_written_in_one_place():
     if "json.dump" in path.read_text():
       inside = path.relative_to(PACKAGE).as_posix()
       assert inside in DUMPS, f"{inside}: core.files.to_json writes what every reader of JSON takes"
+
+
+# What hands a path to the system, which knows no object store. A workdir's goes to its own methods or to `core.files`.
+PAST_THE_DOOR = {
+  "open", "os.open", "os.stat", "os.listdir", "os.scandir", "os.makedirs", "os.replace", "os.rename", "os.remove",
+  "os.utime", "os.walk", "os.path.exists", "os.path.isfile", "os.path.isdir", "gzip.open", "glob.glob", "np.load",
+  "np.save", "np.savez", "np.savez_compressed", "np.memmap", "pathlib.Path", "Path",
+}  # fmt: skip
+# These are about files that are in no workdir, or in one only where it is a folder.
+ON_THIS_MACHINE = {
+  "commands/init.py",  # the templates, and the project that it writes
+  "commands/predict.py",  # standard input's name
+  "commands/spectrum.py",  # the default folder
+  "evaluation/latents.py",  # into memory
+  "runs/run.py",  # an empty list's folder
+  "sweeps/estimate.py", "sweeps/search.py",  # a rehearsal's folder; SQLite's file
+  "sweeps/job.py",  # an empty file in place of a lock's
+  "training/hosts/launches.py", "training/shelves.py", "training/workdir.py",  # devices; copies; this package
+}  # fmt: skip
+
+
+def _touching(path):
+  calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+  return {name for call in calls if (name := ast.unparse(call.func)) in PAST_THE_DOOR or name.startswith("shutil.")}
+
+
+def test_a_workdir_is_touched_through_one_door():
+  rooms = ("training", "evaluation", "reporting", "runs", "sweeps", "commands")
+  paths = [path for path in _sources() if path.relative_to(PACKAGE).parts[0] in rooms]
+  touching = {path.relative_to(PACKAGE).as_posix(): names for path in paths if (names := _touching(path))}
+  assert not {path: names for path, names in touching.items() if path not in ON_THIS_MACHINE}, "see PAST_THE_DOOR"
+  assert set(touching) == ON_THIS_MACHINE  # none is excused for nothing
 
 
 COMMAND = re.compile(r"\b(jpmhc (train|evaluate|spectrum|sweep|report)|rm) (\S*=)?$")

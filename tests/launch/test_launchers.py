@@ -62,6 +62,23 @@ def test_a_dry_run_prints_every_command(case, capsys, monkeypatch):
   assert "do not print me" not in printed
 
 
+@pytest.mark.parametrize("workdir", ["--workdir=gs://bucket/arc1", "--workdir\ns3://bucket/arc1"])
+def test_a_workdir_in_a_store_needs_no_folder_that_all_hosts_see(workdir, capsys):
+  """The rendered script installs what reads the store and mounts nothing; all else is as for a folder."""
+  run = ["--", "--config=arc1:cayley", *workdir.split("\n")]
+  assert main(["launch", "tpu", *TPU, "--dry-run", *run]) == 0
+  printed = capsys.readouterr().out
+  assert '"[train,tpu,cloud]"' in printed and shlex.join(run[1:]) in printed
+  assert main(["launch", "gke", *GKE, "--build", "--service-account=writer", "--dry-run", *run]) == 0
+  script = capsys.readouterr().out
+  assert "--build-arg=EXTRAS=train,tpu,cloud" in script
+  _, _, rest = script.partition("kubectl apply -f - <<'END'\n")
+  jobset = json.loads(rest.partition("\nEND")[0])
+  pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+  assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
+  assert pod["serviceAccountName"] == "writer" and pod["containers"][0]["command"][-1].endswith("://bucket/arc1")
+
+
 @pytest.mark.parametrize(
   ("case", "option"),
   [

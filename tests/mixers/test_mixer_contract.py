@@ -34,7 +34,7 @@ SLOW = (
   "sinkhorn_epsilon(sweeps=5,epsilon=1e-08)",
   "orthostochastic(copies=3)", "orthostochastic_newton_schulz(steps=8)", "transport(delta=0.00033535)",
   "transport(learned=true)",
-  "householder(alpha=1)", "householder(gate=soft)", "grassmann(rank=4)", "sphere(gamma=10)",
+  "householder(alpha=1)", "householder(gate=soft)", "grassmann(rank=4)", "sphere(gamma=10)", "sphere(learned=true)",
   "hybrid(weight=0.25)", "hybrid(weight=0,final=1,start=0.25,end=0.75)",
   "hybrid(first=iso(method=newton),second=birkhoff_newton)",
   "choice(families=cayley(alpha=1)/cayley/permutation,hot=2,cold=0.1,start=0,end=1)",

@@ -118,8 +118,8 @@ def test_a_folder_without_a_run_a_step_or_the_same_config_is_refused_in_words(tr
     _ = jp.load(trained.workdir, step=3).step
   with pytest.raises(jp.ConfigError, match="optimizer.beta2: 0.95 there, 0.5 now"):
     jp.train(_config(), trained.workdir, overrides={"optimizer.beta2": 0.5})
-  with pytest.raises(jp.ConfigError, match="not a URL"):
-    jp.train(_config(), "s3://bucket/run")
+  with pytest.raises(jp.ConfigError, match="a path on this machine, s3://bucket/… or gs://"):
+    jp.train(_config(), "http://bucket/run")
   (tmp_path / "config.json").write_text('{"steps": ')
   with pytest.raises(jp.ConfigError, match="config.json"):
     jp.load(tmp_path)

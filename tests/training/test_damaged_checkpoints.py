@@ -231,7 +231,7 @@ def _save_with(error, cause, workdir, monkeypatch):
   def fails(*arguments, **named):
     raise error from cause
 
-  monkeypatch.setattr(checkpoints._manager, "save", fails)
+  monkeypatch.setattr(checkpoints._shelf.manager, "save", fails)
   checkpoints.save(10, run.setup.create(), config=run.config, dataset=run.dataset, clock={})
 
 
