@@ -15,9 +15,11 @@ import pytest
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import UserError
-from jpmhc_jax.sweeps import executors, job, ledger, pool
+from jpmhc_jax.reporting import sweep_folder
+from jpmhc_jax.sweeps import executors, job, ledger, pool, search
 from jpmhc_jax.sweeps.plan import Planned
 from jpmhc_jax.sweeps.pool import Pool
+from jpmhc_jax.sweeps.space import SweepError
 
 FAKE = pathlib.Path(__file__).with_name("fake_trainer.py")
 
@@ -77,6 +79,31 @@ def test_a_restart_skips_what_is_done_and_tries_the_rest(tmp_path):
   (tmp_path / "sweep.json").unlink()  # what is done is known from the runs themselves
   _, ending, said = run(tmp_path, "exit0", "exit1/exit1/exit0")
   assert ending.exit_code == 0 and said == ["2 runs, 2 done already"]
+
+
+IN_STORE = """
+import sys
+from jpmhc_jax.core import files, places
+workdir = places.stored(dict(word.split("=", 1) for word in sys.argv[2:])["--workdir"])
+files.write_atomically(workdir / "metrics.jsonl", '{"step": 4, "evaluation/exact_accuracy": 0.5}\\n')
+print("trained at", workdir)
+"""
+
+
+def test_a_sweep_in_a_store_keeps_its_books_and_logs_there(tmp_path, bucket, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  folder, said = bucket / "sweep", []
+  executor = executors.Executor("local", folder, "c.py", {}, program=(sys.executable, "-c", IN_STORE))
+  for _ in range(2):
+    book = ledger.Ledger(folder, {"command": ["jpmhc", "sweep"]})
+    pool.run_all(Pool(executor, book, jobs=1, retries=0, say=said.append), [planned(folder, "exit0")])
+  assert [line for line in said if line.startswith("1 runs")] == ["1 runs", "1 runs, 1 done already"]
+  assert any(line.startswith("exit0: done, step 4, exact_accuracy 0.5") for line in said)
+  assert f"trained at {folder}/exit0" in (folder / "exit0" / "log.txt").read_text()
+  (run,), entries = sweep_folder.expand([folder])
+  assert entries[run]["state"] == "done" and not job.is_running(run)
+  with pytest.raises(SweepError, match=rf"^--workdir={folder}: a search keeps a database.*add --storage=URL"):
+    search._database(folder / "search.db")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import tiny
 
 from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
-from jpmhc_jax.core import objects
 from jpmhc_jax.core.errors import ConfigError, StorageError, WorkdirError
 from jpmhc_jax.main import main
 from jpmhc_jax.runs import run as runs
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def _config(**changes):
-  checkpoint = schema.Checkpoint(every=2, keep=2)
+  checkpoint = schema.Checkpoint(every=4, keep=2)
   logging = schema.Logging(every=1, tensorboard=True)
   return tiny.config(
     **{"checkpoint": checkpoint, "evaluation": schema.Evaluation(every=4), "logging": logging, **changes}
@@ -78,7 +78,7 @@ def test_a_run_in_a_store_is_the_run_of_a_folder(whole, bucket, capsys):
   chex.assert_trees_all_equal(state, whole[1])
   assert _losses(workdir) == _losses(whole[0]) and len(_losses(workdir)) == 8
   assert _names(workdir, "*") == _names(whole[0], "*")
-  assert _names(workdir, "checkpoints/*") == _names(whole[0], "checkpoints/*") == ["6", "8", "scores.json"]
+  assert _names(workdir, "checkpoints/*") == _names(whole[0], "checkpoints/*") == ["4", "8", "scores.json"]
   assert len(_names(workdir, "tensorboard/*")) == 1 and len(_names(workdir, "checkpoints/8/state/*")) > 1
   assert configs.restore(workdir / "config.json") == configs.restore(whole[0] / "config.json")
   assert f"{workdir}/checkpoints/8" in " ".join(capsys.readouterr().out.split())  # the best, by its address
@@ -91,7 +91,7 @@ def test_a_connection_that_is_lost_ends_the_run_and_the_same_command_resumes(who
   with pytest.raises(StorageError, match=rf"{workdir}.*see that the store can be reached.*run the same command"):
     loop.train(_run(workdir, evaluate=_Evaluation(server.stop)), ["train"])
   server.start()
-  assert _steps(workdir) == [2, 4]
+  assert _steps(workdir) == [4]
   chex.assert_trees_all_equal(loop.train(_run(workdir), ["train"]), whole[1])
   assert _losses(workdir) == _losses(whole[0])
 
@@ -100,14 +100,14 @@ def test_a_bucket_that_denies_is_a_sentence_before_and_in_the_middle_of_a_run(se
   workdir = bucket / "run"
   with server.denying(), pytest.raises(StorageError, match="running.json could not be written: .*credentials"):
     loop.train(_run(workdir), ["train"])
-  loop.train(_run(workdir, dataclasses.replace(_config(), steps=2)), ["train"])
+  loop.train(_run(workdir), ["train"])
   with contextlib.closing(Checkpoints(workdir / "checkpoints", owner=False)) as checkpoints:
     with (
       server.denying(),
       pytest.raises(StorageError, match=f"^{workdir}/checkpoints: could not be read .*credentials"),
     ):
-      checkpoints.restore(_run(workdir).setup, _run(workdir).dataset, 2)
-  assert _steps(workdir) == [2] and not list(workdir.glob("damaged/*"))
+      checkpoints.restore(_run(workdir).setup, _run(workdir).dataset, 8)
+  assert _steps(workdir) == [4, 8] and not list(workdir.glob("damaged/*"))
 
 
 @pytest.mark.parametrize("seen", ["in use", "has saved this step"])
@@ -131,9 +131,9 @@ def test_one_trainer_at_a_time(seen, bucket, monkeypatch):
   else:
 
     def publish():
-      objects.ObjectPath(workdir / "checkpoints" / "6" / "manifest.json").write_text("{}")
+      (workdir / "checkpoints" / "8" / "manifest.json").write_text("{}")
 
-    with pytest.raises(WorkdirError, match=f"{workdir}/checkpoints/6: another process has saved this step"):
+    with pytest.raises(WorkdirError, match=f"{workdir}/checkpoints/8: another process has saved this step"):
       loop.train(_run(workdir, evaluate=_Evaluation(publish)), ["train"])
 
 
@@ -153,9 +153,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_half_a_save_is_none(whole, bucket
   largest = max(step.glob("state/d/*"), key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[:-10])
   (workdir / "checkpoints" / "10" / "state" / "half").write_text("a save that was killed")
-  assert _steps(workdir) == [6, 8]
+  assert _steps(workdir) == [4, 8]
   chex.assert_trees_all_equal(loop.train(_run(workdir), ["train"]), whole[1])
-  assert _names(workdir, "checkpoints/*") == ["6", "8", "scores.json"] and _names(workdir, "damaged/*") == ["8"]
+  assert _names(workdir, "checkpoints/*") == ["4", "8", "scores.json"] and _names(workdir, "damaged/*") == ["8"]
   assert inherit.read_source(workdir).step == 8
 
 
@@ -177,30 +177,32 @@ def test_a_run_is_read_by_its_address(bucket, tmp_path, monkeypatch, capsys):
 
 KILLED = """
 import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+import test_store_runs as here
+from jpmhc_jax.core import places
 from jpmhc_jax.core.objects import ObjectPath
-from jpmhc_jax.main import main
 upload = ObjectPath.upload
 def dies(self, folder):
-  if self.name == "6":
-    names = sorted(folder.rglob("*"))
+  if self.name == "8":
+    names = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in names[len(names) // 2:]:
-      path.is_file() and path.unlink()
+      path.unlink()
     upload(self, folder)
     os.kill(os.getpid(), signal.SIGKILL)
   upload(self, folder)
 ObjectPath.upload = dies
-main(sys.argv[1:])
+here.loop.train(here._run(places.stored(sys.argv[3])), ["train"])
 """
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_a_save_resumes_bit_for_bit(whole, bucket, tmp_path):
-  config, workdir = tiny.write_config(tmp_path / "c.py", _config()), bucket / "run"
-  command = ["train", f"--config={config}", f"--workdir={workdir}"]
-  environment = os.environ | {"XLA_FLAGS": ""}
-  killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, check=False, capture_output=True)
+def test_a_run_killed_in_the_middle_of_a_save_resumes_bit_for_bit(whole, bucket):
+  workdir, here = bucket / "run", pathlib.Path(__file__).parent
+  command = [sys.executable, "-c", KILLED, str(here), str(here.parents[1]), str(workdir)]
+  killed = subprocess.run(command, check=False, capture_output=True)
   assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-  assert _names(workdir, "checkpoints/6/*") and _steps(workdir) == [2, 4]
+  assert _names(workdir, "checkpoints/8/*") and _steps(workdir) == [4]
+  assert (workdir / lease.NAME).is_file() and not lease.is_held(workdir)
   chex.assert_trees_all_equal(loop.train(_run(workdir), ["train"]), whole[1])
   assert _losses(workdir) == _losses(whole[0])
   assert main(["evaluate", f"--workdir={workdir}"]) == 0 and (workdir / "evaluation" / "step_8.json").is_file()
