@@ -4,11 +4,9 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
-import numpy as np
-
 from jpmhc_jax.core.names import short_fields
 from jpmhc_jax.core.terminal import duration
-from jpmhc_jax.reporting import choice, curves, depth, group_curves, markup, ranking
+from jpmhc_jax.reporting import charged, choice, curves, depth, group_curves, markup, ranking
 from jpmhc_jax.reporting.charts import gallery
 from jpmhc_jax.reporting.lead import status_badge
 from jpmhc_jax.reporting.markup import Cell, join, Markup, number, tag
@@ -40,7 +38,8 @@ def lead(runs: Sequence[Run], groups: Sequence[Group], metric: Metric | None) ->
   """What speaks against a ranking, the verdict, and the charts that matter most: seeds, headline metric, loss."""
   dots = group_curves.seeds(groups, metric)
   drawn = [*([dots] if dots else []), *group_curves.comparison(groups, metric, "step")[:LEADING]]
-  verdict = tag("p", ranking.verdict(groups, metric), class_="verdict")
+  words = [ranking.verdict(groups, metric), charged.remark(groups, metric) if metric else ""]
+  verdict = tag("p", " ".join(filter(None, words)), class_="verdict")
   return join([ranking.warnings(runs), verdict, gallery(drawn, len(drawn)) or markup.note("No curve was recorded.")])
 
 
@@ -87,7 +86,7 @@ def runs_table(runs: Sequence[Run], metric: Metric | None) -> Table:
         *(_scores(run, metric) if metric else []),
         number(_last(run, "train/loss")),
         number(run.last_step),
-        number(_median(run, "time/step_ms")),
+        number(charged.step_ms(run)),
         number(None) if elapsed is None else Cell(duration(elapsed), elapsed, "number"),
         *(_setting(run.config.get(field)) for field in fields),
       ]
@@ -110,6 +109,7 @@ def groups_table(groups: Sequence[Group], metric: Metric) -> Table:
   name, share = metric[0], curves.is_share(metric[0])
   tested, spreads, p_values = _tested(groups, metric)
   best = [[e.metrics[name] for run in g.judged() if (e := run.best(metric))] for g in groups]
+  equal = charged.at_equal_time(groups, metric)
   rows = [
     [
       Cell(groups[i].label),
@@ -117,10 +117,12 @@ def groups_table(groups: Sequence[Group], metric: Metric) -> Table:
       _spread_cell(spreads[i], share),
       _spread_cell(spread(best[i]), share),
       Cell("the reference", class_="number") if i == tested else _p_cell(p_values[i]),
+      *([number(equal.step_ms[i]), _spread_cell(spread(equal.values[i]), share)] if equal else []),
     ]
     for i, _ in in_order(groups, metric)
   ]
   header = ["setting", "seeds", f"last {name}", f"best {name}", f"p against {groups[tested].label}"]
+  header += ["step ms", f"{name} after {duration(equal.seconds)} of steps"] if equal else []
   return Table(f"{name}: mean ± standard deviation over seeds", header, rows)
 
 
@@ -209,10 +211,3 @@ def _setting(value: Any) -> Cell:
 
 def _last(run: Run, name: str) -> float | None:
   return run.series[name].last() if name in run.series else None
-
-
-def _median(run: Run, name: str) -> float | None:
-  series = run.series.get(name)
-  if series is None or not np.isfinite(series.values).any():
-    return None
-  return float(np.nanmedian(series.values))

@@ -7,7 +7,7 @@ from page_parser import Page, read
 import pytest
 from scipy import stats
 
-from jpmhc_jax.reporting import group_curves, ranking
+from jpmhc_jax.reporting import charged, group_curves, ranking
 from jpmhc_jax.reporting.ranking import significance_note
 from jpmhc_jax.reporting.report import write_report
 from jpmhc_jax.reporting.statistics import group_runs, smallest_difference, Spread, spread, welch_p_values
@@ -40,6 +40,36 @@ def test_mean_spread_and_significance_over_complete_runs(runs, tmp_path):
   expected = stats.ttest_ind(last[0], last[1], equal_var=False).pvalue
   assert float(rows["sinkhorn"][3][1]) == pytest.approx(expected)
   assert rows["empty"][0][0] == "1 partial" and rows["empty"][1][0] == "–"
+
+
+def _with_step_time(folder, milliseconds):
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  timed = [
+    json.dumps({k: v for k, v in line.items() if "/elapsed" not in k} | {"time/step_ms": milliseconds})
+    for line in lines
+  ]
+  (folder / "metrics.jsonl").write_text("\n".join(timed) + "\n")
+  return folder
+
+
+def test_settings_are_compared_at_equal_time_too(make_run, tmp_path):
+  """400 steps of 10 ms and of 20 ms: after 4 s the dearer setting has done 200."""
+  quick = [_with_step_time(make_run(f"q{seed}", seed=seed, level=0.3), 10.0) for seed in range(2)]
+  dear = [
+    _with_step_time(make_run(f"d{seed}", seed=seed, level=0.4, connection__mixer="sinkhorn"), 20.0) for seed in range(2)
+  ]
+  header, *rows = read(*quick, *dear, out=tmp_path / "report.html").table("pass@2: mean")
+  assert [cell[0] for cell in header[-2:]] == ["step ms", "pass@2 after 4 s of steps"]
+  values = {float(row[-2][1]): float(row[-1][1]) for row in rows}
+  scores = {
+    each: [e.metrics["pass@2"] for run in read_runs(part) for e in run.evaluations if e.step == each]
+    for each, part in ((400, quick), (200, dear))
+  }
+  assert values == pytest.approx({10.0: np.mean(scores[400]), 20.0: np.mean(scores[200])})
+  words = charged.remark(group_runs(read_runs([*quick, *dear])), ("pass@2", True))
+  assert "At equal time (4 s of steps)" in words
+  assert "takes 1.00 times" in words if values[10.0] > values[20.0] else "takes 2.00 times" in words
+  assert charged.remark(group_runs(read_runs(quick)), ("pass@2", True)) == ""
 
 
 def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
