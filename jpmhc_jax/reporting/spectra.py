@@ -19,7 +19,7 @@ from jpmhc_jax.reporting.workdir import LIMIT, Run
 
 FILE = "spectrum.json"
 SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
-PREDICTIONS = ("predicted", "independent")
+PREDICTIONS = ("predicted", "independent", "rotated")
 STATISTICS = (
   ("condition", "condition number"), ("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"),
   ("spread_log", "spread of log"),
@@ -52,7 +52,9 @@ def _intro(content: Mapping[str, Any]) -> Markup:
   words = _MEANING + (
     f"Singular values of the Jacobian of the checkpoint at step {content['step']}, at a real batch: measured, and "
     "predicted by free probability from the mixers, reads, writes and sub-layers seen there; calls that share their "
-    "weights are taken so, and beside it as if every call had weights of its own (independent). W1 is the mean "
+    "weights are taken so, and beside it as if every call had weights of its own (independent). Of all calls together "
+    "there is a third curve (rotated): the sub-layers' own Jacobians, all turned by one random rotation, which is what "
+    "the theory supposes without its Gaussian form. W1 is the mean "
     "distance in log singular value that mass would have to be moved; ± is what the random probes alone leave of it. "
     "The largest value is an outlier that no average predicts: it is measured (top). Values under the floor count as "
     "the floor in both."
@@ -105,7 +107,8 @@ def _table(content: Mapping[str, Any]) -> Markup:
     for key, _ in STATISTICS:
       row += [number(side and side[key], percent=key == "stalled") for side in (site["measured"], site["predicted"])]
     rows.append(
-      [*row, number(site["w1"]), number(site["chance"]), number(site.get("independent_w1")), number(site["residual"])]
+      [*row, number(site["w1"]), number(site["chance"])]
+      + [number(site.get("independent_w1")), number(site.get("rotated_w1")), number(site["residual"])]
     )
   pairs = [f"{words}, {side}" for _, words in STATISTICS for side in ("measured", "predicted")]
   header = [
@@ -118,6 +121,7 @@ def _table(content: Mapping[str, Any]) -> Markup:
     "W1",
     "±",
     "W1, independent",
+    "W1, rotated",
     "residual",
   ]
   return markup.table("Measured and predicted singular values", header, rows, class_="sortable")
@@ -172,7 +176,7 @@ def draw_sites(sites: Sequence[Mapping[str, Any]], path: Path) -> None:
   panels = []
   for site in _shown(sites):
     curves = [("measured", site["singular_values"], site["measured_density"], "-")]
-    for side, style in zip(PREDICTIONS, ("--", ":"), strict=True):
+    for side, style in zip(PREDICTIONS, ("--", ":", "-."), strict=True):
       if site.get(f"{side}_density") is not None:
         curves.append((side, site["singular_values"], site[f"{side}_density"], style))
     panels.append((site["name"], curves))

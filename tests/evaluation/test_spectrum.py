@@ -15,6 +15,7 @@ import tiny
 from jpmhc_jax import main
 from jpmhc_jax.config import plugins, schema
 from jpmhc_jax.evaluation.spectra import measure, moments, trm
+from jpmhc_jax.evaluation.spectra.cells import Cells
 from jpmhc_jax.models import transformer
 from jpmhc_jax.models.trm import supervision_step
 
@@ -118,6 +119,46 @@ def test_moments_are_those_of_the_matrices_within_their_sampling_error():
   assert_allclose(result.elliptic, exact(np.transpose) - np.outer(mean, mean), atol=0.1)
   for sign in (1, -1):
     assert np.min(np.linalg.eigvalsh(result.covariance + sign * result.elliptic)) > -1e-12
+
+
+def test_a_rotation_is_orthogonal_and_meets_every_entry():
+  forwards, backwards = moments.rotation(jax.random.key(0), (4, 30))
+  dense = np.asarray(jax.vmap(forwards)(jnp.eye(120).reshape(120, 4, 30))).reshape(120, 120).T
+  assert_allclose(dense.T @ dense, np.eye(120), atol=1e-5)
+  assert np.abs(dense).max() < 6 / np.sqrt(120)
+  back = np.asarray(jax.vmap(backwards)(jnp.eye(120).reshape(120, 4, 30))).reshape(120, 120).T
+  assert_allclose(back, dense.T, atol=1e-5)
+
+
+def test_the_rotated_network_is_the_product_of_its_rotated_layers(carried):
+  """Against the dense product of twelve calls: QF̂Qᵀ between the coefficients of every token and feature."""
+  _, at = carried
+  network, length, width = at.network, at.x.shape[1], at.x.shape[-1]
+  size = length * width
+  cells = Cells(jnp.repeat(jnp.arange(length), width), jnp.tile(jnp.arange(width), length))
+  trace = jax.jit(network.trace)(at.latents, *at.arrays, at.x, cells, jax.random.key(0))
+  columns = jax.jit(
+    jax.vmap(lambda v: network.products(trace.states, *at.arrays, v.reshape(1, length, width), at.rows)[:, 0])
+  )
+  noise = np.moveaxis(np.asarray(columns(jnp.eye(size))), 0, 2)
+  turn, _ = moments.rotation(jax.random.key(0), (1, length, width))
+  rotation = np.asarray(jax.vmap(turn)(jnp.eye(size).reshape(size, 1, length, width))).reshape(size, size).T
+  noise = np.asarray(at.rows)[:, :, None] * (rotation @ noise @ rotation.T)
+  gains, mixers, reads, writes = (np.asarray(a).reshape(-1, *a.shape[2:]) for a in trace[2:6])
+  state = np.eye(2 * 2 * size).reshape(2, 2, size, -1)
+  for call, answers in enumerate(network.answers):
+    streams = state.sum(axis=0)
+    for part in (2 * call, 2 * call + 1):
+      written = noise[part] @ np.einsum("ci,icx->cx", reads[part, :, 0], streams)
+      passed = np.einsum("cij,jcx->icx", mixers[part], streams) + writes[part, :, :, 0].T[:, :, None] * written
+      streams = gains[part].T[:, :, None] * passed
+    state[0 if answers else 1] = streams
+  rotated = jax.jit(network.rotated(trace.states, at.rows))
+  tangent = np.random.default_rng(0).normal(size=at.latents.shape).astype(np.float32)
+  by_stream = np.moveaxis(tangent[:, 0], 2, 1).reshape(-1)  # (2, n, l·d)
+  expected = np.moveaxis((state.reshape(4 * size, -1) @ by_stream).reshape(2, 2, length, width), 1, 2)
+  result = np.asarray(rotated(tangent, *at.arrays))[:, 0]
+  assert_allclose(result, expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
 
 
 def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
@@ -226,6 +267,7 @@ def test_the_command_measures_a_run_and_the_report_draws_it(little, tmp_path, ca
   found = json.loads((workdir / "spectrum.json").read_text())
   assert found["step"] == 2
   assert {site["scale"] for site in found["sites"]} == {"part", "recursion", "carry"}
+  assert [site["name"] for site in found["sites"] if site["rotated"]] == ["calls 1 to 12"]
   assert main.main(["report", str(workdir)]) == 0
   page = (workdir / "report.html").read_text()
   assert "Jacobian spectra" in page and "Density of log singular values: block0.tokens" in page

@@ -6,10 +6,12 @@ all layers. All at one real batch of the run's data, with the evaluated paramete
 
 The noise of a part is its sub-layer's Jacobian, with its moments across all parts (`moments`): calls that share their
 weights have correlated noise, which adds up coherently or cancels. Beside that prediction stands the one of the same
-network with weights of their own at every call. How near they are is measured every time (W1 in log singular value),
-and it is no agreement within sampling error: a trained F' is not Gaussian (attention is a product over positions and
-features, few directions count), coefficients differ between tokens and features (a few groups of them stand for all),
-and H, a and b depend on the streams. The largest value is an outlier that no average predicts; it is measured.
+network with weights of their own at every call, and for all calls of a recursion together a third one: the sub-layers'
+own Jacobians, all turned by one random rotation, which are free of the coefficients without being Gaussian. How near
+they are is measured every time (W1 in log singular value), and it is no agreement within sampling error: a trained F'
+is not Gaussian (attention is a product over positions and features, few directions count), coefficients differ between
+tokens and features (a few groups of them stand for all), and H, a and b depend on the streams. The largest value is an
+outlier that no average predicts; it is measured.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +108,7 @@ class Linearised:
   latents: jax.Array
   trace: Trace
   removed: tuple[float, ...]  # see `Network.removed`
+  rows: jax.Array  # (K·P, N) ρ of `moments`
 
   def grouped(self, count: int) -> Trace:
     """The trace at no more than so many groups of like cells, the commonest first."""
@@ -157,7 +160,7 @@ def linearise(
   trace = jax.tree.map(np.asarray, trace)
   trace = trace._replace(writes=trace.writes * at_cells[:, :, :, None, :], noise=noise, **points)
   removed = network.removed(*arrays, trace.inputs[0])
-  return Linearised(network, parts, arrays, x, latents, trace, removed)
+  return Linearised(network, parts, arrays, x, latents, trace, removed, jnp.asarray(sizes, jnp.float32))
 
 
 def measure(
@@ -169,46 +172,59 @@ def measure(
 ) -> Iterator[Site]:
   """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls.
 
-  scales: of the sites that are wanted, see `Site.scale`.
+  scales: of the sites that are wanted, see `Site.scale`; or their names.
   tick: called before every site and while it is predicted; what it raises ends the work.
   """
   total = len(at.parts) + at.network.calls + len(at.network.counts)
-  for index, (scale, name, calls, jacobian, seen, removed) in enumerate(_sites(at, effort)):
-    if scale not in scales:
+  for index, place in enumerate(_places(at, effort)):
+    if place.scale not in scales and place.name not in scales:
       continue
 
-    def report(share: float, name: str = name, index: int = index) -> None:
+    def report(share: float, name: str = place.name, index: int = index) -> None:
       tick(name, (index + share) / total)
 
     report(0.0)
-    points = effort.carry_points if scale == at.network.scales[1] else effort.points
-    site = _compared(jacobian, jax.random.key(index), seen, removed, points, effort, threshold, report)
-    yield Site(scale=scale, name=name, calls=calls, **site)
+    points = effort.carry_points if place.scale == at.network.scales[1] else effort.points
+    site = _compared(place, jax.random.key(index), points, effort, threshold, report)
+    yield Site(scale=place.scale, name=place.name, calls=place.calls, **site)
 
 
 _Cells = tuple[list[Stack], np.ndarray | None]  # of each its stack of layers, and their shares
 
 
-def _sites(at: Linearised, effort: Effort) -> Iterator[tuple[str, str, int, measured.Operator, _Cells, float]]:
-  """(scale, name, calls, Jacobian, cells, share of directions that the norms remove)."""
+class _Place(NamedTuple):
+  """A Jacobian with what predicts it."""
+
+  scale: str
+  name: str
+  calls: int
+  jacobian: measured.Operator
+  cells: _Cells
+  removed: float  # share of directions that the norms remove
+  rotated: measured.Operator | None = None  # the same with every sub-layer's Jacobian turned by one random rotation
+
+
+def _places(at: Linearised, effort: Effort) -> Iterator[_Place]:
   network, trace = at.network, at.grouped(effort.cells)
   cells = range(trace.mixers.shape[2])
   for index, name in enumerate(at.parts):
     jacobian = measured.operator(network.part(index), trace.inputs[index], *at.arrays)
     stacks = [part_layers(trace, index, cell) for cell in cells]
-    yield "part", name, network.calls, jacobian, (stacks, trace.shares), at.removed[index]
+    yield _Place("part", name, network.calls, jacobian, (stacks, trace.shares), at.removed[index])
   # Streams made inside a call have each lost another direction when their mean leaves it: nothing is lost.
   removed = 0.0 if trace.enter.size else max(at.removed)
   one, many = network.scales
   for call in range(network.calls):
     jacobian = measured.operator(network.call, trace.states[call], *at.arrays, jnp.asarray(call))
     stacks = [call_layers(trace, call, cell) for cell in cells]
-    yield one, f"{network.noun} {call + 1}", call + 1, jacobian, (stacks, trace.shares), removed
+    yield _Place(one, f"{network.noun} {call + 1}", call + 1, jacobian, (stacks, trace.shares), removed)
   for count in network.counts:
     jacobian = measured.operator(network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
     few = at.grouped(_affordable(trace, count, effort))
     whole = [stack for cell in range(few.mixers.shape[2]) if (stack := network.layers(few, count, cell)) is not None]
-    yield many, f"{network.noun}s 1 to {count}", count, jacobian, (whole, few.shares), removed
+    rotated = network.rotated(trace.states, at.rows) if whole and count == network.calls else None
+    turned = rotated and measured.operator(rotated, jnp.zeros_like(at.latents), *at.arrays)
+    yield _Place(many, f"{network.noun}s 1 to {count}", count, jacobian, (whole, few.shares), removed, turned)
 
 
 def _affordable(trace: Trace, count: int, effort: Effort) -> int:
@@ -219,46 +235,43 @@ def _affordable(trace: Trace, count: int, effort: Effort) -> int:
 
 
 def _compared(
-  jacobian: measured.Operator,
-  key: jax.Array,
-  cells: _Cells,
-  removed: float,
-  points: int,
-  effort: Effort,
-  threshold: float,
-  tick: Callable[[float], None],
+  place: _Place, key: jax.Array, points: int, effort: Effort, threshold: float, tick: Callable[[float], None]
 ) -> dict[str, Any]:
-  """Everything of a `Site` but its name."""
-  measurement = law_of(jacobian, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
-  tied = _predicted(cells, removed, points, measurement.floor, lambda share: tick(share / 2))
-  alone = [stack.independent for stack in cells[0]], cells[1]
-  single = _predicted(alone, removed, points, measurement.floor, lambda share: tick((1 + share) / 2))
-  laws = [each.law for each in (tied, single) if each.law]
-  both = np.concatenate([law.log_values for law in (measurement.atoms, *laws)])
+  """Everything of a `Site` but what it is of."""
+  law = functools.partial(law_of, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
+  measurement = law(place.jacobian)
+  floor = measurement.floor
+  tied = _predicted(place.cells, place.removed, points, floor, lambda share: tick(share / 2))
+  alone = [stack.independent for stack in place.cells[0]], place.cells[1]
+  single = _predicted(alone, place.removed, points, floor, lambda share: tick((1 + share) / 2))
+  rotated = _with_dead(law(place.rotated).atoms, place.removed, floor) if place.rotated else None
+  laws = {"predicted": tied.law, "independent": single.law, "rotated": rotated}
+  both = np.concatenate([each.log_values for each in (measurement.atoms, *laws.values()) if each])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
   width = max(0.03, (grid[-1] - grid[0]) / 60)
-
-  def drawn(law: compare.Atoms | None) -> tuple[float, ...] | None:
-    return tuple(compare.smoothed(law, grid, width).tolist()) if law else None
-
-  return {
-    "size": jacobian.inputs,
+  sides: dict[str, Any] = {}
+  for name, each in laws.items():
+    sides[name] = compare.summary(each, threshold, floor) if each else None
+    sides["w1" if name == "predicted" else f"{name}_w1"] = compare.w1(measurement.atoms, each) if each else None
+  for name, each in ({"measured": measurement.atoms} | laws).items():
+    sides[f"{name}_density"] = tuple(compare.smoothed(each, grid, width).tolist()) if each else None
+  return sides | {
+    "size": place.jacobian.inputs,
     "exact": measurement.source == "exact",
-    "floor": measurement.floor,
+    "floor": floor,
     "measured": measurement.summary(threshold),
     "top": measurement.top,
-    "predicted": compare.summary(tied.law, threshold, measurement.floor) if tied.law else None,
-    "w1": compare.w1(measurement.atoms, tied.law) if tied.law else None,
-    "independent": compare.summary(single.law, threshold, measurement.floor) if single.law else None,
-    "independent_w1": compare.w1(measurement.atoms, single.law) if single.law else None,
     "chance": measurement.chance,
     "residual": tied.residual,
     "singular_values": tuple(np.exp(grid).tolist()),
-    "measured_density": drawn(measurement.atoms),
-    "predicted_density": drawn(tied.law),
-    "independent_density": drawn(single.law),
     "remark": tied.remark,
   }
+
+
+def _with_dead(law: compare.Atoms, removed: float, floor: float) -> compare.Atoms:
+  """The law with a share of dead directions, cut off at the floor."""
+  values, weights = np.append(0.0, np.exp(law.log_values)), np.append(removed, (1 - removed) * law.weights)
+  return compare.atoms(values, weights, floor)
 
 
 class _Prediction(NamedTuple):

@@ -19,6 +19,7 @@ mixer's rows and columns differ by the same factor, a feature's, which would cou
 """
 
 from collections.abc import Callable, Sequence
+import math
 from typing import NamedTuple
 
 import jax
@@ -100,6 +101,43 @@ def pair(
   """diag(ρ)⁻¹ F̂ V and F̂ᵀ diag(ρ)⁻¹ V of a sub-layer at its input."""
   push, pull = Products(lambda x: out(sublayer(at + into(x))) / rows.reshape(at.shape))(jnp.zeros_like(at), ())
   return jnp.stack([push(jnp.ravel(probe)), pull(jnp.ravel(probe))])
+
+
+def rotated(
+  sublayer: Callable[[Array], Array],
+  at: Float[Array, "b l d"],
+  into: Projection,
+  out: Projection,
+  rows: Float[Array, " N"],
+  key: Key[Array, ""],
+) -> Projection:
+  """diag(ρ) Q diag(ρ)⁻¹ F̂ Qᵀ of a sub-layer at its input, Q the random rotation of this key."""
+  (forwards, backwards), sizes = rotation(key, at.shape), rows.reshape(at.shape)
+
+  def apply(vector: Array) -> Array:
+    image = jax.jvp(lambda x: out(sublayer(at + into(x))), (jnp.zeros_like(at),), (backwards(vector),))[1]
+    turned: Array = sizes * forwards(image / sizes)
+    return turned
+
+  return apply
+
+
+def rotation(key: Key[Array, ""], shape: Sequence[int]) -> tuple[Projection, Projection]:
+  """Q and Qᵀ of a random rotation of all entries: signs and an orthonormal cosine transform, twice.
+
+  Every entry meets every other, as under a Haar rotation, at the cost of four transforms.
+  """
+  first, second = jax.random.rademacher(key, (2, math.prod(shape)), jnp.float32)
+
+  def forwards(vector: Array) -> Array:
+    mixed = jax.scipy.fft.dct(first * vector.ravel(), norm="ortho")
+    return jax.scipy.fft.dct(second * mixed, norm="ortho").reshape(vector.shape)
+
+  def backwards(vector: Array) -> Array:
+    mixed = second * jax.scipy.fft.idct(vector.ravel(), norm="ortho")
+    return (first * jax.scipy.fft.idct(mixed, norm="ortho")).reshape(vector.shape)
+
+  return forwards, backwards
 
 
 def unchanged(vector: Array) -> Array:

@@ -28,11 +28,14 @@ class Site:
   measured_density: tuple[float, ...]
   predicted_density: tuple[float, ...] | None
   independent_density: tuple[float, ...] | None
+  rotated: compare.Summary | None = None  # of sub-layers whose Jacobians are all turned by one random rotation
+  rotated_w1: float | None = None
+  rotated_density: tuple[float, ...] | None = None
   remark: str = ""  # why there is no prediction, and what to do
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values for JSON."""
-    sides = ("measured", "predicted", "independent")
+    sides = ("measured", "predicted", "independent", "rotated")
     summaries = {side: getattr(self, side) and getattr(self, side)._asdict() for side in sides}
     return dataclasses.asdict(self) | summaries
 
@@ -47,7 +50,7 @@ HEADER = (
 
 
 def describe(site: Site) -> str:
-  """One line below HEADER: the top, measured and predicted pairs, W1 with its chance, W1 of independent calls."""
+  """A line below HEADER, and remarks: top, measured and predicted pairs, W1 with its chance, W1 if independent."""
   forms = (("largest", "9.3g"), ("stalled", "8.1%"), ("mean_log", "8.2f"), ("spread_log", "7.2f"))
   pairs = []
   for name, form in forms:
@@ -56,4 +59,10 @@ def describe(site: Site) -> str:
   distance = f"{site.w1:.3f} ± {site.chance:.3f}" if site.w1 is not None else "–"
   single = f"{site.independent_w1:.3f}" if site.independent_w1 is not None else "–"
   text = f"{site.name:<20}{site.size:>6}{site.top:9.3g}{''.join(pairs)}  {distance:<14}{single:>12}"
-  return f"{text}\n  {site.name}: {site.remark}" if site.remark else text
+  notes = [site.remark] if site.remark else []
+  if site.rotated:
+    notes.append(
+      f"with the sub-layers' own Jacobians, all turned by one random rotation, the 99 % quantile is "
+      f"{site.rotated.largest:.3g} and W1 {site.rotated_w1:.3f}"
+    )
+  return "\n".join([text, *(f"  {site.name}: {note}" for note in notes)])

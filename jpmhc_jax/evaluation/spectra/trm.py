@@ -161,6 +161,28 @@ class Network:
     images = jax.lax.scan(one, None, turns)[1]
     return images.reshape(-1, *images.shape[2:])
 
+  def rotated(self, states: Array, rows: Array) -> Callable[..., Array]:
+    """(latents, params, buffers) -> what the linearised calls make of (z_H, z_L), every Jacobian F̂ being turned.
+
+    QF̂Qᵀ with one random rotation Q for all of them has the moments, singular values and repetitions of F̂, and is free
+    of the coefficients: all that free probability supposes, without the Gaussian form. rows: (K·P, N), ρ of `moments`.
+    """
+    key, rows = jax.random.key(0), rows.reshape(self.calls, -1, rows.shape[1])
+
+    def function(latents: Array, params: Any, buffers: Any) -> Array:
+      model = self.model(params, buffers)
+
+      def one(z: Array, turn: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
+        number, answers, state, rows = turn
+        streams = _expanded(model, state, number)
+        new = rotated(model.parts(number), streams, model.model.norm_epsilon, rows, key, z[0] + z[1])
+        return _updated(z, new, answers), None
+
+      turns = jnp.arange(self.calls) % self.period, jnp.asarray(self.answers), states, rows
+      return jax.lax.scan(one, latents, turns)[0]
+
+    return function
+
   def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
     """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""
     return None if trace.enter.size else carry_layers(trace, self.answers[:count], token)
@@ -216,6 +238,32 @@ def products(parts: Sequence[Part], streams: Array, epsilon: float, probe: Array
   return jnp.stack(images)
 
 
+def rotated(
+  parts: Sequence[Part], streams: Array, epsilon: float, rows: Array, key: Key[Array, ""], tangent: Array
+) -> Array:
+  """The tangent behind all parts of a call, linearised as in `Trace`, with QF̂Qᵀ for the Jacobian of each sub-layer."""
+  axes: int | tuple[int, ...] = ()
+  for part, size in zip(parts, rows, strict=True):
+    out, entering = _connected(part, streams)
+    mix, read, write = _coefficients(part, streams)
+    normed, wide = _normed(part, out, epsilon), _wide(tangent)
+    into = moments.before(_wide(streams), axes, read)
+    behind = moments.behind(_wide(normed), part.axes, write)
+    noise = moments.rotated(part.sublayer, entering, into, behind, size, key)
+    written = noise(jnp.einsum("blmn,blne->blme", read, wide).reshape(entering.shape))
+    written = written.reshape(*entering.shape[:2], write.shape[3], -1)
+    passed = jnp.einsum("blij,blje->blie", mix, wide) + jnp.einsum("blnm,blme->blne", write, written)
+    tangent = (_gain(part, out, normed) * passed).reshape(tangent.shape)
+    streams, axes = normed, part.axes
+  return tangent
+
+
+def _gain(part: Part, out: Array, normed: Array) -> Array:
+  """Scale 1/rms of the norm behind a part, (b, l, n, e) or broadcast to it."""
+  before, behind = (jnp.sum(_wide(a) ** 2, axis=part.axes, keepdims=True) for a in (out, normed))
+  return jnp.sqrt(behind / (before + 1e-30))
+
+
 def _wide(streams: Array) -> Array:
   """(b, l, n, e), n = 1 where the network has no streams."""
   return streams if streams.ndim == 4 else streams[:, :, None, :]
@@ -260,8 +308,7 @@ def _layer(part: Part, streams: Array, epsilon: float, cells: Cells) -> tuple[Ar
   """The streams behind a part, and its (gain, mixer, read, write) at the cells."""
   out, _ = _connected(part, streams)
   normed = _normed(part, out, epsilon)
-  before, behind = (jnp.sum(_wide(a) ** 2, axis=part.axes, keepdims=True) for a in (out, normed))
-  gain = jnp.broadcast_to(jnp.sqrt(behind / (before + 1e-30)), _wide(out).shape)
+  gain = jnp.broadcast_to(_gain(part, out, normed), _wide(out).shape)
   at_tokens = lambda a: a.reshape(-1, *a.shape[2:])[cells.tokens]  # noqa: E731
   gain = jnp.take_along_axis(at_tokens(gain), cells.features[:, None, None], axis=2)[:, :, 0]
   return normed, (gain, *map(at_tokens, _coefficients(part, streams)))
