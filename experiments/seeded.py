@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from jpmhc_jax import data
 from jpmhc_jax.config import load as configs
@@ -86,3 +87,11 @@ class Arm:
       sums = {name: total + float(result[name][batch["valid"]].sum()) for name, total in sums.items()}
       count += int(batch["valid"].sum())
     return task.evaluation_metrics(sums, count)
+
+
+def smallest_visible(differences: np.ndarray) -> float:
+  """Half the width of the 95 % confidence interval of a paired mean difference."""
+  if len(differences) < 2:
+    return float("inf")
+  quantile = stats.t.ppf(0.975, len(differences) - 1)
+  return float(quantile * differences.std(ddof=1) / np.sqrt(len(differences)))

@@ -15,10 +15,9 @@ import sys
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from experiments.claim import Cache, Claim, Number, table
-from experiments.seeded import Arm
+from experiments.seeded import Arm, smallest_visible
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 CAYLEY = {"connection.mixer": "cayley", "connection.init_scale": 1.0}
@@ -100,14 +99,6 @@ def tuned(cache: Cache, task: str, arm: str, calls: int, tie: str) -> float:
   """The learning rate with the lowest loss over the whole run of the tuning seed."""
   cost = lambda rate: runs(cache, task, arm, calls, tie, rate, TUNING_SEEDS)[0]["mean loss"]  # noqa: E731
   return min(RATES, key=cost)
-
-
-def smallest_visible(differences: np.ndarray) -> float:
-  """Half the width of the 95 % confidence interval of a paired mean difference."""
-  if len(differences) < 2:
-    return float("inf")
-  quantile = stats.t.ppf(0.975, len(differences) - 1)
-  return float(quantile * differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
 def measure(quick: bool, cache: Cache) -> dict[str, Number]:

@@ -96,11 +96,33 @@ class TextData:
 class ImageData:
   file: str = field(
     "",
-    ".npz file with x_train, x_test (n, height, width[, channels]) of uint8 and y_train, y_test (n,) of classes; empty "
-    "takes the 8x8 digits of scikit-learn",
+    ".npz file with x_train, x_test (n, height, width[, channels]) of uint8 and y_train, y_test (n,) of classes",
     path=True,
   )
-  shift: int = field(1, "training images are moved by up to so many pixels in each direction", ge=0)
+  folder: str = field(
+    "",
+    "folder with train and val (or validation, test), each with one folder of PNG or JPEG files a class; or with the "
+    "files of CIFAR-10 or CIFAR-100, binary or for Python",
+    path=True,
+  )
+  builtin: str = field(
+    "digits",
+    "what is taken without file and folder: digits = the 8x8 digits of scikit-learn, shapes = drawn 32x32 pictures of "
+    "ten shapes, noise = noise of `size` and `classes`, for plans and timing",
+    ("digits", "shapes", "noise"),
+  )
+  shapes: int = field(4000, "builtin=shapes: pictures to train on; a quarter as many are held out", ge=10)
+  classes: int = field(1000, "builtin=noise: number of classes", ge=2)
+  size: int = field(224, "pictures of a folder, and noise: side in pixels to which they are brought", ge=1)
+  area: float = field(
+    0.08,
+    "pictures of a folder: smallest share of a picture that a training crop shows; 0 = training and evaluation show "
+    "the whole middle square",
+    ge=0,
+    le=1,
+  )
+  verify: bool = field(False, "pictures of a folder: decode all once before the run, and name those that are damaged")
+  shift: int = field(1, "images in arrays: those to train on are moved by up to so many pixels in each direction", ge=0)
   mirror: bool = field(False, "training images are mirrored left to right half of the time")
 
 
@@ -129,6 +151,11 @@ class PairData:
 class Data:
   kind: str = field("arc", "the data set: arc, sudoku, maze, text, images, pairs, or one that a plugin registers")
   prefetch: int = field(2, "batches prepared ahead of the step, in threads; 0 builds them in the loop", ge=0)
+  workers: int = field(
+    0,
+    "processes that prepare the batches, such as for decoding pictures, each with threads of its own; 0 = this one",
+    ge=0,
+  )
   epochs_per_interval: int = field(
     100, "passes over the groups that one sampling plan covers; a plan's last partial batch is dropped", ge=1
   )

@@ -9,6 +9,7 @@ import dataclasses
 
 from jpmhc_jax.config.data_fields import ArcData, Data, ImageData, MazeData, PairData, SudokuData, TextData  # noqa: F401
 from jpmhc_jax.config.transport_fields import Transport
+from jpmhc_jax.config.vision_fields import Vision
 from jpmhc_jax.core.fields import field, group
 from jpmhc_jax.core.scalars import LARGEST_SEED
 
@@ -70,10 +71,10 @@ class Model:
   kind: str = field(
     "trm",
     "the task: trm = Tiny Recursive Model, urm = Universal Reasoning Model, decoder = causal language model over "
-    "data.kind=text, vit = vision transformer over data.kind=images, transport = map between latent spaces over "
-    "data.kind=pairs, or one that a plugin registers",
+    "data.kind=text, vit = vision transformer and resnet = residual network over data.kind=images, transport = map "
+    "between latent spaces over data.kind=pairs, or one that a plugin registers",
   )
-  width: int = field(512, "d: features of one stream", ge=1)
+  width: int = field(512, "d: features of one stream; resnet: in the first stage", ge=1)
   heads: int = field(8, "attention heads", ge=1)
   layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the transformer", ge=1)
   patch: int = field(4, "vit: side in pixels of the squares that an image is cut into", ge=1)
@@ -95,6 +96,7 @@ class Model:
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")
   transport: Transport = group(Transport, "maps between latent spaces")
+  vision: Vision = group(Vision, "networks over images")
   attention: str = field(
     "auto",
     "auto = on accelerators a fused kernel that stores no scores, where one takes the dtype; xla = formulas everywhere",

@@ -9,6 +9,7 @@ draw as in TRM's puzzle_dataset.py, so step counts agree with it; the order insi
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import threading
 from typing import Any
 
@@ -83,6 +84,11 @@ class BatchPlan:
     self._first_steps = [0]  # of every interval planned so far, and of the next one
     self._recent: dict[int, _Interval] = {}
     self._lock = threading.Lock()
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    """What another process needs to make the same plan."""
+    make = functools.partial(BatchPlan, batch_size=self._batch_size, seed=self._seed, epochs=self._epochs)
+    return make, (self._split,)
 
   def _check(self) -> None:
     check_seed("seed", self._seed)

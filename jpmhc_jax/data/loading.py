@@ -1,16 +1,17 @@
-"""Batches ahead of the step: grain reads `dataset.batch(step)` in threads, in order, from any step on; one more thread
-places the next batch on the devices while they work on the step before."""
+"""Batches ahead of the step: grain reads `dataset.batch(step)` in threads or processes, in order, from any step on; one
+more thread places the next batch on the devices while they work on the step before."""
 
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 import dataclasses
 import itertools
 
+from absl import flags
 import grain
 import jax
 import numpy as np
 
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import require
 from jpmhc_jax.data.dataset import Batch, Dataset, Rows
 
 Stream = Generator[tuple[int, Batch], None, None]
@@ -32,22 +33,29 @@ class _Steps:
     return step, self.dataset.batch(step, self.rows)
 
 
-def load(dataset: Dataset, start: int = 0, rows: Rows = slice(None), prefetch: int = 2) -> Stream:
+def load(dataset: Dataset, start: int = 0, rows: Rows = slice(None), prefetch: int = 2, workers: int = 0) -> Stream:
   """Yields (step, batch) for step = start, start + 1, … without end; `rows` is this host's share of the global batch.
 
-  prefetch: batches built ahead in as many threads (at most 4); 0 builds each when asked, without threads. The
-  stream is the same for every prefetch. A reader that stops early should close the iterator, which ends the threads.
-  Raises ConfigError for a negative prefetch.
+  prefetch: batches built ahead in as many threads (at most 4); 0 builds each when asked, without threads. workers:
+  processes that do so, each every workers-th batch, from a copy of the data set. The stream is the same for every
+  prefetch and every number of workers. A reader that stops early should close the iterator, which ends threads and
+  processes. Raises ConfigError for a negative number of either.
   """
-  if prefetch < 0:
-    raise ConfigError(f"data.prefetch={prefetch}: expected 0 or more batches.")
+  require(prefetch >= 0, "data.prefetch", prefetch, "0 or more batches")
+  require(workers >= 0, "data.workers", workers, "0 or more processes")
   steps = _Steps(dataset, start, rows)
-  return _prefetched(steps, prefetch) if prefetch else (steps[i] for i in itertools.count())
+  return _prefetched(steps, prefetch, workers) if prefetch or workers else (steps[i] for i in itertools.count())
 
 
-def _prefetched(steps: _Steps, prefetch: int) -> Stream:
-  options = grain.ReadOptions(num_threads=min(prefetch, 4), prefetch_buffer_size=prefetch)
-  iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(options))
+def _prefetched(steps: _Steps, prefetch: int, workers: int) -> Stream:
+  ahead = max(prefetch, 1)
+  options = grain.ReadOptions(num_threads=min(ahead, 4), prefetch_buffer_size=ahead)
+  dataset = grain.MapDataset.source(steps).to_iter_dataset(options)
+  if workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # grain asks for flags of its own
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead))
+  iterator = iter(dataset)
   try:
     yield from iterator
   finally:

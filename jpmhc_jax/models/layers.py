@@ -3,16 +3,19 @@
 Parameters are float32 masters; each layer casts its own to the dtype of its input.
 """
 
+from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, Num
 import numpy as np
 
 from jpmhc_jax.core.derivatives import custom_derivative
+from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain
 from jpmhc_jax.core.xla import fusion_barrier
 from jpmhc_jax.models.attention import attend
@@ -30,6 +33,36 @@ def truncated_normal(key: Array, shape: tuple[int, ...], std: float) -> Float[Ar
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, axes: tuple[str | None, ...]) -> nnx.Param:
   """A trunk weight: truncated LeCun normal with its logical axes."""
   return nnx.Param(truncated_normal(rngs.params(), shape, 1 / math.sqrt(fan_in)), axes=axes, role="trunk")
+
+
+def stacked(
+  make: Callable[[nnx.Rngs, Array], Any], count: int, rngs: nnx.Rngs, name: str = "layers", first: int = 0
+) -> Any:
+  """`make(rngs, first + k)` for k < count as one module, parameters on a leading axis called `name`."""
+  keys, numbers = jax.random.split(rngs.params(), count), first + jnp.arange(count)
+  modules = jax.vmap(lambda key, number: make(nnx.Rngs(params=key), number))(keys, numbers)
+  for variable in jax.tree.leaves(modules, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+    variable.set_metadata(axes=(name, *variable.get_metadata("axes")))
+  return modules
+
+
+def kept_paths(key: Key[Array, ""], rate: float, paths: int, batch: int) -> Float[Array, "paths b"]:
+  """Stochastic depth: path k of an example is worth 1/(1 − p_k) with probability 1 − p_k, else 0; p_k = rate k/(K − 1).
+
+  Source: Huang et al. 2016 (1603.09382), with the rise of timm, from 0 at the first path.
+  """
+  kept = 1 - rate * jnp.arange(paths, dtype=jnp.float32)[:, None] / max(paths - 1, 1)
+  return jax.random.bernoulli(key, jnp.broadcast_to(kept, (paths, batch))) / kept
+
+
+def per_row(x: Float[Array, "b ..."], scales: Float[Array, "b"] | None) -> Float[Array, "b ..."]:
+  """Every example times a number of its own; x where there is none."""
+  return x if scales is None else x * scales.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def pixels(inputs: Num[Array, "b pixels"], image: ImageFormat, dtype: jnp.dtype) -> Float[Array, "b h w c"]:
+  """Rows of pixel values as images, from −½ to ½."""
+  return inputs.astype(dtype).reshape(-1, image.height, image.width, image.channels) / image.top - 0.5
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(1, 2))

@@ -2,7 +2,7 @@
 
     h₀ = expand(x);   twice a layer: h ← H h + b ⊗ F(RMS(aᵀ h));   y = RMS(reduce(h))
     decoder   x = √d · embedding(bytes);                 logits = W y
-    vision    x_p = E (patch p − ½) + position_p;        logits = W mean_p y_p
+    vision    x_p = E (patch p − ½) + position_p;        logits = W mean_p y_p, or W y_0 of a class token x_0
 
 F is token mixing and SwiGLU in turn, every one wrapped by a hyper-connection of any mixer family. The parameters of the
 layers are stacked on a leading axis and `jax.lax.scan` runs over them: the compiled program holds one layer, whatever
@@ -18,7 +18,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key, Num
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import StreamExpansion
@@ -26,7 +26,7 @@ from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
 from jpmhc_jax.models.connections import stream_expansion_fn
-from jpmhc_jax.models.layers import rms_norm, weight
+from jpmhc_jax.models.layers import kept_paths, per_row, pixels, rms_norm, stacked, weight
 from jpmhc_jax.models.trm import Block, Part, recomputing, Visitor
 
 Hidden = Float[Array, "b l ..."]
@@ -35,11 +35,17 @@ Hidden = Float[Array, "b l ..."]
 class Layer(Block):
   """Two sub-layers in pre-norm form: h ← connect(h, mix tokens ∘ RMS); h ← connect(h, SwiGLU ∘ RMS)."""
 
-  def __call__(self, h: Hidden, visit: Visitor | None = None, call: int | Int[Array, ""] = 0) -> Hidden:
-    for part in self.parts(call):
+  def __call__(
+    self,
+    h: Hidden,
+    visit: Visitor | None = None,
+    call: int | Int[Array, ""] = 0,
+    scales: Float[Array, "2 b"] | None = None,
+  ) -> Hidden:
+    for number, part in enumerate(self.parts(call)):
       if visit is not None:
         visit(part.name, part.connect, h)
-      h = constrain_hidden(part.connect(h, part.sublayer))
+      h = constrain_hidden(part.connect(h, _scaled(part.sublayer, None if scales is None else scales[number])))
     return h
 
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, Part]:
@@ -52,6 +58,10 @@ class Layer(Block):
 
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda u: sublayer(rms_norm(u, self.epsilon))
+
+
+def _scaled(sublayer: Callable[[Array], Array], scales: Float[Array, "b"] | None) -> Callable[[Array], Array]:
+  return sublayer if scales is None else lambda u: per_row(sublayer(u), scales)
 
 
 def _collect(records: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:
@@ -69,12 +79,10 @@ class Transformer(nnx.Module):
     ends = stream_expansion_fn(connection, model.width)
     self.ends = StreamExpansion(ends, rngs=rngs) if connection.streams > 1 else None
 
-    def layer(key: Array, index: Array) -> Layer:
-      return Layer(model, connection, length, index, nnx.Rngs(params=key), causal=causal)
+    def layer(rngs: nnx.Rngs, index: Array) -> Layer:
+      return Layer(model, connection, length, index, rngs, causal=causal)
 
-    self.layers = jax.vmap(layer)(jax.random.split(rngs.params(), model.layers), jnp.arange(model.layers))
-    for variable in jax.tree.leaves(self.layers, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
-      variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
+    self.layers = stacked(layer, model.layers, rngs)
 
   def expanded(self, x: Float[Array, "b l d"]) -> Hidden:
     """The streams in front of the first layer."""
@@ -85,20 +93,21 @@ class Transformer(nnx.Module):
     h: Hidden,
     probe: Callable[[Any, Array], Any] | None = None,
     nudges: Float[Array, "layers b l ..."] | None = None,
+    scales: Float[Array, "layers 2 b"] | None = None,
   ) -> tuple[Hidden, dict[str, Any]]:
     """Streams behind the last layer, and by sub-layer what `probe(connection, streams)` saw, stacked over the layers.
 
     `nudges` are added to the streams in front of each layer: the gradient at zero nudges is the one that reaches each
-    layer.
+    layer. `scales` multiply what the two sub-layers of a layer make of each example.
     """
 
-    def body(h: Array, piece: tuple[Layer, Array | None]) -> tuple[Array, dict[str, Any]]:
-      layer, nudge = piece
+    def body(h: Array, piece: tuple[Layer, Array | None, Array | None]) -> tuple[Array, dict[str, Any]]:
+      layer, nudge, scale = piece
       records: dict[str, Any] = {}
       visit = None if probe is None else functools.partial(_collect, records, probe)
-      return layer(h if nudge is None else h + nudge, visit), records
+      return layer(h if nudge is None else h + nudge, visit, scales=scale), records
 
-    return jax.lax.scan(recomputing(body, self.model.rematerialise), h, (self.layers, nudges))
+    return jax.lax.scan(recomputing(body, self.model.rematerialise), h, (self.layers, nudges, scales))
 
   def reduced(self, h: Hidden) -> Float[Array, "b l d"]:
     """The normed vector that the streams come to behind the last layer."""
@@ -158,32 +167,49 @@ class VisionTransformer(Transformer):
         f"model.patch={model.patch}: expected a divisor of both sides of the {image.height}×{image.width} images"
       )
     self.image, self.dtype = image, jnp.dtype(dtype)
-    length, pixels = image.height * image.width // model.patch**2, image.channels * model.patch**2
-    self.patch_embedding = weight(rngs, (pixels, model.width), pixels, (None, "embed"))
+    length, values = image.height * image.width // model.patch**2, image.channels * model.patch**2
+    self.patch_embedding = weight(rngs, (values, model.width), values, (None, "embed"))
+    self.reads_token = model.vision.pooling == "token"
+    if self.reads_token:
+      length += 1
+      self.class_token = weight(rngs, (model.width,), model.width, ("embed",))
     self.class_head = weight(rngs, (model.width, image.classes), model.width, ("embed", None))
     if model.positions == "learned":
       self.position_embedding = weight(rngs, (length, model.width), model.width, ("positions", "embed"))
     super().__init__(model, connection, length=length, causal=False, rngs=rngs)
 
-  def patches(self, inputs: Int[Array, "b pixels"]) -> Float[Array, "b l p"]:
+  def patches(self, inputs: Num[Array, "b pixels"]) -> Float[Array, "b l p"]:
     """Rows of pixel values cut into patches, row by row, with mean pixel about 0."""
     image, side = self.image, self.model.patch
     grid = (image.height // side, side, image.width // side, side, image.channels)
-    pixels = inputs.astype(self.dtype).reshape(inputs.shape[0], *grid) / image.top - 0.5
-    return pixels.transpose(0, 1, 3, 2, 4, 5).reshape(inputs.shape[0], grid[0] * grid[2], -1)
+    cut = pixels(inputs, image, self.dtype).reshape(inputs.shape[0], *grid)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(inputs.shape[0], grid[0] * grid[2], -1)
 
-  def embed(self, inputs: Int[Array, "b pixels"]) -> Hidden:
-    """Embedded patches with their positions, expanded into the streams."""
+  def embed(self, inputs: Num[Array, "b pixels"]) -> Hidden:
+    """Embedded patches with their positions, behind the class token if there is one, expanded into the streams."""
     x = jnp.einsum("blp,pd->bld", self.patches(inputs), self.patch_embedding[...].astype(self.dtype))
+    if self.reads_token:
+      token = jnp.broadcast_to(self.class_token[...].astype(self.dtype)[None, None], (x.shape[0], 1, x.shape[2]))
+      x = jnp.concatenate([math.sqrt(self.model.width) * token, x], axis=1)
     if self.model.positions == "learned":
       x = x + math.sqrt(self.model.width) * self.position_embedding[...].astype(self.dtype)[None]
     return self.expanded(x)
 
   def head(self, h: Hidden) -> Float[Array, "b classes"]:
-    """Logits from the mean over positions of the reduced, normed streams."""
-    pooled = jnp.mean(self.reduced(h), axis=1)
-    return jnp.einsum("bd,dc->bc", pooled, self.class_head[...].astype(self.dtype))
+    """Logits from the reduced, normed streams: of the class token, or their mean over the positions."""
+    y = self.reduced(h)
+    return jnp.einsum(
+      "bd,dc->bc", y[:, 0] if self.reads_token else jnp.mean(y, axis=1), self.class_head[...].astype(self.dtype)
+    )
 
-  def __call__(self, inputs: Int[Array, "b pixels"]) -> Float[Array, "b classes"]:
-    """Logits of the classes; inputs are the pixel values, channels last, flattened."""
-    return self.head(self.run(self.embed(inputs))[0])
+  def __call__(
+    self, inputs: Num[Array, "b pixels"], training: bool = False, key: Key[Array, ""] | None = None
+  ) -> Float[Array, "b classes"]:
+    """Logits of the classes; inputs are the pixel values, channels last, flattened.
+
+    In training, sub-layers are left out as model.vision.drop_path says, drawn from the key.
+    """
+    rate, layers, scales = self.model.vision.drop_path, self.model.layers, None
+    if training and key is not None and rate:
+      scales = kept_paths(key, rate, 2 * layers, len(inputs)).reshape(layers, 2, -1)
+    return self.head(self.run(self.embed(inputs), scales=scales)[0])

@@ -31,6 +31,7 @@ from jpmhc_jax.models.layers import (
   Attention,
   ConvSwiGLU,
   rms_norm,
+  stacked,
   SwiGLU,
   swiglu_width,
   TokenMLP,
@@ -111,9 +112,7 @@ class PerCall(nnx.Module):
   """Modules of one form with parameters of their own for each call of a cycle, stacked in front."""
 
   def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], calls: int, rngs: nnx.Rngs):
-    self.calls = jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), calls))
-    for variable in jax.tree.leaves(self.calls, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
-      variable.set_metadata(axes=("calls", *variable.get_metadata("axes")))
+    self.calls = stacked(lambda rngs, call: make(rngs), calls, rngs, name="calls")
 
   def at(self, call: int | Int[Array, ""]) -> Any:
     """The module of one call."""
@@ -148,7 +147,7 @@ class Block(nnx.Module):
         for index in (2 * layer, 2 * layer + 1)
       )
     else:
-      self.connect_tokens = self.connect_features = _plain_residual
+      self.connect_tokens = self.connect_features = plain_residual
     self.epsilon = model.norm_epsilon
     self.feature_axes = -1 if connection.segments == 1 else (-2, -1)
     self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
@@ -190,7 +189,8 @@ def _feed_forward(model: schema.Model, rngs: nnx.Rngs) -> SwiGLU:
   return SwiGLU(model.width, hidden, rngs=rngs)
 
 
-def _plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
+def plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
+  """h + F(h): what a connection is with one stream."""
   return h + sublayer(h)
 
 

@@ -129,7 +129,7 @@ def _attempt(
     with storing(str(run.workdir / "environment.json")):
       save_environment(described, run.workdir / "environment.json")
   share = share_of(meshes.batch_sharding(run.setup.mesh), config.batch_size)
-  stream = loading.load(run.dataset, start + clock["offset"], share.rows, config.data.prefetch)
+  stream = loading.load(run.dataset, start + clock["offset"], share.rows, config.data.prefetch, config.data.workers)
   with (
     contextlib.closing(observer),
     contextlib.closing(Writers(run.workdir, config, start)) as writers,

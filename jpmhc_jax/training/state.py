@@ -73,8 +73,8 @@ class TrainState:
   """A pytree whose leaves may also be shapes or shardings.
 
   step: finished steps, () int32; params, ema: float32 masters and their average (None when off); optimizer: optax
-  state; buffers: untrained arrays of the model; table: puzzle embeddings (puzzles, w) float32 or None; carry: what the
-  task keeps from step to step.
+  state; buffers: the model's variables that no gradient moves; table: puzzle embeddings (puzzles, w) float32 or None;
+  carry: what the task keeps from step to step.
   """
 
   step: Any
@@ -109,6 +109,10 @@ class Setup:
   def model(self, params: Any, buffers: Any) -> Any:
     """The model with these parameters and buffers."""
     return nnx.merge(self.graph, nnx.State(params), nnx.State(buffers))
+
+  def buffers_of(self, model: Any) -> Any:
+    """The buffers that a model of this setup holds now."""
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])  # type: ignore[misc]
 
   def rows(self, table: Array | None, batch: Any) -> Array | None:
     """The table's rows of a batch (b, w); None without a table."""

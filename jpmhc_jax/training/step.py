@@ -49,8 +49,9 @@ def make_train_step(setup: Setup) -> StepFunction:
   """One step of the model's objective and one optimiser step; the state's buffers are donated.
 
   Order: refresh the carry, gather their puzzle rows, differentiate with respect to parameters and
-  rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters. A step whose loss or
-  gradient is not finite (`finite` = 0) changes no parameter, average or moment, and starts the carry anew.
+  rows, move the parameters by the optimiser and the rows by sign-SGD, average the parameters. What the model's other
+  variables hold behind the objective, such as running averages of a norm, is kept. A step whose loss or gradient is not
+  finite (`finite` = 0) changes no parameter, variable, average or moment, and starts the carry anew.
   """
   config, whole = setup.config, meshes.replicated(setup.mesh)
   puzzle_rate = config_schedule(config.optimizer, config.steps, config.optimizer.puzzle.learning_rate)
@@ -58,7 +59,7 @@ def make_train_step(setup: Setup) -> StepFunction:
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     start = refresh_carry(setup, state, batch)
     rows = setup.rows(state.table, start.data)
-    (grads, row_grads), carry, scalars = accumulate(setup, state, start, rows)
+    (grads, row_grads), carry, scalars, buffers = accumulate(setup, state, start, rows)
     with jax.named_scope("optimizer"):
       updates, optimizer = setup.optimizer.update(grads, state.optimizer, state.params)
       updates = setup.task.adjust(state.params, updates, start, config)
@@ -72,13 +73,13 @@ def make_train_step(setup: Setup) -> StepFunction:
     rate = ema_decay(average.ema, state.step + 1) if average.ema_warmup else average.ema
     ema = None if state.ema is None else ema_update(state.ema, params, rate)
     scalars["gradient_norm"] = optax.tree.norm(grads)
-    buffers = with_progress(state.buffers, (state.step + 1) / config.steps)
     finite = jnp.isfinite(scalars["loss"] + optax.tree.norm((grads, row_grads)))
     scalars["finite"] = finite.astype(jnp.float32)
     # The carry is started anew rather than kept: the old one would have to outlive the step, at the cost of its size.
-    new = (params, ema, optimizer, table, carry)
-    old = (state.params, state.ema, state.optimizer, state.table, _restarted(setup, state, batch))
-    params, ema, optimizer, table, carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    new = (params, ema, optimizer, table, buffers, carry)
+    old = (state.params, state.ema, state.optimizer, state.table, state.buffers, _restarted(setup, state, batch))
+    params, ema, optimizer, table, buffers, carry = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    buffers = with_progress(buffers, (state.step + 1) / config.steps)
     metrics = Metrics.of(scalars, setup.layers(grads, state.params, updates))
     return TrainState(state.step + 1, params, ema, optimizer, buffers, table, carry), metrics
 
@@ -120,32 +121,37 @@ def refresh_carry(setup: Setup, state: TrainState, batch: Batch) -> Any:
 
 def accumulate(
   setup: Setup, state: TrainState, carry: Any, rows: Array | None
-) -> tuple[tuple[Any, Array | None], Any, Sums]:
-  """Gradients of the mean loss over the global batch, the carry after the step, and sums over rows, `loss` among them.
+) -> tuple[tuple[Any, Array | None], Any, Sums, Any]:
+  """Gradients of the mean loss over the global batch, the carry after the step, sums over rows, `loss` among them, and
+  the model's buffers as the objective left them.
 
-  Micro-batch k takes every accumulation-th row of the carry. Rows are dealt round robin, so that each device keeps its
-  own rows and nothing moves between devices.
+  Micro-batch k takes every accumulation-th row of the carry, and the buffers that the one before left. Rows are dealt
+  round robin, so that each device keeps its own rows and nothing moves between devices.
   """
   config, pieces = setup.config, setup.config.accumulation
 
-  def loss(params: Any, rows: Array | None, carry: Any, key: Array) -> tuple[Array, tuple[Any, Sums]]:
-    return setup.task.objective(setup.model(params, state.buffers), rows, carry, config, key)
+  def loss(
+    params: Any, rows: Array | None, carry: Any, buffers: Any, key: Array
+  ) -> tuple[Array, tuple[Any, Sums, Any]]:
+    model = setup.model(params, buffers)
+    value, (carry, metrics) = setup.task.objective(model, rows, carry, config, key)
+    return value, (carry, metrics, setup.buffers_of(model))
 
   differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
   key = rng.key_for(config.seed, "halting", state.step)
 
-  def one(total: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Sums]]:
-    carry, rows, index = piece
+  def one(sofar: Any, piece: tuple[Any, Array | None, Array]) -> tuple[Any, tuple[Any, Array | None, Sums]]:
+    (total, buffers), (carry, rows, index) = sofar, piece
     halting = jax.random.fold_in(key, index)
-    (value, (carry, metrics)), (grads, row_grads) = differentiate(state.params, rows, carry, halting)
-    return jax.tree.map(jnp.add, total, grads), (carry, row_grads, metrics | {"loss": value})
+    (value, (carry, metrics, buffers)), (grads, row_grads) = differentiate(state.params, rows, carry, buffers, halting)
+    return (jax.tree.map(jnp.add, total, grads), buffers), (carry, row_grads, metrics | {"loss": value})
 
-  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  start = (jax.tree.map(jnp.zeros_like, state.params), state.buffers)
   if pieces == 1:
-    total, (carry, row_grads, metrics) = one(zeros, (carry, rows, jnp.zeros((), jnp.int32)))
+    (total, buffers), (carry, row_grads, metrics) = one(start, (carry, rows, jnp.zeros((), jnp.int32)))
   else:
     dealt = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), (carry, rows))
-    total, (*after, metrics) = jax.lax.scan(one, zeros, (dealt[0], dealt[1], jnp.arange(pieces)))
+    (total, buffers), (*after, metrics) = jax.lax.scan(one, start, (dealt[0], dealt[1], jnp.arange(pieces)))
     carry, row_grads = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tuple(after))
     metrics = jax.tree.map(jnp.sum, metrics)
-  return jax.tree.map(lambda g: g / config.batch_size, (total, row_grads)), carry, metrics
+  return jax.tree.map(lambda g: g / config.batch_size, (total, row_grads)), carry, metrics, buffers

@@ -11,8 +11,8 @@ import pytest
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, DataError
-from jpmhc_jax.data import images
-from jpmhc_jax.data.images import ARRAYS
+from jpmhc_jax.data import image_archive
+from jpmhc_jax.data.image_archive import ARRAYS
 
 
 def _build(**options):
@@ -82,7 +82,7 @@ def test_an_epoch_visits_every_image_once_and_batches_hold_classes(file, arrays)
     ({"y_train": np.arange(8)}, "for each of the 9 images"),
     ({"y_train": np.array([])}, r"y_train is float64 of shape \(0,\)"),
     ({"y_train": np.array(["a"] * 9)}, "y_train is <U1"),
-    ({"y_train": np.full(9, -1)}, "y_train holds -1 to -1; expected classes from 0 to 254"),
+    ({"y_train": np.full(9, -1)}, "y_train holds -1 to -1; expected classes from 0 to 65535"),
     ({"y_test": np.full(3, 2**64 - 1, np.uint64)}, "y_test holds 18446744073709551615"),
     ({"x_train": np.zeros((9, 0, 6, 3), np.uint8)}, r"x_train is uint8 of shape \(9, 0, 6, 3\).*none of them 0"),
     ({"x_test": np.zeros((0, 4, 6, 3), np.uint8)}, r"x_test is uint8 of shape \(0, 4, 6, 3\)"),
@@ -161,7 +161,7 @@ def _with_bytes(at_local, at_central, value):
   ],
 )
 def test_what_would_not_fit_into_memory_or_cannot_be_unpacked_is_refused_before(file, damage, message, monkeypatch):
-  monkeypatch.setattr(images, "memory_limit", lambda: 2**20)
+  monkeypatch.setattr(image_archive, "memory_limit", lambda: 2**20)
   path = pathlib.Path(file())
   _build(file=str(path))
   damage(path)

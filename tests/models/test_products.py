@@ -5,12 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jpmhc_jax.models.products import attend, dense, silu_gated
+from jpmhc_jax.models.products import attend, convolve, dense, silu_gated
 
 
 def _plain_attention(q, k, v):
   scores = jnp.einsum("bhtk,bhsk->bhts", q, k) / jnp.sqrt(q.shape[-1])
   return jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores, axis=-1), v)
+
+
+def _plain_convolution(x, kernel, stride):
+  """Σ over the taps, tap by tap."""
+  side, (height, width) = kernel.shape[0], x.shape[1:3]
+  padded = jnp.pad(x, ((0, 0), *((side // 2,) * 2,) * 2, (0, 0)))
+  taps = [
+    jnp.einsum("bhwc,ck->bhwk", padded[:, i : i + height, j : j + width], kernel[i, j])
+    for i in range(side)
+    for j in range(side)
+  ]
+  return sum(taps)[:, ::stride, ::stride]
+
+
+def _convolutions(stride):
+  return lambda x, kernel: convolve(x, kernel, stride), lambda x, kernel: _plain_convolution(x, kernel, stride)
 
 
 CASES = {
@@ -20,6 +36,10 @@ CASES = {
     lambda x, w: dense(x, w, 2), lambda x, w: jnp.einsum("abij,ijk->abk", x, w), ((2, 3, 4, 2), (4, 2, 5))
   ),
   "attend": (attend, _plain_attention, ((2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 4))),
+  "convolve": (*_convolutions(1), ((2, 5, 4, 3), (3, 3, 3, 2))),
+  "convolve_by_two": (*_convolutions(2), ((2, 5, 4, 3), (3, 3, 3, 2))),
+  "convolve_wide_by_two": (*_convolutions(2), ((2, 6, 7, 3), (5, 5, 3, 2))),
+  "convolve_points": (*_convolutions(1), ((2, 3, 4, 3), (1, 1, 3, 2))),
   "silu_gated": (silu_gated, lambda g, u: jax.nn.silu(g) * u, ((3, 4), (3, 4))),
 }  # fmt: skip
 

@@ -57,9 +57,9 @@ def poisoned(monkeypatch):
     return found | {"puzzle_identifiers": np.full_like(found["puzzle_identifiers"], POISON * (step in batches))}
 
   def spoiled(setup, state, carry, rows):
-    (grads, row_grads), after, metrics = accumulate(setup, state, carry, rows)
+    (grads, row_grads), *rest = accumulate(setup, state, carry, rows)
     bad = jnp.where(jnp.any(carry.data["puzzle_identifiers"] == POISON), jnp.nan, 0.0)
-    return (jax.tree.map(lambda g: g + bad, grads), row_grads), after, metrics
+    return (jax.tree.map(lambda g: g + bad, grads), row_grads), *rest
 
   monkeypatch.setattr(TokenDataset, "batch", marked)
   monkeypatch.setattr(steps, "accumulate", spoiled)
