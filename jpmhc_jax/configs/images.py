@@ -10,7 +10,7 @@ epochs of ImageNet at the shapes and with the schedule of "Better plain ViT base
 All have four streams with Cayley mixers and GroupNorm or RMSNorm: --config.connection.mixer=sinkhorn is another family,
 --config.connection.streams=1 the plain network. Without the data, for --plan and for timing:
 --config.data.images.folder= --config.data.images.builtin=noise
-Expect of tiny: TINY_PROMISE
+Expect of tiny: 61 % of 1,000 held-out pictures of ten shapes right after 400 steps (one seed), in 160 s of CPU time.
 The others need accelerators and have not been run here; published: ResNet-20 91.3 %, ResNet-56 93.0 %, ResNet-18
 69.8 %, ResNet-50 76.1 %, S/16 76.5 % without streams and, but for S/16, with BatchNorm.
 """
@@ -19,7 +19,12 @@ from jpmhc_jax.config.load import default
 from jpmhc_jax.config.sources import check_variant, Recipe
 
 RECIPES = (
-  Recipe(("tiny",), "ResNet-14 with four streams on drawn 32×32 shapes", "TINY_COST", "TINY_MEASURED"),
+  Recipe(
+    ("tiny",),
+    "ResNet-14 with four streams on drawn 32×32 shapes",
+    "160 s of CPU time",
+    "61 % of 1,000 held-out shapes after 400 steps",
+  ),
   Recipe(("resnet20", "resnet56"), "CIFAR-10 or CIFAR-100 from your files", "one GPU", "not run here"),
   Recipe(("resnet18", "resnet50"), "ImageNet from your folder, 90 epochs", "accelerators", "not run here"),
   Recipe(("vit_s16", "vit_b16"), "ImageNet from your folder, 90 epochs, mixup 0.2", "accelerators", "not run here"),

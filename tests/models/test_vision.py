@@ -99,3 +99,37 @@ def test_it_learns_the_digits():
   chance = np.log(10) * 64
   assert metrics[0]["loss"] > 0.8 * chance and metrics[-1]["loss"] < 0.65 * chance
   assert metrics[-1]["accuracy"] > 0.4 * 64
+
+
+@pytest.mark.parametrize(
+  ("width", "heads", "timm", "apart"),
+  [
+    (384, 6, 22_050_664, 12 * (9 * 384 + 4 * 384) + 2 * 384 + 384 + 1000),
+    (768, 12, 86_567_656, 12 * (9 * 768 + 4 * 768) + 2 * 768 + 768 + 1000),
+  ],
+)
+def test_the_published_shapes_lack_the_biases_and_norms_of_timm_and_nothing_else(width, heads, timm, apart):
+  """apart: biases of q, k, v, out and of the MLP, two LayerNorms a block, the last one, biases of patches and head."""
+  vision = schema.Vision(pooling="token")
+  model = dataclasses.replace(MODEL, width=width, heads=heads, layers=12, patch=16, mlp_multiple=256, vision=vision)
+  image = ImageFormat(height=224, width=224, channels=3, top=255, classes=1000)
+  plain = schema.Connection(streams=1)
+  built = jax.eval_shape(lambda: VisionTransformer(model, plain, image=image, rngs=nnx.Rngs(params=0)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(built, nnx.Param))) == timm - apart
+
+
+def test_a_class_token_reads_the_image_and_training_leaves_sub_layers_out():
+  vision = schema.Vision(pooling="token", drop_path=0.5)
+  model = drawn(lambda: _model(vision=vision))
+  pixels = np.random.default_rng(0).integers(0, 256, (4, 72))
+  pixels[1] = pixels[0]
+
+  @jax.jit
+  def logits(model, x, key):
+    return model(x), model(x, training=True, key=key), model(x, training=True)
+
+  still, moved, unkeyed = logits(model, jnp.asarray(pixels), jax.random.key(0))
+  np.testing.assert_array_equal(still, unkeyed)
+  np.testing.assert_allclose(still[0], still[1], rtol=1e-6)
+  assert float(jnp.max(jnp.abs(still[0] - still[2]))) > 1e-3
+  assert float(jnp.max(jnp.abs(moved[0] - moved[1]))) > 1e-3  # equal images lose other sub-layers
