@@ -47,6 +47,12 @@ class Precision:
 class Recursion:
   outer: int = field(3, "T: cycles a supervision step; only the last one is differentiated", ge=1)
   inner: int = field(4, "n: z_L updates in a cycle; of urm: loops in a cycle", ge=1)
+  no_gradient_dtype: str = field(
+    "same",
+    "dtype of activations in the cycles without a gradient: same = precision.compute, bfloat16 = half of their memory "
+    "traffic on accelerators",
+    ("same", "bfloat16"),
+  )
   max_steps: int = field(
     16, "supervision steps after which a sequence always halts (and the number used in evaluation)", ge=1
   )

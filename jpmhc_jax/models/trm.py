@@ -81,11 +81,30 @@ def supervision_step(
   cycle = (numbers < recursion.inner).astype(jnp.int32), numbers
   latents = jnp.stack([z_h, z_l])
   if recursion.outer > 1:
-    still = functools.partial(call, without_gradient(network, latents[0]), jax.lax.stop_gradient(x))
-    latents, _ = jax.lax.scan(still, latents, jax.tree.map(lambda each: jnp.tile(each, recursion.outer - 1), cycle))
+    turns = jax.tree.map(lambda each: jnp.tile(each, recursion.outer - 1), cycle)
+    latents = still(call, network, latents, latents[0], x, turns, recursion)
   learning = functools.partial(call, network, x)
   latents, _ = jax.lax.scan(learning, jax.lax.stop_gradient(latents), cycle)
   return latents[0], latents[1]
+
+
+def still(
+  call: Callable[..., tuple[Any, None]],
+  network: Network,
+  latents: Any,
+  latent: Array,
+  x: Array,
+  turns: Any,
+  recursion: schema.Recursion,
+) -> Any:
+  """The latents after these turns of `call(network, x, latents, turn)`, without a gradient, in a dtype of their own.
+
+  latent: one as the network takes it.
+  """
+  dtype = latent.dtype if recursion.no_gradient_dtype == "same" else jnp.dtype(recursion.no_gradient_dtype)
+  cheap = without_gradient(network, latent.astype(dtype))
+  turn = functools.partial(call, cheap, jax.lax.stop_gradient(x).astype(dtype))
+  return jax.lax.scan(turn, latents.astype(dtype), turns)[0].astype(latent.dtype)
 
 
 def without_gradient(network: Network, latent: Array) -> Network:

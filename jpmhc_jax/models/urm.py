@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.models.trm import Latent, Network, TRM, Visitor, without_gradient
+from jpmhc_jax.models.trm import Latent, Network, still, TRM, Visitor
 
 
 class URM(TRM):
@@ -40,8 +40,7 @@ class URM(TRM):
 
     numbers = jnp.arange(recursion.inner, dtype=jnp.int32)
     if recursion.outer > 1:
-      still = functools.partial(loop, without_gradient(network, z_h), jax.lax.stop_gradient(x))
-      z_h, _ = jax.lax.scan(still, z_h, jnp.tile(numbers, recursion.outer - 1))
+      z_h = still(loop, network, z_h, z_h, x, jnp.tile(numbers, recursion.outer - 1), recursion)
     z_h, _ = jax.lax.scan(functools.partial(loop, network, x), jax.lax.stop_gradient(z_h), numbers)
     return z_h, None
 

@@ -12,7 +12,7 @@ import pytest
 from jpmhc_jax.config import schema
 from jpmhc_jax.models.layers import rope_tables, rotate
 from jpmhc_jax.models.losses import binary_cross_entropy
-from jpmhc_jax.models.trm import Block, TRM
+from jpmhc_jax.models.trm import Block, supervision_step, TRM
 
 BATCH, LENGTH, WIDTH, N = 2, 7, 16, 4
 
@@ -123,3 +123,25 @@ def test_the_carry_gets_no_gradient():
   gradients = jax.jit(jax.grad(loss))(model.initial_latents(BATCH, 7))
   for gradient in gradients:
     np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_cycles_without_a_gradient_may_run_in_bfloat16(streams):
+  """What they hand over is rounded, and the last cycle computes and learns in float32 as ever."""
+
+  def outputs(dtype):
+    recursion = schema.Recursion(outer=3, inner=2, no_gradient_dtype=dtype)
+    model = TRM(
+      _model(recursion=recursion), schema.Connection(streams=streams), vocab_size=5, sequence_length=6,
+      rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    z_h, z_l = model.initial_latents(BATCH, 7)
+    x = jax.random.normal(jax.random.key(1), z_h.shape)
+    step = jax.jit(lambda x: supervision_step(model.network, z_h, z_l, x, recursion))
+    return step(x), step.lower(x).as_text()
+
+  (same, program), (rounded, low) = outputs("same"), outputs("bfloat16")
+  assert "bf16" not in program and "bf16" in low
+  for exact, each in zip(same, rounded, strict=True):
+    assert each.dtype == jnp.float32
+    assert 0 < np.sqrt(np.mean((exact - each) ** 2)) < 0.03  # of entries of size one
