@@ -187,7 +187,13 @@ class Block(nnx.Module):
   """h ← σ(H h + b ⊗ F(aᵀ h)) at one width and resolution; one stream: h ← σ(h + F(h))."""
 
   def __init__(
-    self, model: schema.Model, connection: schema.Connection, width: int, outputs: int, index: Array, rngs: nnx.Rngs
+    self,
+    model: schema.Model,
+    connection: schema.Connection,
+    width: int,
+    outputs: int,
+    index: int | Int[Array, ""],
+    rngs: nnx.Rngs,
   ):
     self.convolutions = Convolutions(model, outputs, width, outputs, 1, rngs)
     self.connect: Callable[..., Array]

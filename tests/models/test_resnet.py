@@ -1,6 +1,8 @@
 """Residual networks: published sizes; one stream is the plain network, equal streams its copies; running averages."""
 
 import dataclasses
+import math
+import re
 
 import chex
 from drawn import drawn
@@ -15,7 +17,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.core.examples import ImageFormat
-from jpmhc_jax.models.resnet import ResNet
+from jpmhc_jax.models.resnet import Block, ResNet
 from jpmhc_jax.training.step import make_train_step
 
 IMAGE = ImageFormat(height=9, width=8, channels=3, top=255, classes=5)
@@ -131,6 +133,22 @@ def test_a_probe_follows_one_path_through_the_resolutions():
   }  # fmt: skip
 
 
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_no_array_as_large_as_the_streams_is_copied(order):
+  """Forwards and backwards: convolutions read positions × features, which is how a read leaves them."""
+  model = schema.Model(width=8, vision=schema.Vision(order=order))
+  block = Block(model, schema.Connection(mixer="cayley", streams=4), 8, 8, 0, nnx.Rngs(params=0))
+  graph, params, rest = nnx.split(block, nnx.Param, ...)
+  streams = jnp.zeros((4, 8, 8, 4, 8))
+
+  def backward(params, streams, cotangent):
+    return jax.vjp(lambda p, h: nnx.merge(graph, p, rest)(h, True), params, streams)[1](cotangent)
+
+  program = jax.jit(backward).lower(params, streams, streams).compile().as_text()
+  moved = re.findall(r"= f32\[([\d,]+)\]\S* (?:copy|transpose)\(", program)
+  assert moved and all(math.prod(map(int, shape.split(","))) < streams.size for shape in moved)
+
+
 @pytest.mark.parametrize(
   ("message", "changes"),
   [
@@ -153,7 +171,7 @@ def _config(**changes):
     data=schema.Data(kind="images", prefetch=0),
     model=schema.Model(
       kind="resnet", width=4, loss="softmax", puzzle=schema.Puzzle(width=0), recursion=schema.Recursion(max_steps=1),
-      vision=schema.Vision(**{"depth": 14} | vision),
+      vision=schema.Vision(**{"depth": 8} | vision),
     ),
     connection=schema.Connection(mixer="cayley", streams=2),
     **changes,
