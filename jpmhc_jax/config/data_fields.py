@@ -39,6 +39,9 @@ class ArcData:
   subsets: str = field("all", "subsets whose demonstrations are trained on", ("all", "training", "evaluation"))
   validation_tasks: int = field(0, "hold out the test pairs of this many training tasks for model selection", ge=0)
   augmentations: int = field(1000, "augmented copies of each task: dihedral x colour permutation", ge=0)
+  recolour: bool = field(
+    True, "whether the copies permute colours 1-9 as well; else there are 7 at most, the other symmetries of the grid"
+  )
   evaluation_augmentations: int = field(
     1000, "augmented copies of each test pair that vote; at most `augmentations`", ge=0
   )

@@ -91,6 +91,7 @@ DATASETS = Door("data", {
 TASKS = Door("model", {
   "trm": "jpmhc_jax.training.tasks.trm", "decoder": "jpmhc_jax.training.tasks.language",
   "vit": "jpmhc_jax.training.tasks.vision", "urm": "jpmhc_jax.training.tasks.urm",
+  "trm_symbols": "jpmhc_jax.training.tasks.symbols",
   "transport": "jpmhc_jax.training.tasks.transport", "resnet": "jpmhc_jax.training.tasks.vision",
 })  # fmt: skip
 _OPTIMIZERS = ("adam_atan2", "adam_atan2_lucidrains", "adamw", "lion", "muon", "sgd")

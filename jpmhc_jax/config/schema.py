@@ -76,9 +76,10 @@ class Puzzle:
 class Model:
   kind: str = field(
     "trm",
-    "the task: trm = Tiny Recursive Model, urm = Universal Reasoning Model, decoder = causal language model over "
-    "data.kind=text, vit = vision transformer and resnet = residual network over data.kind=images, transport = map "
-    "between latent spaces over data.kind=pairs, or one that a plugin registers",
+    "the task: trm = Tiny Recursive Model, trm_symbols = TRM whose answer permutes with colours or digits (2603.02193), "
+    "urm = Universal Reasoning Model, decoder = causal language model over data.kind=text, vit = vision transformer and "
+    "resnet = residual network over data.kind=images, transport = map between latent spaces over data.kind=pairs, or "
+    "one that a plugin registers",
   )
   width: int = field(512, "d: features of one stream; resnet: in the first stage", ge=1)
   heads: int = field(8, "attention heads", ge=1)

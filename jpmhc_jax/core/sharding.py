@@ -78,5 +78,5 @@ def split_over(name: str, size: int) -> tuple[str, ...]:
 
 
 def constrain_hidden(h: Float[Array, "b l ..."]) -> Float[Array, "b l ..."]:
-  """A residual state: (batch, positions, features) or (batch, positions, streams, features)."""
-  return constrain(h, "batch", "positions", *(("streams",) if h.ndim == 4 else ()), "features")
+  """A residual state: (batch, positions, features), with streams, or symbols and streams, in front of the features."""
+  return constrain(h, "batch", "positions", *(None,) * (h.ndim - 3), "features")

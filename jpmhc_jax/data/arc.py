@@ -120,7 +120,7 @@ def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: Leg
       joined = task.joined(with_tests=not tested and not validation) if trained else ()
       train = tuple(pair for pair in joined if pair[1].size)
       scored = validation or (tested and config.validation_tasks == 0)
-      copies = draw_copies(task.joined(True), config.augmentations, rng)
+      copies = draw_copies(task.joined(True), config.augmentations, rng, config.recolour)
       groups.append(Group(task, copies, train, task.tests if scored else ()))
   if remaining:
     raise ConfigError(
@@ -130,16 +130,12 @@ def draw_groups(subsets: Mapping[str, Sequence[Task]], config: ArcData, rng: Leg
   return groups
 
 
-def draw_copies(pairs: Sequence[Pair], count: int, rng: LegacyRandom) -> list[Copy]:
+def draw_copies(pairs: Sequence[Pair], count: int, rng: LegacyRandom, recolour: bool = True) -> list[Copy]:
   """The task itself, then up to `count` copies that differ from it and from each other as sets of pairs."""
   copies = [(0, _IDENTITY)]
   records = [[_record(pair, k) for pair in pairs] for k in range(DIHEDRAL_ORDER)] if count else []
   seen = {b"".join(sorted(records[0]))} if count else set()
-  for _ in range(_TRIES * count):
-    turn = rng.at_most(DIHEDRAL_ORDER - 1)
-    colours = bytearray(_IDENTITY[1:])
-    rng.shuffle(colours)
-    permutation = _IDENTITY[:1] + bytes(colours)
+  for turn, permutation in _drawn(_TRIES * count, rng) if recolour else _turned(rng) if count else ():
     table = permutation + _UNCHANGED
     content = b"".join(sorted([record.translate(table) for record in records[turn]]))
     if content not in seen:
@@ -148,6 +144,20 @@ def draw_copies(pairs: Sequence[Pair], count: int, rng: LegacyRandom) -> list[Co
       if len(copies) > count:
         break
   return copies
+
+
+def _drawn(tries: int, rng: LegacyRandom) -> Iterator[Copy]:
+  for _ in range(tries):
+    turn = rng.at_most(DIHEDRAL_ORDER - 1)
+    colours = bytearray(_IDENTITY[1:])
+    rng.shuffle(colours)
+    yield turn, _IDENTITY[:1] + bytes(colours)
+
+
+def _turned(rng: LegacyRandom) -> Iterator[Copy]:
+  turns = bytearray(range(1, DIHEDRAL_ORDER))
+  rng.shuffle(turns)
+  yield from ((turn, _IDENTITY) for turn in turns)
 
 
 def _record(pair: Pair, k: int) -> bytes:

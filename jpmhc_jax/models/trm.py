@@ -162,7 +162,7 @@ class Block(nnx.Module):
     if connection.streams > 1:
       rule = hyper_connection_fn(connection, model.width, layer_index=0)
       self.connect_tokens, self.connect_features = (
-        one(functools.partial(_connection, rule, index), connection.sharing == "all")
+        one(functools.partial(connection_of, rule, index), connection.sharing == "all")
         for index in (2 * layer, 2 * layer + 1)
       )
     else:
@@ -178,7 +178,7 @@ class Block(nnx.Module):
       h = constrain_hidden(rms_norm(part.connect(h, part.sublayer), self.epsilon, axis=part.axes))
     return h
 
-  def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, Part]:
+  def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
     """The two halves in order, as a call of the cycle has them."""
 
     def of(module: Any) -> Any:
@@ -190,7 +190,8 @@ class Block(nnx.Module):
     )
 
 
-def _connection(rule: HyperConnectionFn, index: int | Int[Array, ""], rngs: nnx.Rngs) -> HyperConnection:
+def connection_of(rule: HyperConnectionFn, index: int | Int[Array, ""], rngs: nnx.Rngs) -> HyperConnection:
+  """The connection of a sub-layer, the `index`-th of its network."""
   return HyperConnection(rule, layer_index=index, rngs=rngs)
 
 
@@ -222,6 +223,7 @@ class TRM(nnx.Module):
   """The model without its puzzle table: rows of the table come in as an argument, so that nothing is dense in it."""
 
   latents: ClassVar[tuple[str, ...]] = ("h", "l")  # of the answer, and of the reasoning
+  block: ClassVar[type[Block]] = Block
 
   def __init__(
     self,
@@ -235,14 +237,15 @@ class TRM(nnx.Module):
   ):
     width, length, calls = model.width, sequence_length + model.puzzle.slots, self.calls_of(model.recursion)
     self.model, self.connection, self.dtype = model, connection, jnp.dtype(dtype)
-    self.embedding = weight(rngs, (vocab_size, width), width, ("vocab", "embed"))
-    self.lm_head = weight(rngs, (width, vocab_size), width, ("embed", "vocab"))
+    rows, columns = self.vectors_of(vocab_size)
+    self.embedding = weight(rngs, (rows, width), width, ("vocab", "embed"))
+    self.lm_head = weight(rngs, (width, columns), width, ("embed", "vocab"))
     self.q_kernel = nnx.Param(jnp.zeros((width, 2), jnp.float32), axes=("embed", None), role="trunk")
     self.q_bias = nnx.Param(jnp.full((2,), _HALT_BIAS, jnp.float32), axes=(None,), role="trunk")
     if model.positions == "learned":
       self.position_embedding = weight(rngs, (length, width), width, ("positions", "embed"))
     for layer in range(model.layers):
-      setattr(self, f"block{layer}", Block(model, connection, length, layer, rngs, calls=calls))
+      setattr(self, f"block{layer}", self.block(model, connection, length, layer, rngs, calls=calls))
     if model.recursion.call_embedding:
       self.call_embedding = nnx.Param(jnp.zeros((calls, width), jnp.float32), axes=("calls", "embed"), role="trunk")
     if connection.streams > 1:
@@ -254,6 +257,11 @@ class TRM(nnx.Module):
   def calls_of(recursion: schema.Recursion) -> int:
     """Network calls of a cycle. Only those of the last cycle learn, so that what differs from call to call repeats."""
     return recursion.inner + 1
+
+  @staticmethod
+  def vectors_of(vocab_size: int) -> tuple[int, int]:
+    """Rows of the embedding and columns of the head."""
+    return vocab_size, vocab_size
 
   @property
   def carried_streams(self) -> int:
@@ -275,25 +283,27 @@ class TRM(nnx.Module):
 
   def embed(self, inputs: Int[Array, "b s"], puzzle_rows: Float[Array, "b w"] | None) -> Float[Array, "b l d"]:
     """√d · (puzzle slots, token embeddings): slot 0.. hold the zero-padded puzzle vector."""
-    width, slots = self.model.width, self.model.puzzle.slots
     tokens = constrain(self.embedding[...].astype(self.dtype), "vocab", "features")[inputs]
-    if puzzle_rows is None:
-      front = jnp.zeros((inputs.shape[0], slots, width), self.dtype)
-    else:
-      padding = slots * width - puzzle_rows.shape[-1]
-      front = jnp.pad(puzzle_rows.astype(self.dtype), ((0, 0), (0, padding))).reshape(-1, slots, width)
-    x = jnp.concatenate([front, tokens], axis=1)
+    x = jnp.concatenate([self.front(inputs.shape[0], puzzle_rows), tokens], axis=1)
     if self.model.positions == "learned":
       x = (x + self.position_embedding[...].astype(self.dtype)[None]) * math.sqrt(0.5)
-    return constrain(math.sqrt(width) * x, "batch", "positions", "features")
+    return constrain(math.sqrt(self.model.width) * x, "batch", "positions", "features")
 
-  def injected(self, x: Float[Array, "b l d"]) -> Latent:
+  def front(self, batch: int, puzzle_rows: Float[Array, "b w"] | None) -> Float[Array, "b slots d"]:
+    """The puzzle slots: the zero-padded puzzle vector, or zeros."""
+    width, slots = self.model.width, self.model.puzzle.slots
+    if puzzle_rows is None:
+      return jnp.zeros((batch, slots, width), self.dtype)
+    padding = slots * width - puzzle_rows.shape[-1]
+    return jnp.pad(puzzle_rows.astype(self.dtype), ((0, 0), (0, padding))).reshape(-1, slots, width)
+
+  def injected(self, x: Float[Array, "b l *k d"]) -> Latent:
     """The embedding as the latents meet it: expanded where they are streams (one axis of size 1 for equal copies)."""
     if self.carried_streams == 1:
       return x
     c = self.connection
     copies = c.expand == "copy" and not c.stream_embedding and c.segments == 1
-    return x[:, :, None, :] if copies else self.ends.expand(x)
+    return x[..., None, :] if copies else self.ends.expand(x)
 
   @property
   def connections_of_its_own(self) -> int:
@@ -311,7 +321,8 @@ class TRM(nnx.Module):
     """h, and the vector of this call where calls have one."""
     if not self.model.recursion.call_embedding:
       return h
-    return h + self.injected(self.call_embedding[...].astype(self.dtype)[call][None, None])
+    vector = self.injected(self.call_embedding[...].astype(self.dtype)[call][None, None])
+    return h + vector.reshape((1,) * (h.ndim - vector.ndim) + vector.shape)
 
   def network(
     self, h: Latent, injection: Latent, call: int | Int[Array, ""] = 0, visit: Visitor | None = None
@@ -349,11 +360,14 @@ class TRM(nnx.Module):
     network = jax.checkpoint(self.network) if self.model.rematerialise == "call" else self.network
     z_h, z_l = self.reason(network, z_h, z_l, x)
     answer = self.ends.reduce(z_h) if self.carried_streams > 1 else z_h
-    logits = jnp.einsum("bld,dv->blv", answer[:, self.model.puzzle.slots :], self.lm_head[...].astype(self.dtype))
-    q = jnp.einsum("bd,dk->bk", answer[:, 0], self.q_kernel[...].astype(self.dtype))
-    q = q + self.q_bias[...].astype(self.dtype)[None]
-    return Output(
-      *jax.lax.stop_gradient((z_h, z_l)),
-      logits,
-      q.astype(jnp.promote_types(self.dtype, jnp.float32)),
-    )
+    return Output(*jax.lax.stop_gradient((z_h, z_l)), *self.read(answer))
+
+  def read(self, answer: Float[Array, "b l d"]) -> tuple[Float[Array, "b s vocab"], Float[Array, "b 2"]]:
+    """(logits of the grid, halting logits) of the reduced answer."""
+    cells = answer[:, self.model.puzzle.slots :]
+    return jnp.einsum("bld,dv->blv", cells, self.lm_head[...].astype(self.dtype)), self.halting(answer[:, 0])
+
+  def halting(self, first: Float[Array, "b d"]) -> Float[Array, "b 2"]:
+    """q of the first position, in float32 or wider."""
+    q = jnp.einsum("bd,dk->bk", first, self.q_kernel[...].astype(self.dtype))
+    return (q + self.q_bias[...].astype(self.dtype)[None]).astype(jnp.promote_types(self.dtype, jnp.float32))

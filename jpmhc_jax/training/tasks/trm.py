@@ -80,7 +80,7 @@ TABLE_ROWS_MULTIPLE = 256
 class DeepSupervision(Task):
   """See `Task`. Evaluation metrics are means over examples."""
 
-  data_kinds = ("arc", "sudoku", "maze")
+  data_kinds: tuple[str, ...] = ("arc", "sudoku", "maze")
   per_example = (
     "loss", "lm_loss", "q_halt_loss", "accuracy", "exact_accuracy", "q_halt_accuracy",
   )  # fmt: skip
