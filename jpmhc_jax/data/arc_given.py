@@ -30,7 +30,7 @@ def given_dataset(
   groups = [
     Group(
       task,
-      copies.get(task.name) or draw_copies(task.joined(True), arc.augmentations, rng),
+      copies.get(task.name) or draw_copies(task.joined(True), arc.augmentations, rng, arc.recolour),
       task.demonstrations,
       task.tests,
     )
