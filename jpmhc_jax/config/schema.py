@@ -76,8 +76,8 @@ class Puzzle:
 class Model:
   kind: str = field(
     "trm",
-    "the task: trm = Tiny Recursive Model, trm_symbols = TRM whose answer permutes with colours or digits (2603.02193), "
-    "urm = Universal Reasoning Model, decoder = causal language model over data.kind=text, vit = vision transformer and "
+    "the task: trm = Tiny Recursive Model, trm_symbols = TRM whose answer permutes with colours or digits, urm = "
+    "Universal Reasoning Model, decoder = causal language model over data.kind=text, vit = vision transformer and "
     "resnet = residual network over data.kind=images, transport = map between latent spaces over data.kind=pairs, or "
     "one that a plugin registers",
   )
