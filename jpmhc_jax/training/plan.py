@@ -118,7 +118,7 @@ def make_plan(
   need = measure(setup, dataset)
   changes = tuple(_changes(config, dataset, devices, say)) if memory is not None and not need.fits(memory) else ()
   model, dtype = config.model, jnp.dtype(config.precision.compute)
-  attention = method(model, dtype, device.platform) if model.token_mixer == "attention" else ""
+  attention = method(model, dtype, device.platform) if setup.task.attends and model.token_mixer == "attention" else ""
   return Plan(dict(setup.mesh.shape), device.device_kind, setup.parameter_count, need, memory, attention, changes)
 
 

@@ -35,7 +35,8 @@ class Task(abc.ABC):
   that evaluation sums up. kept: names of those of which evaluation/step_N.json holds all values; of a classifier truth,
   answer and confidence, which the report draws. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the
   report. table_ids: the array of a batch that numbers the rows of the table; '' without one.
-  linearised: `jpmhc spectrum` knows its network. has_trajectories: `evaluation.trajectories` may be more than one.
+  linearised: `jpmhc spectrum` knows its network. attends: its layers have the config's `model.token_mixer`.
+  has_trajectories: `evaluation.trajectories` may be more than one.
   collected: names of the arrays (b, …) of `predict` that `judge` takes of all held-out examples together, judged: its
   metrics. alarms: of the scalars of `look` that are 1 when something is wrong, by the last part of the name, what to
   do. connected: whether parameters of other roles than "trunk" are those of hyper-connections.
@@ -53,6 +54,7 @@ class Task(abc.ABC):
   higher_is_better: bool = False
   table_ids: str = ""
   linearised: bool = False
+  attends: bool = False
   has_trajectories: bool = False
   collected: tuple[str, ...] = ()
   judged: tuple[str, ...] = ()
@@ -235,7 +237,7 @@ def check_attention(model: schema.Model) -> None:
 class TransformerPass(SinglePass):
   """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
 
-  linearised = True
+  linearised = attends = True
 
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for heads that share the features unevenly, and for model.rematerialise='call'."""

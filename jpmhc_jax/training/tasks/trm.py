@@ -87,7 +87,7 @@ class DeepSupervision(Task):
   main_metric = "exact_accuracy"
   higher_is_better = True
   table_ids = "puzzle_identifiers"
-  linearised = True
+  linearised = attends = True
   has_trajectories = True
   objective = staticmethod(objective)
   summarise = staticmethod(summarise)
