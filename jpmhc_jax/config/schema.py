@@ -132,6 +132,13 @@ class Connection:
     "m: parts the sub-layer's vector is cut into; a stream is d/m wide. 1 = hyper-connections (n copies of d), "
     "m = streams = fractional (d is split, not expanded), between = virtual width (m of n segments)",
   )
+  sublayer: str = field(
+    "whole",
+    "of m segments: whole = a sub-layer's vector is all of them side by side, stream = it is one vector as wide as a "
+    "stream, d/m, read from all and written to all (JPmHC's code ports: segments = streams, read_write=softmax); "
+    "model.heads are then those of that width",
+    ("whole", "stream"),
+  )
   read_write: str = field(
     "sigmoid",
     "softmax = n x n stochastic matrices (JPmHC), sigmoid = vectors sigma and 2 sigma (mHC), "

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import HyperConnectionFn, Routing, StreamExpansionFn
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, require
 from jpmhc_jax.core.fields import check_whole
 
 # Fields of the library's objects that a config calls otherwise.
@@ -28,13 +28,14 @@ def hyper_connection_fn(
   Raises ConfigError as `HyperConnectionFn` and `mixers.parse` do, with the names that the fields have in a config.
   """
   mixer = mixers.parse(config.mixer, config.options)
+  segments = config.segments if config.sublayer == "whole" else 1
   with _named_as_in_a_config():
     return HyperConnectionFn(
       mixer,
       streams=config.streams,
-      width=check_whole("width", width),
+      width=sublayer_width(config, check_whole("width", width)),
       layer_index=None if layer_index is None else check_whole("layer_index", layer_index),
-      routing=Routing(config.read_write, config.temperature, config.segments, config.read_epsilon),
+      routing=Routing(config.read_write, config.temperature, segments, config.read_epsilon),
       generator=config.generator,
       gate_init=config.gate_init,
       activation=config.activation,
@@ -49,6 +50,11 @@ def hyper_connection_fn(
       transpose=config.transpose,
       implementation=config.implementation,
     )
+
+
+def sublayer_width(config: schema.Connection, width: int) -> int:
+  """Features of a sub-layer's vector in a network of this width."""
+  return width if config.sublayer == "whole" else width // config.segments
 
 
 def stream_expansion_fn(config: schema.Connection, width: SupportsIndex) -> StreamExpansionFn:
@@ -70,8 +76,10 @@ def check(config: schema.Config) -> None:
   connection = config.connection
   if connection.streams == 1:
     connection = dataclasses.replace(connection, mixer="identity", options="", parameterisation="logits")
-  hyper_connection_fn(connection, config.model.width, layer_index=0)
+  split = connection.sublayer == "whole" or connection.segments > 1
+  require(split, "connection.segments", connection.segments, "2 or more with connection.sublayer=stream")
   stream_expansion_fn(connection, config.model.width)
+  hyper_connection_fn(connection, config.model.width, layer_index=0)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.models.connections import hyper_connection_fn
+from jpmhc_jax.models.connections import hyper_connection_fn, sublayer_width
 from jpmhc_jax.models.layers import Attention
 from jpmhc_jax.models.trm import Block, Connect, connection_of, Latent, Part, plain_residual, TRM
 
@@ -44,7 +44,8 @@ class SymbolBlock(Block):
     calls: int = 1,
   ):
     super().__init__(model, connection, length, layer, rngs, calls=calls)
-    self.symbols = Attention(model.width, model.heads, rope_theta=None, rngs=rngs, implementation=model.attention)
+    width = sublayer_width(connection, model.width)
+    self.symbols = Attention(width, model.heads, rope_theta=None, rngs=rngs, implementation=model.attention)
     self.connect_symbols: Connect
     if connection.streams > 1:
       rule = hyper_connection_fn(connection, model.width, layer_index=0)

@@ -14,6 +14,7 @@ published TRM. Source: 2510.04871 and its code.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, StreamExpansion
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
-from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
+from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn, sublayer_width
 from jpmhc_jax.models.layers import (
   Attention,
   ConvSwiGLU,
@@ -154,13 +155,14 @@ class Block(nnx.Module):
     def one(make: Callable[[nnx.Rngs], Any], shared: bool) -> Any:
       return make(rngs) if shared else PerCall(make, calls, rngs)
 
-    sublayers = connection.sharing != "none"
+    sublayers, hidden = connection.sharing != "none", model.width
+    model = dataclasses.replace(model, width=sublayer_width(connection, hidden))
     self.tokens = one(lambda rngs: _token_mixer(model, length, causal, rngs), sublayers)
     self.features = one(functools.partial(_feed_forward, model), sublayers)
     self.connect_tokens: Connect | PerCall
     self.connect_features: Connect | PerCall
     if connection.streams > 1:
-      rule = hyper_connection_fn(connection, model.width, layer_index=0)
+      rule = hyper_connection_fn(connection, hidden, layer_index=0)
       self.connect_tokens, self.connect_features = (
         one(functools.partial(connection_of, rule, index), connection.sharing == "all")
         for index in (2 * layer, 2 * layer + 1)

@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.data.arc import draw_copies, LegacyRandom
+from jpmhc_jax.evaluation.spectra.measure import network_of
 from jpmhc_jax.models.symbols import SPECIAL, SymbolTRM
 from jpmhc_jax.training.tasks import task_of
 
@@ -87,6 +88,15 @@ def test_what_does_not_fit_is_refused(changes, message):
   with pytest.raises(ConfigError) as error:
     task_of(tiny.config(**{"model": MODEL, **changes}))
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "changes", [{"model": MODEL}, {"connection": schema.Connection(segments=4, sublayer="stream")}]
+)
+def test_spectra_of_such_networks_are_refused_in_words(changes):
+  config = tiny.config(**changes)
+  with pytest.raises(UserError, match=r"spectra are measured of .* take "):
+    network_of(task_of(config), tiny.setup(config))
 
 
 def test_copies_without_colours_are_the_seven_other_symmetries():

@@ -40,6 +40,7 @@ from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import Layers
 from jpmhc_jax.training.state import prepare, Setup, TrainState
 from jpmhc_jax.training.tasks.base import Task, TransformerPass
+from jpmhc_jax.training.tasks.symbols import SymbolEquivariant
 from jpmhc_jax.training.tasks.trm import DeepSupervision
 from jpmhc_jax.training.tasks.urm import UniversalReasoning
 
@@ -66,7 +67,17 @@ def network_of(task: Task, setup: Setup) -> Network:
 
 @network_of.register
 def _(task: DeepSupervision, setup: Setup) -> Network:
+  if setup.config.connection.sublayer != "whole":
+    raise UserError("connection.sublayer='stream': spectra are measured of sub-layers of the whole width; take 'whole'")
   return trm.Network.of(setup.graph, setup.config.model)
+
+
+@network_of.register
+def _(task: SymbolEquivariant, setup: Setup) -> Network:
+  raise UserError(
+    "model.kind='trm_symbols': spectra are measured of TRM's two latents and of transformers; a latent with an axis of "
+    "symbols has no network to linearise here yet; take model.kind=trm"
+  )
 
 
 @network_of.register

@@ -245,6 +245,8 @@ class TransformerPass(SinglePass):
     check_attention(model)
     sharing = config.connection.sharing
     require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
+    sublayer = config.connection.sublayer
+    require(sublayer == "whole", "connection.sublayer", sublayer, "whole: stream is for model.kind=trm and urm")
     require(model.convolution == 0, "model.convolution", model.convolution, "0: it is for model.kind=trm and urm")
     require(
       model.rematerialise != "call",

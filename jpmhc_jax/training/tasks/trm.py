@@ -1,5 +1,6 @@
 """The Tiny Recursive Model as the trainer sees it: deep supervision, a halting head and a puzzle table."""
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -12,6 +13,7 @@ from jpmhc_jax.core import rng
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import IGNORED
 from jpmhc_jax.data import TokenDataset
+from jpmhc_jax.models.connections import sublayer_width
 from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry, refresh
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
 from jpmhc_jax.models.trajectories import choose, disturbed, example_keys
@@ -104,7 +106,7 @@ class DeepSupervision(Task):
 
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for heads that share the features unevenly, and a puzzle vector wider than its slots."""
-    check_attention(config.model)
+    check_attention(dataclasses.replace(config.model, width=sublayer_width(config.connection, config.model.width)))
     alone = config.connection.streams == 1 and config.connection.sharing == "per_call"
     require(not alone, "connection.streams", 1, "2 or more, since connection.sharing=per_call is about connections")
     voted = config.evaluation.choice == "vote" and config.data.kind == "arc"

@@ -115,6 +115,8 @@ class ResidualImageClass(ImagePass):
     Plan.of(config.model)
     sharing, recomputed = config.connection.sharing, config.model.rematerialise
     require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
+    sublayer = config.connection.sublayer
+    require(sublayer == "whole", "connection.sublayer", sublayer, "whole: stream is for model.kind=trm and urm")
     require(recomputed != "call", "model.rematerialise", recomputed, "none, products, coefficients or block")
 
   def build(self, config: schema.Config, dataset: ImageDataset, rngs: nnx.Rngs) -> ResNet:
