@@ -98,7 +98,7 @@ class Model:
   token_mixer: str = field("attention", "how positions exchange information", ("attention", "mlp"))
   positions: str = field("rope", "positional encoding", ("rope", "learned", "none"))
   rope_theta: float = field(10000.0, "base of the RoPE frequencies", gt=0)
-  norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm", ge=0)
+  norm_epsilon: float = field(1e-5, "epsilon of the parameter-free RMSNorm, and of the norms of resnet", ge=0)
   loss: str = field("stablemax", "cross-entropy of the answer tokens", ("stablemax", "softmax"))
   recursion: Recursion = group(Recursion, "recursion and deep supervision")
   puzzle: Puzzle = group(Puzzle, "puzzle embedding")

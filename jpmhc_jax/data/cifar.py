@@ -25,6 +25,7 @@ from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.reading import read_bytes, shown
 from jpmhc_jax.data.image_archive import ARRAYS
 
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 SHAPE = (3, 32, 32)  # of an image in the files: channels first
 _FILES = {
   10: (tuple(f"data_batch_{k}" for k in range(1, 6)), ("test_batch",)),

@@ -25,7 +25,7 @@ from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.reading import shown
 from jpmhc_jax.data.batches import BatchPlan, Split
 from jpmhc_jax.data.dataset import Batch, digest, Rows
-from jpmhc_jax.data.images import ImageDataset
+from jpmhc_jax.data.images import ImageDataset, notes_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 HELD_OUT = ("val", "validation", "test")  # what the folder of held-out pictures may be called
@@ -170,7 +170,7 @@ def build(config: Data, *, batch_size: int, seed: int) -> PictureDataset:
     evaluation=evaluation,
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
     content=digest("pictures", *names, seen),
-    notes={"image": dataclasses.asdict(image)},
+    notes=notes_of(image, classes),
     image=image,
     classes=tuple(classes),
     seed=seed,

@@ -33,6 +33,8 @@ from jpmhc_jax.data.image_archive import ARRAYS
 from jpmhc_jax.data.registry import register_dataset
 from jpmhc_jax.data.tokens import TokenDataset
 
+_LISTED = 100  # classes up to which their names stand among the facts of a run
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageDataset(TokenDataset):
@@ -116,7 +118,7 @@ def build_images(config: Data, *, batch_size: int, seed: int) -> ImageDataset:
     evaluation=_split(arrays["x_test"], arrays["y_test"], ((0, 0),), False),
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
     content=digest("images", *arrays.values(), str(options.shift), str(options.mirror)),
-    notes={"image": dataclasses.asdict(image)},
+    notes=notes_of(image, classes),
     image=image,
     classes=classes,
   )
@@ -127,11 +129,17 @@ def _arrays(options: ImageData) -> tuple[dict[str, np.ndarray], Sequence[str]]:
   if options.file:
     return image_archive.read(pathlib.Path(options.file)), ()
   if options.folder:
-    return cifar.read(pathlib.Path(options.folder)), ()
+    arrays = cifar.read(pathlib.Path(options.folder))
+    return arrays, cifar.NAMES if arrays["y_train"].max() < len(cifar.NAMES) else ()
   if options.builtin == "shapes":
     train, held = shapes.draw(options.shapes, seed=0), shapes.draw(-(-options.shapes // 4), seed=1)
     return dict(zip(ARRAYS, (*train, *held), strict=True)), shapes.NAMES
   return _digits(), ()
+
+
+def notes_of(image: ImageFormat, classes: Sequence[str]) -> dict[str, Any]:
+  """Facts for `describe`: the format, and the names of the classes where there are some and not too many to list."""
+  return {"image": dataclasses.asdict(image)} | ({"classes": list(classes)} if 0 < len(classes) <= _LISTED else {})
 
 
 def _reach(shift: int) -> list[int]:
@@ -180,7 +188,7 @@ def _noise(config: Data, batch_size: int, seed: int) -> ImageDataset:
     evaluation=Split.of_singles(options.classes, Noise(image)),
     plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
     content=digest("noise", str(image)),
-    notes={"image": dataclasses.asdict(image)},
+    notes=notes_of(image, ()),
     image=image,
   )
 

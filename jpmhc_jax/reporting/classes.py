@@ -1,6 +1,6 @@
 """Classification: confusion matrix, accuracy by class and calibration of the last evaluation that kept its answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -61,7 +61,15 @@ def section(run: Run) -> Markup | None:
     return None
   words = f"{markup.format_number(len(answers.truth))} held-out examples of the evaluation at step {evaluation.step}."
   drawn = charts.gallery([by_class(answers), calibration(answers)])
-  return join([tag("p", words, class_="quiet"), _confusion(answers), drawn])
+  return join([tag("p", words, class_="quiet"), _confusion(answers, _labels(run, answers.classes)), drawn])
+
+
+def _labels(run: Run, classes: int) -> Sequence[str | int]:
+  """Names of the classes where the data set has some, else their numbers."""
+  names = run.environment.get("data.classes")
+  if isinstance(names, list) and len(names) >= classes and all(isinstance(name, str) for name in names):
+    return names[:classes]
+  return range(classes)
 
 
 def by_class(answers: Answers) -> Chart:
@@ -85,17 +93,17 @@ def calibration(answers: Answers) -> Chart:
   return Chart("Calibration", lines, "probability that the model gives its answer", words, percent=True, linear_y=True)
 
 
-def _confusion(answers: Answers) -> Markup:
+def _confusion(answers: Answers, labels: Sequence[str | int]) -> Markup:
   matrix = answers.confusion()
   if answers.classes > MATRIX:
-    return _mixed_up(matrix)
+    return _mixed_up(matrix, labels)
   shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   rows = [
-    [Cell(i), *(_heat(int(matrix[i, j]), float(shares[i, j]), i == j) for j in range(len(matrix)))]
+    [Cell(labels[i]), *(_heat(int(matrix[i, j]), float(shares[i, j]), i == j) for j in range(len(matrix)))]
     for i in range(len(matrix))
   ]
   caption = "Confusion matrix: rows are the true classes, columns the answers"
-  return Table(caption, ["class", *range(len(matrix))], rows).html(class_="confusion")
+  return Table(caption, ["class", *labels], rows).html(class_="confusion")
 
 
 def _heat(count: int, share: float, right: bool) -> Cell:
@@ -103,14 +111,14 @@ def _heat(count: int, share: float, right: bool) -> Cell:
   return Cell(shown, count, "hit" if right else "miss", style=f"--share:{share * (0.35 if right else 1):.3f}")
 
 
-def _mixed_up(matrix: Int[np.ndarray, "classes classes"]) -> Markup:
+def _mixed_up(matrix: Int[np.ndarray, "classes classes"], labels: Sequence[str | int]) -> Markup:
   """The most frequent wrong answers, for more classes than a matrix can show."""
   wrong = matrix - np.diag(np.diag(matrix))
   order = np.argsort(-wrong, axis=None, kind="stable")[:MIXED_UP]
   pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
   counts = matrix.sum(1)
   rows = [
-    [Cell(i), number(j), number(int(wrong[i, j])), number(float(wrong[i, j] / counts[i]), percent=True)]
+    [Cell(labels[i]), Cell(labels[j]), number(int(wrong[i, j])), number(float(wrong[i, j] / counts[i]), percent=True)]
     for i, j in pairs
   ]
   return Table("Classes that are mixed up most", ["class", "answer", "examples", "share of the class"], rows).html()

@@ -211,7 +211,7 @@ def test_drawn_shapes_are_functions_of_the_seed_and_all_there():
   assert np.any(draw(40, seed=4)[0] != pictures)
   dataset = _build(builtin="shapes", shapes=20)
   assert (dataset.train.examples, dataset.evaluation.examples, dataset.image.classes) == (20, 5, 10)
-  assert dataset.name_of(0) == "disc"
+  assert dataset.name_of(0) == "disc" and dataset.describe()["classes"] == list(NAMES)
 
 
 def test_noise_stands_in_for_pictures_that_are_not_there_yet():

@@ -47,6 +47,13 @@ def test_of_many_classes_those_mixed_up_most_are_listed(tmp_path):
   assert all(row[2][1] == "3" for row in rows[1:])
 
 
+def test_classes_are_called_by_the_names_that_the_data_set_has(tmp_path):
+  run = _run(tmp_path / "a", [0, 0, 1], [0, 1, 1], [0.9, 0.8, 0.7])
+  (run / "environment.json").write_text(json.dumps({"data": {"classes": ["cat", "dog"]}}))
+  page = read(run, out=tmp_path / "report.html")
+  assert page.values("Confusion matrix") == {"cat": ["1", "1"], "dog": ["0", "1"]}
+
+
 @pytest.mark.parametrize("answer", [[0], [0, "x"], [0, -1], None])
 def test_answers_that_are_no_classes_are_left_out(tmp_path, answer):
   page = read(_run(tmp_path / "a", [0, 1], answer, [0.5, 0.5]), out=tmp_path / "report.html")
