@@ -40,12 +40,14 @@ _LISTED = 100  # classes up to which their names stand among the facts of a run
 class ImageDataset(TokenDataset):
   """Rows of pixel values with one label each, class + 1; a split's `encode` gives both.
 
-  Batches: inputs (b, height·width·channels) uint8, labels (b, 1) and puzzle_identifiers (b,) int32. classes: their
-  names, where they have some.
+  Batches: inputs (b, height·width·channels), labels (b, 1) and puzzle_identifiers (b,) int32. classes: their names,
+  where they have some. pixel: dtype of the inputs. Bytes until they are on the device, but int32 for the two sources
+  of version 0.1, whose checkpoints hold a batch.
   """
 
   image: ImageFormat
   classes: Sequence[str] = ()
+  pixel: str = "uint8"
 
   @property
   def label_length(self) -> int:
@@ -54,12 +56,13 @@ class ImageDataset(TokenDataset):
 
   @functools.cached_property
   def element_spec(self) -> Mapping[str, ElementSpec]:
-    """Pixel values stay bytes until they are on the device."""
-    return {**super().element_spec, "inputs": ElementSpec((self.image.values,), np.dtype(np.uint8))}
+    """Pixel values in their own dtype."""
+    return {**super().element_spec, "inputs": ElementSpec((self.image.values,), np.dtype(self.pixel))}
 
   def read(self, split: Split, examples: Int[np.ndarray, "b"]) -> Batch:
     """See the class."""
     inputs, labels = split.encode(examples)
+    inputs = inputs.astype(self.pixel, copy=False)
     labels = np.where(labels == PAD, IGNORED, labels).astype(np.int32)
     identifiers = split.identifiers[split.puzzle_of(examples)].astype(np.int32)
     return {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers}
@@ -121,6 +124,7 @@ def build_images(config: Data, *, batch_size: int, seed: int) -> ImageDataset:
     notes=notes_of(image, classes),
     image=image,
     classes=classes,
+    pixel="int32" if options.file or not (options.folder or options.builtin != "digits") else "uint8",
   )
 
 

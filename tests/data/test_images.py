@@ -49,6 +49,12 @@ def test_the_digits_are_split_once_and_for_all():
   assert _build().content == dataset.content != _build(shift=0).content
 
 
+def test_batches_of_the_sources_of_version_0_1_have_its_dtype(file):
+  """A checkpoint holds a batch: runs that began then go on."""
+  for dataset, dtype in ((_build(), np.int32), (_build(file=file()), np.int32), (_build(builtin="shapes"), np.uint8)):
+    assert dataset.element_spec["inputs"].dtype == dataset.batch(0)["inputs"].dtype == dtype
+
+
 def test_copies_are_moves_and_mirror_images_of_the_image(file, arrays):
   dataset = _build(file=file(), shift=1, mirror=True)
   image = arrays["x_train"][4]
