@@ -11,6 +11,8 @@ _STEPS = "steps of the stage at most; 0 leaves it out, and the last stage lasts 
 _MAP = "factor on the learning rate of the map; 0 holds it"
 _TRANSPORT = "weight of entropic transport from the image to the target"
 _ISOMETRY = "weight of the isometry penalty of the Jacobian, two probes a row"
+_FUSED = "the same of the fused map, which the loss `distil` trains"
+_DISTIL = "weight of the mean squared distance of the fused map, one matrix, from the map, which stands still for it"
 _EPSILON = "ε of transport in units of the mean cost"
 
 
@@ -25,12 +27,19 @@ class AlignStage:
   source: float = field(0.0, "the same of the source encoder", ge=0)
   target: float = field(0.0, "the same of the target encoder", ge=0)
   head: float = field(1.0, "the same of the head", ge=0)
+  fused: float = field(0.0, _FUSED, ge=0)
   pairs: str = field("1", f"weight of the mean squared error of known pairs: {_WEIGHT}")
   contrastive: str = field("0", "weight of the symmetric InfoNCE of known pairs in the batch")
   transport: str = field("1", _TRANSPORT)
+  mmd: str = field("0", "weight of the maximum mean discrepancy between image and target, Gaussian kernels")
+  likelihood: str = field(
+    "0", "weight of the negative log-likelihood, in nats a dimension: Gaussian image of the target's spread, log-volume"
+  )
   isometry: str = field("0", _ISOMETRY)
+  tangent: str = field("0", "weight of the same penalty in the leading directions of the neighbours of each row")
   volume: str = field("0", "weight of the squared log-volume of the Jacobian")
   task: str = field("0", "weight of the cross-entropy of a linear head on the image; takes labels")
+  distil: str = field("0", _DISTIL)
   epsilon: str = field("decay(1, 0.05, rate=0.98)", _EPSILON)
 
 
@@ -52,6 +61,17 @@ class FinalStage(JointStage):
 
 
 @dataclasses.dataclass(frozen=True)
+class DistilStage(FinalStage):
+  map: float = field(0.0, _MAP, ge=0)
+  source: float = field(0.0, "the same of the source encoder", ge=0)
+  target: float = field(0.0, "the same of the target encoder", ge=0)
+  head: float = field(0.0, "the same of the head", ge=0)
+  fused: float = field(1.0, _FUSED, ge=0)
+  pairs: str = field("0", "weight of the mean squared error of known pairs")
+  distil: str = field("1", _DISTIL)
+
+
+@dataclasses.dataclass(frozen=True)
 class Transport:
   map: str = field("orthogonal", "the map from the source to the target space", MAPS)
   init: str = field(
@@ -69,6 +89,13 @@ class Transport:
   debiased: bool = field(True, "transport is the Sinkhorn divergence, zero for equal clouds; False = ⟨P, C⟩ + ε KL")
   sweeps: int = field(30, "Sinkhorn iterations a step", ge=1)
   bank: int = field(0, "rows of both clouds kept for transport, a multiple of batch_size; 0 = none", ge=0)
+  momentum: float = field(
+    0.0, "decay of an average of each encoder over steps, whose latents go into the bank; 0 = the encoder itself",
+    ge=0, lt=1,
+  )  # fmt: skip
+  probed: float = field(
+    0.5, "share of the rows of a batch at which isometry and tangent are estimated, without bias", gt=0, le=1
+  )
   temperature: float = field(0.1, "of the contrastive loss", gt=0)
   collapse: float = field(
     0.5,
@@ -83,3 +110,4 @@ class Transport:
   align: AlignStage = group(AlignStage, "first stage: the map alone")
   joint: JointStage = group(JointStage, "second stage: all, the map slowly, with the Jacobian's penalties")
   final: FinalStage = group(FinalStage, "third stage")
+  distil: DistilStage = group(DistilStage, "last stage: the map, held, is distilled into one matrix")

@@ -113,9 +113,13 @@ LATENTS = {
   "transport": Meaning(
     "Transport", "Entropic cost of moving the image onto the target; 0 for equals if debiased.", LOWER
   ),
+  "mmd": Meaning("Maximum mean discrepancy", "Between image and target, unbiased: 0 or less for equals.", LOWER),
+  "likelihood": Meaning("NLL", "Negative log-likelihood of the source in the batch, in nats a dimension.", LOWER),
   "isometry": Meaning("Isometry penalty", "Estimate of Σ (σ² − 1)² over the Jacobian's singular values.", LOWER),
+  "tangent": Meaning("Isometry along the data", "The same penalty in directions of nearest neighbours only.", LOWER),
   "volume": Meaning("Volume penalty", "Squared log-volume of the Jacobian.", LOWER),
   "task": Meaning("Loss of the head", "Cross-entropy of the classes, in nats.", LOWER),
+  "distil": Meaning("Distillation", "Mean squared distance of the fused map from the map.", LOWER),
   "epsilon": Meaning("ε of transport", "Blur of the plan, in units of the mean cost."),
   "stage": Meaning("Stage", "0 for the first stage of the run."),
   "image_rank": Meaning("Effective rank of the image", "Directions that the image spans.", HIGHER),
@@ -133,6 +137,9 @@ LATENTS = {
   "dispersion": Meaning("Dispersion", "Largest over smallest singular value of the Jacobian; 1 is an isometry.", LOWER),
   "log_volume": Meaning("Log-volume", "Sum of the logarithms of the Jacobian's singular values, mean over points."),
   "log_volume_std": Meaning("Spread of the log-volume", "Standard deviation over points.", LOWER),
+  "nll": Meaning("NLL", "Negative log-likelihood of the held-out source, nats a dimension; image Gaussian.", LOWER),
+  "fused_recall@1": Meaning("Recall@1 of the fused map", "Of the one matrix that a stage distils.", HIGHER),
+  "fused_distortion": Meaning("Distortion of the fused map", "Its distance from the map over its spread.", LOWER),
   "distortion_mean": Meaning("Local distortion", "Length of the image of a small step along the data over its own."),
   "distortion_p5": Meaning("Local distortion, 5th percentile", "Steps along the data that shrink most."),
   "distortion_p50": Meaning("Local distortion, median", "Length of the image of a small step over its own."),

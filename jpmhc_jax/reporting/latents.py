@@ -78,7 +78,7 @@ def _plane(rows: Any) -> np.ndarray | None:
 
 
 def map_table(evaluation: Evaluation) -> Markup | None:
-  """The map and its fused forms by recall, distortion, latency and arithmetic."""
+  """The map, its fused forms and baselines by recall, distortion, latency and arithmetic."""
   maps = evaluation.cost.get("maps")
   if not isinstance(maps, Mapping) or not maps:
     return None
@@ -87,7 +87,7 @@ def map_table(evaluation: Evaluation) -> Markup | None:
     known = values if isinstance(values, Mapping) else {}
     cells = [number(known.get("recall@1"), percent=True)]
     rows.append([Cell(name), *cells, *(number(known.get(column)) for column in ("distortion", "ms", "flops"))])
-  caption = f"The map and its fused forms on the held-out source, step {evaluation.step}"
+  caption = f"The map, its fused forms, and maps fitted to known pairs, on the held-out source, step {evaluation.step}"
   return Table(caption, ["map", "recall@1", "distortion", "milliseconds", "FLOPs"], rows).html(class_="sortable")
 
 

@@ -17,14 +17,16 @@ from jpmhc_jax.transport.diagnostics import (
   recall,
 )
 from jpmhc_jax.transport.flows import FlowMap, OrthogonalMLP
-from jpmhc_jax.transport.fuse import compiled, fuse, price, save_npz
+from jpmhc_jax.transport.fuse import compiled, fuse, price, save_npz, timed
 from jpmhc_jax.transport.gromov import gromov_wasserstein
 from jpmhc_jax.transport.jacobians import log_volume, singular_values
 from jpmhc_jax.transport.losses import (
   contrastive,
   isometry,
   isometry_estimate,
+  isometry_penalty,
   mmd,
+  negative_log_likelihood,
   one_probe_isometry,
   relaxed_isometry,
   relaxed_isometry_estimate,
@@ -43,8 +45,8 @@ __all__ = [
   "AttentionMap", "BarycentricMap", "Chain", "CollapseAlarm", "EntropicTransport", "FlowMap", "LinearMap",
   "MapRule", "OrthogonalMLP", "OrthogonalMap", "RowBank", "Schedule", "SpectralMap", "Stage", "StageClock",
   "TransportMap", "TransportPlan", "calibration_error", "cka", "compiled", "contrastive", "effective_rank", "fuse",
-  "gromov_wasserstein", "isometry", "isometry_estimate", "local_distortion", "log_volume", "mmd",
-  "neighbour_overlap", "one_probe_isometry", "price", "procrustes_distance", "recall", "relaxed_isometry",
-  "relaxed_isometry_estimate", "save_npz", "singular_values", "tangent_basis", "tangent_isometry",
-  "tangent_isometry_estimate", "trace_isometry", "trace_isometry_estimate", "volume",
+  "gromov_wasserstein", "isometry", "isometry_estimate", "isometry_penalty", "local_distortion", "log_volume", "mmd",
+  "negative_log_likelihood", "neighbour_overlap", "one_probe_isometry", "price", "procrustes_distance", "recall",
+  "relaxed_isometry", "relaxed_isometry_estimate", "save_npz", "singular_values", "tangent_basis", "tangent_isometry",
+  "tangent_isometry_estimate", "timed", "trace_isometry", "trace_isometry_estimate", "volume",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from jpmhc_jax.transport.diagnostics import recall
 from jpmhc_jax.transport.maps import LinearMap, MapRule, OrthogonalMap, Parameters
 from jpmhc_jax.transport.points import Rows, wide
 
-__all__ = ["compiled", "fuse", "price", "save_npz"]
+__all__ = ["compiled", "fuse", "price", "save_npz", "timed"]
 
 
 def fuse(
@@ -64,24 +64,38 @@ def price(
   >>> jp.transport.price(pair, pair, x, rule(pair[1], x))["recall_lost"]
   0.0
   """
-  x = wide(x)
-  functions = [compiled(*each).lower(x).compile() for each in (before, after)]
-  images = [function(x) for function in functions]
-  seconds: list[list[float]] = [[], []]
-  for _ in range(repeats):
-    for function, samples in zip(functions, seconds, strict=True):
-      start = time.perf_counter()
-      jax.block_until_ready(function(x))
-      samples.append(time.perf_counter() - start)
-  recalls = [float(recall(image, y)["recall@1"]) for image in images]
-  spread = jnp.sqrt(jnp.mean((images[0] - jnp.mean(images[0], axis=0, keepdims=True)) ** 2))
-  milliseconds = [1e3 * float(np.median(samples)) for samples in seconds]
-  flops = [float((function.cost_analysis() or {}).get("flops", float("nan"))) for function in functions]
+  images, costs = timed({"before": compiled(*before), "after": compiled(*after)}, x, repeats)
+  image, fused = images.values()
+  recalls = [float(recall(image, y)["recall@1"]) for image in images.values()]
+  spread = jnp.sqrt(jnp.mean((image - jnp.mean(image, axis=0, keepdims=True)) ** 2))
   return {
     "recall@1_before": recalls[0], "recall@1_after": recalls[1], "recall_lost": recalls[0] - recalls[1],
-    "distortion": float(jnp.sqrt(jnp.mean((images[1] - images[0]) ** 2)) / spread),
-    "ms_before": milliseconds[0], "ms_after": milliseconds[1], "flops_before": flops[0], "flops_after": flops[1],
+    "distortion": float(jnp.sqrt(jnp.mean((fused - image) ** 2)) / spread),
+    **{f"{quantity}_{name}": value for name, cost in costs.items() for quantity, value in cost.items()},
   }  # fmt: skip
+
+
+def timed(
+  functions: Mapping[str, "jax.stages.Wrapped"], x: Rows, repeats: int = 20
+) -> tuple[dict[str, Array], dict[str, dict[str, float]]]:
+  """Of jitted functions of x by name: results, and `ms` and `flops` of a call, the median of interleaved ones.
+
+  >>> results, costs = jp.transport.timed({"twice": jax.jit(lambda x: 2 * x)}, jnp.ones((2, 1)))
+  >>> results["twice"].tolist(), costs["twice"]["flops"]
+  ([[2.0], [2.0]], 2.0)
+  """
+  x = wide(x)
+  programs = {name: function.lower(x).compile() for name, function in functions.items()}
+  results = {name: program(x) for name, program in programs.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in programs}
+  for _ in range(repeats):
+    for name, program in programs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(program(x))
+      seconds[name].append(time.perf_counter() - start)
+  analyses = {name: program.cost_analysis() or {} for name, program in programs.items()}
+  flops = {name: float(analysis.get("flops", float("nan"))) for name, analysis in analyses.items()}
+  return results, {name: {"ms": 1e3 * float(np.median(seconds[name])), "flops": flops[name]} for name in programs}
 
 
 def compiled(rule: MapRule, parameters: Parameters) -> "jax.stages.Wrapped":

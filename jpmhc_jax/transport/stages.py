@@ -15,7 +15,7 @@ from jpmhc_jax.core.fields import check_number, check_whole
 __all__ = ["GROUPS", "SCHEDULES", "RowBank", "Schedule", "Stage", "StageClock"]
 
 SCHEDULES = ("constant", "linear", "cosine", "decay")
-GROUPS = ("map", "source", "target", "head")
+GROUPS = ("map", "source", "target", "head", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Schedule:
 class Stage:
   """A part of a run: which groups move and how fast, loss weights by name, and when it is over.
 
-  multipliers: learning-rate multipliers of the groups `map`, `source`, `target`, `head`, 0 for what stands still;
-  steps: at most so many; patience: over when the metric has not improved for so many evaluations, 0 for never.
+  multipliers: learning-rate multipliers of the `GROUPS`, 0 for what stands still; steps: at most so many; patience:
+  over when the metric has not improved for so many evaluations, 0 for never.
   Raises ConfigError for an unknown group, a negative multiplier, or numbers out of range.
 
   >>> jp.transport.Stage("pre-align", 100, multipliers={"map": 1.0}).multiplier("head")

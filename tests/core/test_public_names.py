@@ -46,10 +46,10 @@ NAMES = {
   "transport": """
     AttentionMap BarycentricMap Chain CollapseAlarm EntropicTransport FlowMap LinearMap MapRule OrthogonalMLP
     OrthogonalMap RowBank Schedule SpectralMap Stage StageClock TransportMap TransportPlan calibration_error cka
-    compiled contrastive effective_rank fuse gromov_wasserstein isometry isometry_estimate local_distortion
-    log_volume mmd neighbour_overlap one_probe_isometry price procrustes_distance recall relaxed_isometry
-    relaxed_isometry_estimate save_npz singular_values tangent_basis tangent_isometry tangent_isometry_estimate
-    trace_isometry trace_isometry_estimate volume
+    compiled contrastive effective_rank fuse gromov_wasserstein isometry isometry_estimate isometry_penalty
+    local_distortion log_volume mmd negative_log_likelihood neighbour_overlap one_probe_isometry price
+    procrustes_distance recall relaxed_isometry relaxed_isometry_estimate save_npz singular_values tangent_basis
+    tangent_isometry tangent_isometry_estimate timed trace_isometry trace_isometry_estimate volume
   """,
 }
 

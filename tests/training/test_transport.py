@@ -32,8 +32,10 @@ RUN = {
 }  # fmt: skip
 STAGED = {
   "model.transport.map": "flow", "model.transport.hidden": 8, "model.transport.bank": 32, "model.transport.sweeps": 5,
-  "model.transport.align.steps": 3, "model.transport.joint.isometry": "0.1", "model.transport.joint.volume": "0.1",
-  "model.transport.joint.steps": 9, "data.pairs.known": 0.5, "model.transport.align.task": "0.1",
+  "model.transport.align.steps": 2, "model.transport.joint.isometry": "0.1", "model.transport.joint.volume": "0.1",
+  "model.transport.joint.mmd": "0.1", "model.transport.joint.likelihood": "0.1", "model.transport.joint.tangent": "0.1",
+  "model.transport.joint.steps": 2, "model.transport.distil.steps": 9, "model.transport.probed": 0.25,
+  "data.pairs.known": 0.5, "model.transport.align.task": "0.1",
 }  # fmt: skip
 
 
@@ -61,13 +63,13 @@ def test_a_run_through_its_stages_resumes_bit_for_bit(devices, tmp_path, monkeyp
   again = jp.train(c, tmp_path / "killed", quiet=True)
   chex.assert_trees_all_equal(jax.device_get(again.state), jax.device_get(run.state))
   stage, epsilon = (run.metrics[f"train/{name}"].values for name in ("stage", "epsilon"))
-  assert stage.tolist() == [0, 0, 0, 1, 1, 1]
-  assert epsilon[0] == 1 > epsilon[1] > epsilon[3] == pytest.approx(0.05)
+  assert stage.tolist() == [0, 0, 1, 1, 2, 2]
+  assert epsilon[0] == 1 > epsilon[1] > epsilon[2] == pytest.approx(0.05)
   clock = run.state.carry.moment.clock
-  assert set(np.asarray(clock.stage)) == {1} and set(np.asarray(clock.step)) == {3}
+  assert set(np.asarray(clock.stage)) == {2} and set(np.asarray(clock.step)) == {2}
   assert np.asarray(run.state.carry.bank_weights()).sum() == 32  # five batches of 16 have come, two are kept
   metrics = run.evaluations[-1].metrics
-  assert {"recall@1", "plan_entropy", "cka", "dispersion", "accuracy"} <= set(metrics)
+  assert {"recall@1", "plan_entropy", "cka", "dispersion", "accuracy", "nll", "fused_recall@1"} <= set(metrics)
   names = {name for line in _lines(run) for name in line if name != "step"}
   assert not [name for name in sorted(names) if not glossary.meaning(name).words]
 
@@ -105,6 +107,8 @@ def test_all_maps_learn_from_pairs_and_the_page_shows_them(tmp_path):
   fields = {"steps": 60, "checkpoint.every": 60, "evaluation.every": 60, "model.transport.init": "random"}
   fields |= {"model.transport.align.transport": "0", "model.transport.joint.steps": 0, "logging.diagnostics_every": 30}
   for kind in ("linear", "spectral", "mlp"):
+    if kind == "mlp":
+      fields |= {"model.transport.align.steps": 45, "model.transport.distil.steps": 15}
     c = config(tmp_path, fields | {"model.transport.map": kind, "optimizer.mixer.manifold_learning_rate": 0.05})
     run = jp.train(c, tmp_path / kind, quiet=True)
     loss = run.metrics["train/pairs"].values
@@ -112,9 +116,13 @@ def test_all_maps_learn_from_pairs_and_the_page_shows_them(tmp_path):
     if kind == "spectral":
       singular = np.linalg.svd(np.asarray(run.parameters["map"]["kernel"]), compute_uv=False)
       assert singular.min() > 0.4999 and singular.max() < 2.0001
+  distilled = run.metrics["train/distil"].values[45:]
+  assert distilled[-3:].mean() < 0.7 * distilled[:3].mean()
   page = (run.workdir / "report.html").read_text()
   for words in ("Before: the source, in its own main axes", "fused, orthogonal", "Recall over training",
-                "Singular values of the Jacobian", "Plan entropy over training", "Local distortion"):  # fmt: skip
+                "Singular values of the Jacobian", "Plan entropy over training", "Local distortion",
+                "fused, distilled in training", "Procrustes", "ridge", "entropic map",
+                "relative representations"):  # fmt: skip
     assert words in page, words
 
 
@@ -172,6 +180,7 @@ def test_without_a_file_two_random_networks_see_the_digits():
     ({"batch_size": 1}, "^batch_size=1: expected at least 2 rows"),
     ({"accumulation": 2}, "^accumulation=2: expected 1"),
     ({"model.transport.source_run": "/nowhere"}, "^model.transport.source_layer='': expected a layer"),
+    ({"model.transport.momentum": 0.9}, "^model.transport.momentum=0.9: expected 0: only latents of encoders"),
     (
       {"model.transport.map": "attention", "model.transport.joint.volume": "1"},
       "^model.transport.joint.volume='1': expected 0: an attention map",
@@ -263,18 +272,23 @@ def test_an_encoder_is_held_in_the_first_stage_and_trained_in_the_second(digits,
     "data.pairs.source": str(out), "data.pairs.target": str(out), "data.pairs.source_array": "inputs",
     "model.transport.source_run": str(run.workdir), "model.transport.source_layer": "block0.features",
     "model.transport.align.steps": 2, "model.transport.align.transport": "0", "model.transport.joint.transport": "0",
-    "model.transport.align.map": 0.0, "checkpoint.every": 2, "steps": 4, "evaluation.every": 2,
-    "evaluation.batch_size": 64,
+    "model.transport.align.map": 0.0, "checkpoint.every": 2, "steps": 3, "evaluation.every": 2,
+    "evaluation.batch_size": 64, "model.transport.bank": 16, "model.transport.momentum": 0.75,
   }  # fmt: skip
   c = configs.resolve(jp.default_config(), fields)
   joint = jp.train(c, tmp_path / "joint", quiet=True)
   states = joint.setup.create(), jp.load(joint.workdir, step=2).state, joint.state
   before, held, after = (jax.device_get(state.params["source"]) for state in states)
   trained = jax.tree.leaves(jax.device_get(run.state.evaluated))
-  for ours, theirs in zip(jax.tree.leaves(before), trained, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  for part in ("network", "average"):
+    chex.assert_trees_all_equal(jax.tree.leaves(before[part]), trained)
   chex.assert_trees_all_equal(held, before)
   assert max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)) > 1e-4
+  moved = jax.tree.map(lambda a, b: b + 0.25 * (a - b), after["network"], before["network"])
+  chex.assert_trees_all_close(after["average"], moved, atol=1e-6)  # one joint step
+  model, batch = joint.setup.model(joint.state.params, joint.state.buffers), joint.dataset.batch(0)
+  (x, _), (averaged, _) = (model.latents(batch, averaged) for averaged in (False, True))
+  assert 0 < np.abs(x - averaged).max() < 1
   assert joint.evaluations[0].metrics["recall@1"] > 0.9 and joint.evaluations[0].metrics["cosine"] > 0.99
   with pytest.raises(ConfigError, match="^data.pairs.source_array='latents': expected inputs"):
     jp.train(dataclasses.replace(c, data=dataclasses.replace(c.data, pairs=dataclasses.replace(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import jpmhc_jax as jp
 from jpmhc_jax.core.errors import ConfigError, DataError
@@ -58,6 +59,25 @@ def test_an_estimator_has_the_mean_that_it_names(estimate, exact):
   error = float(jnp.std(samples)) / DRAWS**0.5
   assert abs(float(jnp.mean(samples)) - float(exact(F, X))) < 5 * error
   assert error < 0.05 * float(exact(F, X)) + 1e-3  # the test can tell
+
+
+@pytest.mark.parametrize(("probes", "share", "basis"), [(3, 1.0, False), (2, 0.4, True)])
+def test_the_penalty_of_a_share_of_the_rows_has_the_mean_and_the_variance_that_it_names(probes, share, basis):
+  points = jnp.asarray(np.random.default_rng(2).normal(size=(7, M)))
+  bases = jnp.broadcast_to(U, (7, M, 2)) if basis else None
+  f = lambda rows: jax.vmap(F)(rows)  # noqa: E731
+  draw = lambda key: t.isometry_penalty(f, points, key, probes, share, bases)  # noqa: E731
+  samples = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(3), DRAWS))
+  exact = (lambda x: t.tangent_isometry(F, x, U)) if basis else (lambda x: t.isometry(F, x))
+  each = jax.jit(jax.vmap(exact))(points)
+  error = float(jnp.std(samples)) / DRAWS**0.5
+  assert abs(float(jnp.mean(samples)) - each.mean()) < 5 * error < 0.1 * each.mean()
+  if share == 1:  # nothing but probes varies
+    excess = np.asarray(jax.jit(jax.vmap(lambda x: gram(F, x)))(points)) - np.eye(M)
+    square = np.trace(excess @ excess, axis1=1, axis2=2)
+    fourth = np.trace(excess @ excess @ excess @ excess, axis1=1, axis2=2)
+    variance = np.sum((4 * (probes - 2) + 6) * fourth + 2 * square**2) * 2 / (probes * (probes - 1) * 7**2)
+    np.testing.assert_allclose(jnp.var(samples), variance, rtol=0.15)
 
 
 def test_the_relaxed_isometry_of_many_points_is_that_of_the_mean_jacobian_moments():
@@ -129,6 +149,17 @@ def test_tangent_directions_are_those_of_the_cloud():
     t.tangent_basis(points, neighbours=30, rank=2)
 
 
+def test_the_likelihood_is_the_density_that_the_map_pulls_back():
+  rng = np.random.default_rng(7)
+  y, x, kernel = rng.normal(size=(9, 3)) * 2 + 1, rng.normal(size=(5, 3)), rng.normal(size=(3, 3))
+  mean, variance = y.mean(0), ((y - y.mean(0)) ** 2).mean()
+  inverse = np.linalg.inv(kernel)  # x = (z - shift) kernel^-1 of a Gaussian z is Gaussian
+  pulled = scipy.stats.multivariate_normal(mean @ inverse, variance * inverse.T @ inverse)
+  volumes = jnp.full(5, np.linalg.slogdet(kernel)[1])
+  value = t.negative_log_likelihood(jnp.asarray(x @ kernel), jnp.asarray(y), volumes, 3)
+  np.testing.assert_allclose(value, -pulled.logpdf(x).mean() / 3, rtol=1e-9)
+
+
 def test_contrastive_and_mmd_are_their_sums():
   rng = np.random.default_rng(5)
   x, y, bank = (rng.normal(size=(n, 3)) for n in (6, 6, 4))
@@ -155,6 +186,11 @@ def test_contrastive_and_mmd_are_their_sums():
       lambda: t.isometry_estimate(F, X, jax.random.key(0), probes=1),
       ConfigError,
       "^probes=1: expected at least 2",
+    ),
+    (
+      lambda: t.isometry_penalty(F, jnp.ones((4, M)), jax.random.key(0), share=0.0),
+      ConfigError,
+      "^share=0.0: expected above 0",
     ),
     (lambda: t.contrastive(jnp.ones((1, 2)), jnp.ones((1, 2))), DataError, r"^x has the shape \(1, 2\)"),
     (lambda: t.contrastive(jnp.ones((3, 2)), jnp.ones((3, 4))), DataError, "^image has 2 features and y 4"),

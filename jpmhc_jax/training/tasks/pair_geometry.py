@@ -11,6 +11,7 @@ import numpy as np
 
 from jpmhc_jax import transport
 from jpmhc_jax.config import schema
+from jpmhc_jax.training.tasks.pair_losses import tangents
 from jpmhc_jax.training.tasks.pair_model import PairModel
 
 SHOWN = 150  # points of a cloud on the page
@@ -28,8 +29,7 @@ def look(model: PairModel, batch: dict[str, Array], config: schema.Config) -> di
   share, least = config.model.transport.collapse, jnp.minimum(ranks["source"], ranks["target"])
   spread = _spread(image) / jnp.maximum(_spread(y), 1e-12)
   collapsed = (spread < share) | (ranks["image"] < share * (least - 1) + 1)  # ranks count from 1, a line
-  basis = transport.tangent_basis(x, neighbours=min(8, len(x) - 1), rank=min(4, len(x) - 1, x.shape[1]))
-  slopes = transport.local_distortion(model.map, x, basis, jax.random.key(0))
+  slopes = transport.local_distortion(model.map, x, tangents(x), jax.random.key(0))
   entropy = _solver(config)(image, y).row_entropy()
   values = {
     **{f"{name}_rank": value for name, value in ranks.items()},
@@ -72,12 +72,26 @@ def geometry(arrays: Mapping[str, np.ndarray], config: schema.Config) -> dict[st
   values = {name: float(value) for name, value in _of_pairs(*clouds, _solver(config)).items() if name != "cosine"}
   singular = np.maximum(arrays["singular_values"].astype(np.float64), 1e-30)
   volumes = np.log(singular).sum(axis=1)
+  image, y = jnp.asarray(arrays["image"]), jnp.asarray(arrays["target"])
+  nll = transport.negative_log_likelihood(image, y, jnp.asarray(volumes, jnp.float32), singular.shape[1])
   return values | {
     "dispersion": float((singular.max(axis=1) / singular.min(axis=1)).mean()),
     "log_volume": float(volumes.mean()),
     "log_volume_std": float(volumes.std()),
     "distortion_mean": float(arrays["distortion"].mean()),
+    "nll": float(nll),
+    **_of_fused(arrays),
   }
+
+
+def _of_fused(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Of a map that a stage distils: its recall, and its distance from the map over the spread of the image."""
+  if "fused" not in arrays:
+    return {}
+  image = arrays["image"]
+  gap = np.sqrt(((arrays["fused"] - image) ** 2).mean() / np.maximum(image.var(axis=0).mean(), 1e-30))
+  recalls = transport.recall(jnp.asarray(arrays["fused"]), jnp.asarray(arrays["target"]))
+  return {"fused_recall@1": float(recalls["recall@1"]), "fused_distortion": float(gap)}
 
 
 def record(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -107,21 +121,6 @@ def _histogram(values: np.ndarray) -> dict[str, list[float]]:
   finite = values[np.isfinite(values)].ravel()
   counts, edges = np.histogram(finite, BINS)
   return {"edges": _rounded(edges), "shares": _rounded(counts / max(finite.size, 1))}
-
-
-def prices(model: PairModel, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-  """Of the map, and of its best affine and orthogonal forms on the held-out points: recall, distortion, time, FLOPs."""
-  rule = model.map.rule
-  parameters = {name: jnp.asarray(np.asarray(value)) for name, value in model.map.parameters().items()}
-  maps: dict[str, dict[str, float]] = {}
-  for kind in ("affine", "orthogonal"):
-    fused = transport.fuse(rule, parameters, arrays["source"], kind)
-    price = transport.price((rule, parameters), fused, arrays["source"], arrays["target"])
-    own = {name.removesuffix("_before"): value for name, value in price.items() if name.endswith("_before")}
-    maps["as trained"] = own | {"distortion": 0.0}
-    after = {name.removesuffix("_after"): value for name, value in price.items() if name.endswith("_after")}
-    maps[f"fused, {kind}"] = after | {"distortion": price["distortion"]}
-  return maps
 
 
 def _rounded(values: np.ndarray) -> Any:

@@ -1,4 +1,4 @@
-"""The network of `model.kind=transport`: encoders or none, the map between their spaces, and a head or none."""
+"""The network of `model.kind=transport`: encoders, the map between their spaces, a head and a fused map, or fewer."""
 
 from typing import Any
 
@@ -30,36 +30,42 @@ class PairModel(nnx.Module):
     classes: int,
     known: Batch | None,
     rngs: nnx.Rngs,
+    distilled: bool = False,
   ):
-    """known: pairs that the map is fitted to; None for a map as it is drawn."""
+    """known: pairs that the map is fitted to; None for a map as it is drawn. distilled: with a fused map to train."""
     self.kept, self.source, self.target = kept, sides["source"], sides["target"]
     parameters = rule.init(rngs.params())
     if known is not None:
       parameters |= _fitted(rule, parameters, *self.latents(known))
     self.map = transport.TransportMap(rule, rngs=rngs, parameters=parameters)
     self.head = nnx.Linear(rule.target, classes, rngs=rngs) if classes else None
+    self.fused = _fused(rule, None if known is None else self.latents(known), rngs) if distilled else None
 
-  def latents(self, batch: Batch) -> tuple[Float[Array, "b m"], Float[Array, "b k"]]:
-    """Both clouds of a batch."""
-    return self.source(batch["x"]), self.target(batch["y"])
+  def latents(self, batch: Batch, averaged: bool = False) -> tuple[Float[Array, "b m"], Float[Array, "b k"]]:
+    """Both clouds of a batch; averaged: by the averages of the encoders, where they have some."""
+    return self.source(batch["x"], averaged), self.target(batch["y"], averaged)
 
 
 class Side(nnx.Module):
   """Rows -> latents: the rows themselves, or those of a trained encoder around the mean of its first batch."""
 
-  def __init__(self, encoder: Encoder | None, rows: Any):
-    self.encoder = encoder
+  def __init__(self, encoder: Encoder | None, rows: Any, averaged: bool = False):
+    """averaged: with an average of the network over steps, which the task moves."""
+    self.encoder, self.averaged = encoder, averaged and encoder is not None
     if encoder is not None:
       self.network = encoder.module()
+      if averaged:
+        self.average = encoder.module()
       raw = encoder(self.network, jnp.asarray(rows))
       mean = jnp.mean(raw, axis=0)
       length = jnp.sqrt(jnp.mean(jnp.sum((raw - mean[None]) ** 2, axis=1)))
       self.mean, self.length = Fixed(mean, axes=(None,)), Fixed(length, axes=())
 
-  def __call__(self, rows: Array) -> Float[Array, "b d"]:
+  def __call__(self, rows: Array, averaged: bool = False) -> Float[Array, "b d"]:
     if self.encoder is None:
       return rows
-    return (self.encoder(self.network, rows) - self.mean[...][None]) / self.length[...]
+    network = self.average if averaged and self.averaged else self.network
+    return (self.encoder(network, rows) - self.mean[...][None]) / self.length[...]
 
 
 def encoders(fields: Transport) -> dict[str, Encoder | None]:
@@ -76,7 +82,7 @@ def encoders(fields: Transport) -> dict[str, Encoder | None]:
   }
 
 
-def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int) -> PairModel:
+def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int, distilled: bool) -> PairModel:
   """The model for the data set's rows. Raises ConfigError for inputs without an encoder and latents with one."""
   fields, batch = config.model.transport, dataset.batch(0)
   sides = {}
@@ -87,20 +93,27 @@ def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int) -> 
         f"data.pairs.{side}_array={array!r}: expected {'latents' if encoder is None else 'inputs'} with "
         f"model.transport.{side}_run={getattr(fields, f'{side}_run')!r}"
       )
-    sides[side] = Side(encoder, batch[name])
+    sides[side] = Side(encoder, batch[name], averaged=fields.momentum > 0)
   m, k = (
     jax.eval_shape(sides[side], jax.ShapeDtypeStruct(batch[name].shape, batch[name].dtype)).shape[1]
     for side, name in (("source", "x"), ("target", "y"))
   )
-  known = _known(dataset) if fields.init == "fit" else None
-  return PairModel(map_rule(fields, m, k), sides, fields.bank // config.batch_size, classes, known, rngs)
+  known = known_pairs(dataset)
+  fits = fields.init == "fit" and len(known["x"]) >= LEAST
+  pairs = {name: jnp.asarray(rows) for name, rows in known.items()} if fits else None
+  return PairModel(map_rule(fields, m, k), sides, fields.bank // config.batch_size, classes, pairs, rngs, distilled)
 
 
-def _known(dataset: Any) -> Batch | None:
-  """Up to FITTED known pairs to train on; None where there are too few."""
+def known_pairs(dataset: Any) -> dict[str, np.ndarray]:
+  """Those among the first FITTED rows to train on."""
   rows = dataset.read(dataset.train, np.arange(min(dataset.train.examples, FITTED)))
-  known = rows["paired"] > 0
-  return {name: jnp.asarray(values[known]) for name, values in rows.items()} if known.sum() >= LEAST else None
+  return {name: np.asarray(values)[rows["paired"] > 0] for name, values in rows.items()}
+
+
+def _fused(rule: transport.MapRule, known: tuple[Array, Array] | None, rngs: nnx.Rngs) -> transport.TransportMap:
+  """One matrix and a shift, before it is distilled: the least-squares map of known pairs."""
+  linear = transport.LinearMap(rule.source, rule.target)
+  return transport.TransportMap(linear, rngs=rngs, parameters=None if known is None else linear.fit(*known))
 
 
 def _fitted(rule: transport.MapRule, drawn: Any, x: Array, y: Array) -> dict[str, Array]:

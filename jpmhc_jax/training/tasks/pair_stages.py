@@ -11,14 +11,17 @@ from jaxtyping import Array, Float
 from jpmhc_jax.config.transport_fields import AlignStage, Transport
 from jpmhc_jax.core.errors import ConfigError, require
 from jpmhc_jax.transport import Schedule, Stage, StageClock
+from jpmhc_jax.transport.stages import GROUPS
 
-LOSSES = ("pairs", "contrastive", "transport", "isometry", "volume", "task")
-GROUPS = ("map", "source", "target", "head")
+LOSSES = (
+  "pairs", "contrastive", "transport", "mmd", "likelihood", "isometry", "tangent", "volume", "task", "distil",
+)  # fmt: skip
+NAMES = ("align", "joint", "final", "distil")  # of the stages, in their order
 
 
 def stages(fields: Transport) -> tuple[Stage, ...]:
   """Those with steps. Raises ConfigError, which names the field, for a schedule that is none, and without a stage."""
-  named = {name: getattr(fields, name) for name in ("align", "joint", "final")}
+  named = {name: getattr(fields, name) for name in NAMES}
   listed = tuple(_stage(name, stage) for name, stage in named.items() if stage.steps)
   require(bool(listed), "model.transport.align.steps", 0, "at least one stage with steps")
   return listed
@@ -48,6 +51,11 @@ def weighs(stage: Stage, loss: str) -> bool:
   """Whether a loss has weight anywhere in a stage."""
   schedule = stage.weights[loss]
   return bool(schedule.start or (schedule.kind != "constant" and schedule.end))
+
+
+def used(listed: tuple[Stage, ...]) -> set[str]:
+  """The losses that have weight in some stage."""
+  return {loss for stage in listed for loss in LOSSES if weighs(stage, loss)}
 
 
 @jax.tree_util.register_dataclass

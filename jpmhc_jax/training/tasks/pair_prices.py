@@ -1,0 +1,81 @@
+"""The page's table of maps: the run's, its fused forms, and baselines fitted to known pairs, by recall and price."""
+
+from collections.abc import Mapping
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+import numpy as np
+
+from jpmhc_jax import transport
+from jpmhc_jax.training.tasks.pair_model import LEAST, PairModel
+from jpmhc_jax.transport.maps import Parameters
+
+ANCHORS = 512  # pairs that an entropic map or a relative representation holds
+RIDGE = 0.05  # of the mean variance of a feature
+Held = tuple[transport.MapRule, Parameters]
+
+
+def prices(
+  model: PairModel, known: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+  """Recall@1, distortion from the run's map, milliseconds and FLOPs of each map on the held-out source rows.
+
+  The entropic map is the one of a plan between the Procrustes image of the known pairs and their target; relative
+  representations are cosines to known pairs on both sides, which are no map into the target space: no distortion.
+  """
+  x, y = jnp.asarray(arrays["source"]), jnp.asarray(arrays["target"])
+  pairs = _latents(model, known) if len(known["x"]) >= LEAST else None
+  maps = _of_the_run(model, x) | ({} if pairs is None else _baselines(*pairs))
+  functions = {name: transport.compiled(*held) for name, held in maps.items()}
+  if pairs is not None:
+    functions["relative representations"] = jax.jit(lambda rows: _relative(rows, pairs[0]))
+  images, costs = transport.timed(functions, x)
+  first = next(iter(images.values()))
+  spread = jnp.sqrt(jnp.mean((first - jnp.mean(first, axis=0, keepdims=True)) ** 2))
+  rows: dict[str, dict[str, float]] = {}
+  for name, image in images.items():
+    into = name in maps
+    recall = transport.recall(image, y if into else _relative(y, pairs[1] if pairs else y))["recall@1"]
+    distortion = {"distortion": float(jnp.sqrt(jnp.mean((image - first) ** 2)) / spread)} if into else {}
+    rows[name] = {"recall@1": float(recall)} | distortion | costs[name]
+  return rows
+
+
+def _latents(model: PairModel, known: Mapping[str, np.ndarray]) -> tuple[Array, Array]:
+  """Of the known pairs, on this process alone, however the run's arrays are laid out."""
+  graph, state = nnx.split(model)
+  local: PairModel = nnx.merge(graph, jax.tree.map(np.asarray, state))
+  return local.latents({name: jnp.asarray(known[name]) for name in ("x", "y")})
+
+
+def _of_the_run(model: PairModel, x: Array) -> dict[str, Held]:
+  """The map, its best affine and orthogonal forms on the held-out points, and the one that a stage has distilled."""
+
+  def held(function: transport.TransportMap) -> Held:
+    return function.rule, {name: jnp.asarray(np.asarray(value)) for name, value in function.parameters().items()}
+
+  own = held(model.map)
+  maps: dict[str, Held] = {"as trained": own}
+  maps |= {f"fused, {kind}": transport.fuse(*own, x, kind) for kind in ("affine", "orthogonal")}
+  return maps | ({} if model.fused is None else {"fused, distilled in training": held(model.fused)})
+
+
+def _baselines(x: Array, y: Array) -> dict[str, Held]:
+  """Fitted to known pairs in closed form, and the entropic map behind Procrustes."""
+  m, k = x.shape[1], y.shape[1]
+  orthogonal, ridge = transport.OrthogonalMap(m, k), transport.LinearMap(m, k, RIDGE)
+  aligned = orthogonal.fit(x, y)
+  entropic = transport.BarycentricMap(k, k, points=min(len(y), ANCHORS))
+  solver = transport.EntropicTransport(epsilon=0.02, iterations=200)
+  solved = entropic.fit(orthogonal(aligned, x)[:ANCHORS], y[:ANCHORS], solver)
+  chain = transport.Chain.of(orthogonal, entropic)
+  parts = {f"part{i}_{name}": value for i, part in enumerate((aligned, solved)) for name, value in part.items()}
+  return {"Procrustes": (orthogonal, aligned), "ridge": (ridge, ridge.fit(x, y)), "entropic map": (chain, parts)}
+
+
+def _relative(rows: Array, anchors: Array) -> Array:
+  """Cosines to anchors."""
+  unit = [p / jnp.maximum(jnp.linalg.norm(p, axis=1, keepdims=True), 1e-12) for p in (rows, anchors[:ANCHORS])]
+  return unit[0] @ unit[1].T
