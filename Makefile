@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | docs | lock. PYTHON chooses the interpreter (3.11 to 3.13); LOCK, a file of
+# make install | demo | test | test-slow | test-stores | lint | docs | lock. PYTHON chooses the interpreter (3.11 to 3.13); LOCK, a file of
 # requirements/, installs the versions that it lists instead of the newest.
 PYTHON ?= python3
 LOCK ?=
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Keep the memory of temporaries in the process: XLA on the CPU is up to three times faster (see jpmhc_jax/core/process.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000:glibc.malloc.arena_max=2
 
-.PHONY: install demo test test-slow lint docs lock clean
+.PHONY: install demo test test-slow test-stores lint docs lock clean
 .DEFAULT_GOAL := install
 
 $(STAMP): pyproject.toml
@@ -30,6 +30,16 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+# What needs the server of an object store, which has an environment of its own: moto holds other packages back. Fast and
+# slow tests apart, since they compile differently.
+STORES := tests/core/test_objects.py tests/training/test_store_runs.py tests/sweeps/test_pool.py
+
+test-stores:
+	$(PYTHON) -m venv .venv-stores
+	.venv-stores/bin/python -m pip install --quiet --editable ".[dev,stores]"
+	.venv-stores/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(STORES)
+	.venv-stores/bin/python -m pytest -m slow tests/training/test_store_runs.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +58,4 @@ lock:
 	rm -rf .lock
 
 clean:
-	rm -rf $(VENV) .lock runs sweeps
+	rm -rf $(VENV) .venv-stores .lock runs sweeps
