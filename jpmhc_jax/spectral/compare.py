@@ -11,7 +11,7 @@ import numpy as np
 
 from jpmhc_jax.spectral.density import Spectrum
 
-__all__ = ["Atoms", "Summary", "atoms", "of_spectrum", "quantiles", "smoothed", "summary", "w1"]
+__all__ = ["Atoms", "Summary", "atoms", "cut", "of_spectrum", "quantiles", "smoothed", "summary", "w1"]
 
 
 class Atoms(NamedTuple):
@@ -66,6 +66,11 @@ def summary(law: Atoms, threshold: float = 0.1, floor: float = 0.0) -> Summary:
   return Summary(
     float(np.exp(high - low)), stalled, mean, spread, float(np.exp(low)), float(np.exp(middle)), float(np.exp(high))
   )
+
+
+def cut(law: Atoms, floor: float) -> Atoms:
+  """The same with what lies under the floor at it."""
+  return law._replace(log_values=np.maximum(law.log_values, np.log(floor)))
 
 
 def w1(first: Atoms, second: Atoms) -> float:

@@ -96,9 +96,8 @@ class JacobianSpectrum:
 
   def w1(self, other: "JacobianSpectrum") -> float:
     """∫ |F − F̂| d log s: how far mass has to be moved, on average, in log s. Both are cut off at the higher floor."""
-    floor = np.log(max(self.floor, other.floor))
-    cut = [each._replace(log_values=np.maximum(each.log_values, floor)) for each in (self.atoms, other.atoms)]
-    return compare.w1(*cut)
+    floor = max(self.floor, other.floor)
+    return compare.w1(compare.cut(self.atoms, floor), compare.cut(other.atoms, floor))
 
 
 def predict(

@@ -255,7 +255,9 @@ def _compared(
   tied = _predicted(place.cells, place.removed, points, floor, lambda share: tick(share / 2))
   alone = [stack.independent for stack in place.cells[0]], place.cells[1]
   single = _predicted(alone, place.removed, points, floor, lambda share: tick((1 + share) / 2))
-  rotated = _with_dead(law(place.rotated).atoms, place.removed, floor) if place.rotated else None
+  turned = law(place.rotated) if place.rotated else None
+  resolved = max(floor, turned.floor) if turned else floor  # by both
+  rotated = _with_dead(turned.atoms, place.removed, resolved) if turned else None
   laws = {"predicted": tied.law, "independent": single.law, "rotated": rotated}
   both = np.concatenate([each.log_values for each in (measurement.atoms, *laws.values()) if each])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
@@ -263,7 +265,8 @@ def _compared(
   sides: dict[str, Any] = {}
   for name, each in laws.items():
     sides[name] = compare.summary(each, threshold, floor) if each else None
-    sides["w1" if name == "predicted" else f"{name}_w1"] = compare.w1(measurement.atoms, each) if each else None
+    own = compare.cut(measurement.atoms, resolved) if each is rotated else measurement.atoms
+    sides["w1" if name == "predicted" else f"{name}_w1"] = compare.w1(own, each) if each else None
   for name, each in ({"measured": measurement.atoms} | laws).items():
     sides[f"{name}_density"] = tuple(compare.smoothed(each, grid, width).tolist()) if each else None
   return sides | {
