@@ -108,7 +108,11 @@ def test_all_maps_learn_from_pairs_and_the_page_shows_them(tmp_path):
   fields |= {"model.transport.align.transport": "0", "model.transport.joint.steps": 0, "logging.diagnostics_every": 30}
   for kind in ("linear", "spectral", "mlp"):
     if kind == "mlp":
-      fields |= {"model.transport.align.steps": 45, "model.transport.distil.steps": 15}
+      fields |= {
+        "model.transport.align.steps": 45,
+        "model.transport.distil.steps": 15,
+        "model.transport.distil.fused": 5.0,
+      }
       fields |= {"model.transport.align.mmd": "0.1", "model.transport.align.tangent": "0.001"}
     c = config(tmp_path, fields | {"model.transport.map": kind, "optimizer.mixer.manifold_learning_rate": 0.05})
     run = jp.train(c, tmp_path / kind, quiet=True)
@@ -287,7 +291,8 @@ def test_an_encoder_is_held_in_the_first_stage_and_trained_in_the_second(digits,
   assert max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (after, before)), strict=True)) > 1e-4
   moved = jax.tree.map(lambda a, b: b + 0.25 * (a - b), after["network"], before["network"])
   chex.assert_trees_all_close(after["average"], moved, atol=1e-6)  # one joint step
-  model, batch = joint.setup.model(joint.state.params, joint.state.buffers), joint.dataset.batch(0)
+  model = joint.setup.model(joint.state.params, joint.state.buffers)
+  batch = jax.tree.map(jnp.asarray, joint.dataset.batch(0))
   (x, _), (averaged, _) = (model.latents(batch, averaged) for averaged in (False, True))
   assert 0 < np.abs(x - averaged).max() < 1
   assert joint.evaluations[0].metrics["recall@1"] > 0.9 and joint.evaluations[0].metrics["cosine"] > 0.99
