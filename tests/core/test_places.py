@@ -67,7 +67,7 @@ def test_a_relative_path_in_a_folder_that_was_removed_is_refused(here):
 
 def test_every_path_of_a_config_is_made_absolute_when_it_is_read(here):
   paths = [name for name, value, _, _ in configs.documentation() if name.endswith((".folder", "_folder", ".file"))]
-  assert len(paths) == 5
+  assert len(paths) == 6
   config = configs.load_default([f"--config.{name}=~/{name}" for name in paths])
   assert {name: dict(configs.leaves(config))[name] for name in paths} == {n: str(here / "home" / n) for n in paths}
   configs.save(config, here / "config.json")

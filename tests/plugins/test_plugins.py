@@ -18,6 +18,7 @@ from jpmhc_jax.sweeps import between, product, Sweep, sweep
 from jpmhc_jax.sweeps.plan import Planner
 from jpmhc_jax.training.tasks import task_of
 
+KINDS = [*plugins.TASKS.names(()), "ripple_fit"]
 WAVES = """
 import dataclasses
 
@@ -188,7 +189,7 @@ def test_describe_lists_the_fields_and_names(project, capsys):
   page = " ".join(capsys.readouterr().out.replace("│", " ").split())
   assert "data.ripples.frequency 1.0 1.5 angular frequency of the ripples [above 0 to 99.5]" in page
   assert "data.ripples.phase 'cosine' 'sine' where a ripple begins [sine | cosine]" in page
-  assert "model.ripple_fit.hidden 16 16" in page and "[trm | decoder | vit | urm | transport | ripple_fit]" in page
+  assert "model.ripple_fit.hidden 16 16" in page and f"[{' | '.join(KINDS)}]" in page
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_describe_lists_the_fields_and_names(project, capsys):
     ),
     (
       "model.kind=riple_fit",
-      "expected one of trm, decoder, vit, urm, transport, ripple_fit. Did you mean 'ripple_fit'?",
+      f"expected one of {', '.join(KINDS)}. Did you mean 'ripple_fit'?",
     ),
     ("plugins=", "unknown field 'data.ripples'"),
     ("plugins=wave_modul", "plugins='wave_modul': no module 'wave_modul'; expected an installed package, a module in"),
