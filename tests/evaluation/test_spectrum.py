@@ -130,6 +130,7 @@ def test_a_rotation_is_orthogonal_and_meets_every_entry():
   assert_allclose(back, dense.T, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_rotated_network_is_the_product_of_its_rotated_layers(carried):
   """Against the dense product of twelve calls: QF̂Qᵀ between the coefficients of every token and feature."""
   _, at = carried

@@ -14,7 +14,7 @@ import pytest
 from jpmhc_jax.mixers import FAMILIES, make
 
 TRAINED = np.load(pathlib.Path(__file__).parent / "trained_logits.npz")
-QUICK = ("sinkhorn", "cayley", "polar")
+QUICK = ("sinkhorn", "cayley")
 NAMES = [name for name in FAMILIES if name not in ("birkhoff", "identity")]  # another name, and one without logits
 
 

@@ -119,7 +119,8 @@ def _plain(model, inputs, order, form):
 
 
 @pytest.mark.parametrize(
-  ("form", "depth", "order"), [("cifar", 14, "post"), ("cifar", 14, "pre"), ("imagenet", 50, "post")]
+  ("form", "depth", "order"),
+  [("cifar", 14, "post"), ("cifar", 14, "pre"), pytest.param("imagenet", 50, "post", marks=pytest.mark.slow)],
 )
 def test_one_stream_is_the_plain_network(form, depth, order):
   model = drawn(lambda: _model(form=form, depth=depth, order=order))
@@ -129,7 +130,11 @@ def test_one_stream_is_the_plain_network(form, depth, order):
 
 @pytest.mark.parametrize(
   ("mixer", "vision"),
-  [("sinkhorn", {}), ("cayley", {"change": "reduce", "order": "pre"}), ("cayley", {"norm": "batch"})],
+  [
+    ("cayley", {"change": "reduce", "order": "pre"}),
+    pytest.param("cayley", {"norm": "batch"}, marks=pytest.mark.slow),
+    pytest.param("sinkhorn", {}, marks=pytest.mark.slow),
+  ],
 )
 def test_streams_that_start_equal_are_copies_of_the_plain_network(mixer, vision):
   """Across every change of width and resolution, whatever n is, as long as the mixer keeps equal streams equal."""
@@ -211,6 +216,7 @@ def averaged():
   return setup, step, dataset, kept, jax.device_get(second), metrics.scalars()
 
 
+@pytest.mark.slow
 def test_running_averages_move_towards_the_moments_of_the_batch(averaged):
   setup, _, dataset, kept, _, _ = averaged
   model = setup.model(setup.create().params, setup.create().buffers)
@@ -221,6 +227,7 @@ def test_running_averages_move_towards_the_moments_of_the_batch(averaged):
   np.testing.assert_allclose(buffers["variance"], 0.9 + 0.1 * features.var((0, 1, 2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_running_averages_resumes_bit_for_bit(averaged):
   setup, step, dataset, kept, after, _ = averaged
   state, _ = step(jax.device_put(kept, setup.shardings), jax.device_put(dataset.batch(1)))
@@ -238,6 +245,7 @@ def test_running_averages_are_those_of_the_whole_batch_on_any_number_of_devices(
   np.testing.assert_allclose(values.scalars()["loss"], metrics["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_no_number_leaves_the_running_averages(averaged):
   setup, step, dataset, kept, _, _ = averaged
   poisoned = dataclasses.replace(kept, params=kept.params | {"class_bias": np.full((10,), np.nan, np.float32)})

@@ -30,7 +30,17 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize(("streams", "positions"), [*((name, "rope") for name in STREAMS), ("carried", "learned")])
+@pytest.mark.parametrize(
+  ("streams", "positions"),
+  [
+    ("one stream", "rope"),
+    ("carried", "rope"),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (("inside a call", "rope"), ("embedded", "rope"), ("carried", "learned"))
+    ),
+  ],
+)
 def test_permuting_the_symbols_permutes_the_answer(streams, positions):
   """To rounding: sums over the symbols come in another order. Special tokens stay in their places."""
   fields = dataclasses.replace(MODEL, positions=positions)
@@ -64,6 +74,7 @@ def test_permuting_the_symbols_permutes_the_answer(streams, positions):
     assert float(jnp.max(jnp.abs(answer(moved[inputs])[0][..., moved] - logits))) > 1e-2
 
 
+@pytest.mark.slow
 def test_it_trains_on_digits_and_its_parameters_know_no_vocabulary():
   small = dataclasses.replace(tiny.config().model, kind="trm_symbols", recursion=MODEL.recursion)
   config = tiny.config(model=small, connection=schema.Connection(streams=1))

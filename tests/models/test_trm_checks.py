@@ -125,7 +125,7 @@ def test_the_carry_gets_no_gradient():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("streams", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_cycles_without_a_gradient_may_run_in_bfloat16(streams):
   """What they hand over is rounded, and the last cycle computes and learns in float32 as ever."""
 

@@ -77,6 +77,7 @@ def test_bfloat16_in_safetensors_becomes_float32(tmp_path):
   assert read.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_an_import_answers_as_the_file_says_with_one_stream_and_with_new_ones(exported, tmp_path):
   path, tensors = exported
   one = import_trm(path, _config(), tmp_path / "one")
