@@ -16,8 +16,9 @@ from scripts import docs_site
 TUTORIALS = ROOT / "docs" / "tutorials"
 SUDOKU = SHRUNK["=sudoku:"]
 OPTIONS = [f"--config.{name}={value}" for name, value in SUDOKU.items()]
-FAST = {"wrap": {"STEPS": 4}, "mixer": {}}
+FAST = {"mixer": {}}
 SLOW = {
+  "wrap": {"STEPS": 4},
   "spectrum": {"DEPTHS": (2,)},
   "train": {"FIELDS": SUDOKU},
   "task": {"FIELDS": {"steps": 20, "model.layers": 1, "evaluation.every": 20}},
