@@ -82,6 +82,19 @@ def registrations() -> Iterator[None]:
   plugins._imported.clear()
 
 
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+  """Behind each module, compiled programs are given up where they are many: each takes three or four of the 65,530 maps
+  that Linux grants a process, and the one that gets none ends it."""
+  yield
+  if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """Folder of golden arrays and data: the whole one where it is (JPMHC_SHARED, or beside the project), else the

@@ -228,6 +228,7 @@ def test_measured_and_predicted_spectra_agree(carried):
   few = dataclasses.replace(at, network=dataclasses.replace(at.network, answers=at.network.answers[:3]))
   few = dataclasses.replace(
     few,
+    rows=at.rows[:6],
     trace=few.trace._replace(
       **{k: v[:3] for k, v in few.trace._asdict().items() if k not in ("inputs", "enter", "leave", "noise", "shares")},
       noise=trm.chosen_noise(few.trace, np.arange(6)),
