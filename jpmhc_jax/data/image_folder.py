@@ -23,9 +23,9 @@ from jpmhc_jax.config.schema import Data
 from jpmhc_jax.core.errors import ConfigError, DataError, require
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.reading import shown
-from jpmhc_jax.data.batches import BatchPlan, Split
+from jpmhc_jax.data.batches import Split
 from jpmhc_jax.data.dataset import Batch, digest, Rows
-from jpmhc_jax.data.images import ImageDataset, notes_of
+from jpmhc_jax.data.images import ImageDataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 HELD_OUT = ("val", "validation", "test")  # what the folder of held-out pictures may be called
@@ -115,14 +115,14 @@ def _crop(width: int, height: int, draws: Float[np.ndarray, "5"], area: float) -
 class PictureDataset(ImageDataset):
   """Batches of crops; see the module's docstring."""
 
-  seed: int
+  crop_seed: int
   crops: Pictures  # to train on
   held_out: Sequence[str]  # files
 
   def batch(self, step: int, rows: Rows = slice(None)) -> Batch:
     """Rows of the global batch of a step; only the asked pictures are read."""
     examples = self.plan.examples(step)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, step, _CROP_STREAM))))
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.crop_seed, step, _CROP_STREAM))))
     draws = rng.random((len(examples), _DRAWS))[rows]
     encode = functools.partial(self.crops, draws=draws)
     return self._read(dataclasses.replace(self.train, encode=encode), examples[rows])
@@ -161,19 +161,16 @@ def build(config: Data, *, batch_size: int, seed: int) -> PictureDataset:
   image = ImageFormat(options.size, options.size, 3, 255, len(classes))
   names = (name for side in sides for name in (*side.files, ""))
   seen = str((options.size, options.area, options.mirror))
-  return PictureDataset(
-    kind="images",
-    side=0,
-    length=image.values,
-    vocab_size=image.top + 1,
-    train=train,
-    evaluation=evaluation,
-    plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
-    content=digest("pictures", *names, seen),
-    notes=notes_of(image, classes),
-    image=image,
-    classes=tuple(classes),
+  return PictureDataset.of(
+    config,
+    image,
+    train,
+    evaluation,
+    digest("pictures", *names, seen),
+    batch_size=batch_size,
     seed=seed,
+    classes=tuple(classes),
+    crop_seed=seed,
     crops=sides[0],
     held_out=sides[1].files,
   )

@@ -49,6 +49,36 @@ class ImageDataset(TokenDataset):
   classes: Sequence[str] = ()
   pixel: str = "uint8"
 
+  @classmethod
+  def of(
+    cls,
+    config: Data,
+    image: ImageFormat,
+    train: Split,
+    evaluation: Split,
+    content: str,
+    *,
+    batch_size: int,
+    seed: int,
+    classes: Sequence[str] = (),
+    **more: Any,
+  ) -> Any:
+    """A data set of this class over two splits of images. content: hash of all that they are made of; more: fields of the class."""
+    return cls(
+      kind="images",
+      side=0,
+      length=image.values,
+      vocab_size=image.top + 1,
+      train=train,
+      evaluation=evaluation,
+      plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
+      content=content,
+      notes=_notes(image, classes),
+      image=image,
+      classes=classes,
+      **more,
+    )
+
   @property
   def label_length(self) -> int:
     """One."""
@@ -112,17 +142,14 @@ def build_images(config: Data, *, batch_size: int, seed: int) -> ImageDataset:
   image = ImageFormat(height, width, channels, top, count)
   moves = tuple((row, column) for row in _reach(options.shift) for column in _reach(options.shift))
   train = _split(arrays["x_train"], arrays["y_train"], moves, options.mirror)
-  return ImageDataset(
-    kind="images",
-    side=0,
-    length=image.values,
-    vocab_size=top + 1,
-    train=train,
-    evaluation=_split(arrays["x_test"], arrays["y_test"], ((0, 0),), False),
-    plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
-    content=digest("images", *arrays.values(), str(options.shift), str(options.mirror)),
-    notes=notes_of(image, classes),
-    image=image,
+  return ImageDataset.of(
+    config,
+    image,
+    train,
+    _split(arrays["x_test"], arrays["y_test"], ((0, 0),), False),
+    digest("images", *arrays.values(), str(options.shift), str(options.mirror)),
+    batch_size=batch_size,
+    seed=seed,
     classes=classes,
     pixel="int32" if options.file or not (options.folder or options.builtin != "digits") else "uint8",
   )
@@ -141,7 +168,7 @@ def _arrays(options: ImageData) -> tuple[dict[str, np.ndarray], Sequence[str]]:
   return _digits(), ()
 
 
-def notes_of(image: ImageFormat, classes: Sequence[str]) -> dict[str, Any]:
+def _notes(image: ImageFormat, classes: Sequence[str]) -> dict[str, Any]:
   """Facts for `describe`: the format, and the names of the classes where there are some and not too many to list."""
   return {"image": dataclasses.asdict(image)} | ({"classes": list(classes)} if 0 < len(classes) <= _LISTED else {})
 
@@ -183,18 +210,8 @@ def _noise(config: Data, batch_size: int, seed: int) -> ImageDataset:
   options = config.images
   image = ImageFormat(options.size, options.size, 3, 255, options.classes)
   train = Split.of_singles(max(10 * options.classes, batch_size), Noise(image))
-  return ImageDataset(
-    kind="images",
-    side=0,
-    length=image.values,
-    vocab_size=image.top + 1,
-    train=train,
-    evaluation=Split.of_singles(options.classes, Noise(image)),
-    plan=BatchPlan(train, batch_size=batch_size, seed=seed, epochs=config.epochs_per_interval),
-    content=digest("noise", str(image)),
-    notes=notes_of(image, ()),
-    image=image,
-  )
+  held = Split.of_singles(options.classes, Noise(image))
+  return ImageDataset.of(config, image, train, held, digest("noise", str(image)), batch_size=batch_size, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)

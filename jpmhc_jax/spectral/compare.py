@@ -11,7 +11,7 @@ import numpy as np
 
 from jpmhc_jax.spectral.density import Spectrum
 
-__all__ = ["Atoms", "Summary", "atoms", "cut", "of_spectrum", "quantiles", "smoothed", "summary", "w1"]
+__all__ = ["Atoms", "Summary", "atoms", "cut", "of_spectrum", "quantiles", "smoothed", "summary", "w1", "with_dead"]
 
 
 class Atoms(NamedTuple):
@@ -71,6 +71,12 @@ def summary(law: Atoms, threshold: float = 0.1, floor: float = 0.0) -> Summary:
 def cut(law: Atoms, floor: float) -> Atoms:
   """The same with what lies under the floor at it."""
   return law._replace(log_values=np.maximum(law.log_values, np.log(floor)))
+
+
+def with_dead(law: Atoms, share: float, floor: float) -> Atoms:
+  """The law with a share of dead directions beside it, cut off at the floor."""
+  values, weights = np.append(0.0, np.exp(law.log_values)), np.append(share, (1 - share) * law.weights)
+  return atoms(values, weights, floor)
 
 
 def w1(first: Atoms, second: Atoms) -> float:

@@ -17,15 +17,16 @@ import numpy as np
 from scipy.interpolate import AAA
 
 from jpmhc_jax.spectral import correlated, dyson, moments
-from jpmhc_jax.spectral.correlated import Correlated
+from jpmhc_jax.spectral.correlated import Correlated, Prepared
 from jpmhc_jax.spectral.layers import Layers
 
 __all__ = [
-  "Spectrum", "Stack", "Statistics", "aaa_density", "line_spectrum", "log_spectrum", "quantile", "spectrum",
+  "Solvable", "Spectrum", "Stack", "Statistics", "aaa_density", "line_spectrum", "log_spectrum", "quantile", "spectrum",
   "statistics", "stieltjes_inversion", "support", "upper_edge",
 ]  # fmt: skip
 
 Stack = Layers | Correlated
+Solvable = Stack | Prepared
 
 _WIDEST = 0.7  # angle of a ray up to which −Im(z G) is a density of log λ that is worth extrapolating
 _EDGE_POINTS, _EDGE_ANGLE, _EDGE_HEIGHT = 32, 1e-6, 1e-2  # of the search for the largest value
@@ -104,17 +105,22 @@ def aaa_density(
 
 
 def _by_parts(
-  layers: Stack, z: Complex[Array, " points"], tick: Callable[[float], None] = lambda share: None
+  layers: Solvable, z: Complex[Array, " points"], tick: Callable[[float], None] = lambda share: None
 ) -> dyson.Resolvent:
   """The resolvent by the solver for such layers."""
-  if isinstance(layers, Correlated):
-    return correlated.by_parts(layers, z, tick)
-  return dyson.by_parts(layers, z, tick)
+  if isinstance(layers, Layers):
+    return dyson.by_parts(layers, z, tick)
+  return correlated.by_parts(layers, z, tick)
 
 
-def _log_bound(layers: Stack, tail: float) -> float:
+def _prepared(layers: Solvable) -> Solvable:
+  """The layers for several grids."""
+  return layers if isinstance(layers, Layers) else correlated.prepared(layers)
+
+
+def _log_bound(layers: Solvable, tail: float) -> float:
   """log λ above which no more than a share `tail` of the mass lies."""
-  if isinstance(layers, Correlated):
+  if not isinstance(layers, Layers):
     return math.log(max(correlated.first_moment(layers), 1e-300)) - math.log(tail)
   scale = jnp.linalg.norm(layers.mixers, 2, axis=(1, 2))
   noise = jnp.sqrt(
@@ -126,12 +132,13 @@ def _log_bound(layers: Stack, tail: float) -> float:
 
 
 def support(
-  layers: Stack, floor: float = 1e-12, tail: float = 1e-5, tick: Callable[[float], None] = lambda share: None
+  layers: Solvable, floor: float = 1e-12, tail: float = 1e-5, tick: Callable[[float], None] = lambda share: None
 ) -> tuple[float, float]:
   """Range of λ that holds the spectrum up to a fraction `tail` of its mass; what lies under `floor` is given up.
 
   Raises NotSolvedError where λ may leave the range of float64, as it does at great depth, and as `dyson.by_parts` does.
   """
+  layers = _prepared(layers)
   top = _log_bound(layers, tail)
   bottom = min(np.log(floor), top - 1.0)
   if not max(top, -bottom) < _LARGEST_LOG:
@@ -149,7 +156,7 @@ def support(
 
 
 def spectrum(
-  layers: Stack | Sequence[Stack],
+  layers: Solvable | Sequence[Solvable],
   points: int = 200,
   angle: float = 0.0,
   floor: float = 1e-12,
@@ -164,7 +171,7 @@ def spectrum(
   tick: called now and then with the share of the work that is done; what it raises ends the work. Raises
   NotSolvedError where the Dyson equation was not solved.
   """
-  stacks = [layers] if isinstance(layers, Layers | Correlated) else layers
+  stacks = [_prepared(each) for each in ([layers] if isinstance(layers, Layers | Correlated | Prepared) else layers)]
   turns = 3 * len(stacks)  # of about equal cost: the support and two rays of every stack
 
   def turn(done: int) -> Callable[[float], None]:
@@ -190,12 +197,13 @@ def spectrum(
   return result
 
 
-def upper_edge(layers: Stack, low: float, high: float) -> float:
+def upper_edge(layers: Solvable, low: float, high: float) -> float:
   """The largest λ of the spectrum, between two bounds, to a thousandth of their ratio's logarithm.
 
   Just above the axis, at z = x e^{iθ}, −Im(z G)/π is of order θ outside of the spectrum and grows like a root inside.
   Raises NotSolvedError as `dyson.by_parts` does.
   """
+  layers = _prepared(layers)
   for _ in range(2):
     x = np.geomspace(low, high, _EDGE_POINTS)
     z = x * np.exp(1j * _EDGE_ANGLE)

@@ -14,7 +14,7 @@ import tiny
 
 from jpmhc_jax import main
 from jpmhc_jax.config import plugins, schema
-from jpmhc_jax.evaluation.spectra import measure, moments, trm
+from jpmhc_jax.evaluation.spectra import measure, moments, stacks
 from jpmhc_jax.evaluation.spectra.cells import Cells
 from jpmhc_jax.models import transformer
 from jpmhc_jax.models.trm import supervision_step
@@ -164,18 +164,18 @@ def test_the_rotated_network_is_the_product_of_its_rotated_layers(carried):
 
 def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
   _, at = carried
-  stack = trm.carry_layers(at.trace, at.network.answers[:4], 1)
+  stack = stacks.carry_layers(at.trace, at.network.answers[:4], 1)
   z_h, z_l = np.eye(4)[:2], np.eye(4)[2:]
   for k, answers in enumerate(at.network.answers[:4]):
     h = z_h + z_l
-    for mixer in trm.stream_layers(at.trace, k, 1).mixers:
+    for mixer in stacks.stream_layers(at.trace, k, 1).mixers:
       h = mixer @ h
     z_h, z_l = (h, z_l) if answers else (z_h, h)
   product = np.eye(4)
   for mixer in stack.mixers:
     product = mixer @ product
   assert_allclose(product, np.concatenate([z_h, z_l]), rtol=1e-9)
-  part, call = trm.part_layers(at.trace, 1, 0), trm.stream_layers(at.trace, -1, 0)
+  part, call = stacks.part_layers(at.trace, 1, 0), stacks.stream_layers(at.trace, -1, 0)
   assert_allclose(part.mixers, [np.eye(2), call.mixers[1]])
   assert_allclose(part.noise.covariance, np.diag([0, call.noise.covariance[1, 1]]))
   assert_allclose(call.independent.noise.covariance, np.diag(np.diagonal(call.noise.covariance) + call.noise.mean**2))
@@ -183,7 +183,7 @@ def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
 
 def test_a_spectrum_far_below_what_is_resolved_is_known_unsolved(carried):
   _, at = carried
-  cells = [trm.carry_layers(at.trace, at.network.answers[:4], 1)], None
+  cells = [stacks.carry_layers(at.trace, at.network.answers[:4], 1)], None
   law, residual, _ = measure._predicted(cells, 0.0, 16, 1e6, tick=lambda share: pytest.fail("solved"))
   assert_allclose(law.log_values, np.log(1e6))
   assert residual == 0.0
@@ -193,7 +193,7 @@ def test_streams_made_inside_a_call_are_closed_at_its_ends():
   _, at = _linearised(scope="call", mixer="sinkhorn")
   assert_allclose(at.trace.enter, [1, 1], rtol=1e-5)
   assert_allclose(at.trace.leave, [0.5, 0.5], rtol=1e-5)
-  stack, inner = trm.call_layers(at.trace, 0, 0), trm.stream_layers(at.trace, 0, 0)
+  stack, inner = stacks.call_layers(at.trace, 0, 0), stacks.stream_layers(at.trace, 0, 0)
   product, inside = np.eye(2), np.ones(2)
   for mixer in stack.mixers:
     product = mixer @ product
@@ -231,7 +231,7 @@ def test_measured_and_predicted_spectra_agree(carried):
     rows=at.rows[:6],
     trace=few.trace._replace(
       **{k: v[:3] for k, v in few.trace._asdict().items() if k not in ("inputs", "enter", "leave", "noise", "shares")},
-      noise=trm.chosen_noise(few.trace, np.arange(6)),
+      noise=stacks.chosen_noise(few.trace, np.arange(6)),
     ),
   )
   sites = {site.name: site for site in measure.measure(few, EFFORT)}

@@ -31,10 +31,10 @@ from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.spectra import moments, sites, transformer, trm
 from jpmhc_jax.evaluation.spectra.cells import Cells, groups
 from jpmhc_jax.evaluation.spectra.sites import Site
-from jpmhc_jax.evaluation.spectra.trm import call_layers, part_layers, Stack, Trace
+from jpmhc_jax.evaluation.spectra.stacks import call_layers, correlated_of, layers_of, part_layers, Stack, Trace
 from jpmhc_jax.mixers import parse
-from jpmhc_jax.spectral import compare, density, dyson, measured, rules, table
-from jpmhc_jax.spectral.correlated import Correlated, correlated_noise, echoes, first_moment, independent
+from jpmhc_jax.spectral import compare, correlated, density, dyson, measured, rules, table
+from jpmhc_jax.spectral.correlated import echoes
 from jpmhc_jax.spectral.jacobian import measure as law_of
 from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import Layers
@@ -257,7 +257,7 @@ def _compared(
   single = _predicted(alone, place.removed, points, floor, lambda share: tick((1 + share) / 2))
   turned = law(place.rotated) if place.rotated else None
   resolved = max(floor, turned.floor) if turned else floor  # by both
-  rotated = _with_dead(turned.atoms, place.removed, resolved) if turned else None
+  rotated = compare.with_dead(turned.atoms, place.removed, resolved) if turned else None
   laws = {"predicted": tied.law, "independent": single.law, "rotated": rotated}
   both = np.concatenate([each.log_values for each in (measurement.atoms, *laws.values()) if each])
   grid = np.linspace(both.min() - 0.1, both.max() + 0.1, 160)
@@ -282,12 +282,6 @@ def _compared(
   }
 
 
-def _with_dead(law: compare.Atoms, removed: float, floor: float) -> compare.Atoms:
-  """The law with a share of dead directions, cut off at the floor."""
-  values, weights = np.append(0.0, np.exp(law.log_values)), np.append(removed, (1 - removed) * law.weights)
-  return compare.atoms(values, weights, floor)
-
-
 class _Prediction(NamedTuple):
   law: compare.Atoms | None
   residual: float | None
@@ -300,28 +294,18 @@ def _predicted(cells: _Cells, removed: float, points: int, floor: float, tick: C
   if not stacks:
     return _Prediction(None, None, "a call makes its streams inside, so that the carry is no product of layers")
   with jax.enable_x64(True):
-    layers = correlated_of(stacks, shares)
-    if first_moment(layers) < _INVISIBLE * floor**2:
+    layers = correlated.prepared(correlated_of(stacks, shares))
+    if correlated.first_moment(layers) < _INVISIBLE * floor**2:
       return _Prediction(compare.atoms(np.zeros(1), floor=floor), 0.0, "")
     try:
       spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
     except dyson.NotSolvedError as error:
       return _Prediction(None, None, f"{error}; the measured spectrum stands alone, and a shorter stack is predicted")
-    share = 1.0 / layers.streams if stacks[0].closed else 1.0  # the rest of a closed stack is zero by construction
+    share = (
+      1.0 / len(stacks[0].mixers[0]) if stacks[0].closed else 1.0
+    )  # the rest of a closed stack is zero by construction
     law = compare.of_spectrum(spectrum, share, floor, removed)
     return _Prediction(law, float(jnp.max(spectrum.residual)), "")
-
-
-def correlated_of(stacks: Sequence[Stack], shares: np.ndarray | None = None) -> Correlated:
-  """The stacks of cells with these shares, whose noise is one, for the spectral theory. Needs float64."""
-  mixers, reads, writes = (np.stack(each) for each in zip(*(stack[:3] for stack in stacks), strict=True))
-  noise = stacks[0].noise
-  return correlated_noise(mixers, reads, writes, noise.covariance, noise.elliptic, noise.mean, shares)
-
-
-def layers_of(stack: Stack) -> Layers:
-  """The stack with independent noise. Needs float64."""
-  return independent(correlated_of([stack.independent]))
 
 
 def swapped(

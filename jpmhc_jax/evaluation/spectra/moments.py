@@ -90,36 +90,27 @@ def _sample(products: np.ndarray, probe: np.ndarray) -> tuple[np.ndarray, np.nda
   return mean, symmetric @ symmetric.T / len(probe), skew @ skew.T / len(probe)
 
 
-def pair(
-  sublayer: Callable[[Array], Array],
-  at: Float[Array, "b l d"],
-  into: Projection,
-  out: Projection,
-  rows: Float[Array, " N"],
-  probe: Array,
-) -> Float[Array, "2 N"]:
-  """diag(ρ)⁻¹ F̂ V and F̂ᵀ diag(ρ)⁻¹ V of a sub-layer at its input."""
-  push, pull = Products(lambda x: out(sublayer(at + into(x))) / rows.reshape(at.shape))(jnp.zeros_like(at), ())
+def noise(
+  sublayer: Callable[[Array], Array], at: Float[Array, "b l d"], into: Projection, out: Projection, rows: Array
+) -> Projection:
+  """v -> diag(ρ)⁻¹ P_out F(u + P_in v) of a sub-layer at its input u, whose derivative at 0 is F̂; rows: (N,) ρ."""
+  return lambda v: out(sublayer(at + into(v))) / rows.reshape(at.shape)
+
+
+def pair(noise: Projection, probe: Float[Array, "b l d"]) -> Float[Array, "2 N"]:
+  """F̂ V and F̂ᵀ V."""
+  push, pull = Products(noise)(jnp.zeros_like(probe), ())
   return jnp.stack([push(jnp.ravel(probe)), pull(jnp.ravel(probe))])
 
 
 def rotated(
-  sublayer: Callable[[Array], Array],
-  at: Float[Array, "b l d"],
-  into: Projection,
-  out: Projection,
-  rows: Float[Array, " N"],
-  key: Key[Array, ""],
-) -> Projection:
-  """diag(ρ) Q diag(ρ)⁻¹ F̂ Qᵀ of a sub-layer at its input, Q the random rotation of this key."""
-  (forwards, backwards), sizes = rotation(key, at.shape), rows.reshape(at.shape)
-
-  def apply(vector: Array) -> Array:
-    image = jax.jvp(lambda x: out(sublayer(at + into(x))), (jnp.zeros_like(at),), (backwards(vector),))[1]
-    turned: Array = sizes * forwards(image / sizes)
-    return turned
-
-  return apply
+  noise: Projection, rows: Float[Array, " N"], key: Key[Array, ""], vector: Float[Array, "b l d"]
+) -> Float[Array, "b l d"]:
+  """diag(ρ) Q F̂ Qᵀ v, Q the random rotation of this key."""
+  forwards, backwards = rotation(key, vector.shape)
+  image = jax.jvp(noise, (jnp.zeros_like(vector),), (backwards(vector),))[1]
+  turned: Array = rows.reshape(vector.shape) * forwards(image)
+  return turned
 
 
 def rotation(key: Key[Array, ""], shape: Sequence[int]) -> tuple[Projection, Projection]:

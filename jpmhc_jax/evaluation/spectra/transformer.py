@@ -19,7 +19,8 @@ import numpy as np
 
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra.cells import Cells
-from jpmhc_jax.evaluation.spectra.trm import chosen_noise, products, Stack, stream_layers, through, Trace
+from jpmhc_jax.evaluation.spectra.stacks import chosen_noise, Stack, stream_layers, Trace
+from jpmhc_jax.evaluation.spectra.trm import products, through
 from jpmhc_jax.models.transformer import Decoder, Layer, Transformer, VisionTransformer
 
 

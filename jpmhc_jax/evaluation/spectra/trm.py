@@ -9,7 +9,7 @@ direction is no small part of it, but the largest. Where no norm follows a part 
 a decoder's stands inside F, whose F' is projected as it is (`spectra.transformer`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -23,36 +23,11 @@ import numpy as np
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra import moments
 from jpmhc_jax.evaluation.spectra.cells import Cells
-from jpmhc_jax.evaluation.spectra.moments import Moments
+from jpmhc_jax.evaluation.spectra.stacks import carry_layers, Stack, stream_layers, Trace
 from jpmhc_jax.models.layers import rms_norm
 from jpmhc_jax.models.trm import Part, TRM
 
 LEAST_RECURSIONS = 12
-
-
-class Trace(NamedTuple):
-  """K network calls of P parts, seen at T cells, with m segments (1 for most) of n streams. Arrays."""
-
-  states: Array  # (K, b, l, …) what enters each call
-  inputs: Array  # (P, b, l, …) the streams that enter each part of the last call
-  gains: Array  # (K, P, T, n), scale 1/rms of the norm
-  mixers: Array  # (K, P, T, n, n)
-  reads: Array  # (K, P, T, m, n)
-  writes: Array  # (K, P, T, n, m); with the noise comes their factor ρ, see `moments`
-  enter: Array  # (n,) what one vector becomes on entering a call, (0,) where streams live in the carry
-  leave: Array  # (n,) weights with which streams leave it
-  noise: Moments | None = None  # of the K·P sub-layers in order, once they are estimated
-  shares: np.ndarray | None = None  # (T,) of the cells in all, once they are grouped
-
-  def grouped(self, parts: Sequence[np.ndarray]) -> "Trace":
-    """At one cell for each group of indices of cells, their mean, with its share."""
-
-    def mean(each: Any) -> Any:
-      return np.stack([each[:, :, part].mean(axis=2) for part in parts], axis=2)
-
-    gains, mixers, reads, writes = map(mean, (self.gains, self.mixers, self.reads, self.writes))
-    shares = np.array([len(part) for part in parts]) / sum(map(len, parts))
-    return self._replace(gains=gains, mixers=mixers, reads=reads, writes=writes, shares=shares)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +158,11 @@ class Network:
 
     return function
 
-  def layers(self, trace: Trace, count: int, token: int) -> "Stack | None":
+  def layers(self, trace: Trace, count: int, token: int) -> Stack | None:
     """The carry through the first calls; None where a call makes its streams inside: that is no product of layers."""
     return None if trace.enter.size else carry_layers(trace, self.answers[:count], token)
 
-  def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> "Stack":
+  def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> Stack:
     """What the design rules judge: the last call."""
     return stream_layers(trace, -1, token, mixers)
 
@@ -223,39 +198,47 @@ def through(
   return streams, jnp.stack(inputs), jax.tree.map(lambda *a: jnp.stack(a), *layers)
 
 
-def products(parts: Sequence[Part], streams: Array, epsilon: float, probe: Array, rows: Array) -> Array:
-  """(P, 2, N): `moments.pair` of the sub-layers of all parts, the first of which no norm precedes."""
-  images: list[Array] = []
+class _Step(NamedTuple):
+  """A part at real streams."""
+
+  noise: moments.Projection  # see `moments.noise`
+  mix: Array
+  read: Array
+  write: Array
+  gain: Array  # (b, l, n, e) or broadcast to it
+
+
+def _steps(parts: Sequence[Part], streams: Array, epsilon: float, rows: Array) -> Iterator[_Step]:
+  """All parts of a call in order, the first of which no norm precedes. rows: (P, N), ρ of `moments`."""
   axes: int | tuple[int, ...] = ()
   for part, size in zip(parts, rows, strict=True):
     out, entering = _connected(part, streams)
-    _, read, write = _coefficients(part, streams)
+    mix, read, write = _coefficients(part, streams)
     normed = _normed(part, out, epsilon)
     into = moments.before(_wide(streams), axes, read)
     behind = moments.behind(_wide(normed), part.axes, write)
-    images.append(moments.pair(part.sublayer, entering, into, behind, size, probe))
+    noise = moments.noise(part.sublayer, entering, into, behind, size)
+    yield _Step(noise, mix, read, write, _gain(part, out, normed))
     streams, axes = normed, part.axes
-  return jnp.stack(images)
+
+
+def products(parts: Sequence[Part], streams: Array, epsilon: float, probe: Array, rows: Array) -> Array:
+  """(P, 2, N): `moments.pair` of the sub-layers of all parts."""
+  return jnp.stack([moments.pair(step.noise, probe) for step in _steps(parts, streams, epsilon, rows)])
 
 
 def rotated(
   parts: Sequence[Part], streams: Array, epsilon: float, rows: Array, key: Key[Array, ""], tangent: Array
 ) -> Array:
   """The tangent behind all parts of a call, linearised as in `Trace`, with QF̂Qᵀ for the Jacobian of each sub-layer."""
-  axes: int | tuple[int, ...] = ()
-  for part, size in zip(parts, rows, strict=True):
-    out, entering = _connected(part, streams)
-    mix, read, write = _coefficients(part, streams)
-    normed, wide = _normed(part, out, epsilon), _wide(tangent)
-    into = moments.before(_wide(streams), axes, read)
-    behind = moments.behind(_wide(normed), part.axes, write)
-    noise = moments.rotated(part.sublayer, entering, into, behind, size, key)
-    written = noise(jnp.einsum("blmn,blne->blme", read, wide).reshape(entering.shape))
-    written = written.reshape(*entering.shape[:2], write.shape[3], -1)
-    passed = jnp.einsum("blij,blje->blie", mix, wide) + jnp.einsum("blnm,blme->blne", write, written)
-    tangent = (_gain(part, out, normed) * passed).reshape(tangent.shape)
-    streams, axes = normed, part.axes
-  return tangent
+  wide = _wide(tangent)
+  for step, size in zip(_steps(parts, streams, epsilon, rows), rows, strict=True):
+    seen = jnp.einsum("blmn,blne->blme", step.read, wide)
+    vector = seen.reshape(*seen.shape[:2], -1)
+    written = moments.rotated(step.noise, size, key, vector).reshape(seen.shape)
+    passed = jnp.einsum("blij,blje->blie", step.mix, wide) + jnp.einsum("blnm,blme->blne", step.write, written)
+    wide = step.gain * passed
+  return wide.reshape(tangent.shape)
 
 
 def _gain(part: Part, out: Array, normed: Array) -> Array:
@@ -322,83 +305,3 @@ def _ends(model: TRM, state: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
   _, pull = jax.vjp(model.ends.reduce, streams)
   leaving = jnp.sum(pull(v)[0] * v[..., None, :], axis=(0, 1, 3)) / jnp.sum(v**2)
   return entering, leaving
-
-
-class Stack(NamedTuple):
-  """Layers of `spectral.correlated.correlated_noise` at one cell, float64. closed: see `call_layers`."""
-
-  mixers: np.ndarray
-  reads: np.ndarray
-  writes: np.ndarray
-  noise: Moments
-  closed: bool = False
-
-  @property
-  def independent(self) -> "Stack":
-    """The same layers as if every call had weights of its own."""
-    size = np.diagonal(self.noise.covariance) + self.noise.mean**2
-    noise = self.noise._replace(covariance=np.diag(size), elliptic=0 * self.noise.elliptic, mean=0 * self.noise.mean)
-    return self._replace(noise=noise)
-
-
-def chosen_noise(trace: Trace, chosen: np.ndarray) -> Moments:
-  """Moments of the chosen sub-layers (indices into call · P + part); −1 is a layer without noise."""
-  assert trace.noise is not None, "the trace of a network without its moments"
-  alive = (chosen >= 0).astype(np.float64)
-  pairs = np.ix_(chosen, chosen)
-  both = alive[:, None] * alive[None, :]
-  covariance, elliptic = (both * moment[pairs] for moment in (trace.noise.covariance, trace.noise.elliptic))
-  return Moments(covariance, elliptic, alive * trace.noise.mean[chosen], trace.noise.error)
-
-
-def stream_layers(trace: Trace, call: int, token: int, mixers: np.ndarray | None = None) -> Stack:
-  """The parts of a call: mixer D H, write D b with the norm's scale D. mixers (P, n, n): others than the network's."""
-  calls, parts = trace.gains.shape[:2]
-  gains = np.asarray(trace.gains[call, :, token], np.float64)[:, :, None]
-  mixers = np.asarray(trace.mixers[call, :, token] if mixers is None else mixers, np.float64)
-  reads, writes = (np.asarray(a[call, :, token], np.float64) for a in (trace.reads, trace.writes))
-  return Stack(gains * mixers, reads, gains * writes, chosen_noise(trace, call % calls * parts + np.arange(parts)))
-
-
-def part_layers(trace: Trace, index: int, token: int) -> Stack:
-  """One part of the last call; the others pass everything on."""
-  mixers, reads, writes = stream_layers(trace, -1, token)[:3]
-  calls, parts = trace.gains.shape[:2]
-  chosen = np.arange(parts) == index
-  mixers = np.where(chosen[:, None, None], mixers, np.eye(mixers.shape[-1]))
-  noise = chosen_noise(trace, np.where(chosen, (calls - 1) * parts + index, -1))
-  return Stack(mixers, reads, writes, noise)
-
-
-def call_layers(trace: Trace, call: int, token: int) -> Stack:
-  """One call; streams made inside the call are closed at the ends.
-
-  Closing: J = rᵀ Y e is the corner of (e₁ rᵀ) Y (e e₁ᵀ), two more layers without noise; the rest of it is zero.
-  """
-  stack = stream_layers(trace, call, token)
-  if not trace.enter.size:
-    return stack
-  first, last = np.zeros((2, 1, *stack.mixers.shape[1:]))
-  first[0, :, 0], last[0, 0] = trace.enter, trace.leave
-  reads, writes = (np.concatenate([0 * a[:1], a, 0 * a[:1]]) for a in (stack.reads, stack.writes))
-  parts = trace.gains.shape[1]
-  noise = chosen_noise(trace, np.concatenate([[-1], call * parts + np.arange(parts), [-1]]))
-  return Stack(np.concatenate([first, stack.mixers, last]), reads, writes, noise, closed=True)
-
-
-def carry_layers(trace: Trace, answers: tuple[bool, ...], token: int) -> Stack:
-  """(z_H, z_L) through the first calls: 2n streams, of which a call adds one half to the other and updates that.
-
-  The sum is folded into the first part of the call: mixer A S, read a S.
-  """
-  calls, (parts, _, n), m = len(answers), trace.gains.shape[1:], trace.reads.shape[3]
-  mixers = np.tile(np.eye(2 * n), (calls, parts, 1, 1))
-  reads, writes = np.zeros((calls, parts, m, 2 * n)), np.zeros((calls, parts, 2 * n, m))
-  for k, answer in enumerate(answers):
-    own, other = (slice(0, n), slice(n, 2 * n)) if answer else (slice(n, 2 * n), slice(0, n))
-    mixers[k, :, own, own], reads[k, :, :, own], writes[k, :, own] = stream_layers(trace, k, token)[:3]
-    shear = np.eye(2 * n)
-    shear[own, other] = np.eye(n)
-    mixers[k, 0], reads[k, 0] = mixers[k, 0] @ shear, reads[k, 0] @ shear
-  mixers, reads, writes = (a.reshape(-1, *a.shape[2:]) for a in (mixers, reads, writes))
-  return Stack(mixers, reads, writes, chosen_noise(trace, np.arange(calls * parts)))

@@ -16,7 +16,7 @@ from jpmhc_jax.spectral.correlated.newton import Options
 from jpmhc_jax.spectral.correlated.noise import Correlated, independent, is_independent
 from jpmhc_jax.spectral.dyson import Resolvent
 
-__all__ = ["by_parts", "first_moment", "resolvent"]
+__all__ = ["Prepared", "by_parts", "first_moment", "prepared", "resolvent"]
 
 _AT_ONCE = 16  # grid points between two ticks
 
@@ -31,6 +31,13 @@ class _Neighbours(NamedTuple):
 class _Infinity(NamedTuple):
   unknowns: jax.Array
   moment: jax.Array
+
+
+class Prepared(NamedTuple):
+  """Layers with what does not depend on z: a whole spectrum solves several grids over them."""
+
+  at: Places
+  infinity: _Infinity
 
 
 _Values = tuple[Array, Array, Array, Array]  # h, G, residual and iterations
@@ -118,16 +125,24 @@ def resolvent(layers: Correlated, z: Complex[Array, " points"], options: Options
   return result
 
 
+def prepared(layers: Correlated | Prepared) -> Prepared:
+  """The layers for several grids."""
+  if isinstance(layers, Prepared):
+    return layers
+  at = equation.places(layers)
+  return Prepared(at, _infinity(at))
+
+
 def by_parts(
-  layers: Correlated, z: Complex[Array, " points"], tick: Callable[[float], None] = lambda share: None
+  layers: Correlated | Prepared, z: Complex[Array, " points"], tick: Callable[[float], None] = lambda share: None
 ) -> Resolvent:
   """`resolvent`, a part of the grid after the other, from Python: one program for every grid over these layers.
 
   tick: called after every part with the share of the grid that is done; what it raises ends the work. Raises
   NotSolvedError after the first part of which fewer than half of the points are solved: the rest would take as long.
   """
-  at = equation.places(layers)
-  near, infinity = _alone(at), _infinity(at)
+  at, infinity = prepared(layers)
+  near = _alone(at)
   padded = np.append(np.asarray(z), np.repeat(np.asarray(z)[-1:], -z.shape[0] % _AT_ONCE)).reshape(-1, _AT_ONCE)
   done = []
   for index, part in enumerate(padded):
@@ -141,6 +156,6 @@ def by_parts(
   return result
 
 
-def first_moment(layers: Correlated) -> float:
+def first_moment(layers: Correlated | Prepared) -> float:
   """E tr JᵀJ / N, exact as p → ∞."""
-  return float(_infinity(equation.places(layers)).moment)
+  return float(prepared(layers).infinity.moment)

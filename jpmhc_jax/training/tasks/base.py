@@ -234,26 +234,30 @@ def check_attention(model: schema.Model) -> None:
   require(even or model.positions != "rope", "model.heads", model.heads, "an even width per head (rope rotates pairs)")
 
 
+def check_one_call(config: schema.Config) -> None:
+  """Raises ConfigError for what only a network has that is called again and again."""
+  sharing, sublayer = config.connection.sharing, config.connection.sublayer
+  require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
+  require(sublayer == "whole", "connection.sublayer", sublayer, "whole: stream is for model.kind=trm and urm")
+  require(
+    config.model.rematerialise != "call",
+    "model.rematerialise",
+    "call",
+    "none, products, coefficients or block: the network is one call",
+  )
+
+
 class TransformerPass(SinglePass):
   """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
 
   linearised = attends = True
 
   def check(self, config: schema.Config) -> None:
-    """Raises ConfigError for heads that share the features unevenly, and for model.rematerialise='call'."""
+    """Raises ConfigError for heads that share the features unevenly, and as `check_one_call` does."""
     model = config.model
     check_attention(model)
-    sharing = config.connection.sharing
-    require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
-    sublayer = config.connection.sublayer
-    require(sublayer == "whole", "connection.sublayer", sublayer, "whole: stream is for model.kind=trm and urm")
     require(model.convolution == 0, "model.convolution", model.convolution, "0: it is for model.kind=trm and urm")
-    require(
-      model.rematerialise != "call",
-      "model.rematerialise",
-      "call",
-      "none, products, coefficients or block: a transformer is one call",
-    )
+    check_one_call(config)
 
   def capture(self, model: Any, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe) -> dict[str, Any]:
     """One pass over the latest batch: "block0.tokens", "block0.features", "block1.tokens", …"""

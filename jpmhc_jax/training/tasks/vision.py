@@ -17,7 +17,7 @@ from jpmhc_jax.data.images import ImageDataset
 from jpmhc_jax.models.losses import TOKEN_LOSSES
 from jpmhc_jax.models.resnet import Plan, ResNet
 from jpmhc_jax.models.transformer import VisionTransformer
-from jpmhc_jax.training.tasks.base import Batch, Probe, register_task, SinglePass, Sums, TransformerPass
+from jpmhc_jax.training.tasks.base import Batch, check_one_call, Probe, register_task, SinglePass, Sums, TransformerPass
 from jpmhc_jax.training.tasks.image_mixing import mix
 
 Network = VisionTransformer | ResNet
@@ -110,14 +110,10 @@ class ResidualImageClass(ImagePass):
   """The residual network; see `ImagePass`."""
 
   def check(self, config: schema.Config) -> None:
-    """Also raises ConfigError for a depth that there is not, and for what only other networks have."""
+    """Also raises ConfigError for a depth that there is not, and as `check_one_call` does."""
     super().check(config)
     Plan.of(config.model)
-    sharing, recomputed = config.connection.sharing, config.model.rematerialise
-    require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
-    sublayer = config.connection.sublayer
-    require(sublayer == "whole", "connection.sublayer", sublayer, "whole: stream is for model.kind=trm and urm")
-    require(recomputed != "call", "model.rematerialise", recomputed, "none, products, coefficients or block")
+    check_one_call(config)
 
   def build(self, config: schema.Config, dataset: ImageDataset, rngs: nnx.Rngs) -> ResNet:
     """A `ResNet` for the data set's size of image."""
