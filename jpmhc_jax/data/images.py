@@ -63,7 +63,10 @@ class ImageDataset(TokenDataset):
     classes: Sequence[str] = (),
     **more: Any,
   ) -> Any:
-    """A data set of this class over two splits of images. content: hash of all that they are made of; more: fields of the class."""
+    """A data set of this class over two splits of images.
+
+    content: hash of all that they are made of. more: further fields of the class.
+    """
     return cls(
       kind="images",
       side=0,
