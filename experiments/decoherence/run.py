@@ -2,11 +2,12 @@
 
   python -m experiments.decoherence.run [--quick] [--check] [--record]
 
-TRM whose supervision step is one cycle of 7, 21 or 42 calls, all of which learn. Arms differ in the connection alone;
-every arm runs with repeated sub-layers and, as its control, with sub-layers of each call's own. Seeds are paired: one
-has the same order of the data in every arm. All runs of a task have the same number of calls in all, calls times steps.
-The README says, from before the first run, what would confirm and what would refute the hypothesis. --quick is a
-part of the whole: 4×4 Sudoku, 7 and 42 calls, three arms; as many steps, seeds and rates.
+TRM whose supervision step is one cycle of 7, 21 or 42 calls, all of which learn, and a decoder of one layer with as
+many loops. Arms differ in the connection alone; every arm runs with repeated sub-layers and, as its control, with
+sub-layers of each call's own. Seeds are paired: one has the same order of the data in every arm. All runs of a task
+have the same number of calls in all, calls times steps. The README says, from before the first run, what would confirm
+and what would refute the hypothesis. --quick is a part of the whole: 4×4 Sudoku, 7 and 42 calls, three arms; as many
+steps, seeds and rates.
 """
 
 import itertools
@@ -36,6 +37,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
   "sudoku4": ("sudoku:tiny", {}),
   "sudoku6": ("sudoku:tiny", {"data.sudoku.side": 6, "data.sudoku.max_holes": 18}),
   "maze": ("maze:tiny", {}),
+  "text": ("stdlib_lm:tiny", {"data.text.window": 32}),
 }
 CALLS = (7, 21, 42)
 TIES = ("tied", "untied")
@@ -45,21 +47,29 @@ BUDGET = 4_200  # calls a run: 600 steps of 7 calls, 100 of 42
 LAST = 0.2  # share of the steps over which a run's loss is averaged
 
 
-def overrides(arm: str, calls: int, tie: str, rate: float) -> dict[str, Any]:
-  """Of a task's tiny config, to make it smaller: d = 32, batch 32, one layer, two supervision steps."""
-  values = {
-    "steps": BUDGET // calls,
-    "batch_size": 32,
-    "model.width": 32,
-    "model.heads": 2,
-    "model.layers": 1,
-    "model.recursion.outer": 1,
-    "model.recursion.inner": calls - 1,
-    "model.recursion.max_steps": 2,
-    "optimizer.learning_rate": rate,
-    "optimizer.warmup_steps": BUDGET // calls // 10,
-    "connection.streams": 4,
-  } | ARMS[arm]
+def recursion(task: str, calls: int) -> dict[str, Any]:
+  """So many calls of one layer: loops of the decoder, or a cycle of TRM, of which there are two supervision steps."""
+  if task == "text":
+    return {"model.loops": calls}
+  return {"model.recursion.outer": 1, "model.recursion.inner": calls - 1, "model.recursion.max_steps": 2}
+
+
+def overrides(task: str, arm: str, calls: int, tie: str, rate: float) -> dict[str, Any]:
+  """Of a task's tiny config, to make it smaller: d = 32, batch 32, one layer."""
+  values = (
+    recursion(task, calls)
+    | {
+      "steps": BUDGET // calls,
+      "batch_size": 32,
+      "model.width": 32,
+      "model.heads": 2,
+      "model.layers": 1,
+      "optimizer.learning_rate": rate,
+      "optimizer.warmup_steps": BUDGET // calls // 10,
+      "connection.streams": 4,
+    }
+    | ARMS[arm]
+  )
   return values | ({"connection.sharing": "none"} if tie == "untied" else {})
 
 
@@ -81,7 +91,7 @@ def runs(
 ) -> list[dict[str, float]]:
   """Of each seed its outcomes; the step is compiled once, and only if a seed is missing."""
   spec, fields = TASKS[task]
-  values = fields | overrides(arm, calls, tie, rate)
+  values = fields | overrides(task, arm, calls, tie, rate)
   compiled: list[Arm] = []
 
   def one(seed: int) -> dict[str, float]:

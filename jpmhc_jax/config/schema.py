@@ -57,7 +57,9 @@ class Recursion:
     16, "supervision steps after which a sequence always halts (and the number used in evaluation)", ge=1
   )
   call_embedding: bool = field(
-    False, "add a learned vector for each of the n + 1 calls of a cycle to what that call is given; it starts at zero"
+    False,
+    "add a learned vector for each of the n + 1 calls of a cycle, or each of model.loops, to what that call is given; "
+    "it starts at zero",
   )
   exploration: float = field(
     0.1, "probability that a sequence is told to take at least a random number of steps", ge=0, le=1
@@ -84,6 +86,12 @@ class Model:
   width: int = field(512, "d: features of one stream; resnet: in the first stage", ge=1)
   heads: int = field(8, "attention heads", ge=1)
   layers: int = field(2, "blocks (two sub-layers each) of the recursive network, or of the transformer", ge=1)
+  loops: int = field(
+    1,
+    "decoder, vit: times that the stack of layers is applied, with the same sub-layers; connection.sharing says "
+    "whether the connections repeat too",
+    ge=1,
+  )
   patch: int = field(4, "vit: side in pixels of the squares that an image is cut into", ge=1)
   expansion: float = field(
     4.0, "SwiGLU expansion; inner width = round(expansion*d*2/3) up to a multiple of `mlp_multiple`", gt=0
@@ -113,7 +121,7 @@ class Model:
     "products",
     "what the backward pass recomputes instead of storing: products = the streams and all else but the results of "
     "matrix products and the mixing coefficients, coefficients = all but the mixing coefficients, block = a whole "
-    "block, call = a whole network call, none = nothing",
+    "block, call = a whole network call or loop, none = nothing",
     ("none", "products", "coefficients", "block", "call"),
   )
 
@@ -217,9 +225,10 @@ class Connection:
   )
   sharing: str = field(
     "all",
-    "of TRM's calls: all = every call applies the same connections, per_call = each of the n + 1 calls of a cycle has "
-    "connections of its own, while the sub-layers stay the same (2604.21254); cycles repeat them, since only the last "
-    "one learns; none = sub-layers of its own too, the control of an experiment",
+    "of the calls of trm and urm and the loops of decoder and vit: all = every call applies the same connections, "
+    "per_call = each of the n + 1 calls of a cycle, or each loop, has connections of its own, while the sub-layers "
+    "stay the same (2604.21254); cycles repeat them, since only the last one learns; none = sub-layers of its own too, "
+    "the control of an experiment",
     ("all", "per_call", "none"),
   )
 

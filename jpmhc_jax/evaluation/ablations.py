@@ -97,7 +97,7 @@ def connections_of(model: nnx.Module) -> dict[str, tuple[HyperConnection, int | 
     if isinstance(module, HyperConnection):
       parts = [str(part).removeprefix("connect_") for part in path if part != "calls"]  # one of a call: all of them
       if hasattr(module, "layer_index"):
-        indices = module.layer_index[...].tolist()
+        indices = module.layer_index[...].reshape(module.layer_index.shape[0], -1)[:, 0].tolist()  # of a call: of all
         connections |= {".".join((f"block{k}", *parts[1:])): (module, index) for k, index in enumerate(indices)}
       else:
         connections[".".join(parts)] = (module, None)

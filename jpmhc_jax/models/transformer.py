@@ -6,8 +6,10 @@
 
 F is token mixing and SwiGLU in turn, every one wrapped by a hyper-connection of any mixer family. The parameters of the
 layers are stacked on a leading axis and `jax.lax.scan` runs over them: the compiled program holds one layer, whatever
-the depth. One stream is the plain pre-norm transformer. Patches are squares of `model.patch` pixels scaled to [0, 1];
-every one of them sees every other.
+the depth. With `model.loops` above 1 the streams pass this stack as many times, a looped transformer; its connections
+are those of all loops or of each loop its own (`connection.sharing`; 2604.21254 has one connection a loop, behind the
+whole stack). One stream is the plain pre-norm transformer. Patches are squares of `model.patch` pixels scaled to
+[0, 1]; every one of them sees every other.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
 from jpmhc_jax.models.connections import stream_expansion_fn
 from jpmhc_jax.models.layers import kept_paths, per_row, pixels, rms_norm, stacked, weight
-from jpmhc_jax.models.trm import Block, Part, recomputing, Visitor
+from jpmhc_jax.models.trm import Block, call_vectors, Part, PerCall, recomputing, Visitor, with_vector
 
 Hidden = Float[Array, "b l ..."]
 
@@ -80,9 +82,11 @@ class Transformer(nnx.Module):
     self.ends = StreamExpansion(ends, rngs=rngs) if connection.streams > 1 else None
 
     def layer(rngs: nnx.Rngs, index: Array) -> Layer:
-      return Layer(model, connection, length, index, rngs, causal=causal)
+      return Layer(model, connection, length, index, rngs, causal=causal, calls=model.loops)
 
     self.layers = stacked(layer, model.layers, rngs)
+    if model.recursion.call_embedding:
+      self.call_embedding = call_vectors(model.loops, model.width)
 
   def expanded(self, x: Float[Array, "b l d"]) -> Hidden:
     """The streams in front of the first layer."""
@@ -92,14 +96,17 @@ class Transformer(nnx.Module):
     self,
     h: Hidden,
     probe: Callable[[Any, Array], Any] | None = None,
-    nudges: Float[Array, "layers b l ..."] | None = None,
-    scales: Float[Array, "layers 2 b"] | None = None,
+    nudges: Float[Array, "depth b l ..."] | None = None,
+    scales: Float[Array, "depth 2 b"] | None = None,
   ) -> tuple[Hidden, dict[str, Any]]:
-    """Streams behind the last layer, and by sub-layer what `probe(connection, streams)` saw, stacked over the layers.
+    """Streams behind the last layer, and by sub-layer what `probe(connection, streams)` saw, stacked over the depth.
 
-    `nudges` are added to the streams in front of each layer: the gradient at zero nudges is the one that reaches each
-    layer. `scales` multiply what the two sub-layers of a layer make of each example.
+    The depth is loops · layers: the layers in the order in which the streams pass them. `nudges` are added to the
+    streams in front of each layer: the gradient at zero nudges is the one that reaches each layer. `scales` multiply
+    what the two sub-layers of a layer make of each example.
     """
+    loops = self.model.loops
+    own, layers = self._of_loops()
 
     def body(h: Array, piece: tuple[Layer, Array | None, Array | None]) -> tuple[Array, dict[str, Any]]:
       layer, nudge, scale = piece
@@ -107,7 +114,37 @@ class Transformer(nnx.Module):
       visit = None if probe is None else functools.partial(_collect, records, probe)
       return layer(h if nudge is None else h + nudge, visit, scales=scale), records
 
-    return jax.lax.scan(recomputing(body, self.model.rematerialise), h, (self.layers, nudges, scales))
+    def loop(h: Array, turn: tuple[Any, Any, Any, Array]) -> tuple[Array, dict[str, Any]]:
+      own, nudges, scales, number = turn
+      pieces = layers(own), nudges, scales
+      return jax.lax.scan(recomputing(body, self.model.rematerialise), self.entering(h, number), pieces)
+
+    nudges, scales = jax.tree.map(lambda leaf: leaf.reshape(loops, -1, *leaf.shape[1:]), (nudges, scales))
+    turns = own, nudges, scales, jnp.arange(loops, dtype=jnp.int32)
+    if loops == 1:
+      return loop(h, jax.tree.map(lambda leaf: leaf[0], turns))
+    whole = jax.checkpoint(loop, prevent_cse=False) if self.model.rematerialise == "call" else loop
+    h, records = jax.lax.scan(whole, h, turns)
+    return h, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
+
+  def entering(self, h: Hidden, loop: int | Int[Array, ""]) -> Hidden:
+    """The streams as a loop's first layer sees them: with the vector of this loop where loops have one."""
+    if not self.model.recursion.call_embedding:
+      return h
+    return with_vector(h, self.call_embedding, loop, self.ends.expand if self.ends else lambda x: x)
+
+  def _of_loops(self) -> tuple[list[Any], Callable[[list[Any]], Layer]]:
+    """What each loop has of its own, with the loops in front; and the stacked layers with what one loop has so."""
+    leaves, structure = jax.tree.flatten(self.layers, is_leaf=lambda leaf: isinstance(leaf, PerCall))
+    stacks = [leaf.calls for leaf in leaves if isinstance(leaf, PerCall)]
+
+    def layers(own: list[Any]) -> Layer:
+      each = iter(own)
+      complete = [next(each) if isinstance(leaf, PerCall) else leaf for leaf in leaves]
+      stack: Layer = jax.tree.unflatten(structure, complete)
+      return stack
+
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), stacks), layers
 
   def reduced(self, h: Hidden) -> Float[Array, "b l d"]:
     """The normed vector that the streams come to behind the last layer."""
@@ -209,7 +246,7 @@ class VisionTransformer(Transformer):
 
     In training, sub-layers are left out as model.vision.drop_path says, drawn from the key.
     """
-    rate, layers, scales = self.model.vision.drop_path, self.model.layers, None
+    rate, depth, scales = self.model.vision.drop_path, self.model.loops * self.model.layers, None
     if training and key is not None and rate:
-      scales = kept_paths(key, rate, 2 * layers, len(inputs)).reshape(layers, 2, -1)
+      scales = kept_paths(key, rate, 2 * depth, len(inputs)).reshape(depth, 2, -1)
     return self.head(self.run(self.embed(inputs), scales=scales)[0])

@@ -192,6 +192,19 @@ class Block(nnx.Module):
     )
 
 
+def call_vectors(calls: int, width: int) -> nnx.Param:
+  """A learned vector for each call, which starts at zero."""
+  return nnx.Param(jnp.zeros((calls, width), jnp.float32), axes=("calls", "embed"), role="trunk")
+
+
+def with_vector(
+  h: Latent, vectors: nnx.Param, call: int | Int[Array, ""], widen: Callable[[Float[Array, "b l d"]], Latent]
+) -> Latent:
+  """h, and the vector of this call in every stream, as `widen` makes streams of a vector."""
+  vector = widen(vectors[...].astype(h.dtype)[call][None, None])
+  return h + vector.reshape((1,) * (h.ndim - vector.ndim) + vector.shape)
+
+
 def connection_of(rule: HyperConnectionFn, index: int | Int[Array, ""], rngs: nnx.Rngs) -> HyperConnection:
   """The connection of a sub-layer, the `index`-th of its network."""
   return HyperConnection(rule, layer_index=index, rngs=rngs)
@@ -249,7 +262,7 @@ class TRM(nnx.Module):
     for layer in range(model.layers):
       setattr(self, f"block{layer}", self.block(model, connection, length, layer, rngs, calls=calls))
     if model.recursion.call_embedding:
-      self.call_embedding = nnx.Param(jnp.zeros((calls, width), jnp.float32), axes=("calls", "embed"), role="trunk")
+      self.call_embedding = call_vectors(calls, width)
     if connection.streams > 1:
       self.ends = StreamExpansion(stream_expansion_fn(connection, width), rngs=rngs)
     for name in self.latents:
@@ -323,8 +336,7 @@ class TRM(nnx.Module):
     """h, and the vector of this call where calls have one."""
     if not self.model.recursion.call_embedding:
       return h
-    vector = self.injected(self.call_embedding[...].astype(self.dtype)[call][None, None])
-    return h + vector.reshape((1,) * (h.ndim - vector.ndim) + vector.shape)
+    return with_vector(h, self.call_embedding, call, self.injected)
 
   def network(
     self, h: Latent, injection: Latent, call: int | Int[Array, ""] = 0, visit: Visitor | None = None

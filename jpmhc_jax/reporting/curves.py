@@ -127,12 +127,18 @@ def mixer_names(run: Run) -> list[tuple[str, str, str]]:
 
 
 def mixer_connections(run: Run) -> list[str]:
-  """Connections with diagnostics in order of depth (block2 before block10, tokens before features), composite last."""
+  """Connections with diagnostics in order of depth, composite last: block2 before block10, tokens before features, and
+  all of one call (block0.tokens.call2) before those of the next."""
   names = dict.fromkeys(connection for connection, _, _ in mixer_names(run))
   # Files hold the names in alphabetical order; inside a block the sub-layer that mixes positions comes first.
-  position = {name: name.replace("tokens", "0").replace("attention", "0") for name in names}
+  position = {name: _call_first(name.replace("tokens", "0").replace("attention", "0")) for name in names}
   ranked = natural_order(position.values())
   return sorted(names, key=lambda name: (name == COMPOSITE, ranked.index(position[name])))
+
+
+def _call_first(name: str) -> str:
+  place, _, call = name.partition(".call")
+  return f"call{call or 0}.{place}"
 
 
 def mixer_depths(run: Run) -> list[str]:

@@ -101,11 +101,12 @@ def facts(run: Run) -> Markup:
 
 def _model(run: Run) -> str:
   kind, count = run.config.get("model.kind"), run.environment.get("parameters")
-  width, layers = (run.config.get(f"model.{name}") for name in ("width", "layers"))
+  width, layers, loops = (run.config.get(f"model.{name}") for name in ("width", "layers", "loops"))
   words = [WORDS.get(str(kind), str(kind)) if kind else ""]
   words += [
     f"width {width}" if width else "",
     f"{layers} layer{'s' * (layers != 1)}" if isinstance(layers, int) else "",
+    f"{loops} loops" if isinstance(loops, int) and loops > 1 else "",
   ]
   words.append(f"{markup.format_number(count)} parameters" if isinstance(count, int) else "")
   return ", ".join(filter(None, words))

@@ -17,7 +17,7 @@ from jpmhc_jax.optim.labels import label_tree, manifold_names, MANIFOLD_PREFIX
 from jpmhc_jax.optim.manifold_optimizers import cayley_adam, grassmann_adam
 from jpmhc_jax.optim.schedules import make_schedule
 
-STACKED, VOCABULARY = "layers", "vocab"  # logical axes: one slice a layer; one row a token
+STACKED, CALLS, VOCABULARY = "layers", "calls", "vocab"  # logical axes: one slice a layer, or a call; one row a token
 F = TypeVar("F", bound=Callable[..., optax.GradientTransformation])
 
 
@@ -27,7 +27,7 @@ class Group:
 
   learning_rate: a schedule, update count -> step size. weight_decay: decoupled, scaled by the learning rate. matrices:
   params -> a tree of their structure, True where a leaf holds matrices that act on features: (in, out), or
-  (layers, in, out) where layers are stacked; the embedding and the head of a vocabulary do not count.
+  (layers, calls, in, out) where layers or calls are stacked; the embedding and the head of a vocabulary do not count.
   """
 
   learning_rate: optax.Schedule
@@ -143,7 +143,7 @@ def _by_path(axes: Any) -> dict[str, tuple[Any, ...]]:
 def _matrices(axes: Mapping[str, tuple[Any, ...]], params: Any) -> Any:
   def one(path: Any, leaf: Any) -> bool:
     names = axes.get(jax.tree_util.keystr(path), (None,) * leaf.ndim)
-    return leaf.ndim - (STACKED in names) == 2 and VOCABULARY not in names
+    return leaf.ndim - (STACKED in names) - (CALLS in names) == 2 and VOCABULARY not in names
 
   return jax.tree_util.tree_map_with_path(one, params)
 

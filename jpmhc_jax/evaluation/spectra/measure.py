@@ -1,8 +1,8 @@
 """Measured Jacobian spectra of a trained network beside those that free probability predicts from its coefficients.
 
 Three scales: every part of the network (connection, sub-layer, norm); every network call of TRM's recursion, or every
-layer of the decoder; the whole map, of the carry (z_H, z_L) from the start over many calls or of the streams through
-all layers. All at one real batch of the run's data, with the evaluated parameters, in float32.
+layer of a transformer; the whole map, of the carry (z_H, z_L) from the start over many calls or of the streams through
+all layers and loops. All at one real batch of the run's data, with the evaluated parameters, in float32.
 
 The noise of a part is its sub-layer's Jacobian, with its moments across all parts (`moments`): calls that share their
 weights have correlated noise, which adds up coherently or cancels. Beside that prediction stands the one of the same
@@ -30,6 +30,7 @@ from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.spectra import moments, sites, transformer, trm
 from jpmhc_jax.evaluation.spectra.cells import Cells, groups
+from jpmhc_jax.evaluation.spectra.network import Network
 from jpmhc_jax.evaluation.spectra.sites import Site
 from jpmhc_jax.evaluation.spectra.stacks import call_layers, correlated_of, layers_of, part_layers, Stack, Trace
 from jpmhc_jax.mixers import parse
@@ -50,7 +51,6 @@ _POINT_S = 0.0025  # CPU seconds a grid point and cell of 48 places, measured
 _INVISIBLE = 1e-3  # share of the directions above the floor (at most E s² / floor², Markov) that no picture shows
 _DESIGN_CELLS = 4  # of the design rules, the commonest, each a stack of its own
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
-Network = trm.Network | transformer.Network
 
 
 @functools.singledispatch
@@ -317,7 +317,7 @@ def swapped(
   say: Callable[[str], None],
   tick: rules.Tick,
 ) -> Iterator[rules.Row]:
-  """Design rules for the last call, or all layers, as they are, and with random members of other families as mixers."""
+  """Design rules for the last call, or last loop, as it is, and with random members of other families as mixers."""
   trace = at.grouped(effort.cells)
   depth, streams, _ = at.network.design(trace, 0).mixers.shape
   cells = range(min(_DESIGN_CELLS, trace.mixers.shape[2]))
@@ -385,7 +385,7 @@ def findings(
     say(sites.describe(site))
     result = dataclasses.replace(result, sites=(*result.sites, site))
     yield result
-  say(f"predicted for the last {at.network.noun} with its own mixers and others")
+  say(f"predicted for {at.network.judged} with its own mixers and others")
   say(table.HEADER)
   rest = lambda what, share: tick(what, 1 - (1 - _MOMENTS - _MEASURING) * (1 - share))  # noqa: E731
   for row in swapped(at, families, threshold, effort, setup.config.seed, say, rest):

@@ -36,7 +36,7 @@ class Task(abc.ABC):
   answer and confidence, which the report draws. main_metric: of `evaluation_metrics`, ranks checkpoints and heads the
   report. table_ids: the array of a batch that numbers the rows of the table; '' without one.
   linearised: `jpmhc spectrum` knows its network. attends: its layers have the config's `model.token_mixer`.
-  has_trajectories: `evaluation.trajectories` may be more than one.
+  has_trajectories: `evaluation.trajectories` may be more than one. has_loops: `model.loops` may be more than one.
   collected: names of the arrays (b, …) of `predict` that `judge` takes of all held-out examples together, judged: its
   metrics. alarms: of the scalars of `look` that are 1 when something is wrong, by the last part of the name, what to
   do. connected: whether parameters of other roles than "trunk" are those of hyper-connections.
@@ -56,6 +56,7 @@ class Task(abc.ABC):
   linearised: bool = False
   attends: bool = False
   has_trajectories: bool = False
+  has_loops: bool = False
   collected: tuple[str, ...] = ()
   judged: tuple[str, ...] = ()
   alarms: Mapping[str, str] = {}
@@ -172,6 +173,8 @@ def task_of(config: schema.Config) -> Task:
   trajectories = config.evaluation.trajectories
   words = f"1: an example of model.kind={config.model.kind!r} has one rollout"
   require(trajectories == 1 or task.has_trajectories, "evaluation.trajectories", trajectories, words)
+  loops, words = config.model.loops, f"1: model.kind={config.model.kind!r} has no loops over its layers"
+  require(loops == 1 or task.has_loops, "model.loops", loops, words)
   task.check(config)
   return task
 
@@ -234,37 +237,58 @@ def check_attention(model: schema.Model) -> None:
   require(even or model.positions != "rope", "model.heads", model.heads, "an even width per head (rope rotates pairs)")
 
 
-def check_one_call(config: schema.Config) -> None:
-  """Raises ConfigError for what only a network has that is called again and again."""
-  sharing, sublayer = config.connection.sharing, config.connection.sublayer
-  require(sharing == "all", "connection.sharing", sharing, "all: only the calls of model.kind=trm repeat connections")
+def check_sublayers(config: schema.Config) -> None:
+  """Raises ConfigError for sub-layers as wide as a stream."""
+  sublayer = config.connection.sublayer
   require(sublayer == "whole", "connection.sublayer", sublayer, "whole: stream is for model.kind=trm and urm")
-  require(
-    config.model.rematerialise != "call",
-    "model.rematerialise",
-    "call",
-    "none, products, coefficients or block: the network is one call",
-  )
+
+
+def check_one_call(config: schema.Config, otherwise: str = "") -> None:
+  """Raises ConfigError as `check_sublayers`, and for what only a network has that is called again and again.
+
+  otherwise: how this one becomes such a network.
+  """
+  check_sublayers(config)
+  sharing, rematerialise = config.connection.sharing, config.model.rematerialise
+  words = "all: only a network that is called again and again repeats connections"
+  require(sharing == "all", "connection.sharing", sharing, words + otherwise)
+  words = "none, products, coefficients or block: the network is one call"
+  require(rematerialise != "call", "model.rematerialise", rematerialise, words + otherwise)
+
+
+def check_own_connections(config: schema.Config) -> None:
+  """Raises ConfigError for connections of each call's own where there are none."""
+  alone = config.connection.streams == 1 and config.connection.sharing == "per_call"
+  require(not alone, "connection.streams", 1, "2 or more, since connection.sharing=per_call is about connections")
 
 
 class TransformerPass(SinglePass):
-  """What the transformers of `models.transformer` share: one call, all of whose layers can be looked at."""
+  """What the transformers of `models.transformer` share: one pass, all of whose layers can be looked at."""
 
-  linearised = attends = True
+  linearised = attends = has_loops = True
 
   def check(self, config: schema.Config) -> None:
-    """Raises ConfigError for heads that share the features unevenly, and as `check_one_call` does."""
-    model = config.model
+    """Raises ConfigError for heads that share the features unevenly, and for fields of loops that there are not."""
+    model, connection = config.model, config.connection
     check_attention(model)
     require(model.convolution == 0, "model.convolution", model.convolution, "0: it is for model.kind=trm and urm")
-    check_one_call(config)
+    if model.loops == 1:
+      check_one_call(config, "; or set model.loops to 2 or more")
+      embedding = model.recursion.call_embedding
+      require(not embedding, "model.recursion.call_embedding", embedding, "False, or 2 or more model.loops beside it")
+    else:
+      check_sublayers(config)
+      check_own_connections(config)
+      words = "carry: the streams go from loop to loop"
+      require(connection.scope == "carry", "connection.scope", connection.scope, words)
 
   def capture(self, model: Any, rows: Float[Array, "b w"] | None, carry: LastBatch, probe: Probe) -> dict[str, Any]:
-    """One pass over the latest batch: "block0.tokens", "block0.features", "block1.tokens", …"""
+    """One pass over the latest batch: "block0.tokens", "block0.features", …; of later loops "block0.tokens.call1", …"""
     _, probed = model.run(model.embed(carry.data["inputs"]), probe)
+    depth = np.ndindex(model.model.loops, model.model.layers)
     return {
-      f"block{layer}.{name}": jax.tree.map(lambda leaf, layer=layer: leaf[layer], values)
-      for layer in range(model.model.layers)
+      f"block{layer}.{name}" + (f".call{loop}" if loop else ""): jax.tree.map(lambda leaf, k=k: leaf[k], values)
+      for k, (loop, layer) in enumerate(depth)
       for name, values in probed.items()
     }
 

@@ -18,7 +18,14 @@ from jpmhc_jax.models.deep_supervision import Batch, Carry, halt, initial_carry,
 from jpmhc_jax.models.losses import binary_cross_entropy, TOKEN_LOSSES
 from jpmhc_jax.models.trajectories import choose, disturbed, example_keys
 from jpmhc_jax.models.trm import Output, TRM
-from jpmhc_jax.training.tasks.base import check_attention, Probe, register_task, Task, token_model
+from jpmhc_jax.training.tasks.base import (
+  check_attention,
+  check_own_connections,
+  Probe,
+  register_task,
+  Task,
+  token_model,
+)
 
 HALT_WEIGHT = 0.5
 Latents = tuple[Array, Array | None]
@@ -107,8 +114,7 @@ class DeepSupervision(Task):
   def check(self, config: schema.Config) -> None:
     """Raises ConfigError for heads that share the features unevenly, and a puzzle vector wider than its slots."""
     check_attention(dataclasses.replace(config.model, width=sublayer_width(config.connection, config.model.width)))
-    alone = config.connection.streams == 1 and config.connection.sharing == "per_call"
-    require(not alone, "connection.streams", 1, "2 or more, since connection.sharing=per_call is about connections")
+    check_own_connections(config)
     voted = config.evaluation.choice == "vote" and config.data.kind == "arc"
     require(not voted, "evaluation.choice", "vote", "halting, since the augmented copies of ARC's test inputs vote")
     puzzle, most = config.model.puzzle, config.model.puzzle.slots * config.model.width
