@@ -27,7 +27,7 @@ RECIPES = {
   "digits": ("cayley", "trm", "sinkhorn", "hybrid"),
   "images": ("tiny", "resnet20", "resnet56", "resnet18", "resnet50", "vit_s16", "vit_b16"),
   "maze": ("tiny", "hard"),
-  "stdlib_lm": ("tiny", "depth", "tiny_trm", "depth_hybrid"),
+  "stdlib_lm": ("tiny", "depth", "looped", "tiny_trm", "looped_trm", "depth_hybrid"),
   "sudoku": ("tiny", "urm", "6x6", "9x9"),
   "transport": ("paired", "few", "flow", "staged"),
 }

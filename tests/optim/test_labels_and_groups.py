@@ -138,9 +138,10 @@ def root(config, group):
 
 
 def test_muon_moves_matrices_of_features_alone_also_stacked_ones():
-  shapes = {"kernel": (2, 4, 4), "bias": (2, 4), "table": (5, 4), "plain": (4, 4)}
+  shapes = {"kernel": (2, 3, 4, 4), "bias": (2, 4), "own": (2, 3, 4), "table": (5, 4), "plain": (4, 4)}
   axes = {
-    "kernel": ("layers", "embed", "mlp"), "bias": ("layers", None), "table": ("vocab", "embed"), "plain": (None, None)
+    "kernel": ("layers", "calls", "embed", "mlp"), "bias": ("layers", None), "own": ("layers", "calls", None),
+    "table": ("vocab", "embed"), "plain": (None, None),
   }  # fmt: skip
   params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
   gradient = {name: jax.random.normal(jax.random.key(0), shape) for name, shape in shapes.items()}
@@ -153,7 +154,7 @@ def test_muon_moves_matrices_of_features_alone_also_stacked_ones():
     assert float(jnp.sqrt(jnp.mean(updates[name] ** 2))) == pytest.approx(0.2, rel=0.3)
     values = jnp.linalg.svd(updates[name], compute_uv=False)  # Newton-Schulz brings them between 0.7 and 1.2
     assert float(jnp.max(values[..., 0] / values[..., -1])) < 2
-  for name in ("bias", "table"):  # Adam's first step is the sign, with Nesterov's factor (1 + b1 / (1 + b1))
+  for name in ("bias", "own", "table"):  # Adam's first step is the sign, with Nesterov's factor (1 + b1 / (1 + b1))
     assert_allclose(updates[name], -jnp.sign(gradient[name]) * (1 + 0.9 / 1.9), rtol=1e-3)
 
 
