@@ -101,7 +101,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     default=None,
     help="full = noise couples all streams, block = through read and write vectors; default: full, with --calls block",
   )
-  recursion = parser.add_argument_group("a recursion", "calls that apply the same weights, as those of TRM do")
+  recursion = parser.add_argument_group(
+    "a recursion", "calls that apply the same weights, as those of TRM and model.loops do"
+  )
   recursion.add_argument("--calls", type=arguments.whole(1, 10_000), default=1, help="calls of --depth layers each")
   recursion.add_argument(
     "--tied",

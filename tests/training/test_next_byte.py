@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from jpmhc_jax.evaluation.evaluator import Evaluator, metric_names
 from jpmhc_jax.evaluation.generation import written_on
 from jpmhc_jax.evaluation.mixers import make_diagnose
 from jpmhc_jax.main import main
+from jpmhc_jax.training.checkpoint import Checkpoints
+from jpmhc_jax.training.step import make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,27 @@ def test_micro_batches_and_more_devices_give_the_same_gradients(config, trained)
     other = tiny.run(dataclasses.replace(config, **changes), 1)[1][0]
     for name in first:
       np.testing.assert_allclose(other[name], first[name], rtol=2e-5, err_msg=f"{changes}, {name}")
+
+
+@pytest.mark.slow
+def test_loops_with_connections_of_their_own_train_on_a_mesh_and_resume_bit_for_bit(config, tmp_path):
+  model = dataclasses.replace(config.model, layers=1, loops=3, recursion=schema.Recursion(call_embedding=True))
+  connection = schema.Connection(mixer="cayley", streams=2, sharing="per_call")
+  looped = dataclasses.replace(config, model=model, connection=connection)
+  split = dataclasses.replace(looped, mesh=schema.Mesh(data=2, fsdp=2, tensor=2))
+  setup, dataset = tiny.setup(split), tiny.dataset(split)
+  step, checkpoints, state = make_train_step(setup), Checkpoints(tmp_path), setup.create()
+  losses = []
+  for k in range(4):
+    if k == 2:
+      checkpoints.save(k, state, config=split, dataset=dataset, clock={})
+    state, metrics = step(state, jax.device_put(dataset.batch(k)))
+    losses.append(metrics.scalars()["loss"])
+  assert losses[0] == pytest.approx(tiny.run(looped, 1)[1][0]["loss"], rel=2e-5)
+  resumed = checkpoints.restore(setup, dataset).state
+  for k in (2, 3):
+    resumed, _ = step(resumed, jax.device_put(dataset.batch(k)))
+  chex.assert_trees_all_equal(state, resumed)
 
 
 def test_bits_per_byte_weighs_every_byte_the_same(config, trained, tmp_path):
