@@ -1,4 +1,4 @@
-"""jpmhc spectrum: what free probability says of a depth and a mixer before any run, or of a run's checkpoint."""
+"""jpmhc spectrum: what free probability says of a depth and a mixer, of a config's network or of a checkpoint."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Spectrum:
   name: str = "spectrum"
   help: str = (
     "Predict the Jacobian's singular values for mixer families, depths and an activation, and recommend a mixer; with "
-    "--workdir, predict and measure those of a checkpoint."
+    "--workdir, predict and measure those of a checkpoint, with --config those of a network as its run begins."
   )
   takes_overrides: bool = True
   computes: bool = True
@@ -37,6 +37,12 @@ class Spectrum:
     )
     checkpoint = parser.add_argument_group("a checkpoint", "mixers, reads, writes and noise of a trained network")
     checkpoint.add_argument("--workdir", type=arguments.stored, default=None, help="folder of a run of `jpmhc train`")
+    checkpoint.add_argument(
+      "--config",
+      type=arguments.line,
+      default=None,
+      help="in place of a run: config and variant, one of `jpmhc configs`, whose network is looked at as a run begins",
+    )
     checkpoint.add_argument(
       "--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest by default"
     )
@@ -63,10 +69,15 @@ class Spectrum:
 
     Raises ConfigError for config fields without a run.
     """
+    if options.workdir is not None and options.config is not None:
+      raise ConfigError(f"--config={options.config}: expected either it or --workdir, whose run has a config")
     if options.workdir is not None:
       return _checkpoint(options)
+    if options.config is not None:
+      return _beginning(options)
     if options.overrides:
-      raise ConfigError(f"{options.overrides[0]}: expected --workdir beside it; its fields are those of a run")
+      words = "expected --workdir or --config beside it; its fields are those of a run"
+      raise ConfigError(f"{options.overrides[0]}: {words}")
     return _design(options)
 
 
@@ -206,6 +217,29 @@ def _design(options: argparse.Namespace) -> int:
 def _checkpoint(options: argparse.Namespace) -> int:
   from jpmhc_jax import runs
   from jpmhc_jax.config import load as configs
+
+  run = runs.load(
+    options.workdir, options.step, change=lambda config: configs.override(config, options.overrides, ("mesh",))
+  )
+  step = run.step  # reads the checkpoint, before any folder is made
+  drawn = f"; `jpmhc report {shlex.quote(str(options.workdir))}` draws them"
+  return _network(options, run.setup, run.dataset, run.state, step, options.out or options.workdir, drawn)
+
+
+def _beginning(options: argparse.Namespace) -> int:
+  from jpmhc_jax.config import load as configs
+  from jpmhc_jax.runs.session import on_these_devices, prepared
+
+  config = on_these_devices(configs.load(options.config, options.overrides), lambda config: config)
+  setup, dataset = prepared(config, trains=False)
+  folder = options.out or pathlib.Path("runs/spectrum").absolute()
+  return _network(options, setup, dataset, setup.create(), 0, folder, "")
+
+
+def _network(
+  options: argparse.Namespace, setup: Any, dataset: Any, state: Any, step: int, folder: pathlib.Path, drawn: str
+) -> int:
+  """Measures and predicts a network's spectra into the folder. drawn: what to say behind the files' names."""
   from jpmhc_jax.core.files import storing
   from jpmhc_jax.evaluation.spectra import measure
   from jpmhc_jax.reporting import spectra
@@ -215,38 +249,22 @@ def _checkpoint(options: argparse.Namespace) -> int:
   effort = measure.Effort(
     examples=options.examples, steps=options.lanczos_steps, probes=options.probes, exact_limit=options.exact_limit
   )
-  run = runs.load(
-    options.workdir, options.step, change=lambda config: configs.override(config, options.overrides, ("mesh",))
-  )
-  step = run.step  # reads the checkpoint, before any folder is made
-  folder = options.out or options.workdir
   with storing(str(folder)):
     folder.mkdir(parents=True, exist_ok=True)
-  others = families(options) if options.mixer else ()
+  chosen: dict[str, Any] = {"families": families(options) if options.mixer else (), "threshold": options.threshold}
   result: measure.Findings | None = None
 
   def work(say: Callable[[str], None], tick: rules.Tick) -> None:
     nonlocal result
-    for result in measure.findings(
-      run.setup,
-      run.dataset,
-      run.state,
-      step,
-      families=others,
-      threshold=options.threshold,
-      effort=effort,
-      say=say,
-      tick=tick,
-    ):
+    for result in measure.findings(setup, dataset, state, step, effort=effort, say=say, tick=tick, **chosen):
       result.save(folder)
 
-  with precision_of(run.config):
+  with precision_of(setup.config):
     notice = _watched(work)
   if result:
     with storing(str(folder)):
       spectra.draw_sites(result.to_dict()["sites"], folder / "spectrum.svg")
-    drawn = f"jpmhc report {shlex.quote(str(options.workdir))}"
-    print(f"written: {folder / measure.FILE}, {folder / 'spectrum.svg'}; `{drawn}` draws them")
+    print(f"written: {folder / measure.FILE}, {folder / 'spectrum.svg'}{drawn}")
   return _code(notice, result.design.absent if result else ())
 
 

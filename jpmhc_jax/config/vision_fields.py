@@ -38,6 +38,16 @@ class Vision:
     "reduce = they become their mean, and n copies of the result go on",
     ("shared", "reduce"),
   )
+  streams: tuple[int, ...] = field(
+    (),
+    "resnet: streams of each stage behind the first, which has connection.streams; empty = as many in all. Where their "
+    "number changes a learned matrix with orthonormal columns or rows mixes them",
+  )
+  scales: tuple[int, ...] = field(
+    (),
+    "vit: streams begin in turn from squares of so many times model.patch around their position, each by an embedding "
+    "of its own, such as (1, 2); empty = all from the patch",
+  )
   pooling: str = field(
     "mean",
     "vit: what the class is read from: mean = all patches, token = a learned position in front",
@@ -59,3 +69,7 @@ class Vision:
     "With mixup too, each step draws one of the two",
     ge=0,
   )
+  randaugment: int = field(
+    0, "RandAugment: operations that training draws for each image, one after the other; 0 = none", ge=0
+  )
+  magnitude: float = field(9.0, "of the operations of RandAugment", ge=0, le=10)

@@ -6,7 +6,7 @@
 
 Variants: tiny (ResNet-14 of width 8 on drawn shapes, 32×32), resnet20 and resnet56 (He et al.'s recipe for CIFAR, from
 the files that you have), resnet18 and resnet50 (90 epochs of ImageNet, label smoothing 0.1), vit_s16 and vit_b16 (90
-epochs of ImageNet at the shapes and with the schedule of "Better plain ViT baselines", 2205.01580; no RandAugment).
+epochs of ImageNet at the shapes, with the schedule and the RandAugment of "Better plain ViT baselines", 2205.01580).
 All have four streams with Cayley mixers and GroupNorm or RMSNorm: --config.connection.mixer=sinkhorn is another family,
 --config.connection.streams=1 the plain network. Without the data, for --plan and for timing:
 --config.data.images.folder= --config.data.images.builtin=noise
@@ -89,5 +89,6 @@ def _transformer(config, width, heads):
   config.model.kind, config.model.positions, config.model.patch = "vit", "learned", 16
   config.model.layers, config.model.width, config.model.heads = 12, width, heads
   config.model.vision.label_smoothing, config.model.vision.mixup = 0.0, 0.2
+  config.model.vision.randaugment, config.model.vision.magnitude = 2, 10.0
   config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay = "adamw", 1e-3, 0.1
   config.optimizer.beta2, config.optimizer.clip_norm, config.optimizer.warmup_steps = 0.999, 1.0, 10_000

@@ -6,8 +6,10 @@ from jpmhc_jax.connections.module import HyperConnection
 from jpmhc_jax.connections.ops.vjp import mix_and_write, read, write
 from jpmhc_jax.connections.routing import Routing
 from jpmhc_jax.connections.spec import ConnectionFields, ConnectionSpec
+from jpmhc_jax.connections.transition import StreamSources, StreamSourcesFn, StreamTransition, StreamTransitionFn
 
 __all__ = [
   "COEFFICIENTS", "Coefficients", "ConnectionFields", "ConnectionSpec", "HyperConnection", "HyperConnectionFn",
-  "Routing", "StreamExpansion", "StreamExpansionFn", "expand", "mix_and_write", "read", "reduce", "write",
+  "Routing", "StreamExpansion", "StreamExpansionFn", "StreamSources", "StreamSourcesFn", "StreamTransition",
+  "StreamTransitionFn", "expand", "mix_and_write", "read", "reduce", "write",
 ]  # fmt: skip

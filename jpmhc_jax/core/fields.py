@@ -132,15 +132,8 @@ def convert(field: dataclasses.Field, value: Any, name: str) -> Any:
   Raises ConfigError that calls the field `name` for a value of another kind, none of its choices, or no path here.
   """
   default, value = field.default, plain(value)
-  if isinstance(default, tuple) and all(isinstance(part, str) for part in default):
-    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
-      raise ConfigError(f"{name}={value!r}: expected texts such as {default or ('a', 'b')!r}")
-    return tuple(value)
   if isinstance(default, tuple):
-    numbers = [plain(v) for v in value] if isinstance(value, list | tuple) else [None]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers):
-      raise ConfigError(f"{name}={value!r}: expected numbers such as {default!r}")
-    return tuple(numbers)
+    return _converted_parts(field, value, name)
   if isinstance(default, float) and whole(value) is not None:
     return float(value)
   if type(value) is not type(default):
@@ -149,6 +142,21 @@ def convert(field: dataclasses.Field, value: Any, name: str) -> Any:
     check_choice(name, str(value), field.metadata["choices"])
   place = field.metadata["place"]
   return _absolute(place, str(value), name) if place and value else value
+
+
+def _converted_parts(field: dataclasses.Field, value: Any, name: str) -> tuple[Any, ...]:
+  """Texts, whole numbers or numbers: of an empty default the annotation says which."""
+  default: Any = field.default
+  kind = str(field.type)
+  parts = [plain(part) for part in value] if isinstance(value, list | tuple) else [None]
+  if all(isinstance(part, str) for part in default) and ("str" in kind or default):
+    if not all(isinstance(part, str) for part in parts):
+      raise ConfigError(f"{name}={value!r}: expected texts such as {default or ('a', 'b')!r}")
+  elif not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
+    raise ConfigError(f"{name}={value!r}: expected numbers such as {default or (1, 2)!r}")
+  elif "int" in kind and not all(isinstance(part, int) for part in parts):
+    raise ConfigError(f"{name}={value!r}: expected whole numbers such as {default or (1, 2)!r}")
+  return tuple(parts)
 
 
 def _absolute(place: Callable[[str], pathlib.Path], path: str, name: str) -> str:

@@ -42,7 +42,9 @@ def _diagnostics(setup: Setup, params: Any, buffers: Any, table: Array | None, c
   if not probed:
     return own
   values = {f"{name}/{diagnostic}": v for name, (each, _) in probed.items() for diagnostic, v in each.items()}
-  composite = composite_diagnostics([mix for _, mix in probed.values()])
+  mixers = [mix for _, mix in probed.values() if mix is not None]
+  # Of stages with several numbers of streams, those that have as many as the last.
+  composite = composite_diagnostics([mix for mix in mixers if mix.shape[0] == mixers[-1].shape[0]])
   energies = [each["difference_energy"] for each, _ in probed.values()]
   composite["equal_streams"] = (jnp.max(jnp.stack(energies)) < EQUAL_STREAMS).astype(jnp.float32)
   values |= {f"composite/{name}": value for name, value in composite.items()}

@@ -73,13 +73,17 @@ def stream_expansion_fn(config: schema.Connection, width: SupportsIndex) -> Stre
 
 def check(config: schema.Config) -> None:
   """Raises ConfigError for connections that cannot work, before anything is built. One stream takes no mixer."""
-  connection = config.connection
+  check_connection(config.connection, config.model.width)
+
+
+def check_connection(connection: schema.Connection, width: int) -> None:
+  """The same of one connection of this width."""
   if connection.streams == 1:
     connection = dataclasses.replace(connection, mixer="identity", options="", parameterisation="logits")
   split = connection.sublayer == "whole" or connection.segments > 1
   require(split, "connection.segments", connection.segments, "2 or more with connection.sublayer=stream")
-  stream_expansion_fn(connection, config.model.width)
-  hyper_connection_fn(connection, config.model.width, layer_index=0)
+  stream_expansion_fn(connection, width)
+  hyper_connection_fn(connection, width, layer_index=0)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,11 @@ in front of each, and σ is the identity. A stage that changes width or resoluti
     shared   h_i ← σ(S h_i + F(mean_j h_j))           S: 1×1 at the stride; for order=post with a norm behind it
     reduce   h_i ← σ(S mean_j h_j + F(mean_j h_j))
 
-S is the same for all streams. Position p behind it continues position p·stride before it, so the mixers of one path
-multiply along these positions. The other blocks of a stage are stacked, and `jax.lax.scan` runs over them. One stream
-is the published network (He et al. 2015, 1512.03385; pre: 1603.05027), with GroupNorm (1803.08494) by default.
+S is the same for all streams. Where the next stage has another number of them (model.vision.streams), Σ_j R_ij S h_j
+stands for S h_i, with a rectangular mixer R (`connections.transition`). Position p behind a change continues position
+p·stride before it, so the mixers of one path multiply along these positions. The other blocks of a stage are stacked,
+and `jax.lax.scan` runs over them. One stream is the published network (He et al. 2015, 1512.03385; pre: 1603.05027),
+with GroupNorm (1803.08494) by default.
 """
 
 from collections.abc import Callable
@@ -32,16 +34,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnection, reduce, StreamExpansion
+from jpmhc_jax.connections import (
+  expand,
+  HyperConnection,
+  reduce,
+  StreamExpansion,
+  StreamTransition,
+  StreamTransitionFn,
+)
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain
 from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
+from jpmhc_jax.models.convolutions import Convolution, Convolutions, Hidden, NORMS
 from jpmhc_jax.models.layers import kept_paths, per_row, pixels, stacked, truncated_normal, weight
-from jpmhc_jax.models.products import convolve, dense, kept
+from jpmhc_jax.models.products import dense, kept
 from jpmhc_jax.models.trm import plain_residual, recomputing
-
-Hidden = Float[Array, "b _ _ ..."]  # height and width change on the way
 
 _IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BOTTLENECK = 50  # the depth from which on a block of form=imagenet has three convolutions, and four times its width
@@ -78,109 +86,24 @@ class Plan:
     """Features of a stream in each stage."""
     return tuple(self.wider * width for width in self.widths)
 
+  def inputs(self, stage: int) -> int:
+    """Features of a stream that enters a stage."""
+    return self.outputs[stage - 1] if stage else self.widths[0]
 
-class Convolution(nnx.Module):
-  """A square convolution without bias, zeros outside of the image; (b, h, w, in) -> (b, ⌈h/s⌉, ⌈w/s⌉, out)."""
-
-  def __init__(self, side: int, inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs):
-    std = math.sqrt(2 / (side**2 * outputs))
-    kernel = truncated_normal(rngs.params(), (side, side, inputs, outputs), std)
-    self.kernel = nnx.Param(kernel, axes=(None, None, None, "embed"), role="trunk")
-    self.side, self.stride = side, stride
-
-  @jax.named_scope("convolution")
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
-    return kept(convolve(x, self.kernel[...].astype(x.dtype), self.stride))
+  def changes(self, stage: int) -> bool:
+    """Does a stage begin with a block that changes width or resolution?"""
+    return self.stride(stage) > 1 or self.inputs(stage) != self.outputs[stage]
 
 
-class GroupNorm(nnx.Module):
-  """γ (x − mean)/√(variance + ε) + β over all positions and a group of features, of each image and stream by itself."""
-
-  def __init__(self, width: int, model: schema.Model):
-    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=(None,), role="trunk")
-    self.shift = nnx.Param(jnp.zeros((width,), jnp.float32), axes=(None,), role="trunk")
-    self.group, self.epsilon = math.gcd(width, model.vision.group), model.norm_epsilon
-
-  @jax.named_scope("norm")
-  def __call__(self, x: Hidden, training: bool) -> Hidden:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return self.standardised(wide, training).astype(x.dtype)
-
-  def standardised(self, wide: Hidden, training: bool) -> Hidden:
-    """In the precision of the statistics."""
-    grouped = wide.reshape(*wide.shape[:-1], -1, self.group)
-    normed = _standardised(grouped, *_moments(grouped, (1, 2, -1)), self.epsilon).reshape(wide.shape)
-    return self.scaled(normed)
-
-  def scaled(self, normed: Hidden) -> Hidden:
-    """γ x + β."""
-    scale, shift = (_per_feature(vector[...], normed) for vector in (self.scale, self.shift))
-    return normed * scale.astype(normed.dtype) + shift.astype(normed.dtype)
-
-
-class BatchNorm(GroupNorm):
-  """The same over the whole batch and all positions and streams, feature by feature.
-
-  Training uses the batch's moments, over all devices, and moves the running ones, mean and (biased) variance, towards
-  them; else the running ones count. Source: 1502.03167.
-  """
-
-  def __init__(self, width: int, model: schema.Model):
-    super().__init__(width, model)
-    self.mean = nnx.BatchStat(jnp.zeros((width,), jnp.float32), axes=(None,))
-    self.variance = nnx.BatchStat(jnp.ones((width,), jnp.float32), axes=(None,))
-    self.momentum = model.vision.momentum
-
-  def standardised(self, wide: Hidden, training: bool) -> Hidden:
-    """In the precision of the statistics."""
-    running = (self.mean, self.variance)
-    mean, variance = (_per_feature(statistic[...], wide) for statistic in running)
-    if training:
-      mean, variance = _moments(wide, tuple(range(wide.ndim - 1)))
-      for statistic, moment in zip(running, (mean, variance), strict=True):
-        new = jax.lax.stop_gradient(moment.reshape(-1)).astype(jnp.float32)
-        statistic[...] = self.momentum * statistic[...] + (1 - self.momentum) * new
-    return self.scaled(_standardised(wide, mean, variance, self.epsilon))
-
-
-def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-  mean = jnp.mean(x, axis=axes, keepdims=True)
-  return mean, jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
-
-
-def _standardised(x: Array, mean: Array, variance: Array, epsilon: float) -> Array:
-  return (x - mean) * jax.lax.rsqrt(variance + epsilon)
-
-
-def _per_feature(vector: Array, like: Array) -> Array:
-  return vector.reshape((1,) * (like.ndim - 1) + (-1,))
-
-
-_NORMS = {"group": GroupNorm, "batch": BatchNorm}
-
-
-class Convolutions(nnx.Module):
-  """F: the convolutions of a block with their norms and ReLUs, (b, h, w, in) -> (b, ⌈h/s⌉, ⌈w/s⌉, out)."""
-
-  def __init__(self, model: schema.Model, inputs: int, width: int, outputs: int, stride: int, rngs: nnx.Rngs):
-    basic = ((3, inputs, width, stride), (3, width, outputs, 1))  # side, in, out, stride
-    # The bottleneck's stride is that of its 3×3, as in torchvision.
-    bottleneck = ((1, inputs, width, 1), (3, width, width, stride), (1, width, outputs, 1))
-    convolutions = basic if outputs == width else bottleneck
-    self.count, self.pre = len(convolutions), model.vision.order == "pre"
-    for k, (side, before, behind, step) in enumerate(convolutions):
-      setattr(self, f"convolution{k}", Convolution(side, before, behind, stride=step, rngs=rngs))
-      setattr(self, f"norm{k}", _NORMS[model.vision.norm](before if self.pre else behind, model))
-
-  def __call__(self, x: Float[Array, "b h w c"], training: bool) -> Float[Array, "b h2 w2 k"]:
-    for k in range(self.count):
-      convolution, norm = getattr(self, f"convolution{k}"), getattr(self, f"norm{k}")
-      if self.pre:
-        x = convolution(jax.nn.relu(norm(x, training)))
-      else:
-        x = norm(convolution(x), training)
-        x = jax.nn.relu(x) if k + 1 < self.count else x
-    return x
+def stage_connections(model: schema.Model, connection: schema.Connection) -> tuple[schema.Connection, ...]:
+  """The connection of each stage. Raises ConfigError for more or fewer stages than there are, and for a plain one."""
+  later, count = model.vision.streams, len(Plan.of(model).blocks)
+  if not later:
+    return (connection,) * count
+  name = "model.vision.streams"
+  require(len(later) == count - 1, name, later, f"{count - 1} numbers, of the stages behind the first")
+  require(min(connection.streams, *later) > 1, name, later, "2 or more in every stage, connection.streams in the first")
+  return tuple(dataclasses.replace(connection, streams=streams) for streams in (connection.streams, *later))
 
 
 class Block(nnx.Module):
@@ -213,22 +136,30 @@ class Change(nnx.Module):
   """The first block of a stage that changes width or resolution; see the module's docstring."""
 
   def __init__(
-    self, model: schema.Model, streams: int, inputs: int, width: int, outputs: int, stride: int, rngs: nnx.Rngs
+    self,
+    model: schema.Model,
+    streams: tuple[int, int],
+    inputs: int,
+    width: int,
+    outputs: int,
+    stride: int,
+    rngs: nnx.Rngs,
   ):
     self.convolutions = Convolutions(model, inputs, width, outputs, stride, rngs)
     std = math.sqrt(2 / outputs)
     kernel = truncated_normal(rngs.params(), (inputs, outputs), std)
     self.shortcut = nnx.Param(kernel, axes=(None, "embed"), role="trunk")
-    self.pre, self.stride, self.streams = model.vision.order == "pre", stride, streams
+    self.pre, self.stride, self.streams = model.vision.order == "pre", stride, streams[1]
     self.restarts = model.vision.change == "reduce"
+    self.transition = StreamTransition(StreamTransitionFn(inputs=streams[0], outputs=streams[1]))
     if not self.pre:
-      self.norm = _NORMS[model.vision.norm](outputs, model)
+      self.norm = NORMS[model.vision.norm](outputs, model)
 
   def __call__(self, h: Hidden, training: bool, scales: Float[Array, "b"] | None = None) -> Hidden:
     mean = reduce(h) if self.streams > 1 else h
     made = per_row(self.convolutions(mean, training), scales)
     if self.streams > 1 and not self.restarts:
-      out = self._short(h, training) + made[..., None, :]
+      out = self.transition(self._short(h, training)) + made[..., None, :]
     else:
       out = self._short(mean, training) + made
     out = out if self.pre else jax.nn.relu(out)
@@ -240,15 +171,25 @@ class Change(nnx.Module):
 
 
 class Stage(nnx.Module):
-  """Blocks of one width and resolution, after the one that leads to them. first: number of its first block."""
+  """Blocks of one width and resolution, after the one that leads to them.
+
+  before: number of streams that enter. first: number of its first block.
+  """
 
   def __init__(
-    self, model: schema.Model, connection: schema.Connection, plan: Plan, stage: int, first: int, rngs: nnx.Rngs
+    self,
+    model: schema.Model,
+    connection: schema.Connection,
+    plan: Plan,
+    stage: int,
+    before: int,
+    first: int,
+    rngs: nnx.Rngs,
   ):
     width, outputs, stride = plan.widths[stage], plan.outputs[stage], plan.stride(stage)
-    inputs = plan.outputs[stage - 1] if stage else plan.widths[0]
-    changes = stride > 1 or inputs != outputs
-    self.change = Change(model, connection.streams, inputs, width, outputs, stride, rngs) if changes else None
+    inputs, changes = plan.inputs(stage), plan.changes(stage)
+    streams = (before, connection.streams)
+    self.change = Change(model, streams, inputs, width, outputs, stride, rngs) if changes else None
     self.count, self.policy = plan.blocks[stage] - changes, model.rematerialise
 
     def block(rngs: nnx.Rngs, index: Int[Array, ""]) -> Block:
@@ -296,24 +237,27 @@ class ResNet(nnx.Module):
     require(connection.segments == 1, "connection.segments", connection.segments, "1: a stream is as wide as an image")
     self.plan = plan = Plan.of(model)
     self.model, self.image, self.dtype = model, image, jnp.dtype(dtype)
-    self.large, self.pre, norm = model.vision.form == "imagenet", model.vision.order == "pre", _NORMS[model.vision.norm]
+    self.large, self.pre, norm = model.vision.form == "imagenet", model.vision.order == "pre", NORMS[model.vision.norm]
     side, stride = (7, 2) if self.large else (3, 1)
     self.stem = Convolution(side, image.channels, model.width, stride=stride, rngs=rngs)
     last = plan.outputs[-1]
     self.norm = norm(last if self.pre else model.width, model)  # pre: behind the last block, post: of the stem
-    for stage in range(len(plan.blocks)):
-      first = sum(plan.blocks[:stage])
-      setattr(self, f"stage{stage}", Stage(model, connection, plan, stage, first, rngs))
-    ends = self._ends(connection, last, rngs) if connection.streams > 1 else (None, None)
+    connections = stage_connections(model, connection)
+    for stage, own in enumerate(connections):
+      before = connections[max(stage - 1, 0)].streams
+      setattr(self, f"stage{stage}", Stage(model, own, plan, stage, before, sum(plan.blocks[:stage]), rngs))
+    ends = self._ends(connection, connections[-1].streams, last, rngs) if connection.streams > 1 else (None, None)
     self.entry: StreamExpansion | None = ends[0]
     self.exit: StreamExpansion | None = ends[1]
     self.class_head = weight(rngs, (last, image.classes), last, ("embed", None))
     self.class_bias = nnx.Param(jnp.zeros((image.classes,), jnp.float32), axes=(None,), role="trunk")
 
-  def _ends(self, connection: schema.Connection, last: int, rngs: nnx.Rngs) -> tuple[StreamExpansion, StreamExpansion]:
-    """Where streams begin, at the stem's width, and where they end, at the last stage's."""
+  def _ends(
+    self, connection: schema.Connection, streams: int, last: int, rngs: nnx.Rngs
+  ) -> tuple[StreamExpansion, StreamExpansion]:
+    """Where streams begin, at the stem's width, and where they end, so many of the last stage's width."""
     begin = dataclasses.replace(connection, reduce="mean")
-    end = dataclasses.replace(connection, expand="copy", stream_embedding=False)
+    end = dataclasses.replace(connection, streams=streams, expand="copy", stream_embedding=False)
     return (
       StreamExpansion(stream_expansion_fn(begin, self.model.width), rngs=rngs),
       StreamExpansion(stream_expansion_fn(end, last), rngs=rngs),

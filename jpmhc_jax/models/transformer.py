@@ -9,7 +9,7 @@ layers are stacked on a leading axis and `jax.lax.scan` runs over them: the comp
 the depth. With `model.loops` above 1 the streams pass this stack as many times, a looped transformer; its connections
 are those of all loops or of each loop its own (`connection.sharing`; 2604.21254 has one connection a loop, behind the
 whole stack). One stream is the plain pre-norm transformer. Patches are squares of `model.patch` pixels scaled to
-[0, 1]; every one of them sees every other.
+[0, 1]; every one of them sees every other. With `model.vision.scales` streams begin from squares of several sizes.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import StreamExpansion
-from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.connections import StreamExpansion, StreamSources, StreamSourcesFn
+from jpmhc_jax.core.errors import ConfigError, require
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
 from jpmhc_jax.models.connections import stream_expansion_fn
@@ -205,7 +205,9 @@ class VisionTransformer(Transformer):
       )
     self.image, self.dtype = image, jnp.dtype(dtype)
     length, values = image.height * image.width // model.patch**2, image.channels * model.patch**2
-    self.patch_embedding = weight(rngs, (values, model.width), values, (None, "embed"))
+    self.sources = self._sources(model, connection, rngs)
+    if self.sources is None:
+      self.patch_embedding = weight(rngs, (values, model.width), values, (None, "embed"))
     self.reads_token = model.vision.pooling == "token"
     if self.reads_token:
       length += 1
@@ -215,22 +217,46 @@ class VisionTransformer(Transformer):
       self.position_embedding = weight(rngs, (length, model.width), model.width, ("positions", "embed"))
     super().__init__(model, connection, length=length, causal=False, rngs=rngs)
 
-  def patches(self, inputs: Num[Array, "b pixels"]) -> Float[Array, "b l p"]:
-    """Rows of pixel values cut into patches, row by row, with mean pixel about 0."""
-    image, side = self.image, self.model.patch
+  def _sources(self, model: schema.Model, connection: schema.Connection, rngs: nnx.Rngs) -> StreamSources | None:
+    """Where streams begin, of model.vision.scales. Raises ConfigError for scales that do not fit."""
+    scales, image, name = model.vision.scales, self.image, "model.vision.scales"
+    if not scales:
+      return None
+    require(min(scales) > 0, name, scales, "whole numbers above 0")
+    whole = all(side % (scale * model.patch) == 0 for scale in scales for side in (image.height, image.width))
+    require(whole, name, scales, f"squares of {model.patch} pixels and so many times that tile the image")
+    require(len(scales) <= connection.streams, name, scales, f"no more than connection.streams={connection.streams}")
+    plain = connection.segments == 1 and connection.expand == "copy" and not connection.stream_embedding
+    require(plain, name, scales, "() beside connection.segments, connection.expand and connection.stream_embedding")
+    widths = [image.channels * (scale * model.patch) ** 2 for scale in scales]
+    return StreamSources(StreamSourcesFn(widths=widths, streams=connection.streams, width=model.width), rngs=rngs)
+
+  def patches(self, inputs: Num[Array, "b pixels"], scale: int = 1) -> Float[Array, "b l p"]:
+    """Rows of pixel values cut into patches, row by row, with mean pixel about 0.
+
+    scale: of a position, the pixels of the square of so many times its side that it lies in.
+    """
+    image, side = self.image, scale * self.model.patch
     grid = (image.height // side, side, image.width // side, side, image.channels)
     cut = pixels(inputs, image, self.dtype).reshape(inputs.shape[0], *grid)
-    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(inputs.shape[0], grid[0] * grid[2], -1)
+    squares = cut.transpose(0, 1, 3, 2, 4, 5).reshape(inputs.shape[0], grid[0], grid[2], -1)
+    for axis in (1, 2):
+      squares = jnp.repeat(squares, scale, axis=axis)
+    return squares.reshape(inputs.shape[0], -1, squares.shape[-1])
 
   def embed(self, inputs: Num[Array, "b pixels"]) -> Hidden:
-    """Embedded patches with their positions, behind the class token if there is one, expanded into the streams."""
-    x = jnp.einsum("blp,pd->bld", self.patches(inputs), self.patch_embedding[...].astype(self.dtype))
+    """Embedded patches with their positions, behind the class token if there is one, as streams."""
+    if self.sources is None:
+      x = jnp.einsum("blp,pd->bld", self.patches(inputs), self.patch_embedding[...].astype(self.dtype))
+    else:
+      x = self.sources([self.patches(inputs, scale) for scale in self.model.vision.scales])
+    own = (slice(None),) * 2 + (None,) * (x.ndim - 3)  # a token and a position are the same in every stream
     if self.reads_token:
-      token = jnp.broadcast_to(self.class_token[...].astype(self.dtype)[None, None], (x.shape[0], 1, x.shape[2]))
-      x = jnp.concatenate([math.sqrt(self.model.width) * token, x], axis=1)
+      token = math.sqrt(self.model.width) * self.class_token[...].astype(self.dtype)[None, None][own]
+      x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, *x.shape[2:])), x], axis=1)
     if self.model.positions == "learned":
-      x = x + math.sqrt(self.model.width) * self.position_embedding[...].astype(self.dtype)[None]
-    return self.expanded(x)
+      x = x + math.sqrt(self.model.width) * self.position_embedding[...].astype(self.dtype)[None][own]
+    return constrain_hidden(x) if self.sources is not None else self.expanded(x)
 
   def head(self, h: Hidden) -> Float[Array, "b classes"]:
     """Logits from the reduced, normed streams: of the class token, or their mean over the positions."""

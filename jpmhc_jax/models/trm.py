@@ -119,13 +119,14 @@ def without_gradient(network: Network, latent: Array) -> Network:
 class Part(NamedTuple):
   """One connection with its sub-layer; the streams pass through `rms_norm(connect(h, sublayer), epsilon, axes)`.
 
-  No axes, (): no norm follows.
+  No axes, (): no norm follows. activation: what acts on every number of the streams then, if anything does.
   """
 
   name: str
   connect: Connect
   sublayer: Callable[[Array], Array]
   axes: int | tuple[int, ...]
+  activation: Callable[[Array], Array] | None = None
 
 
 class PerCall(nnx.Module):

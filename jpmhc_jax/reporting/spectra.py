@@ -18,7 +18,7 @@ from jpmhc_jax.reporting.style import report_style
 from jpmhc_jax.reporting.workdir import LIMIT, Run
 
 FILE = "spectrum.json"
-SERIES = {"recursion": "network call", "layer": "layer"}  # scale -> one of many in a row
+SERIES = {"recursion": "network call", "layer": "layer", "block": "block"}  # scale -> one of many in a row
 PREDICTIONS = ("predicted", "independent", "rotated")
 STATISTICS = (
   ("condition", "condition number"), ("largest", "largest"), ("stalled", "stalled"), ("mean_log", "mean log"),

@@ -216,8 +216,10 @@ def test_a_mesh_that_the_devices_do_not_make_is_refused_with_one_that_they_do(wo
   assert "set mesh.data=-1 and choose fsdp*tensor as a divisor of 8" in capsys.readouterr().err
   assert main(["spectrum", f"--workdir={workdir}", "--config.evaluation.pooled=False"]) == 2
   assert "only fields of 'mesh' can be overridden" in capsys.readouterr().err
+  assert main(["spectrum", f"--workdir={workdir}", "--config=images:tiny"]) == 2
+  assert "--config=images:tiny: expected either it or --workdir" in capsys.readouterr().err
   assert main(["spectrum", "--config.mesh.fsdp=2"]) == 2
-  assert "--config.mesh.fsdp=2: expected --workdir beside it" in capsys.readouterr().err
+  assert "--config.mesh.fsdp=2: expected --workdir or --config beside it" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_any_path_under_any_name(workdir, config_file, tmp_path, monkeypatch):

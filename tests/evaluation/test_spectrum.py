@@ -16,6 +16,7 @@ from jpmhc_jax import main
 from jpmhc_jax.config import plugins, schema
 from jpmhc_jax.evaluation.spectra import measure, moments, stacks
 from jpmhc_jax.evaluation.spectra.cells import Cells
+from jpmhc_jax.evaluation.spectra.networks import network_of
 from jpmhc_jax.models import transformer
 from jpmhc_jax.models.trm import supervision_step
 
@@ -183,8 +184,10 @@ def test_without_noise_the_carry_is_the_recurrence_of_its_mixers(carried):
 
 def test_a_spectrum_far_below_what_is_resolved_is_known_unsolved(carried):
   _, at = carried
-  cells = [stacks.carry_layers(at.trace, at.network.answers[:4], 1)], None
-  law, residual, _ = measure._predicted(cells, 0.0, 16, 1e6, tick=lambda share: pytest.fail("solved"))
+  place = measure._Place(
+    "carry", "calls", 4, None, ([stacks.carry_layers(at.trace, at.network.answers[:4], 1)], None), 16
+  )
+  law, residual, _ = measure._predicted(place, 1e6, tick=lambda share: pytest.fail("solved"))
   assert_allclose(law.log_values, np.log(1e6))
   assert residual == 0.0
 
@@ -214,11 +217,10 @@ def test_a_norm_inside_the_sub_layer_has_projected_its_jacobian_already(part):
 
 
 def test_every_task_of_ours_with_a_network_of_layers_has_spectra():
-  """A map between spaces has no layers with connections; `jp.transport` measures its Jacobian. A ResNet's stages differ
-  in width and resolution."""
-  without = measure.network_of.dispatch(object)
-  tasks = {name: measure.network_of.dispatch(plugins.TASKS[name].value) for name in plugins.TASKS.names(())}
-  assert [name for name, network in tasks.items() if network is without] == ["transport", "resnet"]
+  """A map between spaces has no layers with connections; `jp.transport` measures its Jacobian."""
+  without = network_of.dispatch(object)
+  tasks = {name: network_of.dispatch(plugins.TASKS[name].value) for name in plugins.TASKS.names(())}
+  assert [name for name, network in tasks.items() if network is without] == ["transport"]
 
 
 @pytest.mark.slow

@@ -131,7 +131,8 @@ def test_one_stream_is_the_plain_network(form, depth, order):
 @pytest.mark.parametrize(
   ("mixer", "vision"),
   [
-    ("cayley", {"change": "reduce", "order": "pre"}),
+    ("cayley", {"streams": (4, 2), "order": "pre"}),
+    pytest.param("cayley", {"change": "reduce", "streams": (2, 5)}, marks=pytest.mark.slow),
     pytest.param("cayley", {"norm": "batch"}, marks=pytest.mark.slow),
     pytest.param("sinkhorn", {}, marks=pytest.mark.slow),
   ],
@@ -139,9 +140,19 @@ def test_one_stream_is_the_plain_network(form, depth, order):
 def test_streams_that_start_equal_are_copies_of_the_plain_network(mixer, vision):
   """Across every change of width and resolution, whatever n is, as long as the mixer keeps equal streams equal."""
   connection = schema.Connection(mixer=mixer, streams=3, init="zero")
-  streams, plain = _model(connection=connection, **vision), _model(**vision)
+  streams, plain = _model(connection=connection, **vision), _model(**vision | {"streams": ()})
   nnx.update(streams, nnx.state(plain, nnx.Param))  # the connections keep their own
   np.testing.assert_allclose(_logits(streams, _inputs()), _logits(plain, _inputs()), rtol=1e-5, atol=1e-5)
+
+
+def test_stages_with_as_many_streams_are_those_without_the_field():
+  models = [
+    jax.eval_shape(lambda s=s: _model(connection=schema.Connection(streams=3), streams=s)) for s in ((), (3, 3))
+  ]
+  chex.assert_trees_all_equal_shapes_and_dtypes(*(nnx.state(model) for model in models))
+  grown = jax.eval_shape(lambda: _model(connection=schema.Connection(streams=3), streams=(3, 5)))
+  new = nnx.to_pure_dict(nnx.state(grown))["stage2"]["change"]["transition"]
+  assert {name: leaf.shape for name, leaf in new.items()} == {"frame": (5, 3)}
 
 
 def test_a_probe_follows_one_path_through_the_resolutions():
@@ -177,6 +188,8 @@ def test_no_array_as_large_as_the_streams_is_copied(order):
     ("model.vision.depth=18: expected 6k . 2", {"depth": 18}),
     ("model.vision.depth=20: expected one of 18, 34, 50, 101, 152", {"depth": 20, "form": "imagenet"}),
     ("connection.segments=2: expected 1", {"connection": schema.Connection(segments=2)}),
+    ("model.vision.streams=.4,.: expected 2 numbers", {"streams": (4,), "connection": schema.Connection(streams=2)}),
+    ("model.vision.streams=.4, 2.: expected 2 or more in every stage", {"streams": (4, 2)}),
   ],
 )
 def test_what_there_is_not_is_refused(message, changes):

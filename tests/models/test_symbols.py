@@ -13,7 +13,7 @@ import tiny
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError, UserError
 from jpmhc_jax.data.arc import draw_copies, LegacyRandom
-from jpmhc_jax.evaluation.spectra.measure import network_of
+from jpmhc_jax.evaluation.spectra.networks import network_of
 from jpmhc_jax.models.symbols import SPECIAL, SymbolTRM
 from jpmhc_jax.training.tasks import task_of
 

@@ -14,7 +14,7 @@ import tiny
 import jpmhc_jax as jp
 from jpmhc_jax.config import schema
 from jpmhc_jax.config.variants import VARIANTS
-from jpmhc_jax.evaluation.spectra.measure import network_of
+from jpmhc_jax.evaluation.spectra.networks import network_of
 from jpmhc_jax.models.layers import ConvSwiGLU, SwiGLU
 from jpmhc_jax.models.urm import URM
 from jpmhc_jax.training.header import next_command

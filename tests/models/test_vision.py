@@ -37,6 +37,34 @@ def test_patches_are_the_squares_of_the_image():
   np.testing.assert_allclose(patches[1, 4].reshape(2, 2, 3), pixels[1, 2:4, 2:4] / 255 - 0.5, rtol=1e-6)
 
 
+def test_streams_begin_from_squares_of_several_sizes_around_their_position():
+  image = ImageFormat(height=8, width=4, channels=1, top=255, classes=5)
+  model = dataclasses.replace(MODEL, positions="none", vision=schema.Vision(scales=(1, 2), pooling="token"))
+  network = drawn(lambda: VisionTransformer(model, schema.Connection(streams=2), image=image, rngs=nnx.Rngs(params=0)))
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 4, 1))
+  h = np.asarray(network.embed(jnp.asarray(pixels.reshape(2, -1))))
+  assert h.shape == (2, 1 + 4 * 2, 2, 16)
+  np.testing.assert_array_equal(h[:, 0, 0], h[:, 0, 1])  # the class token
+  row, column = 3, 1  # of the patches
+  fine, coarse = pixels[1, 6:8, 2:4] / 255 - 0.5, pixels[1, 4:8, 0:4] / 255 - 0.5
+  kernels = [np.asarray(kernel[...])[0] for kernel in (network.sources.kernels0, network.sources.kernels1)]
+  at = h[1, 1 + 2 * row + column]
+  np.testing.assert_allclose(at, [fine.ravel() @ kernels[0], coarse.ravel() @ kernels[1]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("scales", "message"),
+  [
+    ((1, 3), "squares of 2 pixels and so many times that tile the image"),
+    ((1, 1, 1), "connection.streams=2"),
+    ((0,), "above 0"),
+  ],
+)
+def test_scales_that_do_not_fit_are_refused(scales, message):
+  with pytest.raises(ConfigError, match=f"model.vision.scales=.*{message}"):
+    _model(vision=schema.Vision(scales=scales))
+
+
 def test_only_learned_positions_tell_where_a_patch_is():
   pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 6, 3))
   swapped = np.concatenate([pixels[:, 2:], pixels[:, :2]], axis=1)  # the two rows of patches change places

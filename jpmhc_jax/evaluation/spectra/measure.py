@@ -1,8 +1,9 @@
 """Measured Jacobian spectra of a trained network beside those that free probability predicts from its coefficients.
 
 Three scales: every part of the network (connection, sub-layer, norm); every network call of TRM's recursion, or every
-layer of a transformer; the whole map, of the carry (z_H, z_L) from the start over many calls or of the streams through
-all layers and loops. All at one real batch of the run's data, with the evaluated parameters, in float32.
+layer of a transformer, or every block of a residual network; the whole map, of the carry (z_H, z_L) from the start over
+many calls, of the streams through all layers and loops, or through each stage and all of them. All at one real batch of
+the run's data, with the evaluated parameters, in float32.
 
 The noise of a part is its sub-layer's Jacobian, with its moments across all parts (`moments`): calls that share their
 weights have correlated noise, which adds up coherently or cancels. Beside that prediction stands the one of the same
@@ -17,6 +18,7 @@ outlier that no average predicts; it is measured.
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -24,26 +26,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jpmhc_jax.core import rng
-from jpmhc_jax.core.errors import UserError
 from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
-from jpmhc_jax.evaluation.spectra import moments, sites, transformer, trm
-from jpmhc_jax.evaluation.spectra.cells import Cells, groups
-from jpmhc_jax.evaluation.spectra.network import Network
+from jpmhc_jax.evaluation.spectra import resnet, sites
+from jpmhc_jax.evaluation.spectra.linearised import Effort, examples, in_float32, linearise, Linearised, networks
+from jpmhc_jax.evaluation.spectra.networks import network_of
 from jpmhc_jax.evaluation.spectra.sites import Site
 from jpmhc_jax.evaluation.spectra.stacks import call_layers, correlated_of, layers_of, part_layers, Stack, Trace
 from jpmhc_jax.mixers import parse
 from jpmhc_jax.spectral import compare, correlated, density, dyson, measured, rules, table
-from jpmhc_jax.spectral.correlated import echoes
 from jpmhc_jax.spectral.jacobian import measure as law_of
 from jpmhc_jax.spectral.jacobian import mixer_stack
 from jpmhc_jax.spectral.layers import Layers
-from jpmhc_jax.training.state import prepare, Setup, TrainState
-from jpmhc_jax.training.tasks.base import Task, TransformerPass
-from jpmhc_jax.training.tasks.symbols import SymbolEquivariant
-from jpmhc_jax.training.tasks.trm import DeepSupervision
-from jpmhc_jax.training.tasks.urm import UniversalReasoning
+from jpmhc_jax.training.state import Setup, TrainState
 
 FILE = "spectrum.json"
 _MOMENTS, _MEASURING = 0.05, 0.7  # shares of the time, roughly; the rest is for the design rules
@@ -53,150 +48,38 @@ _DESIGN_CELLS = 4  # of the design rules, the commonest, each a stack of its own
 CHECKPOINT = "checkpoint"  # the row of the network's own mixers
 
 
-@functools.singledispatch
-def network_of(task: Task, setup: Setup) -> Network:
-  """The task's network as functions to be linearised; `network_of.register(MyTask)` adds that of a task of one's own.
-
-  Raises UserError for a task without one.
-  """
-  raise UserError(
-    f"model.kind={setup.config.model.kind!r}: Jacobian spectra are measured for tasks with a network to linearise; "
-    "register one by jpmhc_jax.evaluation.spectra.measure.network_of"
-  )
-
-
-@network_of.register
-def _(task: DeepSupervision, setup: Setup) -> Network:
-  if setup.config.connection.sublayer != "whole":
-    raise UserError("connection.sublayer='stream': spectra are measured of sub-layers of the whole width; take 'whole'")
-  return trm.Network.of(setup.graph, setup.config.model)
-
-
-@network_of.register
-def _(task: SymbolEquivariant, setup: Setup) -> Network:
-  raise UserError(
-    "model.kind='trm_symbols': spectra are measured of TRM's two latents and of transformers; a latent with an axis of "
-    "symbols has no network to linearise here yet; take model.kind=trm"
-  )
-
-
-@network_of.register
-def _(task: UniversalReasoning, setup: Setup) -> Network:
-  raise UserError(
-    "model.kind='urm': spectra are measured of TRM's two latents and of transformers; the loops of one latent have no "
-    "network to linearise here yet; take model.kind=trm"
-  )
-
-
-@network_of.register
-def _(task: TransformerPass, setup: Setup) -> Network:
-  return transformer.Network.of(setup.graph, setup.config.model)
-
-
-@dataclasses.dataclass(frozen=True)
-class Effort:
-  """How much is measured and predicted."""
-
-  examples: int = 1  # of the batch; every Jacobian is that of all of them together
-  drawn: int = 512  # cells, tokens and features at which the coefficients are read
-  cells: int = 32  # groups of like ones, which the noise couples
-  steps: int = 96  # of Lanczos
-  probes: int = 2
-  exact_limit: int = 1200  # inputs up to which the whole Jacobian is decomposed instead
-  points: int = 128  # of the grid of a prediction
-  carry_points: int = 96  # the same for the whole map, which is as deep as all calls together
-  carry_s: float = 10.0  # CPU time for the prediction of the whole map, roughly: it takes fewer cells where it is slow
-
-
-@dataclasses.dataclass(frozen=True)
-class Linearised:
-  """The network at a real batch: what to differentiate, where, and the coefficients seen there."""
-
-  network: Network
-  parts: tuple[str, ...]
-  arrays: tuple[Any, Any]  # parameters and buffers
-  x: jax.Array  # embedded inputs that every call sees
-  latents: jax.Array
-  trace: Trace
-  removed: tuple[float, ...]  # see `Network.removed`
-  rows: jax.Array  # (K·P, N) ρ of `moments`
-
-  def grouped(self, count: int) -> Trace:
-    """The trace at no more than so many groups of like cells, the commonest first."""
-    return self.trace.grouped(groups(self._points, count))
-
-  @functools.cached_property
-  def _points(self) -> np.ndarray:
-    """(T, ·) of the cells: how much of what each layer wrote each later one reads, times the sizes of their noise."""
-    network, trace = self.network, self.trace
-    stacks = [
-      network.layers(trace, network.calls, cell) or network.design(trace, cell) for cell in range(trace.mixers.shape[2])
-    ]
-    sizes = np.sqrt(np.diagonal(stacks[0].noise.covariance))
-    with jax.enable_x64(True):
-      points = echoes(correlated_of(stacks)) * sizes[:, None] * sizes
-    return np.log1p(points / np.sqrt(np.mean(points**2) + np.finfo(np.float64).tiny)).reshape(len(stacks), -1)
-
-
-def linearise(
-  setup: Setup,
-  dataset: Dataset,
-  state: TrainState,
-  step: int,
-  effort: Effort,
-  tick: rules.Tick = lambda what, share: None,
-) -> Linearised:
-  """Runs the network on the batch of `step` and reads its coefficients off."""
-  config = setup.config
-  if config.precision.compute != "float32":
-    precision = dataclasses.replace(config.precision, compute="float32")
-    setup = prepare(dataclasses.replace(config, precision=precision), dataset, setup.mesh, trains=False)
-  arrays: tuple[Any, Any] = jax.tree.map(jnp.asarray, jax.device_get((state.evaluated, state.buffers)))  # on one device
-  batch = {name: np.asarray(rows[: effort.examples]) for name, rows in dataset.batch(step).items()}
-  rows = setup.rows(None if state.table is None else jnp.asarray(jax.device_get(state.table)), batch)
-  network = network_of(setup.task, setup)
-  latents, x, parts = network.start(*arrays, jnp.asarray(batch["inputs"]), rows)
-  key = rng.key_for(config.seed, "spectrum", step)
-  cells = Cells.drawn(x.shape[0] * x.shape[1], latents.shape[-1], effort.drawn, key)
-  trace = jax.jit(network.trace)(latents, *arrays, x, cells, key)
-  products = functools.partial(jax.jit(network.products), trace.states, *arrays)
-  width = (*x.shape[:2], config.model.width)
-  calls, count = trace.gains.shape[:2]
-  report = lambda share: tick("moments of the sub-layers", share)  # noqa: E731
-  noise, sizes = moments.estimate(products, width, calls * count, key, report)
-  features = latents.shape[-1]
-  at_cells = cells.of_rows(sizes, (calls, count, x.shape[0] * x.shape[1], config.model.width // features, features))
-  # The theory computes with the coefficients on the host; the points at which a Jacobian is taken stay where they are.
-  points = {"states": trace.states, "inputs": trace.inputs}
-  trace = jax.tree.map(np.asarray, trace)
-  trace = trace._replace(writes=trace.writes * at_cells[:, :, :, None, :], noise=noise, **points)
-  removed = network.removed(*arrays, trace.inputs[0])
-  return Linearised(network, parts, arrays, x, latents, trace, removed, jnp.asarray(sizes, jnp.float32))
-
-
 def measure(
   at: Linearised,
   effort: Effort,
   threshold: float = 0.1,
   tick: rules.Tick = lambda what, share: None,
-  scales: Sequence[str] = ("part", *trm.Network.scales, *transformer.Network.scales),
+  scales: Sequence[str] = (),
 ) -> Iterator[Site]:
   """Every site in turn: the parts of the last call, every call, the carry after the first cycle and after all calls.
 
-  scales: of the sites that are wanted, see `Site.scale`; or their names.
+  scales: of the sites that are wanted, see `Site.scale`; or their names; all by default.
   tick: called before every site and while it is predicted; what it raises ends the work.
   """
   total = len(at.parts) + at.network.calls + len(at.network.counts)
-  for index, place in enumerate(_places(at, effort)):
-    if place.scale not in scales and place.name not in scales:
-      continue
+  wanted = ((index, place) for index, place in enumerate(_places(at, effort)) if _wanted(place, scales))
+  return _sites(wanted, total, effort, threshold, tick)
+
+
+def _wanted(place: "_Place", scales: Sequence[str]) -> bool:
+  return not scales or place.scale in scales or place.name in scales
+
+
+def _sites(
+  places: Iterator[tuple[int, "_Place"]], total: int, effort: Effort, threshold: float, tick: rules.Tick
+) -> Iterator[Site]:
+  """Sites of numbered places out of so many in all."""
+  for index, place in places:
 
     def report(share: float, name: str = place.name, index: int = index) -> None:
       tick(name, (index + share) / total)
 
     report(0.0)
-    points = effort.carry_points if place.scale == at.network.scales[1] else effort.points
-    site = _compared(place, jax.random.key(index), points, effort, threshold, report)
+    site = _compared(place, jax.random.key(index), effort, threshold, report)
     yield Site(scale=place.scale, name=place.name, calls=place.calls, **site)
 
 
@@ -211,31 +94,61 @@ class _Place(NamedTuple):
   calls: int
   jacobian: measured.Operator
   cells: _Cells
-  removed: float  # share of directions that the norms remove
+  points: int = 0  # of the grid of the prediction
+  removed: float = 0.0  # share of directions that the norms remove
   rotated: measured.Operator | None = None  # the same with every sub-layer's Jacobian turned by one random rotation
+  alone: str = "a call makes its streams inside, so that the carry is no product of layers"  # why no cells predict it
 
 
 def _places(at: Linearised, effort: Effort) -> Iterator[_Place]:
   network, trace = at.network, at.grouped(effort.cells)
   cells = range(trace.mixers.shape[2])
-  for index, name in enumerate(at.parts):
+  for index, name in enumerate(at.parts if len(at.parts) > 1 else ()):  # a call of one part is that part
     jacobian = measured.operator(network.part(index), trace.inputs[index], *at.arrays)
-    stacks = [part_layers(trace, index, cell) for cell in cells]
-    yield _Place("part", name, network.calls, jacobian, (stacks, trace.shares), at.removed[index])
+    of_cells = [part_layers(trace, index, cell) for cell in cells], trace.shares
+    yield _Place("part", name, network.calls, jacobian, of_cells, effort.points, at.removed[index])
   # Streams made inside a call have each lost another direction when their mean leaves it: nothing is lost.
   removed = 0.0 if trace.enter.size else max(at.removed)
   one, many = network.scales
   for call in range(network.calls):
     jacobian = measured.operator(network.call, trace.states[call], *at.arrays, jnp.asarray(call))
-    stacks = [call_layers(trace, call, cell) for cell in cells]
-    yield _Place(one, f"{network.noun} {call + 1}", call + 1, jacobian, (stacks, trace.shares), removed)
+    of_cells = [call_layers(trace, call, cell) for cell in cells], trace.shares
+    yield _Place(one, network.title(call), network.number(call), jacobian, of_cells, effort.points, removed)
   for count in network.counts:
     jacobian = measured.operator(network.carry, at.latents, *at.arrays, at.x, jnp.asarray(count))
     few = at.grouped(_affordable(trace, count, effort))
     whole = [stack for cell in range(few.mixers.shape[2]) if (stack := network.layers(few, count, cell)) is not None]
     rotated = network.rotated(trace.states, at.rows) if whole and count == network.calls else None
     turned = rotated and measured.operator(rotated, jnp.zeros_like(at.latents), *at.arrays)
-    yield _Place(many, f"{network.noun}s 1 to {count}", count, jacobian, (whole, few.shares), removed, turned)
+    of_cells = whole, few.shares
+    yield _Place(many, network.whole_title(count), count, jacobian, of_cells, effort.carry_points, removed, turned)
+
+
+def _of_all_stages(
+  network: resnet.Whole,
+  pieces: Sequence[Linearised],
+  inputs: jax.Array,
+  effort: Effort,
+  threshold: float,
+  tick: rules.Tick,
+) -> Iterator[Site]:
+  """The blocks that change the shape, and all stages together."""
+  arrays = pieces[0].arrays
+
+  def place(scale: str, name: str, calls: int, function: Callable[..., jax.Array], stage: int, why: str) -> _Place:
+    jacobian = measured.operator(function, network.behind(stage, *arrays, inputs), *arrays, inputs)
+    return _Place(scale, name, calls, jacobian, ([], None), alone=f"{why}; measured over the directions of the output")
+
+  words = "a change of shape is no layer of the theory"
+  places = [
+    place("part", f"stage{stage}.block0", stage, network.change(stage), stage, words) for stage in network.changes
+  ]
+  words = "stages of several shapes are no product of layers of one size"
+  whole = place("depth", "all stages", len(pieces), network.carry, network.depth, words)
+  coefficients = tuple(each.trace.states for each in pieces), tuple(each.rows for each in pieces)
+  turned = measured.operator(network.rotated, whole.jacobian.at, *arrays, inputs, *coefficients)
+  places.append(whole._replace(rotated=turned))
+  return _sites(iter(enumerate(places)), len(places), effort, threshold, tick)
 
 
 def _affordable(trace: Trace, count: int, effort: Effort) -> int:
@@ -246,15 +159,15 @@ def _affordable(trace: Trace, count: int, effort: Effort) -> int:
 
 
 def _compared(
-  place: _Place, key: jax.Array, points: int, effort: Effort, threshold: float, tick: Callable[[float], None]
+  place: _Place, key: jax.Array, effort: Effort, threshold: float, tick: Callable[[float], None]
 ) -> dict[str, Any]:
   """Everything of a `Site` but what it is of."""
   law = functools.partial(law_of, exact_limit=effort.exact_limit, steps=effort.steps, probes=effort.probes, key=key)
   measurement = law(place.jacobian)
   floor = measurement.floor
-  tied = _predicted(place.cells, place.removed, points, floor, lambda share: tick(share / 2))
+  tied = _predicted(place, floor, lambda share: tick(share / 2))
   alone = [stack.independent for stack in place.cells[0]], place.cells[1]
-  single = _predicted(alone, place.removed, points, floor, lambda share: tick((1 + share) / 2))
+  single = _predicted(place._replace(cells=alone), floor, lambda share: tick((1 + share) / 2))
   turned = law(place.rotated) if place.rotated else None
   resolved = max(floor, turned.floor) if turned else floor  # by both
   rotated = compare.with_dead(turned.atoms, place.removed, resolved) if turned else None
@@ -288,23 +201,23 @@ class _Prediction(NamedTuple):
   remark: str  # why there is none
 
 
-def _predicted(cells: _Cells, removed: float, points: int, floor: float, tick: Callable[[float], None]) -> _Prediction:
+def _predicted(place: _Place, floor: float, tick: Callable[[float], None]) -> _Prediction:
   """The predicted law and the residual of its equation, or the reason why there is none."""
-  stacks, shares = cells
+  stacks, shares = place.cells
   if not stacks:
-    return _Prediction(None, None, "a call makes its streams inside, so that the carry is no product of layers")
+    return _Prediction(None, None, place.alone)
   with jax.enable_x64(True):
     layers = correlated.prepared(correlated_of(stacks, shares))
     if correlated.first_moment(layers) < _INVISIBLE * floor**2:
       return _Prediction(compare.atoms(np.zeros(1), floor=floor), 0.0, "")
     try:
-      spectrum = density.spectrum(layers, points, floor=0.5 * floor**2, tick=tick)
+      spectrum = density.spectrum(layers, place.points, floor=0.5 * floor**2, tick=tick)
     except dyson.NotSolvedError as error:
       return _Prediction(None, None, f"{error}; the measured spectrum stands alone, and a shorter stack is predicted")
     share = (
       1.0 / len(stacks[0].mixers[0]) if stacks[0].closed else 1.0
     )  # the rest of a closed stack is zero by construction
-    law = compare.of_spectrum(spectrum, share, floor, removed)
+    law = compare.of_spectrum(spectrum, share, floor, place.removed)
     return _Prediction(law, float(jnp.max(spectrum.residual)), "")
 
 
@@ -359,6 +272,11 @@ class Findings:
       write_atomically(folder / FILE, to_json(self.to_dict()) + "\n")
 
 
+def _within(tick: rules.Tick, start: float, length: float, number: int, count: int) -> rules.Tick:
+  """A tick of one of so many pieces, which together take `length` of the time from `start` on."""
+  return lambda what, share: tick(what, start + length * (number + share) / count)
+
+
 def findings(
   setup: Setup,
   dataset: Dataset,
@@ -377,14 +295,29 @@ def findings(
   ends the work.
   """
   tick("the network at a batch", 0.0)
-  at = linearise(setup, dataset, state, step, effort, lambda what, share: tick(what, _MOMENTS * share))
+  setup = in_float32(setup, dataset)
+  network, stages = network_of(setup.task, setup), networks(setup)
+  pieces = [
+    linearise(setup, dataset, state, step, effort, _within(tick, 0.0, _MOMENTS, number, len(stages)), each)
+    for number, each in enumerate(stages)
+  ]
+  every = [
+    measure(at, effort, threshold, _within(tick, _MOMENTS, _MEASURING, number, len(pieces)))
+    for number, at in enumerate(pieces)
+  ]
+  if isinstance(network, resnet.Whole):
+    inputs = jnp.asarray(examples(dataset, step, effort)["inputs"])
+    end = _within(tick, _MOMENTS + _MEASURING, 0.0, 0, 1)
+    every.append(_of_all_stages(network, pieces, inputs, effort, threshold, end))
   result = Findings(step, threshold, effort)
-  say(f"measured, predicted; last {at.network.noun} of {at.network.calls}, step {step}")
+  last = pieces[-1].network
+  say(f"measured, predicted; last {last.noun} of {last.number(last.calls - 1)}, step {step}")
   say(sites.HEADER)
-  for site in measure(at, effort, threshold, lambda what, share: tick(what, _MOMENTS + _MEASURING * share)):
+  for site in itertools.chain.from_iterable(every):
     say(sites.describe(site))
     result = dataclasses.replace(result, sites=(*result.sites, site))
     yield result
+  at = max(pieces, key=lambda each: each.network.calls)
   say(f"predicted for {at.network.judged} with its own mixers and others")
   say(table.HEADER)
   rest = lambda what, share: tick(what, 1 - (1 - _MOMENTS - _MEASURING) * (1 - share))  # noqa: E731

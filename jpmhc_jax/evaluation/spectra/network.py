@@ -46,6 +46,18 @@ class Network(abc.ABC):
     """Numbers of calls after which z is looked at: those of the first period, and all."""
     return tuple(sorted({self.period, self.calls}))
 
+  def number(self, call: int) -> int:
+    """Of a call in the network, from 1."""
+    return call + 1
+
+  def title(self, call: int) -> str:
+    """Name of a call."""
+    return f"{self.noun} {call + 1}"
+
+  def whole_title(self, count: int) -> str:
+    """Name of the first calls together."""
+    return f"{self.noun}s 1 to {count}"
+
   @abc.abstractmethod
   def start(self, params: Any, buffers: Any, inputs: Array, rows: Array | None) -> tuple[Array, Array, tuple[str, ...]]:
     """(z before the first call, the embedded input x, names of the parts of the last call)."""

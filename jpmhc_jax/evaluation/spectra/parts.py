@@ -6,7 +6,7 @@ norm's scale 1/rms of every stream, and the dependence of H, a, b on the streams
 and with the moments of F' (`moments`). The norm of a vector of m entries also removes one direction, the vector's own.
 1/m of the singular values are zero (`Network.removed`), and F' is projected: what it writes in that direction is no
 small part of it, but the largest. Where no norm follows a part D = 1, and nothing is removed: a transformer's stands
-inside F, whose F' is projected as it is (`spectra.transformer`).
+inside F, whose F' is projected as it is (`spectra.transformer`). Where a ReLU follows D is 0 or 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -78,7 +78,7 @@ def rotated(
 
 
 def _gain(part: Part, out: Array, normed: Array) -> Array:
-  """Scale 1/rms of the norm behind a part, (b, l, n, e) or broadcast to it."""
+  """Scale 1/rms of the norm behind a part, or 0 and 1 of a ReLU; (b, l, n, e) or broadcast to it."""
   before, behind = (jnp.sum(_wide(a) ** 2, axis=part.axes, keepdims=True) for a in (out, normed))
   return jnp.sqrt(behind / (before + 1e-30))
 
@@ -100,12 +100,13 @@ def _connected(part: Part, streams: Array) -> tuple[Array, Array]:
 
 
 def applied(part: Part, streams: Array, epsilon: float) -> Array:
-  """The streams behind a part and its norm."""
+  """The streams behind a part and its norm or activation."""
   return _normed(part, part.connect(streams, part.sublayer), epsilon)
 
 
 def _normed(part: Part, streams: Array, epsilon: float) -> Array:
-  return streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
+  normed = streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
+  return normed if part.activation is None else part.activation(normed)
 
 
 def _coefficients(part: Part, streams: Array) -> tuple[Array, Array, Array]:

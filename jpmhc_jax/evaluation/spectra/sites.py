@@ -10,9 +10,9 @@ from jpmhc_jax.spectral import compare
 class Site:
   """One Jacobian: its measured spectrum and, where the theory covers it, the predicted one."""
 
-  scale: str  # "part"; "recursion" and "carry", or "layer" and "depth"
+  scale: str  # "part"; "recursion" and "carry", or "layer" and "depth", or "block", "stage" and "depth"
   name: str
-  calls: int  # 1-based network call or layer; of the whole map their number
+  calls: int  # 1-based network call, layer or block; of the whole map their number
   size: int  # inputs of the Jacobian
   exact: bool
   floor: float  # singular value under which both sides are cut off

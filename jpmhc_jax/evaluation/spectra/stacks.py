@@ -72,6 +72,14 @@ def stream_layers(trace: Trace, call: int, token: int, mixers: np.ndarray | None
   return Stack(gains * mixers, reads, gains * writes, chosen_noise(trace, call % calls * parts + np.arange(parts)))
 
 
+def successive_layers(trace: Trace, calls: range, token: int) -> Stack:
+  """All parts of some calls in a row."""
+  stacks = [stream_layers(trace, call, token) for call in calls]
+  mixers, reads, writes = (np.concatenate([stack[field] for stack in stacks]) for field in range(3))
+  first = calls.start * trace.gains.shape[1]
+  return Stack(mixers, reads, writes, chosen_noise(trace, first + np.arange(len(mixers))))
+
+
 def part_layers(trace: Trace, index: int, token: int) -> Stack:
   """One part of the last call; the others pass everything on."""
   mixers, reads, writes = stream_layers(trace, -1, token)[:3]

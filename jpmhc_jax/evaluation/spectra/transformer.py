@@ -21,7 +21,7 @@ import numpy as np
 from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra import network
 from jpmhc_jax.evaluation.spectra.network import Number
-from jpmhc_jax.evaluation.spectra.stacks import chosen_noise, Stack, stream_layers, Trace
+from jpmhc_jax.evaluation.spectra.stacks import Stack, successive_layers, Trace
 from jpmhc_jax.models.transformer import Layer, Transformer
 from jpmhc_jax.models.trm import Part
 
@@ -73,21 +73,13 @@ class Network(network.Network):
 
   def layers(self, trace: Trace, count: int, token: int) -> Stack:
     """All parts of the first layers."""
-    return _stack(trace, range(count), token)
+    return successive_layers(trace, range(count), token)
 
   def design(self, trace: Trace, token: int, mixers: np.ndarray | None = None) -> Stack:
     """The last loop."""
-    stack = _stack(trace, range(self.calls - self.period, self.calls), token)
+    stack = successive_layers(trace, range(self.calls - self.period, self.calls), token)
     return stack if mixers is None else stack._replace(mixers=mixers)
 
   def _layer(self, model: Transformer, index: Number) -> Layer:
     layer: Layer = jax.tree.map(lambda leaf: leaf[index % self.period], model.layers)
     return layer
-
-
-def _stack(trace: Trace, layers: range, token: int) -> Stack:
-  """All parts of some layers in a row."""
-  stacks = [stream_layers(trace, layer, token) for layer in layers]
-  mixers, reads, writes = (np.concatenate([stack[field] for stack in stacks]) for field in range(3))
-  first = layers.start * trace.gains.shape[1]
-  return Stack(mixers, reads, writes, chosen_noise(trace, first + np.arange(len(mixers))))

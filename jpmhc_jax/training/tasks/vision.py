@@ -1,7 +1,8 @@
 """Networks over images as the trainer sees them: cross entropy of an image's class.
 
-Training may see an image blended with another, a target that is less than sure, and a network that some sub-layers are
-left out of; what it draws for that is a function of (seed, step). Evaluation sees the images themselves.
+Training may see an image turned and recoloured, or blended with another, a target that is less than sure, and a network
+that some sub-layers are left out of; what it draws for that is a function of (seed, step). Evaluation sees the images
+themselves.
 """
 
 from typing import Any
@@ -14,10 +15,12 @@ from jaxtyping import Array, Float, Int, Key
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.data.images import ImageDataset
+from jpmhc_jax.models.connections import check_connection
 from jpmhc_jax.models.losses import TOKEN_LOSSES
-from jpmhc_jax.models.resnet import Plan, ResNet
+from jpmhc_jax.models.resnet import ResNet, stage_connections
 from jpmhc_jax.models.transformer import VisionTransformer
 from jpmhc_jax.training.tasks.base import Batch, check_one_call, Probe, register_task, SinglePass, Sums, TransformerPass
+from jpmhc_jax.training.tasks.image_augment import augment
 from jpmhc_jax.training.tasks.image_mixing import mix
 
 Network = VisionTransformer | ResNet
@@ -72,6 +75,8 @@ class ImagePass(SinglePass):
     batch, fields = carry.data, config.model.vision
     inputs, labels, share, others = batch["inputs"], batch["labels"], None, batch["labels"]
     drawn = None if key is None else jax.random.fold_in(key, 1)
+    if key is not None and fields.randaugment:
+      inputs = augment(inputs, model.image, fields.randaugment, fields.magnitude, jax.random.fold_in(key, 2))
     if key is not None and (fields.mixup or fields.cutmix):
       inputs, share = mix(inputs, model.image, fields.mixup, fields.cutmix, jax.random.fold_in(key, 0))
       others = jnp.roll(labels, 1, axis=0)
@@ -109,10 +114,14 @@ class ImageClass(ImagePass, TransformerPass):
 class ResidualImageClass(ImagePass):
   """The residual network; see `ImagePass`."""
 
+  linearised = True
+
   def check(self, config: schema.Config) -> None:
-    """Also raises ConfigError for a depth that there is not, and as `check_one_call` does."""
+    """Also raises ConfigError for a depth that there is not, for streams of a stage that cannot work, and as
+    `check_one_call` does."""
     super().check(config)
-    Plan.of(config.model)
+    for connection in stage_connections(config.model, config.connection):
+      check_connection(connection, config.model.width)
     check_one_call(config)
 
   def build(self, config: schema.Config, dataset: ImageDataset, rngs: nnx.Rngs) -> ResNet:
