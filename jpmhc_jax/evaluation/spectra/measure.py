@@ -18,7 +18,6 @@ outlier that no average predicts; it is measured.
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
-import itertools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from jpmhc_jax.core.files import storing, to_json, write_atomically
 from jpmhc_jax.data import Dataset
 from jpmhc_jax.evaluation.spectra import resnet, sites
 from jpmhc_jax.evaluation.spectra.linearised import Effort, examples, in_float32, linearise, Linearised, networks
+from jpmhc_jax.evaluation.spectra.network import Network
 from jpmhc_jax.evaluation.spectra.networks import network_of
 from jpmhc_jax.evaluation.spectra.sites import Site
 from jpmhc_jax.evaluation.spectra.stacks import call_layers, correlated_of, layers_of, part_layers, Stack, Trace
@@ -277,6 +277,22 @@ def _within(tick: rules.Tick, start: float, length: float, number: int, count: i
   return lambda what, share: tick(what, start + length * (number + share) / count)
 
 
+def _every_site(
+  network: Network | resnet.Whole,
+  pieces: Sequence[Linearised],
+  inputs: jax.Array,
+  effort: Effort,
+  threshold: float,
+  tick: rules.Tick,
+) -> Iterator[Site]:
+  """Sites of the network, or of each of its stages and of all together."""
+  for number, at in enumerate(pieces):
+    yield from measure(at, effort, threshold, _within(tick, _MOMENTS, _MEASURING, number, len(pieces)))
+  if isinstance(network, resnet.Whole):
+    end = _within(tick, _MOMENTS + _MEASURING, 0.0, 0, 1)
+    yield from _of_all_stages(network, pieces, inputs, effort, threshold, end)
+
+
 def findings(
   setup: Setup,
   dataset: Dataset,
@@ -301,19 +317,12 @@ def findings(
     linearise(setup, dataset, state, step, effort, _within(tick, 0.0, _MOMENTS, number, len(stages)), each)
     for number, each in enumerate(stages)
   ]
-  every = [
-    measure(at, effort, threshold, _within(tick, _MOMENTS, _MEASURING, number, len(pieces)))
-    for number, at in enumerate(pieces)
-  ]
-  if isinstance(network, resnet.Whole):
-    inputs = jnp.asarray(examples(dataset, step, effort)["inputs"])
-    end = _within(tick, _MOMENTS + _MEASURING, 0.0, 0, 1)
-    every.append(_of_all_stages(network, pieces, inputs, effort, threshold, end))
   result = Findings(step, threshold, effort)
   last = pieces[-1].network
   say(f"measured, predicted; last {last.noun} of {last.number(last.calls - 1)}, step {step}")
   say(sites.HEADER)
-  for site in itertools.chain.from_iterable(every):
+  inputs = jnp.asarray(examples(dataset, step, effort)["inputs"])
+  for site in _every_site(network, pieces, inputs, effort, threshold, tick):
     say(sites.describe(site))
     result = dataclasses.replace(result, sites=(*result.sites, site))
     yield result
