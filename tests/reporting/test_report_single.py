@@ -297,10 +297,11 @@ def test_a_resumed_run_lists_its_earlier_starts(make_run, tmp_path):
 def test_connections_stand_in_order_of_depth(tmp_path):
   folder = tmp_path / "deep"
   folder.mkdir()
-  names = ("block10.tokens", "block2.features", "block2.tokens", "composite", "block10.features")
+  names = ("block10.tokens", "block2.features", "block2.tokens", "composite", "block10.features", "block2.tokens.call1")
   (folder / "metrics.jsonl").write_text(json.dumps({"step": 1} | {f"mixer/{n}/gain": len(n) / 8 for n in names}))
   page = read(folder, out=tmp_path / "report.html")
-  expected = ["block2.tokens", "block2.features", "block10.tokens", "block10.features", "composite"]
+  first = ["block2.tokens", "block2.features", "block10.tokens", "block10.features"]
+  expected = [*first, "block2.tokens.call1", "composite"]
   assert list(page.values("Latest value of every diagnostic")) == expected
   assert [cell[0] for cell in page.table("Gain: sampled values")[0]] == ["step", *expected]
 
