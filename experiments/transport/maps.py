@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Mapping
 import functools
-import importlib.util
 from typing import Any
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.linalg
+import scipy.optimize
 import scipy.spatial
+import scipy.stats
 
 from jpmhc_jax import transport
 from jpmhc_jax.optim import cayley_adam
+from jpmhc_jax.training.tasks.pair_prices import ott_map
 
 PLAN = 512  # points of a plan that a barycentric map holds
 CLOUD = 400  # points of each cloud of the experiments without pairs
@@ -72,43 +73,36 @@ def scipy_procrustes(x: np.ndarray, y: np.ndarray) -> Image:
 
 
 @functools.cache
-def flow_loss(rule: transport.MapRule) -> Loss:
-  """Squared error of pairs with a penalty on the volume."""
+def flow_loss(rule: transport.MapRule, likelihood: float) -> Loss:
+  """Squared error of pairs, with a penalty on the volume or, in its place, the negative log-likelihood."""
 
   def loss(parameters: Mapping[str, jax.Array], key: jax.Array, data: Any) -> jax.Array:
     x, y = data
     rows = jax.random.randint(key, (min(64, len(x)),), 0, len(x))
-    volume = rule.log_volumes(parameters, x[rows])
-    error = jnp.mean(jnp.sum((rule(parameters, x[rows]) - y[rows]) ** 2, axis=1))
+    image, volume = rule(parameters, x[rows]), rule.log_volumes(parameters, x[rows])
+    error = jnp.mean(jnp.sum((image - y[rows]) ** 2, axis=1))
+    if likelihood:
+      return error + likelihood * transport.negative_log_likelihood(image, y, volume, rule.rank)
     return error + 1e-3 * jnp.mean((volume / x.shape[1]) ** 2)
 
   return loss
 
 
-def flow_map(x: np.ndarray, y: np.ndarray, steps: int) -> tuple[transport.Chain, dict[str, jax.Array]]:
-  """A flow before the Procrustes map, trained on pairs by squared error with a penalty on its volume."""
+def flow_map(
+  x: np.ndarray, y: np.ndarray, steps: int, likelihood: float = 0.0
+) -> tuple[transport.Chain, dict[str, jax.Array]]:
+  """A flow before the Procrustes map, trained on pairs by `flow_loss`."""
   expansion = transport.OrthogonalMap(x.shape[1], y.shape[1])
   rule = transport.Chain.of(transport.FlowMap(x.shape[1], x.shape[1], couplings=2), expansion)
   start = rule.init(jax.random.key(0)) | {f"part1_{n}": v for n, v in expansion.fit(x, y).items()}
+  return rule, train_map(rule, start, flow_loss(rule, likelihood), (jnp.asarray(x), jnp.asarray(y)), steps)
 
-  return rule, train_map(rule, start, flow_loss(rule), (jnp.asarray(x), jnp.asarray(y)), steps)
 
-
-def ott_map(x: np.ndarray, y: np.ndarray) -> Image | None:
-  """The entropic map of ott-jax from x, moved into the target space by Procrustes, to y; None without ott-jax."""
-  if not importlib.util.find_spec("ott"):
-    return None
-  warnings.filterwarnings("ignore", category=DeprecationWarning)
-  from ott.geometry import pointcloud
-  from ott.problems.linear import linear_problem
-  from ott.solvers.linear import sinkhorn
-
+def of_ott(x: np.ndarray, y: np.ndarray) -> Image | None:
+  """ott-jax's entropic map from x, moved into the target space by Procrustes, to y; None where it is not installed."""
   before = scipy_procrustes(x, y)
-  geometry = pointcloud.PointCloud(
-    jnp.asarray(before(x[:PLAN])), jnp.asarray(y[:PLAN]), epsilon=0.02, relative_epsilon="mean"
-  )
-  potentials = sinkhorn.Sinkhorn()(linear_problem.LinearProblem(geometry)).to_dual_potentials()
-  return lambda rows: np.asarray(potentials.transport(jnp.asarray(before(rows))))
+  entropic = ott_map(jnp.asarray(before(x[:PLAN])), jnp.asarray(y[:PLAN]))
+  return None if entropic is None else lambda rows: np.asarray(entropic(jnp.asarray(before(rows))))
 
 
 def maps(x: np.ndarray, y: np.ndarray, steps: int) -> dict[str, Image]:
@@ -127,7 +121,7 @@ def maps(x: np.ndarray, y: np.ndarray, steps: int) -> dict[str, Image]:
   }
   functions["barycentric"] = lambda rows: np.asarray(barycentric(entropic, orthogonal(aligned, jnp.asarray(rows))))
   functions["SciPy Procrustes"] = scipy_procrustes(x, y)
-  if (other := ott_map(x, y)) is not None:
+  if (other := of_ott(x, y)) is not None:
     functions["ott-jax"] = other
   return functions
 
@@ -178,21 +172,49 @@ def distances_apart(x: np.ndarray, y: np.ndarray, plan: np.ndarray) -> float:
   return float(squares - 2 * np.sum((inside[0] @ plan @ inside[1]) * plan))
 
 
+def similarity(x: np.ndarray, kind: str) -> np.ndarray:
+  """(n, n), of mean 0 and variance 1 off the diagonal: cosines around the mean, or ranks by distance from each row."""
+  if kind == "cosines":
+    rows = x - x.mean(0)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    values = rows @ rows.T
+  else:
+    values = -scipy.stats.rankdata(scipy.spatial.distance.cdist(x, x), axis=1)
+  off = ~np.eye(len(x), dtype=bool)
+  return np.where(off, (values - values[off].mean()) / values[off].std(), 0.0)
+
+
+def assigned(x: np.ndarray, y: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
+  """Quadratic assignment of y in an unknown order: the partner of each x, and Σ a b found over that of the truth."""
+  order = np.random.default_rng(0).permutation(len(y))
+  a, b = similarity(x, kind), similarity(y, kind)
+  found = scipy.optimize.quadratic_assignment(a, b[np.ix_(order, order)], options={"maximize": True})
+  return order[found.col_ind], float(found.fun / np.sum(a * b))
+
+
 def why_not(x: np.ndarray, y: np.ndarray, trained: int) -> dict[str, float]:
   """Whether the true pairs are the best ones to someone who sees distances alone, and whether the truth is stable.
 
-  The objective of the plan that is found over that of the true pairs, on the same rows; and recall@1 of the map that is
-  fitted to all pairs, before and after it is refined without them.
+  The objective of the plan that is found over that of the true pairs, on the same rows, which Gromov–Wasserstein
+  minimises and the assignments of cosines and of ranks maximise, with the recall@1 of the maps that are fitted to these
+  assignments; and recall@1 of the map that is fitted to all pairs, before and after it is refined without them.
   """
   rule = transport.OrthogonalMap(x.shape[1], y.shape[1])
   rows = slice(0, CLOUD)
+
+  def recalled(parameters: dict[str, jax.Array]) -> float:
+    return retrieval(np.asarray(rule(parameters, x[trained:])), y[trained:])["recall@1"]
+
   _, plan = matched(rule, jnp.asarray(x[rows]), jnp.asarray(y[rows]))
   found = distances_apart(x[rows], y[rows], np.asarray(plan, np.float64))
   truth = distances_apart(x[rows], y[rows], np.eye(CLOUD) / CLOUD)
+  numbers = {"objective over that of the truth": found / truth}
+  for kind in ("cosines", "ranks"):
+    partner, over = assigned(x[rows], y[rows], kind)
+    numbers |= {f"{kind} over those of the truth": over, f"recall@1 by {kind}": recalled(rule.fit(x[rows], y[partner]))}
   parameters = rule.fit(x[:trained], y[:trained])
-  recalls = {"recall@1 of the truth": retrieval(np.asarray(rule(parameters, x[trained:])), y[trained:])["recall@1"]}
+  numbers["recall@1 of the truth"] = recalled(parameters)
   for epsilon in np.geomspace(0.1, 0.01, 8):
     clouds = jnp.asarray(x[rows]), jnp.asarray(y[CLOUD : 2 * CLOUD])
     parameters, _ = refined(rule, parameters, *clouds, jnp.float32(epsilon))
-  refound = retrieval(np.asarray(rule(parameters, x[trained:])), y[trained:])["recall@1"]
-  return {"objective over that of the truth": found / truth} | recalls | {"recall@1 from the truth": refound}
+  return numbers | {"recall@1 from the truth": recalled(parameters)}

@@ -36,7 +36,9 @@ from jpmhc_jax import transport
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 SEEDS, STEPS = 5, 200
-SHARES = (0.05, 1.0)  # of the pairs that are known
+SHARES = (0.05, 0.5, 1.0)  # of the pairs that are known
+PROBES = (1, 4, 8)  # of the isometry penalty, beside two
+LIKELIHOOD = 0.1  # weight of the negative log-likelihood of a flow
 
 
 def compared(x: np.ndarray, y: np.ndarray, trained: int, shares: tuple[float, ...], steps: int, score: Any) -> dict:
@@ -88,6 +90,19 @@ def fused_flow(pair: dict[str, Any], steps: int) -> dict[str, float]:
   rule, parameters = flow_map(x[:n], y[:n], steps)
   fused = transport.fuse(rule, parameters, jnp.asarray(x[:n]))
   return transport.price((rule, parameters), fused, jnp.asarray(x[n:]), jnp.asarray(y[n:]), repeats=50)
+
+
+def likelihoods(pair: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
+  """The flow of experiment 1, trained without and with its likelihood: held-out density and recall."""
+  n, numbers = encoders.TRAINED, {}
+  x, y = jnp.asarray(pair["x"]), jnp.asarray(pair["y"])
+  for name, weight in (("without", 0.0), ("with", LIKELIHOOD)):
+    rule, parameters = flow_map(pair["x"][:n], pair["y"][:n], steps, weight)
+    image, volumes = rule(parameters, x[n:]), rule.log_volumes(parameters, x[n:])
+    nll = transport.negative_log_likelihood(image, y[n:], volumes, rule.rank)
+    volume = float(jnp.mean(volumes)) / rule.rank
+    numbers[name] = {"nll": float(nll), "log_volume": volume} | retrieval(np.asarray(image), pair["y"][n:])
+  return numbers
 
 
 def texts(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -180,6 +195,8 @@ def domain_shift(seed: int, pair: dict[str, Any], steps: int) -> dict[str, Any]:
 def mixed_loss(rule: transport.MapRule, probes: int) -> Loss:
   """The losses of experiment 5 under weights and ε that are data; 5 % of the rows are pairs, transport sees all."""
   solver = transport.EntropicTransport(iterations=20, tolerance=0.0, start=0.0)
+  several = functools.partial(transport.isometry_estimate, probes=probes)
+  estimate = transport.one_probe_isometry if probes == 1 else several
 
   def loss(p: Mapping[str, jax.Array], key: jax.Array, data: Any) -> jax.Array:
     x, y, weights, epsilon = data
@@ -188,7 +205,7 @@ def mixed_loss(rule: transport.MapRule, probes: int) -> Loss:
     source = x[jax.random.randint(x_key, (64,), 0, len(x))]
     target = y[jax.random.randint(y_key, (64,), 0, len(y))]
     image = rule(p, x[rows])
-    each = jax.vmap(lambda r, k: transport.isometry_estimate(lambda z: rule(p, z), r, k, probes))
+    each = jax.vmap(lambda r, k: estimate(lambda z: rule(p, z), r, k))
     parts = (
       jnp.mean(jnp.sum((image - y[rows]) ** 2, axis=1)),
       transport.contrastive(image, y[rows]),
@@ -219,7 +236,7 @@ def ablation(seed: int, pair: dict[str, Any], steps: int) -> dict[str, Any]:
   linear = transport.LinearMap(64, 96)
   numbers = {"all losses": measured(linear)} | {f"without {name}": measured(linear, name) for name in full}
   numbers |= {"orthogonal": measured(transport.OrthogonalMap(64, 96))}
-  numbers |= {f"{k} probes": measured(linear, probes=k) for k in (4, 8)}
+  numbers |= {f"probes = {k}": measured(linear, probes=k) for k in PROBES}
   numbers |= {f"ε = {e}": measured(linear, epsilon=e) for e in (0.03, 0.3)}
   return numbers | {f"learning rate × {k}": measured(linear, factor=k) for k in (0.1, 10)}
 
@@ -233,12 +250,16 @@ def of_seed(seed: int, steps: int, cache: Cache) -> dict[str, Any]:
     "head": lambda: handed_over(seed, pair()),
     "shift": lambda: domain_shift(seed, pair(), steps),
     "ablation": lambda: ablation(seed, pair(), steps),
+    "likelihood": lambda: likelihoods(pair(), steps),
     "fuse": lambda: {"flow": fused_flow(pair(), steps)},
     "why": lambda: {"vision": why_not(pair()["x"], pair()["y"], encoders.TRAINED), "text": why_not(*texts(seed))},
   }
-  settings = {"steps": steps}
-  own = {"head": settings | {"goal": "source"}}
-  return {name: cache.get(f"{name}/{seed}", own.get(name, settings), make) for name, make in experiments.items()}
+  own = {
+    "vision": {"shares": SHARES}, "text": {"shares": SHARES}, "ablation": {"probes": PROBES},
+    "likelihood": {"weight": LIKELIHOOD}, "why": {"by": ["distances", "cosines", "ranks"]},
+  }  # fmt: skip
+  settings = {name: {"steps": steps} | own.get(name, {}) for name in experiments}
+  return {name: cache.get(f"{name}/{seed}", settings[name], make) for name, make in experiments.items()}
 
 
 def measure(quick: bool, cache: Cache) -> dict[str, Number]:
@@ -258,7 +279,7 @@ def _shown(name: str, runs: list[dict[str, dict[str, float]]]) -> dict[str, Numb
     for metric in values:
       over = Number.over([run[arm][metric] for run in runs], 0.05)
       if not arm.endswith("ott-jax"):  # whether it is installed or not, the same numbers are expected
-        held = metric.startswith(("recall", "accuracy", "upright", "shifted")) and metric != "recall_lost"
+        held = metric.startswith(("recall", "accuracy", "upright", "shifted", "nll")) and metric != "recall_lost"
         numbers[f"{name}/{arm}/{metric}"] = over if held else Number.noted(over.value)
       rows.append([arm, metric, f"{over.value:.3f} ± {over.spread:.3f}"])
   print(f"\n{name}\n{table(['arm', 'metric', 'mean ± deviation'], rows)}")

@@ -31,7 +31,8 @@ Arrays = Mapping[str, np.ndarray]
 def build_pairs(config: Data, *, batch_size: int, seed: int) -> ArrayDataset:
   """Arrays x, y, paired (1 for a known pair) and, where there are some, labels (classes from 0) of the source.
 
-  Raises DataError for files that are not as described, ConfigError for fewer than batch_size rows to train on.
+  Raises DataError for files that are not as described, ConfigError for fewer than batch_size rows to train on, or
+  for a share of them that has no pair.
   """
   options = config.pairs
   x, y, labels = read_pairs(options)
@@ -41,6 +42,8 @@ def build_pairs(config: Data, *, batch_size: int, seed: int) -> ArrayDataset:
   require(len(train) >= batch_size, "batch_size", batch_size, f"at most {len(train)}, the rows to train on")
   x, y = (_standardised(name, rows, train) for name, rows in (("x", x), ("y", y)))
   known = round(options.known * len(train))
+  words = f"0, or a share of the {len(train)} rows to train on that has a pair"
+  require(known > 0 or options.known == 0, "data.pairs.known", options.known, words)
   partner = np.concatenate([train[:known], np.random.default_rng(1).permutation(train[known:])])
   paired = (np.arange(len(train)) < known).astype(np.float32)
   sides = {

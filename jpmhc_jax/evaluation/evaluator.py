@@ -61,7 +61,7 @@ class Evaluator:
     self.dataset: Any = dataset  # one whose copies vote has `test_puzzles` and `side`
     self.folder = ablation.folder(workdir) / subfolder
     evaluated, self.replaced = ablate(setup, ablation)
-    self.rollout = make_rollout(evaluated)
+    self.rollout, self.outputs = make_rollout(evaluated), setup.task.outputs(setup.config)
     with storing(str(self.folder)):
       self.folder.mkdir(parents=True, exist_ok=True)
     evaluation, ways = setup.config.evaluation, meshes.ways(setup.mesh)
@@ -113,7 +113,7 @@ class Evaluator:
       numbers = fingerprint((state.evaluated, state.buffers, state.table))
       shares = f"{self.share.count} of {self.share.size}"
       tries = f"{fields.trajectories} {fields.noise} {fields.choice}" if fields.trajectories > 1 else "1"
-      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {shares} {self.setup.task.kept} {tries}"
+      return f"{numbers} {self.dataset.fingerprint()} {fields.max_examples} {shares} {self.outputs.kept} {tries}"
 
     return EvalProgress(self.folder, name, identity, self.share.index)
 
@@ -124,7 +124,8 @@ class Evaluator:
     save_every = self.setup.config.evaluation.save_every
     start, saved = partial.load()
     task, dataset = self.setup.task, self.dataset
-    new = EvalAccumulator(dataset, task.per_example, (*task.kept, *task.collected), voting)
+    taken = self.outputs
+    new = EvalAccumulator(dataset, taken.per_example, (*taken.kept, *taken.collected), voting)
     tally = EvalAccumulator.from_state(dataset, saved) if saved else new
     for done, (batch, result) in enumerate(self._results(state, start, permutation), start=start + 1):
       tally.add(batch, result)
@@ -214,8 +215,8 @@ class Evaluator:
       stored = self._earlier(step, tuple({_WRONG, UNAVERAGED} - set(beside))) | metrics
       by = {"metric": self.main_metric, "higher_is_better": self.higher_is_better}
       result: dict[str, Any] = {"step": step, "metrics": stored, "judged_by": by, "examples": examples} | record
-      if self.setup.task.kept:
-        result["answers"] = {name: own.kept[name] for name in self.setup.task.kept}
+      if self.outputs.kept:
+        result["answers"] = {name: own.kept[name] for name in self.outputs.kept}
       if scored and own.votes is not None:
         result["tasks"] = own.votes.by_task(scored)
       if self.setup.config.evaluation.trajectories > 1:
@@ -251,11 +252,11 @@ class Evaluator:
 
   def _judged(self, step: int, state: TrainState, tally: EvalAccumulator) -> tuple[dict[str, float], dict[str, Any]]:
     """What the task says of all examples together."""
-    task, config = self.setup.task, self.setup.config
-    if not task.collected:
+    if not self.outputs.collected:
       return {}, {}
-    arrays = {name: np.asarray(tally.kept[name], np.float32) for name in task.collected}
-    return task.judge(self.setup.model(state.evaluated, state.buffers), arrays, config, step)
+    arrays = {name: np.asarray(tally.kept[name], np.float32) for name in self.outputs.collected}
+    model = self.setup.model(state.evaluated, state.buffers)
+    return self.setup.task.judge(model, self.dataset, arrays, self.setup.config, step)
 
   def _pooled(self, votes: ArcVotes, step: int) -> ArcVotes:
     """The votes of all evaluations of the same examples up to this one, the earliest first."""
@@ -313,11 +314,12 @@ def make_rollout(setup: Setup) -> Rollout:
   The numbers of the table's rows are read as given, so an ablation can permute them.
   """
   by_row, task = meshes.batch_sharding(setup.mesh), setup.task
+  taken = task.outputs(setup.config)
 
   def rollout(params: Any, buffers: Any, table: Array | None, batch: Batch) -> Predictions:
     model = setup.model(params, buffers)
     predicted = task.predict(model, setup.rows(table, batch), batch, setup.config)
-    check_per_row(f"{type(task).__name__}.predict", predicted, (*task.per_example, *task.kept), batch)
+    check_per_row(f"{type(task).__name__}.predict", predicted, (*taken.per_example, *taken.kept), batch)
     return predicted
 
   layout = setup.shardings
@@ -331,7 +333,8 @@ _ONE_TASK = {"": {"test": [{"input": [[0]], "output": [[0]]}]}}
 def metric_names(config: schema.Config) -> tuple[str, ...]:
   """Names in `evaluation/step_N.json` of a run of this config. Raises ConfigError where model and data do not fit."""
   task = task_of(config)
-  names = [*task.evaluation_metrics(dict.fromkeys(task.per_example, 0.0), 0), *task.judged, "examples"]
+  taken = task.outputs(config)
+  names = [*task.evaluation_metrics(dict.fromkeys(taken.per_example, 0.0), 0), *taken.judged, "examples"]
   if data.votes(config.data):
     voted = list(ArcVotes([""]).results(_ONE_TASK))
     names += voted

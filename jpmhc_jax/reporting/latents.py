@@ -18,6 +18,7 @@ HISTOGRAMS = 5  # evaluations whose histograms share a chart
 RECALLS = (1, 5, 10)
 TITLES = {
   "singular_values": ("Singular values of the Jacobian", "singular value"),
+  "log_volume": ("Log-volume of the Jacobian", "log-volume"),
   "distortion": ("Local distortion along the data", "length of the image of a step over its own"),
 }
 
@@ -86,7 +87,8 @@ def map_table(evaluation: Evaluation) -> Markup | None:
   for name, values in maps.items():
     known = values if isinstance(values, Mapping) else {}
     cells = [number(known.get("recall@1"), percent=True)]
-    rows.append([Cell(name), *cells, *(number(known.get(column)) for column in ("distortion", "ms", "flops"))])
+    shown = f"{name}: {note}" if (note := known.get("note")) else name
+    rows.append([Cell(shown), *cells, *(number(known.get(column)) for column in ("distortion", "ms", "flops"))])
   caption = f"The map, its fused forms, and maps fitted to known pairs, on the held-out source, step {evaluation.step}"
   return Table(caption, ["map", "recall@1", "distortion", "milliseconds", "FLOPs"], rows).html(class_="sortable")
 

@@ -72,7 +72,10 @@ def read_encoder(field: str, workdir: str, layer: str) -> Encoder:
   checkpoint. `field` is the config's field that names the folder.
   """
   folder = places.stored(workdir)
-  config = configs.restore(folder / "config.json")
+  try:
+    config = configs.restore(folder / "config.json")
+  except ConfigError as error:
+    raise ConfigError(f"{field}={workdir!r}: {error}") from error
   task = task_of(config)
   dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
   if task.table_ids:

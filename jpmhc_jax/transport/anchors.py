@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from jpmhc_jax.core.errors import DataError, require
 from jpmhc_jax.core.fields import check_number, check_whole
-from jpmhc_jax.transport.maps import check_pairs, MapRule, Parameters
+from jpmhc_jax.transport.maps import MapRule, Parameters
 from jpmhc_jax.transport.points import Rows, wide
 from jpmhc_jax.transport.sinkhorn import EntropicTransport, TransportPlan
 
@@ -54,7 +54,7 @@ class AttentionMap(MapRule):
 
   def fit(self, x: Rows, y: Rows) -> dict[str, Array]:
     """Anchors from known pairs."""
-    check_pairs(x, y)
+    self.check_fit(x, y)
     if len(x) < self.anchors:
       raise DataError(f"x has {len(x)} rows: expected at least anchors={self.anchors} pairs")
     rows = jnp.linspace(0, len(x) - 1, self.anchors).astype(jnp.int32)
@@ -104,6 +104,8 @@ class BarycentricMap(MapRule):
     """Parameters from unpaired clouds with as many target rows as `points`."""
     solver = EntropicTransport() if solver is None else solver
     require(solver.cost == "sqeuclidean", "solver.cost", solver.cost, "'sqeuclidean'")
+    for side in ("source", "target"):
+      require(getattr(self, side) == y.shape[1], side, getattr(self, side), f"{y.shape[1]}, the width of y")
     require(len(y) == self.points, "points", self.points, f"{len(y)}, the rows of y")
     return self.of(solver(x, y), y)[1]
 

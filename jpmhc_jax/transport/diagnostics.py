@@ -11,7 +11,7 @@ import numpy as np
 from jpmhc_jax.core.fields import check_number, check_whole
 from jpmhc_jax.transport.jacobians import PointMap
 from jpmhc_jax.transport.maps import check_pairs
-from jpmhc_jax.transport.points import centred, Rows, wide
+from jpmhc_jax.transport.points import centred, check_cloud, Rows, wide
 
 __all__ = [
   "CollapseAlarm", "calibration_error", "cka", "effective_rank", "local_distortion", "neighbour_overlap",
@@ -33,7 +33,7 @@ def recall(image: Rows, y: Rows) -> dict[str, Float[Array, ""]]:
   >>> float(jp.transport.recall(jnp.eye(4), jnp.eye(4))["recall@1"])
   1.0
   """
-  check_pairs(image, y)
+  check_pairs(image, y, ("image", "y"))
   cosines = _unit(image) @ _unit(y).T
   right = jnp.diagonal(cosines)
   values: dict[str, Array] = {"cosine": jnp.mean(right)}
@@ -53,7 +53,7 @@ def neighbour_overlap(x: Rows, image: Rows, neighbours: int = 10) -> Float[Array
   >>> float(jp.transport.neighbour_overlap(x, 2 * x[:, ::-1], 5))
   1.0
   """
-  check_pairs(x, image)
+  check_pairs(x, image, ("x", "image"))
   n = len(x)
   check_whole("neighbours", neighbours, ge=1, lt=n)
 
@@ -94,9 +94,12 @@ def procrustes_distance(x: Rows, y: Rows) -> Float[Array, ""]:
 def effective_rank(x: Rows) -> Float[Array, ""]:
   """exp of the entropy of the eigenvalues of the covariance over their sum: from 1 to d. Source: Roy & Vetterli 2007.
 
+  Raises DataError for points that are not finite.
+
   >>> round(float(jp.transport.effective_rank(jnp.concatenate([jnp.eye(3), -jnp.eye(3)]))), 4)
   3.0
   """
+  check_cloud("x", x)
   p = centred(wide(x))
   values = jnp.linalg.eigvalsh(p.T @ p if p.shape[1] <= len(p) else p @ p.T)
   share = jnp.maximum(values, 0) / jnp.maximum(jnp.sum(jnp.maximum(values, 0)), 1e-30)

@@ -28,7 +28,7 @@ def gromov_wasserstein(
   Each of `rounds` rounds linearises at the plan, from abᵀ on, and solves the transport problem of `solver` (default:
   epsilon 0.05, fixed marginals), whose ε is in units of the mean linearised cost at abᵀ. Squared distances have rank
   d + 2, so that a round costs O(n m (d + e)) and stores no n × n matrix. The gradient of the value is that with P
-  fixed; the plan carries none. Raises as `EntropicTransport` does.
+  fixed; the plan carries none. Raises as `EntropicTransport` does, and DataError for a single point.
   Source: Peyré, Cuturi & Solomon 2016; Scetbon, Peyré & Cuturi 2022 (low rank).
 
   >>> x = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0], [5.0, 1.0]])
@@ -40,8 +40,8 @@ def gromov_wasserstein(
   solver = EntropicTransport() if solver is None else solver
   check_whole("rounds", rounds, ge=1)
   require(solver.rho == float("inf"), "solver.rho", solver.rho, "infinity: marginals are fixed here")
-  check_cloud("x", x)
-  check_cloud("y", y)
+  check_cloud("x", x, 2)
+  check_cloud("y", y, 2)
   x, y = centred(wide(x)), centred(wide(y))
   a, b = weights("a", a, len(x), x.dtype), weights("b", b, len(y), x.dtype)
   fixed_x, fixed_y = jax.lax.stop_gradient((x, y))

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jpmhc_jax.core.errors import DataError
 from jpmhc_jax.core.fields import check_number, check_whole
 from jpmhc_jax.transport.jacobians import jacobian, log_volume, PointMap
 from jpmhc_jax.transport.maps import check_pairs
-from jpmhc_jax.transport.points import check_cloud, Rows, wide
+from jpmhc_jax.transport.points import check_cloud, check_image, Rows, wide
 
 __all__ = [
   "contrastive", "isometry", "isometry_estimate", "isometry_penalty", "mmd", "negative_log_likelihood",
@@ -66,7 +65,8 @@ def isometry_penalty(
 
     (4 (p − 2) tr M⁴ + 2 tr(M²)² + 6 tr M⁴) · 2 / (p (p − 1) c)
 
-  beside that between the points. Raises ConfigError for fewer than two probes and a share outside (0, 1].
+  beside that between the points. Raises ConfigError for fewer than two probes and a share outside (0, 1], DataError
+  without points.
 
   >>> x = jax.random.normal(jax.random.key(0), (8, 3))
   >>> bool(jp.transport.isometry_penalty(lambda x: jnp.flip(x, 1), x, jax.random.key(1), share=0.5) < 1e-10)
@@ -74,6 +74,7 @@ def isometry_penalty(
   """
   check_whole("probes", probes, ge=2)
   check_number("share", share, gt=0, le=1)
+  check_cloud("points", points)
   n, count = len(points), max(1, round(share * len(points)))
   first, directions = jax.random.split(key)
   if count < n:
@@ -243,9 +244,8 @@ def contrastive(image: Rows, y: Rows, temperature: Any = 0.1, bank: Array | None
   >>> bool(jp.transport.contrastive(jnp.eye(4), jnp.eye(4)) < 1e-3)
   True
   """
-  check_pairs(image, y)
-  if image.shape[1] != y.shape[1]:
-    raise DataError(f"image has {image.shape[1]} features and y {y.shape[1]}: expected the same number")
+  check_pairs(image, y, ("image", "y"))
+  check_image(image, y)
   if not isinstance(temperature, jax.Array):
     check_number("temperature", temperature, gt=0)
   image, y = _unit(image), _unit(y)
@@ -276,8 +276,7 @@ def mmd(image: Rows, y: Rows, scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 
   """
   check_cloud("image", image, 2)
   check_cloud("y", y, 2)
-  if image.shape[1] != y.shape[1]:
-    raise DataError(f"image has {image.shape[1]} features and y {y.shape[1]}: expected the same number")
+  check_image(image, y)
   x, y = wide(image), wide(y)
   both = jnp.concatenate([x, y])
   width = jax.lax.stop_gradient(2 * jnp.mean(jnp.sum((both - jnp.mean(both, axis=0, keepdims=True)) ** 2, axis=1)))
@@ -302,14 +301,20 @@ def negative_log_likelihood(
       −log p(x) = |f(x) − μ|² / (2 s²) + r/2 log(2π s²) − log vol J(x)
 
   μ, s²: mean and variance a feature of y, without a gradient; r = min(m, k) dimensions are carried. For m < k it is a
-  density where the image's plane goes through μ. Source: Dinh et al. 2017.
+  density where the image's plane goes through μ. Raises DataError for fewer than two target points and other widths.
+  Source: Dinh et al. 2017.
 
   >>> y = jnp.array([[1.0], [-1.0]])
   >>> round(float(jp.transport.negative_log_likelihood(y, y, jnp.zeros(2), 1) - 0.5 * jnp.log(2 * jnp.pi)), 4)
   0.5
   """
   check_whole("rank", rank, ge=1)
-  mean = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
-  variance = jax.lax.stop_gradient(jnp.maximum(jnp.mean((y - mean) ** 2), jnp.finfo(y.dtype).tiny))
+  check_cloud("image", image)
+  check_cloud("y", y, 2)
+  check_image(image, y)
+  image, y = wide(image), jax.lax.stop_gradient(wide(y))
+  mean = jnp.mean(y, axis=0, keepdims=True)
+  variance = jnp.mean((y - mean) ** 2)
+  variance = jnp.where(variance > 0, variance, 1.0)  # points that all coincide have no spread: any unit serves
   square = jnp.sum((image - mean) ** 2, axis=1) / variance
   return jnp.mean(0.5 * square - log_volumes) / rank + 0.5 * jnp.log(2 * jnp.pi * variance)

@@ -82,6 +82,13 @@ class MapRule(abc.ABC):
     """W and c of a map y = x W + c; None for a nonlinear one."""
     return None
 
+  def check_fit(self, x: Rows, y: Rows) -> None:
+    """Raises DataError unless x and y are pairs of rows of source and target features."""
+    check_pairs(x, y)
+    for name, rows, side in (("x", x, "source"), ("y", y, "target")):
+      if rows.shape[1] != getattr(self, side):
+        raise DataError(f"{name} has {rows.shape[1]} features: expected {side}={getattr(self, side)}")
+
   def __call__(self, parameters: Parameters, x: Shaped[Array | np.ndarray, "*batch m"]) -> Shaped[Array, "*batch k"]:
     """The image of x (…, source), (…, target) in the dtype of x. Raises DataError for another width."""
     if x.shape[-1] != self.source:
@@ -91,17 +98,17 @@ class MapRule(abc.ABC):
     return image.reshape(*x.shape[:-1], self.target).astype(rows.dtype)
 
 
-def check_pairs(x: Rows, y: Rows, least: int = 2) -> None:
-  """Raises DataError unless x and y are finite and have the same number of rows, `least` at least."""
-  check_cloud("x", x, least)
-  check_cloud("y", y, least)
+def check_pairs(x: Rows, y: Rows, names: tuple[str, str] = ("x", "y")) -> None:
+  """Raises DataError unless x and y, by their `names` for the caller, are finite and have the same number of rows, two
+  at least."""
+  for name, rows in zip(names, (x, y), strict=True):
+    check_cloud(name, rows, 2)
   if len(x) != len(y):
-    raise DataError(f"x has {len(x)} rows and y {len(y)}: expected pairs, row by row")
+    raise DataError(f"{names[0]} has {len(x)} rows and {names[1]} {len(y)}: expected pairs, row by row")
 
 
 def _moments(given_x: Rows, given_y: Rows, weights: Array | None) -> tuple[Array, Array, Array, Array, Array]:
   """Normalised weights, both means, both centred clouds."""
-  check_pairs(given_x, given_y)
   x, y = wide(given_x), wide(given_y)
   w = jnp.full((len(x),), 1 / len(x), x.dtype) if weights is None else weights / jnp.sum(weights)
   mean_x, mean_y = w @ x, w @ y
@@ -160,6 +167,7 @@ class OrthogonalMap(MapRule):
 
   def fit(self, x: Rows, y: Rows, weights: Array | None = None) -> dict[str, Array]:
     """Parameters that minimise Σ w |s Q x + c − y|²; pairs by rows. For a plan, y is `plan.barycentres(y)`."""
+    self.check_fit(x, y)
     w, mean_x, mean_y, x, y = _moments(x, y, weights)
     cross = y.T @ (w[:, None] * x)  # (k, m)
     frame = Stiefel().project(cross if self.target >= self.source else cross.T)
@@ -213,6 +221,7 @@ class LinearMap(MapRule):
 
   def fit(self, x: Rows, y: Rows, weights: Array | None = None) -> dict[str, Array]:
     """Parameters that minimise Σ w |x W + c − y|² + λ |W|²."""
+    self.check_fit(x, y)
     w, mean_x, mean_y, x, y = _moments(x, y, weights)
     covariance = x.T @ (w[:, None] * x)
     eigenvalues, basis = jnp.linalg.eigh(covariance)

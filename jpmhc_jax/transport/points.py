@@ -10,8 +10,8 @@ import numpy as np
 from jpmhc_jax.core.errors import DataError
 
 __all__ = [
-  "Features", "Rows", "centred", "check_cloud", "check_finite", "check_points", "cosine", "squared_euclidean",
-  "weights", "wide",
+  "Features", "Rows", "centred", "check_cloud", "check_finite", "check_image", "check_points", "cosine",
+  "squared_euclidean", "weights", "wide",
 ]  # fmt: skip
 
 Rows = Shaped[Array | np.ndarray, "_ _"]  # a cloud as a caller passes it
@@ -48,6 +48,12 @@ def check_points(x: Any, y: Any) -> None:
     raise DataError(
       f"x has {x.shape[1]} features and y {y.shape[1]}: expected the same number; gromov_wasserstein compares others"
     )
+
+
+def check_image(image: Any, y: Any) -> None:
+  """Raises DataError unless an image and its target are points of one space."""
+  if image.shape[1] != y.shape[1]:
+    raise DataError(f"image has {image.shape[1]} features and y {y.shape[1]}: expected the same number")
 
 
 def weights(name: str, given: Any, n: int, dtype: Any) -> Float[Array, " n"]:

@@ -85,6 +85,8 @@ class EntropicTransport:
   ) -> Problem:
     """The problem in the form of `sweeps`, with ε and ρ in units of the cost."""
     check_points(x, y)
+    if epsilon is not None and not isinstance(epsilon, jax.core.Tracer):
+      check_number("epsilon", float(epsilon), gt=0)
     u, v, alpha, beta = COSTS[self.cost](x, y)
     a, b = weights("a", a, len(x), u.dtype), weights("b", b, len(y), u.dtype)
     if not any(isinstance(w, jax.core.Tracer) for w in (a, b)):

@@ -24,7 +24,7 @@ class Schedule:
 
   constant: start.  linear, cosine: from start to end over `steps` steps, then end.  decay: max(end, start · rate^t),
   for ε. reference: the value is multiplied by min(1, metric / reference) of a metric of the caller; 0 for none.
-  Raises ConfigError for an unknown kind, steps below 1, a rate outside (0, 1).
+  Raises ConfigError for an unknown kind, ends that are not finite, steps below 1, a rate outside (0, 1).
 
   >>> schedule = jp.transport.Schedule("linear", 1.0, 0.0, steps=4)
   >>> [float(schedule(t)) for t in (0, 1, 4, 9)]
@@ -40,9 +40,16 @@ class Schedule:
 
   def __post_init__(self) -> None:
     check_choice("kind", self.kind, SCHEDULES)
+    check_number("start", self.start)
+    check_number("end", self.end)
     check_whole("steps", self.steps, ge=1)
     check_number("rate", self.rate, gt=0, lt=1)
     check_number("reference", self.reference, ge=0)
+
+  @property
+  def least(self) -> float:
+    """The least of its values, metrics aside."""
+    return self.start if self.kind == "constant" else min(self.start, self.end)
 
   @classmethod
   def parse(cls, text: str, steps: int = 1) -> "Schedule":
@@ -92,7 +99,7 @@ class Stage:
 
   multipliers: learning-rate multipliers of the `GROUPS`, 0 for what stands still; steps: at most so many; patience:
   over when the metric has not improved for so many evaluations, 0 for never.
-  Raises ConfigError for an unknown group, a negative multiplier, or numbers out of range.
+  Raises ConfigError for an unknown group, a negative multiplier, an ε that is not positive, or numbers out of range.
 
   >>> jp.transport.Stage("pre-align", 100, multipliers={"map": 1.0}).multiplier("head")
   0.0
@@ -111,6 +118,7 @@ class Stage:
     for group, value in self.multipliers.items():
       check_choice(f"stage {self.name!r} multipliers", group, GROUPS)
       check_number(f"stage {self.name!r} multipliers.{group}", value, ge=0)
+    check_number(f"stage {self.name!r} epsilon", self.epsilon.least, gt=0)
 
   def multiplier(self, group: str) -> float:
     """The learning-rate multiplier of a group, 0 where none is given."""
@@ -190,8 +198,9 @@ class RowBank:
     return cls(jnp.zeros((size, width), jnp.float32), jnp.zeros((), jnp.int32))
 
   def push(self, rows: Shaped[Array, "b d"]) -> "RowBank":
-    """The bank with a batch in place of its oldest rows. Raises ConfigError for a batch larger than the bank."""
-    size, batch = len(self.rows), len(rows)
+    """The bank with a batch in place of its oldest rows. Raises ConfigError for a larger or a wider one."""
+    (size, width), batch = self.rows.shape, len(rows)
+    require(rows.shape == (batch, width), "rows", rows.shape, f"(b, {width}), as the bank has them")
     require(batch <= size, "bank", size, f"at least the batch of {batch} rows")
     new = jax.lax.stop_gradient(rows).astype(self.rows.dtype)
     return RowBank(jnp.concatenate([self.rows[batch:], new]), self.count + batch)

@@ -28,6 +28,20 @@ Probe = Callable[[Any, Float[Array, "*tokens n d"]], Any]  # (connection, the st
 Answer = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch on the host -> the `predictions` of `predict`
 
 
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """What evaluation takes of a task's `predict` and `judge`; see the attributes of `Task` of the same names."""
+
+  per_example: tuple[str, ...]
+  kept: tuple[str, ...]
+  collected: tuple[str, ...]
+  judged: tuple[str, ...]
+
+  def extended(self, **names: tuple[str, ...]) -> "Outputs":
+    """With more names of a kind behind those that there are."""
+    return dataclasses.replace(self, **{kind: (*getattr(self, kind), *more) for kind, more in names.items()})
+
+
 class Task(abc.ABC):
   """What a run learns: the model, its objective, its metrics and its predictions.
 
@@ -123,8 +137,12 @@ class Task(abc.ABC):
     """Diagnostics of the carry's examples by full name, beside those of the connections."""
     return {}
 
+  def outputs(self, config: schema.Config) -> Outputs:
+    """What evaluation takes under these fields: the task's attributes, unless it says more."""
+    return Outputs(self.per_example, self.kept, self.collected, self.judged)
+
   def judge(
-    self, model: Any, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
+    self, model: Any, dataset: Any, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
   ) -> tuple[dict[str, float], dict[str, Any]]:
     """(metrics of all held-out examples together, what else evaluation/step_N.json holds) from `collected`.
 

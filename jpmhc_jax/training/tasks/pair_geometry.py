@@ -11,11 +11,12 @@ import numpy as np
 
 from jpmhc_jax import transport
 from jpmhc_jax.config import schema
-from jpmhc_jax.training.tasks.pair_losses import tangents
+from jpmhc_jax.training.tasks.pair_losses import tangents, whole
 from jpmhc_jax.training.tasks.pair_model import PairModel
 
 SHOWN = 150  # points of a cloud on the page
 BINS = 24  # of a histogram
+HISTOGRAMS = ("singular_values", "log_volume", "distortion")
 PERCENTILES = (5, 50, 95)
 NEIGHBOURS = 10
 KEPT = 4  # significant digits on the page
@@ -23,8 +24,8 @@ KEPT = 4  # significant digits on the page
 
 def look(model: PairModel, batch: dict[str, Array], config: schema.Config) -> dict[str, Float[Array, ""]]:
   """map/… of a batch: effective ranks, plan, slopes of the map along the data, and the alarm map/collapsed."""
-  x, y = model.latents(batch)
-  image = model.map(x)
+  latents = model.latents(batch)
+  x, image, y = (whole(rows) for rows in (latents[0], model.map(latents[0]), latents[1]))
   ranks = {name: transport.effective_rank(rows) for name, rows in (("source", x), ("image", image), ("target", y))}
   share, least = config.model.transport.collapse, jnp.minimum(ranks["source"], ranks["target"])
   spread = _spread(image) / jnp.maximum(_spread(y), 1e-12)
@@ -70,17 +71,22 @@ def geometry(arrays: Mapping[str, np.ndarray], config: schema.Config) -> dict[st
   """Recall both ways, geometry of the image against both clouds, plan and Jacobian, over all held-out pairs."""
   clouds = (arrays[name] for name in ("source", "image", "target"))
   values = {name: float(value) for name, value in _of_pairs(*clouds, _solver(config)).items() if name != "cosine"}
-  singular = np.maximum(arrays["singular_values"].astype(np.float64), 1e-30)
-  volumes = np.log(singular).sum(axis=1)
-  image, y = jnp.asarray(arrays["image"]), jnp.asarray(arrays["target"])
-  nll = transport.negative_log_likelihood(image, y, jnp.asarray(volumes, jnp.float32), singular.shape[1])
-  return values | {
+  values |= _of_jacobians(arrays) | {"distortion_mean": float(arrays["distortion"].mean())}
+  return values | _of_fused(arrays) | _of_head(arrays)
+
+
+def _of_jacobians(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Dispersion, log-volume and likelihood, over the points at which each of them is known."""
+  singular, volumes = arrays["singular_values"], arrays["log_volume"]
+  written, known = np.isfinite(singular[:, 0]), np.isfinite(volumes)
+  singular = np.maximum(singular[written].astype(np.float64), 1e-30)
+  rows = jnp.asarray(arrays["image"][known]), jnp.asarray(arrays["target"]), jnp.asarray(volumes[known])
+  nll = transport.negative_log_likelihood(*rows, singular.shape[1])
+  return {
     "dispersion": float((singular.max(axis=1) / singular.min(axis=1)).mean()),
-    "log_volume": float(volumes.mean()),
-    "log_volume_std": float(volumes.std()),
-    "distortion_mean": float(arrays["distortion"].mean()),
+    "log_volume": float(volumes[known].mean(dtype=np.float64)),
+    "log_volume_std": float(volumes[known].std(dtype=np.float64)),
     "nll": float(nll),
-    **_of_fused(arrays),
   }
 
 
@@ -94,11 +100,20 @@ def _of_fused(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
   return {"fused_recall@1": float(recalls["recall@1"]), "fused_distortion": float(gap)}
 
 
+def _of_head(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Of a head that a stage trains: its expected calibration error."""
+  if "confidence" not in arrays:
+    return {}
+  confidence, wrong = (jnp.asarray(each) for each in (arrays["confidence"], 1 - arrays["accuracy"]))
+  answer_and_rest = jnp.stack([confidence, jnp.zeros_like(confidence)], axis=1)  # class 0 is the answer
+  return {"calibration_error": float(transport.calibration_error(answer_and_rest, wrong.astype(jnp.int32)))}
+
+
 def record(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """What the page draws: both clouds in two dimensions, and histograms."""
   return {
     "points": _points(arrays),
-    "histograms": {name: _histogram(arrays[name]) for name in ("singular_values", "distortion")},
+    "histograms": {name: _histogram(arrays[name]) for name in HISTOGRAMS},
   }
 
 
@@ -117,9 +132,12 @@ def _axes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _histogram(values: np.ndarray) -> dict[str, list[float]]:
-  """Share of the values in each of `BINS` bins between their extremes."""
-  finite = values[np.isfinite(values)].ravel()
-  counts, edges = np.histogram(finite, BINS)
+  """Share of the values in each of `BINS` bins between their extremes, or around them where they are nearly equal."""
+  finite = values[np.isfinite(values)].astype(np.float64)
+  low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+  size = max(abs(low), abs(high), 1e-6)
+  room = 1e-3 * size if high - low < 1e-5 * size else 0.0  # less is rounding
+  counts, edges = np.histogram(finite, BINS, (low - room, high + room))
   return {"edges": _rounded(edges), "shares": _rounded(counts / max(finite.size, 1))}
 
 

@@ -10,6 +10,7 @@ import optax
 
 from jpmhc_jax import transport
 from jpmhc_jax.config.transport_fields import Transport
+from jpmhc_jax.core import sharding
 from jpmhc_jax.training.tasks.pair_model import PairModel
 from jpmhc_jax.training.tasks.pair_stages import PairCarry
 
@@ -21,7 +22,10 @@ def losses(
   model: PairModel, carry: PairCarry, fields: Transport, clouds: Clouds, epsilon: Any, used: Set[str],
   key: Key[Array, ""] | None,
 ) -> dict[str, Float[Array, ""]]:  # fmt: skip
-  """Those that are used in some stage, means over the batch; `key` draws the probes of Jacobians."""
+  """Those that are used in some stage, means over the batch; `key` draws the probes of Jacobians.
+
+  Those that compare every row with every other see the clouds `whole`.
+  """
   (x, image, y), known = clouds, carry.data["paired"]
 
   def probed(basis: Array | None) -> Array:
@@ -43,17 +47,22 @@ def losses(
 
   makers = {
     "pairs": lambda: jnp.sum(known * jnp.sum((image - y) ** 2, axis=1)) / jnp.maximum(jnp.sum(known), 1.0),
-    "contrastive": lambda: transport.contrastive(image, y, fields.temperature),
+    "contrastive": lambda: transport.contrastive(whole(image), whole(y), fields.temperature),
     "transport": lambda: _transport(model, carry, fields, image, y, epsilon),
-    "mmd": lambda: transport.mmd(image, y),
+    "mmd": lambda: transport.mmd(whole(image), whole(y)),
     "likelihood": likelihood,
     "isometry": lambda: probed(None),
-    "tangent": lambda: probed(tangents(x)),
+    "tangent": lambda: probed(tangents(whole(x))),
     "volume": lambda: jnp.mean(log_volumes(model.map, x) ** 2),
     "task": task,
     "distil": distil,
   }
   return {name: make() for name, make in makers.items() if name in used}
+
+
+def whole(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+  """The rows on every device, gathered once: Sinkhorn's iterations over rows that are split exchange sums in each."""
+  return sharding.constrain(rows, None, None)
 
 
 def tangents(x: Float[Array, "b m"]) -> Float[Array, "b m r"]:
@@ -84,4 +93,4 @@ def _transport(
     image = jnp.concatenate([image, moved])
     y = jnp.concatenate([y, carry.target.reshape(-1, y.shape[1])])
   cost = solver.divergence if fields.debiased else solver.value
-  return cost(image, y, weights, weights, epsilon=epsilon)
+  return cost(whole(image), whole(y), weights, weights, epsilon=epsilon)

@@ -1,6 +1,8 @@
 """The page's table of maps: the run's, its fused forms, and baselines fitted to known pairs, by recall and price."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
+import warnings
 
 from flax import nnx
 import jax
@@ -14,33 +16,37 @@ from jpmhc_jax.transport.maps import Parameters
 
 ANCHORS = 512  # pairs that an entropic map or a relative representation holds
 RIDGE = 0.05  # of the mean variance of a feature
+BLUR = 0.02  # ε of an entropic map, in units of the mean cost
+OTT, RELATIVE = "entropic map of ott-jax", "relative representations"
 Held = tuple[transport.MapRule, Parameters]
 
 
 def prices(
   model: PairModel, known: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
   """Recall@1, distortion from the run's map, milliseconds and FLOPs of each map on the held-out source rows.
 
-  The entropic map is the one of a plan between the Procrustes image of the known pairs and their target; relative
-  representations are cosines to known pairs on both sides, which are no map into the target space: no distortion.
+  An entropic map is the one of a plan between the Procrustes image of the known pairs and their target, ours and that
+  of ott-jax, which has a `note` in place of numbers where it is not installed; relative representations are cosines to
+  known pairs on both sides, which are no map into the target space: no distortion.
   """
   x, y = jnp.asarray(arrays["source"]), jnp.asarray(arrays["target"])
   pairs = _latents(model, known) if len(known["x"]) >= LEAST else None
   maps = _of_the_run(model, x) | ({} if pairs is None else _baselines(*pairs))
   functions = {name: transport.compiled(*held) for name, held in maps.items()}
   if pairs is not None:
-    functions["relative representations"] = jax.jit(lambda rows: _relative(rows, pairs[0]))
+    functions |= _others(*pairs, maps["Procrustes"])
   images, costs = transport.timed(functions, x)
   first = next(iter(images.values()))
   spread = jnp.sqrt(jnp.mean((first - jnp.mean(first, axis=0, keepdims=True)) ** 2))
-  rows: dict[str, dict[str, float]] = {}
+  rows: dict[str, dict[str, Any]] = {}
   for name, image in images.items():
-    into = name in maps
+    into = name != RELATIVE
     recall = transport.recall(image, y if into else _relative(y, pairs[1] if pairs else y))["recall@1"]
     distortion = {"distortion": float(jnp.sqrt(jnp.mean((image - first) ** 2)) / spread)} if into else {}
     rows[name] = {"recall@1": float(recall)} | distortion | costs[name]
-  return rows
+  missing = pairs is not None and OTT not in rows
+  return rows | ({OTT: {"note": "not installed; pip install 'jpmhc-jax[ott]'"}} if missing else {})
 
 
 def _latents(model: PairModel, known: Mapping[str, np.ndarray]) -> tuple[Array, Array]:
@@ -68,11 +74,35 @@ def _baselines(x: Array, y: Array) -> dict[str, Held]:
   orthogonal, ridge = transport.OrthogonalMap(m, k), transport.LinearMap(m, k, RIDGE)
   aligned = orthogonal.fit(x, y)
   entropic = transport.BarycentricMap(k, k, points=min(len(y), ANCHORS))
-  solver = transport.EntropicTransport(epsilon=0.02, iterations=200)
+  solver = transport.EntropicTransport(epsilon=BLUR, iterations=200)
   solved = entropic.fit(orthogonal(aligned, x)[:ANCHORS], y[:ANCHORS], solver)
   chain = transport.Chain.of(orthogonal, entropic)
   parts = {f"part{i}_{name}": value for i, part in enumerate((aligned, solved)) for name, value in part.items()}
   return {"Procrustes": (orthogonal, aligned), "ridge": (ridge, ridge.fit(x, y)), "entropic map": (chain, parts)}
+
+
+def _others(x: Array, y: Array, procrustes: Held) -> dict[str, "jax.stages.Wrapped"]:
+  """Baselines that are no rules: relative representations, and ott-jax's entropic map where it is installed."""
+  functions: dict[str, jax.stages.Wrapped] = {RELATIVE: jax.jit(lambda rows: _relative(rows, x))}
+  rule, parameters = procrustes
+  if (entropic := ott_map(rule(parameters, x)[:ANCHORS], y[:ANCHORS])) is not None:
+    functions[OTT] = jax.jit(lambda rows: entropic(rule(parameters, rows)))
+  return functions
+
+
+def ott_map(x: Array, y: Array) -> Callable[[Array], Array] | None:
+  """The entropic map of ott-jax between two clouds of one space, for any rows of it; None where it is not installed."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", DeprecationWarning)  # of jaxopt, at its import
+      from ott.geometry import pointcloud
+      from ott.problems.linear import linear_problem
+      from ott.solvers.linear import sinkhorn
+  except ModuleNotFoundError:
+    return None
+  problem = linear_problem.LinearProblem(pointcloud.PointCloud(x, y, epsilon=BLUR, relative_epsilon="mean"))
+  entropic: Callable[[Array], Array] = sinkhorn.Sinkhorn()(problem).to_dual_potentials().transport
+  return entropic
 
 
 def _relative(rows: Array, anchors: Array) -> Array:

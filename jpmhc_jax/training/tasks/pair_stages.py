@@ -34,14 +34,15 @@ def _stage(name: str, fields: AlignStage) -> Stage:
     except ConfigError as error:
       raise ConfigError(f"model.transport.{name}.{leaf}: {error}") from error
 
-  epsilon = schedule("epsilon")
-  ends = (epsilon.start,) if epsilon.kind == "constant" else (epsilon.start, epsilon.end)
-  require(min(ends) > 0, f"model.transport.{name}.epsilon", fields.epsilon, "positive numbers")
+  epsilon, weights = schedule("epsilon"), {loss: schedule(loss) for loss in LOSSES}
+  require(epsilon.least > 0, f"model.transport.{name}.epsilon", fields.epsilon, "positive numbers")
+  for loss, weight in weights.items():
+    require(weight.least >= 0, f"model.transport.{name}.{loss}", getattr(fields, loss), "numbers of at least 0")
   return Stage(
     name,
     fields.steps,
     multipliers={group: getattr(fields, group) for group in GROUPS},
-    weights={loss: schedule(loss) for loss in LOSSES},
+    weights=weights,
     epsilon=epsilon,
     patience=fields.patience,
   )

@@ -7,6 +7,7 @@ head.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from flax import nnx
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from jpmhc_jax import data, transport
+from jpmhc_jax import transport
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.manifolds import Stiefel
 from jpmhc_jax.training.tasks import pair_losses, pair_model, pair_stages
-from jpmhc_jax.training.tasks.base import Batch, register_task, Sums, Task
+from jpmhc_jax.training.tasks.base import Batch, Outputs, register_task, Sums, Task
 from jpmhc_jax.training.tasks.pair_geometry import geometry, look, record
 from jpmhc_jax.training.tasks.pair_model import PairModel
 from jpmhc_jax.training.tasks.pair_prices import prices
@@ -31,6 +32,8 @@ COLLAPSED = (
   "pairs, contrastive or isometry in this stage, lower its ε, set "
   "model.transport.debiased=True, or hold the encoders (source=0)"
 )
+LEAST_VALUE = 1e-30  # of a singular value in a log-volume
+ENTRIES = 2**24  # of Jacobians that are written out for a batch of held-out rows
 FUSED = ("fused_recall@1", "fused_distortion")  # metrics of a map that a stage distils
 
 
@@ -39,10 +42,10 @@ class MapBetweenSpaces(Task):
   """See `Task`. Loss and cosine are means over held-out rows; recall and geometry are of all of them together."""
 
   data_kinds = ("pairs",)
-  per_example: tuple[str, ...] = ("loss", "cosine")
+  per_example = ("loss", "cosine")
   main_metric, higher_is_better = "recall@1", True
-  collected: tuple[str, ...] = ("source", "image", "target", "singular_values", "distortion", "label")
-  judged: tuple[str, ...] = (
+  collected = ("source", "image", "target", "singular_values", "log_volume", "distortion", "label")
+  judged = (
     "recall@1", "recall@5", "recall@10", "recall@1_back", "recall@5_back", "recall@10_back", "median_rank",
     "median_rank_back", "image_rank", "plan_entropy", "effective_support", "neighbour_overlap", "cka",
     "procrustes_distance", "dispersion", "log_volume", "log_volume_std", "distortion_mean", "nll",
@@ -73,13 +76,16 @@ class MapBetweenSpaces(Task):
     averages = fields.bank > 0 and any(held.values())
     words = "0: only latents of encoders in a bank are averaged; set model.transport.bank and an encoder's workdir"
     require(fields.momentum == 0 or averages, "model.transport.momentum", fields.momentum, words)
-    used = pair_stages.used(listed)
+
+  def outputs(self, config: schema.Config) -> Outputs:
+    """With those of the map that a stage distils, and of the head that one trains."""
+    used, plain = pair_stages.used(pair_stages.stages(config.model.transport)), super().outputs(config)
     if "distil" in used:
-      own = type(self)
-      self.collected, self.judged = (*own.collected, "fused"), (*own.judged, *FUSED)
+      plain = plain.extended(collected=("fused",), judged=FUSED)
     if "task" in used:
-      self.per_example = ("loss", "cosine", "accuracy")
-      self.kept = ("truth", "answer", "confidence")
+      answers = {"kept": ("truth", "answer", "confidence"), "collected": ("accuracy", "confidence")}
+      plain = plain.extended(per_example=("accuracy",), judged=("calibration_error",), **answers)
+    return plain
 
   def build(self, config: schema.Config, dataset: Any, rngs: nnx.Rngs) -> PairModel:
     """Encoders, map and head. Raises ConfigError for a weight of `task` without labels."""
@@ -148,11 +154,12 @@ class MapBetweenSpaces(Task):
   ) -> dict[str, Array]:
     """Squared error and cosine of each pair; its latents, the image, and what the Jacobian does there."""
     x, y = model.latents(batch)
-    image = model.map(x)
+    image, (singular, volumes) = model.map(x), _of_jacobians(model.map, x)
+    along = pair_losses.tangents(pair_losses.whole(x))
     predicted = {
       "loss": jnp.sum((image - y) ** 2, axis=1), "cosine": _cosines(image, y), "predictions": image,
-      "source": x, "image": image, "target": y, "singular_values": _singular_values(model.map, x),
-      "distortion": transport.local_distortion(model.map, x, pair_losses.tangents(x), jax.random.key(0)),
+      "source": x, "image": image, "target": y, "singular_values": singular, "log_volume": volumes,
+      "distortion": transport.local_distortion(model.map, x, along, jax.random.key(0)),
       "label": batch.get("labels", jnp.zeros(len(x), jnp.int32)),
     }  # fmt: skip
     if model.fused is not None:
@@ -165,12 +172,11 @@ class MapBetweenSpaces(Task):
     return predicted | right | {"confidence": jnp.max(jax.nn.softmax(logits, axis=1), axis=1)}
 
   def judge(
-    self, model: PairModel, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
+    self, model: PairModel, dataset: Any, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
   ) -> tuple[dict[str, float], dict[str, Any]]:
     """Recall and geometry over all held-out pairs; the page's clouds and histograms, and at the end its prices."""
     judged: dict[str, Any] = {"latents": record(arrays)}
     if step >= config.steps:
-      dataset = data.build(config.data, batch_size=config.batch_size, seed=config.seed)
       judged["cost"] = {"maps": prices(model, pair_model.known_pairs(dataset), arrays)}
     return geometry(arrays, config), judged
 
@@ -180,11 +186,20 @@ def _cosines(image: Float[Array, "b k"], y: Float[Array, "b k"]) -> Float[Array,
   return jnp.sum(image * y, axis=1) / jnp.maximum(lengths, 1e-12)
 
 
-def _singular_values(function: transport.TransportMap, x: Float[Array, "b m"]) -> Float[Array, "b r"]:
-  values = function.rule.singular_values(function.parameters())
+def _of_jacobians(
+  function: transport.TransportMap, x: Float[Array, "b m"]
+) -> tuple[Float[Array, "b r"], Float[Array, " b"]]:
+  """Singular values and log-volume of the Jacobian at each row; NaN without a closed form, in rows beyond ENTRIES."""
+  rule, parameters = function.rule, function.parameters()
+  values, volumes = rule.singular_values(parameters), rule.log_volumes(parameters, x)
   if values is not None:
-    return jnp.broadcast_to(values[None], (len(x), len(values)))
-  return jax.vmap(lambda row: transport.singular_values(function, row))(x)
+    values = jnp.broadcast_to(values[None], (len(x), len(values)))
+  else:
+    rows = min(len(x), max(1, ENTRIES // (rule.source * rule.target)))
+    written = jax.vmap(lambda row: transport.singular_values(function, row))(x[:rows])
+    values = jnp.pad(written, ((0, len(x) - rows), (0, 0)), constant_values=jnp.nan)
+  volumes = jnp.sum(jnp.log(values), axis=1) if volumes is None else volumes
+  return values, jnp.maximum(volumes, rule.rank * math.log(LEAST_VALUE))
 
 
 def _averaged(params: Any, updates: Any, config: schema.Config) -> Any:
