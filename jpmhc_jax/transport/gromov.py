@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.fields import check_whole
 from jpmhc_jax.transport import sweeps
-from jpmhc_jax.transport.points import centred, check_cloud, Rows, weights, wide
+from jpmhc_jax.transport.points import centred, check_cloud, Rows, unit_of, weights, wide
 from jpmhc_jax.transport.sinkhorn import EntropicTransport, potentials, TransportPlan
 from jpmhc_jax.transport.sweeps import Problem
 
@@ -46,7 +46,8 @@ def gromov_wasserstein(
   a, b = weights("a", a, len(x), x.dtype), weights("b", b, len(y), x.dtype)
   fixed_x, fixed_y = jax.lax.stop_gradient((x, y))
   product = jnp.outer(a @ _right(fixed_x), b @ _left(fixed_y))  # Bᵀ P A of P = abᵀ
-  epsilon = solver.epsilon * _linearised(fixed_x, fixed_y, a, b, product, jnp.ones((), x.dtype)).mean_cost()
+  mean = _linearised(fixed_x, fixed_y, a, b, product, jnp.ones((), x.dtype)).mean_cost()
+  epsilon = solver.epsilon * unit_of(mean)
 
   def solved(cross: Array) -> tuple[Problem, tuple[Array, Array, Array, Array]]:
     problem = _linearised(fixed_x, fixed_y, a, b, cross, epsilon)

@@ -293,9 +293,7 @@ def mmd(image: Rows, y: Rows, scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 
   return own(x) + own(y) - 2 * jnp.mean(kernel(x, y))
 
 
-def negative_log_likelihood(
-  image: Float[Array, "n k"], y: Float[Array, "l k"], log_volumes: Float[Array, " n"], rank: int
-) -> Float[Array, ""]:
+def negative_log_likelihood(image: Rows, y: Rows, log_volumes: Float[Array, " n"], rank: int) -> Float[Array, ""]:
   """Mean of −log p(x) / r in nats a dimension, p the density of a map that carries x to N(μ, s² I).
 
       −log p(x) = |f(x) − μ|² / (2 s²) + r/2 log(2π s²) − log vol J(x)

@@ -175,7 +175,7 @@ class OrthogonalMap(MapRule):
     moved = x @ q.T
     energy = jnp.sum(w[:, None] * moved * moved)
     tiny = jnp.finfo(x.dtype).tiny
-    scale = jnp.maximum(jnp.sum(w[:, None] * moved * y), tiny) / jnp.maximum(energy, tiny)
+    scale = jnp.maximum(jnp.sum(w[:, None] * moved * y) / jnp.maximum(energy, tiny), tiny)
     scale = scale if self.scaled else jnp.ones_like(scale)
     return self._parameters(frame, mean_y - scale * (q @ mean_x), scale)
 

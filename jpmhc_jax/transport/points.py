@@ -11,7 +11,7 @@ from jpmhc_jax.core.errors import DataError
 
 __all__ = [
   "Features", "Rows", "centred", "check_cloud", "check_finite", "check_image", "check_points", "cosine",
-  "squared_euclidean", "weights", "wide",
+  "squared_euclidean", "unit_of", "weights", "wide",
 ]  # fmt: skip
 
 Rows = Shaped[Array | np.ndarray, "_ _"]  # a cloud as a caller passes it
@@ -77,6 +77,12 @@ def squared_euclidean(x: Rows, y: Rows) -> Features:
   middle = jax.lax.stop_gradient(0.5 * (jnp.mean(x, axis=0) + jnp.mean(y, axis=0)))  # the cost does not depend on it
   x, y = x - middle[None], y - middle[None]
   return 2 * x, y, jnp.sum(x * x, axis=1), jnp.sum(y * y, axis=1)
+
+
+def unit_of(cost: Float[Array, ""]) -> Float[Array, ""]:
+  """A mean cost as the unit of ε, without a gradient; 1 for points that all coincide, which have none but rounding."""
+  mean = jax.lax.stop_gradient(cost)
+  return jnp.where(mean > jnp.finfo(mean.dtype).tiny ** 0.5, mean, jnp.ones_like(mean))
 
 
 def centred(x: Float[Array, "n d"]) -> Float[Array, "n d"]:

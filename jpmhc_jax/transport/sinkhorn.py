@@ -22,7 +22,7 @@ import numpy as np
 from jpmhc_jax.core.errors import check_choice, require
 from jpmhc_jax.core.fields import check_number, check_whole
 from jpmhc_jax.transport import sweeps
-from jpmhc_jax.transport.points import check_points, cosine, Rows, squared_euclidean, weights
+from jpmhc_jax.transport.points import check_points, cosine, Rows, squared_euclidean, unit_of, weights
 from jpmhc_jax.transport.sweeps import Problem
 
 __all__ = [
@@ -94,9 +94,7 @@ class EntropicTransport:
       same = self.rho < np.inf or abs(float(jnp.sum(a)) - total) <= 1e-3 * total
       require(same, "a, b", (float(jnp.sum(a)), total), "equal sums, or a finite rho")
     free = Problem(u, v, alpha, beta, a, b, jnp.ones((), u.dtype), jnp.asarray(self.rho, u.dtype))
-    mean = jax.lax.stop_gradient(free.mean_cost())
-    # Points that all coincide have no mean cost but rounding: any unit serves.
-    unit = jnp.where(mean > jnp.finfo(u.dtype).tiny ** 0.5, mean, 1.0).astype(u.dtype)
+    unit = unit_of(free.mean_cost())
     relative = self.epsilon if epsilon is None else epsilon
     return dataclasses.replace(free, epsilon=jnp.asarray(relative, u.dtype) * unit, rho=self.rho * unit)
 

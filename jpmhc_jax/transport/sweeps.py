@@ -195,7 +195,8 @@ def row_entropies(problem: Problem, g: Float[Array, " m"]) -> Float[Array, " n"]
   def step(carry: None, row: tuple[Array, Array]) -> tuple[None, Array]:
     logits = (_product(row[0], problem.v) - row[1][:, None]) / problem.epsilon + shift[None]
     log_r = jax.nn.log_softmax(logits, axis=1)
-    return None, -jnp.sum(jnp.where(log_r > -80, jnp.exp(log_r) * log_r, 0.0), axis=1)
+    finite = jnp.where(log_r > -80, log_r, 0.0)  # a column of weight zero has −∞, whose product has no derivative
+    return None, -jnp.sum(jnp.where(log_r > -80, jnp.exp(finite) * finite, 0.0), axis=1)
 
   result: Array = scan_rows(step, None, (problem.u, problem.alpha), _rows(problem))[1]
   return result

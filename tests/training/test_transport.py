@@ -1,7 +1,9 @@
 """Maps between latent spaces under the trainer: they learn, resume bit for bit on any devices, warn of a collapse."""
 
+import collections
 import dataclasses
 import json
+import re
 import shutil
 
 import chex
@@ -20,8 +22,9 @@ from jpmhc_jax.core.errors import ConfigError, DataError
 from jpmhc_jax.main import main
 from jpmhc_jax.reporting import glossary
 from jpmhc_jax.runs import session
-from jpmhc_jax.training import mesh
-from jpmhc_jax.training.tasks import pair_stages, task_of
+from jpmhc_jax.training import mesh, state
+from jpmhc_jax.training.step import make_train_step
+from jpmhc_jax.training.tasks import pair_geometry, pair_stages, task_of
 from jpmhc_jax.training.tasks.pair_model import map_rule, PairModel, Side
 
 RUN = {
@@ -37,6 +40,9 @@ STAGED = {
   "model.transport.joint.steps": 2, "model.transport.distil.steps": 9, "model.transport.probed": 0.25,
   "data.pairs.known": 0.5, "model.transport.align.task": "0.1",
 }  # fmt: skip
+
+
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
 def written(folder, n=80, m=4, k=6, noise=0.0):
@@ -69,7 +75,16 @@ def test_a_run_through_its_stages_resumes_bit_for_bit(devices, tmp_path, monkeyp
   assert set(np.asarray(clock.stage)) == {2} and set(np.asarray(clock.step)) == {2}
   assert np.asarray(run.state.carry.bank_weights()).sum() == 32  # five batches of 16 have come, two are kept
   metrics = run.evaluations[-1].metrics
-  assert {"recall@1", "plan_entropy", "cka", "dispersion", "accuracy", "nll", "fused_recall@1"} <= set(metrics)
+  assert {
+    "recall@1",
+    "plan_entropy",
+    "cka",
+    "dispersion",
+    "accuracy",
+    "nll",
+    "fused_recall@1",
+    "calibration_error",
+  } <= set(metrics)
   names = {name for line in _lines(run) for name in line if name != "step"}
   assert not [name for name in sorted(names) if not glossary.meaning(name).words]
 
@@ -127,7 +142,7 @@ def test_all_maps_learn_from_pairs_and_the_page_shows_them(tmp_path):
   for words in ("Before: the source, in its own main axes", "fused, orthogonal", "Recall over training",
                 "Singular values of the Jacobian", "Plan entropy over training", "Local distortion",
                 "fused, distilled in training", "Procrustes", "ridge", "entropic map",
-                "relative representations"):  # fmt: skip
+                "relative representations", "entropic map of ott-jax"):  # fmt: skip
     assert words in page, words
 
 
@@ -170,6 +185,8 @@ def test_without_a_file_two_random_networks_see_the_digits():
   ("fields", "message"),
   [
     ({"model.transport.align.epsilon": "0"}, "^model.transport.align.epsilon='0': expected positive"),
+    ({"model.transport.align.pairs": "nan"}, "^model.transport.align.pairs: start=nan: expected a finite number"),
+    ({"model.transport.joint.mmd": "linear(0, -1)"}, "^model.transport.joint.mmd=.*: expected numbers of at least 0"),
     ({"model.transport.align.pairs": "liner(1, 0)"}, "^model.transport.align.pairs: schedule='liner': .*'linear'"),
     ({"model.transport.align.pairs": "1, 2, 3"}, "^model.transport.align.pairs: schedule='1, 2, 3': expected a number"),
     ({"model.transport.bank": 8}, "^model.transport.bank=8: expected 0 or a multiple of batch_size=16"),
@@ -199,6 +216,48 @@ def test_without_a_file_two_random_networks_see_the_digits():
 def test_a_field_that_cannot_work_is_named(fields, message, tmp_path):
   with pytest.raises(ConfigError, match=message):
     task_of(config(tmp_path, fields))
+
+
+def test_a_share_of_the_pairs_without_a_pair_and_an_encoder_that_is_no_run_are_named(tmp_path):
+  fields = schema.PairData(source=written(tmp_path), known=1e-3)
+  with pytest.raises(ConfigError, match="^data.pairs.known=0.001: expected 0, or a share of the 64 rows"):
+    data.build(schema.Data(kind="pairs", pairs=fields), batch_size=2, seed=0)
+  sided = {"model.transport.source_run": str(tmp_path / "no"), "model.transport.source_layer": "block0.features"}
+  with pytest.raises(ConfigError, match="^model.transport.source_run='.*/no': .*: no such file"):
+    task_of(config(tmp_path, sided))
+
+
+def test_what_evaluation_takes_is_asked_of_a_task_that_remembers_no_config(tmp_path):
+  plain, staged = config(tmp_path), config(tmp_path, STAGED)
+  task = task_of(staged)
+  assert task.outputs(staged).judged[-3:] == ("fused_recall@1", "fused_distortion", "calibration_error")
+  assert task.outputs(plain) == task_of(plain).outputs(plain) and task.outputs(plain).kept == ()
+
+
+def test_values_that_are_equal_up_to_rounding_have_a_histogram():
+  rows = np.random.default_rng(0).normal(size=(9, 3))
+  clouds = {"source": rows, "image": rows, "target": rows, "label": np.zeros(9)}
+  values = np.float32(1) + np.linspace(0, 3e-7, 9, dtype=np.float32)
+  drawn = pair_geometry.record(clouds | dict.fromkeys(pair_geometry.HISTOGRAMS, values))["histograms"]
+  for histogram in drawn.values():
+    edges = np.array(histogram["edges"])
+    assert (
+      np.all(np.diff(edges) > 0) and edges[0] < 1 < edges[-1] and sum(histogram["shares"]) == pytest.approx(1, abs=1e-3)
+    )
+
+
+@pytest.mark.slow
+def test_devices_gather_the_clouds_once_and_exchange_nothing_in_iterations(tmp_path):
+  losses = ("transport", "mmd", "tangent", "isometry")
+  c = config(tmp_path, {f"model.transport.align.{loss}": "1" for loss in losses} | {"model.transport.joint.steps": 0})
+  setup = state.prepare(
+    c, data.build(c.data, batch_size=c.batch_size, seed=0), mesh.make_mesh(c.mesh, jax.devices()[:8])
+  )
+  start = jax.eval_shape(setup.create)
+  text = make_train_step(setup).lower(start, start.carry.data).compile().as_text()
+  assert text.count(" while(") > 3  # of Sinkhorn's iterations
+  exchanged = collections.Counter(COLLECTIVE.findall(text))
+  assert exchanged["all-gather"] == 3 and exchanged.total() <= 6  # source, image, target; gradients
 
 
 @pytest.mark.parametrize(

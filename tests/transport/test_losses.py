@@ -192,10 +192,16 @@ def test_contrastive_and_mmd_are_their_sums():
       ConfigError,
       "^share=0.0: expected above 0",
     ),
-    (lambda: t.contrastive(jnp.ones((1, 2)), jnp.ones((1, 2))), DataError, r"^x has the shape \(1, 2\)"),
+    (lambda: t.contrastive(jnp.ones((1, 2)), jnp.ones((1, 2))), DataError, r"^image has the shape \(1, 2\)"),
     (lambda: t.contrastive(jnp.ones((3, 2)), jnp.ones((3, 4))), DataError, "^image has 2 features and y 4"),
     (lambda: t.contrastive(jnp.ones((3, 2)), jnp.ones((3, 2)), 0.0), ConfigError, "^temperature=0.0"),
     (lambda: t.mmd(jnp.ones((1, 2)), jnp.ones((3, 2))), DataError, "^image has the shape"),
+    (
+      lambda: t.negative_log_likelihood(jnp.ones((3, 2)), jnp.ones((3, 4)), jnp.zeros(3), 2),
+      DataError,
+      "^image has 2 features and y 4",
+    ),
+    (lambda: t.isometry_penalty(F, jnp.ones((0, M)), jax.random.key(0)), DataError, "^points has the shape"),
   ],
 )
 def test_bad_input_is_named(call, error, message):

@@ -154,6 +154,17 @@ def test_an_estimated_volume_is_within_its_error():
     (lambda: t.Chain.of(t.LinearMap(2, 3), t.LinearMap(4, 2)), ConfigError, "^source=4: expected the target=3"),
     (lambda: t.OrthogonalMap(3, 3).fit(np.ones((1, 3)), np.ones((1, 3))), DataError, r"^x has the shape \(1, 3\)"),
     (lambda: t.OrthogonalMap(3, 3).fit(np.ones((4, 3)), np.ones((5, 3))), DataError, "^x has 4 rows and y 5"),
+    (
+      lambda: t.OrthogonalMap(3, 5).fit(np.ones((4, 2)), np.ones((4, 5))),
+      DataError,
+      "^x has 2 features: expected source",
+    ),
+    (
+      lambda: t.SpectralMap(3, 5).fit(np.ones((4, 3)), np.ones((4, 4))),
+      DataError,
+      "^y has 4 features: expected target",
+    ),
+    (lambda: t.BarycentricMap(3, 3).fit(np.ones((4, 2)), np.ones((1, 2))), ConfigError, "^source=3: expected 2, the"),
     (lambda: t.LinearMap(3, 3).fit(np.full((4, 3), np.nan), np.ones((4, 3))), DataError, "^x: row 0 has 12 values"),
     (lambda: t.AttentionMap(3, 3, anchors=9).fit(np.ones((4, 3)), np.ones((4, 3))), DataError, "anchors=9 pairs"),
     (lambda: t.LinearMap(3, 2)(t.LinearMap(3, 2).init(jax.random.key(0)), jnp.ones((2, 4))), DataError, "4 features"),

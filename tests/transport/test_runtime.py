@@ -77,6 +77,10 @@ def test_schedules_stages_and_their_clock():
   assert (int(clock.stage), int(clock.step)) == (2, 6)  # the last does not end
   with pytest.raises(ConfigError, match="multipliers='hed': expected one of .* Did you mean 'head'"):
     t.Stage("a", 1, multipliers={"hed": 1.0})
+  with pytest.raises(ConfigError, match="^stage 'a' epsilon=0.0: expected a positive number"):
+    t.Stage("a", 1, epsilon=t.Schedule("linear", 1.0, 0.0))
+  with pytest.raises(ConfigError, match="^start=inf: expected a finite number"):
+    t.Schedule(start=np.inf)
 
 
 def test_a_bank_is_first_in_first_out_without_a_gradient():
@@ -91,6 +95,8 @@ def test_a_bank_is_first_in_first_out_without_a_gradient():
   assert not np.any(jax.grad(lambda rows: jnp.sum(bank.push(rows).rows))(batches[0]))
   with pytest.raises(ConfigError, match="^bank=5: expected at least the batch of 6 rows"):
     bank.push(jnp.zeros((6, 2)))
+  with pytest.raises(ConfigError, match=r"^rows=\(2, 3\): expected \(b, 2\)"):
+    bank.push(jnp.zeros((2, 3)))
 
 
 def test_retrieval_counts_ranks_and_does_not_praise_a_collapse():
@@ -105,7 +111,7 @@ def test_retrieval_counts_ranks_and_does_not_praise_a_collapse():
   )
   collapsed = t.recall(jnp.ones((12, 3)), x)
   assert collapsed["recall@1"] <= 1 / 12 + 1e-6
-  with pytest.raises(DataError, match=r"^x has the shape \(1, 3\)"):
+  with pytest.raises(DataError, match=r"^image has the shape \(1, 3\)"):
     t.recall(x[:1], y[:1])
 
 

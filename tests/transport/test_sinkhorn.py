@@ -143,7 +143,9 @@ def test_small_epsilon_duplicates_empty_clusters_and_zero_rows_give_finite_value
 
   def loss(x, y):
     plan = solver(x, y, a, b)
-    return solver.value(x, y, a, b) + plan.sharp_cost() + jnp.sum(plan.barycentres(jnp.ones((20, 1)))), plan
+    return solver.value(x, y, a, b) + plan.sharp_cost() + jnp.sum(plan.barycentres(jnp.ones((20, 1)))) + jnp.sum(
+      plan.row_entropy()
+    ), plan
 
   (value, plan), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, y)
   for array in (value, plan.f, plan.g, *gradients):
@@ -199,6 +201,20 @@ def test_a_field_that_cannot_work_is_named(fields, message):
 def test_bad_clouds_are_named(change, error, message):
   with pytest.raises(error, match=message):
     jp.transport.EntropicTransport()(*change(*clouds()))
+
+
+def test_an_epsilon_of_the_call_and_a_single_point_without_distances_are_named():
+  x, y, _, _ = clouds()
+  with pytest.raises(ConfigError, match="^epsilon=0.0: expected a positive number"):
+    jp.transport.EntropicTransport().value(x, y, epsilon=0.0)
+  with pytest.raises(DataError, match=r"^x has the shape \(1, 3\)"):
+    jp.transport.gromov_wasserstein(x[:1], y)
+
+
+def test_gromov_wasserstein_of_points_that_coincide_is_zero():
+  points = jnp.ones((5, 3), jnp.float32)
+  value, plan = jp.transport.gromov_wasserstein(points, points[:, :2], rounds=2)
+  assert abs(value) < 1e-6 and np.isfinite(plan.matrix()).all()
 
 
 @pytest.mark.slow
