@@ -136,7 +136,7 @@ def _histogram(values: np.ndarray) -> dict[str, list[float]]:
   finite = values[np.isfinite(values)].astype(np.float64)
   low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
   size = max(abs(low), abs(high), 1e-6)
-  room = 1e-3 * size if high - low < 1e-5 * size else 0.0  # less is rounding
+  room = 0.05 * size if high - low < 0.05 * size else 0.0  # edges of finer bins have the same digits
   counts, edges = np.histogram(finite, BINS, (low - room, high + room))
   return {"edges": _rounded(edges), "shares": _rounded(counts / max(finite.size, 1))}
 
