@@ -146,10 +146,14 @@ class InStore:
     with checkpointer() as writer:
       writer.save(here, args=items)
     manifest = to_json(integrity.described(here)).encode()
-    there.upload(here)
-    if not (there / integrity.NAME).create(manifest):
-      raise WorkdirError(f"{there}: another process has saved this step; this one stops and writes nothing more")
-    shutil.rmtree(here)
+    published = there / integrity.NAME
+    # Looked for first: an upload would write over the files of the other.
+    if not published.is_file():
+      there.upload(here)
+      if published.create(manifest):
+        shutil.rmtree(here)
+        return
+    raise WorkdirError(f"{there}: another process has saved this step; this one stops and writes nothing more")
 
   def here(self, step: int) -> pathlib.Path:
     """A copy on this machine's disk."""
