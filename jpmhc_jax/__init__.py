@@ -21,8 +21,8 @@ _ROOMS = ("connections", "linalg", "manifolds", "mixers", "optim", "spectral", "
 _RUNS = ("Interrupted", "NonFiniteLossError", "Run", "evaluate", "load", "report", "train")
 _ERRORS = ("CheckpointError", "ConfigError", "DataError", "StorageError", "UserError", "WorkdirError")
 _CONNECTIONS = (
-  "Coefficients", "HyperConnection", "HyperConnectionFn", "Routing", "StreamExpansion", "StreamExpansionFn",
-  "StreamSources", "StreamSourcesFn", "StreamTransition", "StreamTransitionFn", "expand", "reduce",
+  "Chain", "Coefficients", "HyperConnection", "HyperConnectionFn", "Link", "Routing", "StreamExpansion",
+  "StreamExpansionFn", "StreamSources", "StreamSourcesFn", "StreamTransition", "StreamTransitionFn", "expand", "reduce",
 )  # fmt: skip
 _MIXERS = (
   "BirkhoffNewton", "Cayley", "CayleyIterative", "Choice", "Circulant", "EpsilonSinkhorn", "Grassmann", "Householder",

@@ -218,6 +218,13 @@ class Connection:
     "GPUs, pallas_tpu = Mosaic kernels, auto = xla (the kernels have not been timed on their hardware)",
     ("auto", "xla", "pallas_gpu", "pallas_tpu"),
   )
+  single_pass: str = field(
+    "off",
+    "one pass over the streams from a connection to the next, which takes the norm and the next coefficients' sums "
+    "along: off = no; own = the same numbers; previous = coefficients of the streams in front of the connection "
+    "before, so that the read joins the pass (DeepSeek-V4.1): another network",
+    ("off", "own", "previous"),
+  )
   scope: str = field(
     "carry",
     "carry = streams live in the recursion's state; call = expand and reduce inside each network call",

@@ -29,7 +29,7 @@ from jpmhc_jax.connections.spec import ABLATIONS, ConnectionSpec
 from jpmhc_jax.linalg import linear
 from jpmhc_jax.manifolds import MANIFOLDS
 
-__all__ = ["COEFFICIENTS", "Coefficients", "HyperConnectionFn", "Parameters", "SubLayer"]
+__all__ = ["COEFFICIENTS", "Coefficients", "HyperConnectionFn", "Parameters", "SubLayer", "saveable"]
 
 Parameters = Mapping[str, Float[Array, "..."] | Int[Array, ""]]
 # F: x -> y, or x -> (y, …) with whatever else the sub-layer makes: a cache, an auxiliary loss, attention weights.
@@ -57,9 +57,10 @@ class Coefficients(NamedTuple):
   write: Float[Array, "..."]
 
 
-def _named(coefficient: Array) -> Array:
-  result: Array = checkpoint_name(coefficient, COEFFICIENTS)
-  return result
+def saveable(coefficients: Coefficients) -> Coefficients:
+  """The coefficients under the name by which a rematerialisation policy saves them."""
+  named: Coefficients = jax.tree.map(lambda coefficient: checkpoint_name(coefficient, COEFFICIENTS), coefficients)
+  return named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +139,25 @@ class HyperConnectionFn(ConnectionSpec):
     self, parameters: Parameters, streams: Float[Array, "*tokens n d"] | FusedStreams
   ) -> Float[Array, "k *per_token"]:
     """The logits of read, write and mixer in float32 or wider: bias, or bias + (gate ·) projection of each token."""
-    bias = parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
     if self.generator == "static":
-      return bias
+      return self.bias_of(parameters)
     ops = base.stream_ops(self.implementation, self.streams)
     products = generator.project(streams, parameters, self.norm, self.norm_epsilon, ops)
-    if self.streams_seen < self.streams:
-      products = self._joined(products)
+    return self.logits_of(parameters, self._joined(products) if self.streams_seen < self.streams else products)
+
+  def bias_of(self, parameters: Parameters) -> Float[Array, "k"]:
+    """The logits that no token has a part in: all of them for a static generator."""
+    return parameters["bias"] if "bias" in parameters else self._initial_logits(parameters.get("layer_index"))
+
+  def logits_of(self, parameters: Parameters, products: Float[Array, "k *tokens"]) -> Float[Array, "k *tokens"]:
+    """The logits from what the projection makes of each token's normed streams."""
     if self.activation == "tanh":
       products = jnp.tanh(products)
     per_logit = (slice(None),) + (None,) * (products.ndim - 1)
     if self.generator == "gated":
       gates = jnp.repeat(parameters["gate"], np.array(self.logit_sizes), total_repeat_length=sum(self.logit_sizes))
       products = products * gates[per_logit]
-    return products + bias[per_logit]
+    return products + self.bias_of(parameters)[per_logit]
 
   def _joined(self, products: Float[Array, "k_of_one *tokens n"]) -> Float[Array, "k *tokens"]:
     """All logits, read, write and mixer one after the other, from each stream's own part of the three."""
@@ -172,26 +178,26 @@ class HyperConnectionFn(ConnectionSpec):
       self.routing.write(write.reshape(write_shape + tokens)),
     )
 
-  def __call__(self, parameters: Parameters, streams: Shaped[Array, "*tokens n d"], sublayer: SubLayer) -> Any:
+  def __call__(
+    self,
+    parameters: Parameters,
+    streams: Shaped[Array, "*tokens n d"],
+    sublayer: SubLayer,
+    seen: Float[Array, "*tokens n d"] | None = None,
+  ) -> Any:
     """x' = H x + b ⊗ F(aᵀ x); the sub-layer runs once, on one d-vector per token.
 
-    A sub-layer that returns (y, …) has the rest returned beside the streams: (x', …).
+    A sub-layer that returns (y, …) has the rest returned beside the streams: (x', …). `seen`: streams that H, a and b
+    are made of in place of x, such as those in front of the connection before (see `Chain`).
 
     Raises ValueError where the streams, the parameters or the sub-layer's output are not of the shape above, and for
     streams that are no floating-point numbers.
     """
-    if not jnp.issubdtype(streams.dtype, jnp.floating):
-      raise ValueError(f"streams of {streams.dtype}: expected floating-point numbers; cast them, e.g. to float32")
-    if streams.shape[-2:] != (self.streams, self.stream_width):
-      segmented = f" of {self.routing.segments} segments" if self.routing.segments > 1 else ""
-      raise ValueError(
-        f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
-        "`expand` makes them from a vector"
-      )
+    self.check_streams(streams)
     ops = base.stream_ops(self.implementation, self.streams)
-    entered = self._entered(streams, ops)
+    entered = self._entered(streams, ops, projects=seen is None)
     with jax.named_scope("coefficients"):
-      coefficients = jax.tree.map(_named, self.coefficients(parameters, entered))
+      coefficients = saveable(self.coefficients(parameters, entered if seen is None else seen))
     with jax.named_scope("read"):
       read = self._read(entered, coefficients, ops)
     result = sublayer(read)
@@ -203,12 +209,23 @@ class HyperConnectionFn(ConnectionSpec):
       written = self._mix_and_write(entered, coefficients, output, ops)
     return (written, *rest) if isinstance(result, tuple) else written
 
-  def _entered(self, streams: Array, ops: StreamOps) -> Array | FusedStreams:
+  def check_streams(self, streams: Shaped[Array, "*tokens n d"]) -> None:
+    """Raises ValueError for streams of another shape, or that are no floating-point numbers."""
+    if not jnp.issubdtype(streams.dtype, jnp.floating):
+      raise ValueError(f"streams of {streams.dtype}: expected floating-point numbers; cast them, e.g. to float32")
+    if streams.shape[-2:] != (self.streams, self.stream_width):
+      segmented = f" of {self.routing.segments} segments" if self.routing.segments > 1 else ""
+      raise ValueError(
+        f"streams {streams.shape}: expected (..., n={self.streams}, d={self.stream_width}){segmented}; "
+        "`expand` makes them from a vector"
+      )
+
+  def _entered(self, streams: Array, ops: StreamOps, projects: bool) -> Array | FusedStreams:
     """The streams, or the form of them whose gradient is made in one piece (see `ops.fused_streams`)."""
     if not ops.fuses or self.routing.segments > 1:
       return streams
     shape = (self.streams_seen, self.stream_width, sum(self.logit_sizes) * self.streams_seen // self.streams)
-    projects = self.generator != "static" and generator.has_operator(self.norm, self.streams_seen)
+    projects = projects and self.generator != "static" and generator.has_operator(self.norm, self.streams_seen)
     terms = Terms(read=True, mix=self.mixes, write=not self.mixes, kernel_shape=shape if projects else None)
     return fused_streams.enter(streams, terms, ops)
 

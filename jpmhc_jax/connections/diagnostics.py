@@ -74,16 +74,23 @@ def _mean_cosine(gram: Float[Array, "t n n"]) -> Float[Array, ""]:
 
 
 def connection_diagnostics(
-  rule: HyperConnectionFn, parameters: Parameters, streams: Float[Array, "*tokens n d"]
+  rule: HyperConnectionFn,
+  parameters: Parameters,
+  streams: Float[Array, "*tokens n d"],
+  seen: Float[Array, "*tokens n d"] | None = None,
 ) -> tuple[dict[str, Float[Array, ""]], Array | None]:
-  """Everything about one connection and the streams that enter it, and its mixers for `composite_diagnostics`."""
-  coefficients = rule.coefficients(parameters, streams)
+  """Everything about one connection and the streams that enter it, and its mixers for `composite_diagnostics`.
+
+  seen: the streams that its coefficients are made of; None: those that enter it.
+  """
+  seen = streams if seen is None else seen
+  coefficients = rule.coefficients(parameters, seen)
   read, mix, write = coefficients
   # Distances are those of the mixer's own H; with several segments each has its own read and write vector.
   untransposed = jnp.swapaxes(mix, 0, 1) if rule.transpose and mix is not None else mix
   vectors = jnp.moveaxis(read, 0, 1) if rule.routing.segments > 1 else read
   values = stream_diagnostics(streams) | mixer_diagnostics(rule.mixer, Coefficients(vectors, untransposed, write))
-  return values | logit_diagnostics(rule, parameters, streams), mix
+  return values | logit_diagnostics(rule, parameters, seen), mix
 
 
 def logit_diagnostics(

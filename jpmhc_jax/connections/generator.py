@@ -21,7 +21,7 @@ from jpmhc_jax.connections.ops.base import StreamOps
 from jpmhc_jax.connections.ops.contractions import einsum
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 
-__all__ = ["has_operator", "norm_parameters", "project"]
+__all__ = ["has_operator", "norm_parameters", "project", "rms_normed"]
 
 
 def norm_parameters(norm: str, n: int, d: int) -> dict[str, Float[Array, "n d"]]:
@@ -51,7 +51,7 @@ def project(
   kernel = parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
   if has_operator(norm, len(kernel)):  # each stream alone: the norms of each and of all are the same
     products, square = vjp.statistics(streams, kernel, ops)
-    return products * jax.lax.rsqrt(square / math.prod(kernel.shape[:2]) + epsilon)[None]
+    return rms_normed(products, square, math.prod(kernel.shape[:2]), epsilon)
   if isinstance(streams, FusedStreams):
     streams = streams.streams
   base.announce(ops.implementation, f"norm={norm!r} has no kernel")
@@ -65,3 +65,10 @@ def project(
   total = jnp.sum(scaled_kernel, axis=(0, 1))[per_column]
   shift = einsum("nd,ndk->k", parameters["norm_shift"].astype(kernel.dtype), kernel)[per_column]
   return (products - mean[None] * total) * scale[None] + shift
+
+
+def rms_normed(
+  products: Float[Array, "k *per_kernel"], square: Float[Array, "*per_kernel"], size: int, epsilon: float
+) -> Float[Array, "k *per_kernel"]:
+  """(Σ x² / size + ε)^(−1/2) Σ x W: what an RMS norm in front of the projection of `size` numbers makes of it."""
+  return products * jax.lax.rsqrt(square / size + epsilon)[None]

@@ -9,13 +9,14 @@ from jaxtyping import Array, Float, Shaped
 
 from jpmhc_jax import mixers
 from jpmhc_jax.connections.block import Coefficients, HyperConnectionFn, SubLayer
+from jpmhc_jax.connections.chain import Link
 from jpmhc_jax.connections.diagnostics import connection_diagnostics
 from jpmhc_jax.connections.spec import SizedConnectionFields
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.fields import check_whole
 from jpmhc_jax.core.scalars import whole
 
-__all__ = ["HyperConnection", "LayerIndex", "Progress"]
+__all__ = ["HyperConnection", "LayerIndex", "Progress", "Seeing"]
 
 _AXES = {
   "projection": ("streams", "embed", None),
@@ -79,6 +80,15 @@ class HyperConnection(nnx.Module):
     """Weight of every family of a learned choice by its name; nothing for the other mixers."""
     return self.rule.choice_weights(self._parameters())
 
+  @property
+  def link(self) -> Link:
+    """The connection as part of a `Chain`."""
+    return Link(self.rule, self._parameters())
+
+  def seeing(self, seen: Float[Array, "*tokens n d"]) -> "Seeing":
+    """The connection with coefficients made of these streams, whatever streams it acts on."""
+    return Seeing(self.link, seen)
+
   def coefficients(self, streams: Float[Array, "*tokens n d"]) -> Coefficients:
     """Read, mix and write coefficients for these streams."""
     return self.rule.coefficients(self._parameters(), streams)
@@ -90,3 +100,32 @@ class HyperConnection(nnx.Module):
   def __call__(self, streams: Shaped[Array, "*tokens n d"], sublayer: SubLayer) -> Any:
     """x' = H x + b ⊗ F(aᵀ x); (x', …) for a sub-layer that returns (y, …). See `HyperConnectionFn`."""
     return self.rule(self._parameters(), streams, sublayer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeing:
+  """A `HyperConnection` whose coefficients are made of the streams `seen`, not of those that it acts on."""
+
+  link: Link
+  seen: Float[Array, "*tokens n d"]
+
+  @property
+  def rule(self) -> HyperConnectionFn:
+    """Of the connection."""
+    return self.link.rule
+
+  def choice_weights(self) -> dict[str, Float[Array, ""]]:
+    """As of the connection."""
+    return self.rule.choice_weights(self.link.parameters)
+
+  def coefficients(self, streams: Float[Array, "*tokens n d"]) -> Coefficients:
+    """For what is seen."""
+    return self.rule.coefficients(self.link.parameters, self.seen)
+
+  def diagnostics(self, streams: Float[Array, "*tokens n d"]) -> tuple[dict[str, Float[Array, ""]], Array | None]:
+    """What the connection does to these streams."""
+    return connection_diagnostics(self.rule, self.link.parameters, streams, self.seen)
+
+  def __call__(self, streams: Float[Array, "*tokens n d"], sublayer: SubLayer) -> Any:
+    """x' = H x + b ⊗ F(aᵀ x) with H, a and b of what is seen."""
+    return self.rule(self.link.parameters, streams, sublayer, self.seen)

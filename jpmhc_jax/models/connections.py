@@ -8,7 +8,8 @@ from typing import SupportsIndex
 
 from jpmhc_jax import mixers
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import HyperConnectionFn, Routing, StreamExpansionFn
+from jpmhc_jax.connections import Chain, HyperConnectionFn, Routing, StreamExpansionFn
+from jpmhc_jax.connections.chain import check_link
 from jpmhc_jax.core.errors import ConfigError, require
 from jpmhc_jax.core.fields import check_whole
 
@@ -71,6 +72,16 @@ def stream_expansion_fn(config: schema.Connection, width: SupportsIndex) -> Stre
     )
 
 
+def chain_of(config: schema.Connection, norm_epsilon: float | None = None) -> Chain | None:
+  """The chain that connection.single_pass asks for; None where connections run one by one, and for one stream.
+
+  norm_epsilon: of the network's norm behind every connection; None: there is none.
+  """
+  if config.single_pass == "off" or config.streams == 1:
+    return None
+  return Chain(config.single_pass, norm_epsilon)
+
+
 def check(config: schema.Config) -> None:
   """Raises ConfigError for connections that cannot work, before anything is built. One stream takes no mixer."""
   check_connection(config.connection, config.model.width)
@@ -83,7 +94,10 @@ def check_connection(connection: schema.Connection, width: int) -> None:
   split = connection.sublayer == "whole" or connection.segments > 1
   require(split, "connection.segments", connection.segments, "2 or more with connection.sublayer=stream")
   stream_expansion_fn(connection, width)
-  hyper_connection_fn(connection, width, layer_index=0)
+  rule = hyper_connection_fn(connection, width, layer_index=0)
+  if chain_of(connection) is not None:
+    with _named_as_in_a_config():
+      check_link(rule, remedy="or connection.single_pass=off")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ streams of a token together, so that equal copies are normed as the plain networ
 published TRM. Source: 2510.04871 and its code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, StreamExpansion
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
-from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn, sublayer_width
+from jpmhc_jax.models.connections import chain_of, hyper_connection_fn, stream_expansion_fn, sublayer_width
 from jpmhc_jax.models.layers import (
   Attention,
   ConvSwiGLU,
@@ -129,6 +129,24 @@ class Part(NamedTuple):
   activation: Callable[[Array], Array] | None = None
 
 
+def one_by_one(
+  parts: Sequence[Part], h: Latent, epsilon: float, visit: Visitor | None = None, seen: Latent | None = None
+) -> tuple[Latent, Latent | None]:
+  """The streams behind all parts, and those in front of the last one.
+
+  seen: the streams that the coefficients of the first are made of; those of the others are then made of the streams in
+  front of the part before. None: every connection makes its own of the streams that enter it.
+  """
+  for part in parts:
+    connect = part.connect if seen is None else part.connect.seeing(seen)  # type: ignore[attr-defined]
+    if visit is not None:
+      visit(part.name, connect, h)
+    seen = None if seen is None else h
+    h = connect(h, part.sublayer)
+    h = constrain_hidden(h if part.axes == () else rms_norm(h, epsilon, axis=part.axes))
+  return h, seen
+
+
 class PerCall(nnx.Module):
   """Modules of one form with parameters of their own for each call of a cycle, stacked in front."""
 
@@ -174,12 +192,8 @@ class Block(nnx.Module):
     self.feature_axes = -1 if connection.segments == 1 else (-2, -1)
     self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
 
-  def __call__(self, h: Latent, visit: Visitor | None = None, call: int | Int[Array, ""] = 0) -> Latent:
-    for part in self.parts(call):
-      if visit is not None:
-        visit(part.name, part.connect, h)
-      h = constrain_hidden(rms_norm(part.connect(h, part.sublayer), self.epsilon, axis=part.axes))
-    return h
+  def __call__(self, h: Latent, call: int | Int[Array, ""] = 0) -> Latent:
+    return one_by_one(self.parts(call), h, self.epsilon)[0]
 
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
     """The two halves in order, as a call of the cycle has them."""
@@ -264,6 +278,7 @@ class TRM(nnx.Module):
       setattr(self, f"block{layer}", self.block(model, connection, length, layer, rngs, calls=calls))
     if model.recursion.call_embedding:
       self.call_embedding = call_vectors(calls, width)
+    self.chain = chain_of(connection, model.norm_epsilon)
     if connection.streams > 1:
       self.ends = StreamExpansion(stream_expansion_fn(connection, width), rngs=rngs)
     for name in self.latents:
@@ -349,13 +364,23 @@ class TRM(nnx.Module):
     h = self.entering(h + injection, call)
     inside_call = self.connection.streams > 1 and self.connection.scope == "call"
     h = self.ends.expand(h) if inside_call else h
-    for layer in range(self.model.layers):
-      block = getattr(self, f"block{layer}")
-      if visit is not None:
-        h = block(h, lambda name, *seen, layer=layer: visit(f"block{layer}.{name}", *seen), call)
-      else:
+    if visit is not None:
+      lagged = self.connection.single_pass == "previous" and self.connection.streams > 1
+      h, _ = one_by_one(self.parts(call), h, self.model.norm_epsilon, visit, seen=h if lagged else None)
+    elif self.chain is not None:
+      h = recomputing(functools.partial(self._in_one_pass, call), self.model.rematerialise)(h)
+    else:
+      for layer in range(self.model.layers):
+        block = getattr(self, f"block{layer}")
         h = recomputing(functools.partial(block, call=call), self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
+
+  def _in_one_pass(self, call: int | Int[Array, ""], h: Latent) -> Latent:
+    """The streams behind all blocks of one call, with one pass over them for every part."""
+    assert self.chain is not None, "connection.single_pass"
+    parts = self.parts(call)
+    links = [part.connect.link for part in parts]  # type: ignore[attr-defined]
+    return self.chain(h, links, [part.sublayer for part in parts])
 
   def reason(self, network: Network, z_h: Latent, z_l: Latent | None, x: Array) -> tuple[Latent, Latent | None]:
     """The latents after one supervision step."""

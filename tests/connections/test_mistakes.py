@@ -129,5 +129,5 @@ def test_the_config_and_the_library_have_the_same_choices_and_defaults():
   del library["ablation"]
   in_a_config = {field.name: field.metadata["choices"] for field in dataclasses.fields(schema.Connection)}
   assert library.items() <= in_a_config.items()
-  of_models = {"scope", "sharing", "sublayer"}
+  of_models = {"scope", "sharing", "single_pass", "sublayer"}
   assert {name for name, choices in in_a_config.items() if choices} == {*library, *of_models}

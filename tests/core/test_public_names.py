@@ -23,7 +23,7 @@ from scripts import api_page
 NAMES = {
   "jpmhc_jax": """
     __version__ connections linalg manifolds mixers optim spectral transport
-    Coefficients HyperConnection HyperConnectionFn Routing StreamExpansion StreamExpansionFn StreamSources
+    Chain Coefficients HyperConnection HyperConnectionFn Link Routing StreamExpansion StreamExpansionFn StreamSources
     StreamSourcesFn StreamTransition StreamTransitionFn expand reduce
     BirkhoffNewton Cayley CayleyIterative Choice Circulant EpsilonSinkhorn Grassmann Householder Hybrid Identity Iso
     Kronecker Mixer Orthostochastic OrthostochasticNewtonSchulz PermutationMixture Polar Quaternion Sinkhorn

@@ -135,7 +135,9 @@ def test_one_trainer_at_a_time(seen, bucket, monkeypatch):
 
     with pytest.raises(WorkdirError, match=f"{workdir}/checkpoints/8: another process has saved this step"):
       loop.train(_run(workdir, evaluate=_Evaluation(publish)), ["train"])
-    assert [path.name for path in (workdir / "checkpoints" / "8").glob("*")] == ["manifest.json"]  # nothing else written
+    assert [path.name for path in (workdir / "checkpoints" / "8").glob("*")] == [
+      "manifest.json"
+    ]  # nothing else written
 
 
 def test_a_holder_renews_and_one_that_was_overtaken_stops(bucket, monkeypatch):

@@ -3,6 +3,7 @@
 read:               u = Σ_j a_j x_j
 mix:                x'_i = Σ_j H_ij x_j + b_i y
 statistics:         Σ x W and Σ x², which an RMS norm in front of a projection W needs
+advance:            mix, the norm behind it, the statistics and the read of the next connection in one pass
 """
 
 import functools
@@ -12,6 +13,7 @@ import warnings
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla, xla_tpu
+from jpmhc_jax.connections.ops.composed import Advanced, Flowing, Gradients
 from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import check_choice
@@ -26,7 +28,7 @@ IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
 
 @runtime_checkable
 class StreamOps(Protocol):
-  """A back end: the three operators and their backward passes. A module or an object; hashable, for it is static.
+  """A back end: the operators and their backward passes. A module or an object; hashable, for it is static.
 
   Streams are (*tokens, n, d) in any float dtype; coefficients are tokens last, or token-free for static ones, float32
   or wider, and so is the arithmetic. A kernel W is (m, d, k) with m = n, or m = 1: then each stream is a token of its
@@ -89,6 +91,34 @@ class StreamOps(Protocol):
 
     H=None is the identity; a term whose factors are None is left out.
     """
+
+  def advance(
+    self,
+    x: Float[Array, "*tokens n d"],
+    mixer: Float[Array, "n n *per_token_mix"] | None,
+    weights: Float[Array, "n *per_token"],
+    y: Float[Array, "*tokens d"],
+    kernel: Float[Array, "n d k"] | None = None,
+    read: Float[Array, "n *per_token_read"] | None = None,
+    epsilon: float | None = None,
+  ) -> Advanced:
+    """x' = H x + b ⊗ y and, in the same pass, Σ x' W, Σ x'² and Σ_j a_j x'_j: what follows at the next connection.
+
+    mixer=None is the identity. epsilon: every stream of x' is normed, x'_i = z_i / √(mean z_i² + ε); None: it is not.
+    """
+
+  def advance_backward(
+    self,
+    x: Float[Array, "*tokens n d"],
+    mixer: Float[Array, "n n *per_token_mix"] | None,
+    weights: Float[Array, "n *per_token"],
+    y: Float[Array, "*tokens d"],
+    advanced: Float[Array, "*tokens n d"],
+    scale: Float[Array, "n *tokens"] | None,
+    flowing: Flowing,
+    weights_of_read: bool,
+  ) -> Gradients:
+    """Every gradient of `advance` in one pass over x, x' (`advanced`) and x̄', W̄ apart (see `composed`)."""
 
 
 def stream_ops(implementation: str, streams: int) -> StreamOps:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jpmhc_jax.connections.ops.composed import Composed
 from jpmhc_jax.connections.ops.contractions import (
   einsum,
   outer_sums,
@@ -32,9 +33,9 @@ from jpmhc_jax.core import sharding
 from jpmhc_jax.core.xla import fusion_barrier
 
 __all__ = [
-  "coefficients_backward", "combine", "fuses", "implementation", "kernel_backward", "mix", "moments",
-  "moments_backward", "normed_products", "normed_products_backward", "products", "products_backward", "read",
-  "statistics", "streams_backward", "summed_if_static", "weights_backward", "write", "write_backward",
+  "advance", "advance_backward", "coefficients_backward", "combine", "fuses", "implementation", "kernel_backward",
+  "mix", "moments", "moments_backward", "normed_products", "normed_products_backward", "products", "products_backward",
+  "read", "statistics", "streams_backward", "summed_if_static", "weights_backward", "write", "write_backward",
 ]  # fmt: skip
 
 fuses = False  # XLA itself fuses the terms of the streams' gradient
@@ -243,6 +244,13 @@ def streams_backward(
     to_x = _to_streams(x, kernel, fusion_barrier(of_products))
     terms.append(to_x + 2.0 * _beside(of_square, x) * wide(x, kernel))
   return sum(terms[1:], terms[0])
+
+
+_pass = Composed(
+  mix, write, read, statistics, coefficients_backward, write_backward, kernel_backward, weights_backward,
+  streams_backward,
+)  # fmt: skip
+advance, advance_backward = _pass.advance, _pass.advance_backward
 
 
 def _side_by_side(x: _Streams, kernel: Float[Array, "m d k"]) -> Float[Array, "*per_kernel f"]:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jpmhc_jax.connections.ops.composed import Composed
 from jpmhc_jax.connections.ops.contractions import einsum, seen, wide
-from jpmhc_jax.connections.ops.xla import summed_if_static
+from jpmhc_jax.connections.ops.xla import summed_if_static, write, write_backward
 
 __all__ = [
-  "coefficients_backward", "fuses", "implementation", "kernel_backward", "mix", "read", "statistics",
-  "streams_backward", "weights_backward",
+  "advance", "advance_backward", "coefficients_backward", "fuses", "implementation", "kernel_backward", "mix", "read",
+  "statistics", "streams_backward", "weights_backward",
 ]  # fmt: skip
 
 fuses = True
@@ -116,6 +117,13 @@ def streams_backward(
       rows = kernel[j if len(kernel) == n else 0]
       terms[j].append(einsum("k...,dk->...d", of_products[alone], rows) + 2.0 * _of(of_square[alone]) * stream)
   return _stacked([_sum(own) for own in terms], x)
+
+
+_pass = Composed(
+  mix, write, read, statistics, coefficients_backward, write_backward, kernel_backward, weights_backward,
+  streams_backward,
+)  # fmt: skip
+advance, advance_backward = _pass.advance, _pass.advance_backward
 
 
 def _streams(x: _Streams, coefficient: Array) -> list[_Vector]:

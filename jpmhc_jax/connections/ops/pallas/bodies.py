@@ -14,7 +14,10 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-__all__ = ["Shape", "coefficients_backward", "mix", "read", "statistics", "streams_backward", "weights_backward"]
+__all__ = [
+  "Shape", "advance", "advance_backward", "coefficients_backward", "mix", "read", "statistics", "streams_backward",
+  "weights_backward",
+]  # fmt: skip
 
 _WRITTEN_OUT = 4  # streams
 
@@ -204,3 +207,115 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
     return carry
 
   shape.walk(chunk, 0)
+
+
+def advance(
+  shape: Shape, *refs: Any, names: Sequence[str], results: Sequence[str], width: int, epsilon: float | None
+) -> None:
+  """x' = H x + b y, or normed, with Σ x' W, Σ x'² and Σ_j a_j x'_j: see `composed`. `results` names what is asked for.
+
+  width: features of a stream without padding. Normed streams are mixed twice, for their norm and behind it.
+  """
+  given = dict(zip(names, refs[: len(names)], strict=True))
+  made = dict(zip(results, refs[len(names) :], strict=True))
+  n, weights = shape.n, [_column(given["weights"], i) for i in range(shape.n)]
+  of_read = [_column(given["read"], i) for i in range(n)] if "read" in given else []
+
+  def mixed(first: Any) -> list[jax.Array]:
+    streams = [_load(given["x"], shape.stream(j, first)) for j in range(n)]
+    output = _load(given["y"], shape.vector(first))
+    if "mixer" in given:
+      streams = [_total([_column(given["mixer"], i * n + j) * streams[j] for j in range(n)]) for i in range(n)]
+    return [stream + weight * output for stream, weight in zip(streams, weights, strict=True)]
+
+  scales = [jnp.ones((), jnp.float32)] * n
+  if epsilon is not None:
+    squares = shape.walk(
+      lambda first, sums: tuple(s + _dot(z, z) for s, z in zip(sums, mixed(first), strict=True)),
+      _zeros(made["scale"], n),
+    )
+    scales = [jax.lax.rsqrt(square / width + epsilon) for square in squares]
+    _store_columns(made["scale"], scales)
+
+  def chunk(first: Any, sums: Any) -> Any:
+    streams = [(r * z).astype(made["streams"].dtype) for r, z in zip(scales, mixed(first), strict=True)]
+    for i, stream in enumerate(streams):
+      _store(made["streams"], shape.stream(i, first), stream)
+    wide = [stream.astype(jnp.float32) for stream in streams]
+    if of_read:
+      _store(made["vector"], shape.vector(first), _total([a * s for a, s in zip(of_read, wide, strict=True)]))
+    if "kernel" not in given:
+      return sums
+    products, square = sums
+    for i, stream in enumerate(wide):
+      rows = _load(given["kernel"], (shape.features(i, first), slice(None)))
+      products += jnp.dot(stream, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+      square += _dot(stream, stream)
+    return products, square
+
+  if "kernel" in given:
+    start = (jnp.zeros(made["products"].shape, jnp.float32), *_zeros(made["square"], 1))
+    made["products"][...], made["square"][...] = shape.walk(chunk, start)
+  else:
+    shape.walk(chunk, 0)
+
+
+def advance_backward(shape: Shape, *refs: Any, names: Sequence[str], results: Sequence[str], width: int) -> None:
+  """x̄, ȳ, b̄ and, as `results` names them, H̄ and ā: see `composed`. W is given as (k, n·d).
+
+  Of normed streams all that flows in is added up twice, for its part along x' and behind it.
+  """
+  given = dict(zip(names, refs[: len(names)], strict=True))
+  made = dict(zip(results, refs[len(names) :], strict=True))
+  n = shape.n
+
+  def flowing(first: Any, advanced: Sequence[jax.Array]) -> list[jax.Array]:
+    sums = [_load(given["cotangent"], shape.stream(i, first)) for i in range(n)]
+    if "vector" in given:
+      vector = _load(given["vector"], shape.vector(first))
+      sums = [g + _column(given["read"], i) * vector for i, g in enumerate(sums)]
+    if "kernel" in given:
+      of_products, twice = given["products"][...], 2.0 * _column(given["square"], 0)
+      for i in range(n):
+        kernel = _load(given["kernel"], (slice(None), shape.features(i, first)))
+        term = jnp.dot(of_products, kernel, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        sums[i] += term + twice * advanced[i]
+    return sums
+
+  def behind(first: Any) -> list[jax.Array]:
+    return [_load(given["advanced"], shape.stream(i, first)) for i in range(n)]
+
+  normed, along = "scale" in given, []
+  if normed:
+
+    def projected(first: Any, sums: Any) -> Any:
+      advanced = behind(first)
+      return tuple(s + _dot(g, x) for s, g, x in zip(sums, flowing(first, advanced), advanced, strict=True))
+
+    along = [s / width for s in shape.walk(projected, _zeros(made["weights"], n))]
+
+  def chunk(first: Any, sums: Any) -> Any:
+    advanced = behind(first)
+    cotangents = flowing(first, advanced)
+    if normed:
+      cotangents = [_column(given["scale"], i) * (cotangents[i] - along[i] * advanced[i]) for i in range(n)]
+    streams = [_load(given["x"], shape.stream(j, first)) for j in range(n)]
+    output = _load(given["y"], shape.vector(first))
+    weighted = [_column(given["weights"], i) * cotangents[i] for i in range(n)]
+    _store(made["output"], shape.vector(first), _total(weighted))
+    for j in range(n):
+      mixed = [_column(given["mixer"], i * n + j) * cotangents[i] for i in range(n)] if "mixer" in given else None
+      _store(made["streams"], shape.stream(j, first), cotangents[j] if mixed is None else _total(mixed))
+    terms = [_dot(g, output) for g in cotangents]
+    terms += [_dot(g, x) for g in cotangents for x in streams] if "mixer" in made else []
+    if "read" in made:
+      vector = _load(given["vector"], shape.vector(first))
+      terms += [_dot(vector, x) for x in advanced]
+    return tuple(s + t for s, t in zip(sums, terms, strict=True))
+
+  counts = {"weights": n, "mixer": n * n if "mixer" in made else 0, "read": n if "read" in made else 0}
+  sums = shape.walk(chunk, _zeros(made["weights"], sum(counts.values())))
+  for name, count in counts.items():
+    if count:
+      _store_columns(made[name], sums[:count])
+    sums = sums[count:]

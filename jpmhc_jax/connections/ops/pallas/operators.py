@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from jpmhc_jax.connections.ops import xla
+from jpmhc_jax.connections.ops.composed import Advanced, Composed, Flowing, Gradients
 from jpmhc_jax.connections.ops.contractions import einsum, seen
 from jpmhc_jax.connections.ops.pallas import bodies
 from jpmhc_jax.core.sharding import split_over
@@ -25,6 +27,7 @@ from jpmhc_jax.core.sharding import split_over
 __all__ = ["Kernels"]
 
 _TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
+_TRITON_STREAMS = 4  # of one pass
 _TRITON_KERNEL = 1 << 13  # numbers of W in shared memory at a time; Triton keeps up to four such parts
 _MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
 _MOSAIC_TOKENS = 512  # of a block at most: Mosaic unrolls over them
@@ -111,6 +114,101 @@ class Kernels:
       del arguments["x"]
     body = functools.partial(bodies.streams_backward, names=tuple(arguments))
     return self._run(body, list(arguments.values()), [_streams(x)])[0]
+
+  def advance(
+    self,
+    x: Array,
+    mixer: Array | None,
+    weights: Array,
+    y: Array,
+    kernel: Array | None = None,
+    read: Array | None = None,
+    epsilon: float | None = None,
+  ) -> Advanced:
+    """x' = H x + b ⊗ y with its norm, its statistics and the next read in one pass; see `StreamOps`."""
+    if self._separate(x):
+      return self._composed.advance(x, mixer, weights, y, kernel, read, epsilon)
+    arguments = {"x": _streams(x), "y": _vector(x, y), "weights": _coefficient(weights, 1, x)}
+    results = {"streams": _streams(x)}
+    if mixer is not None:
+      arguments["mixer"] = _coefficient(mixer, 2, x)
+    if epsilon is not None:
+      results["scale"] = _per_token(x, x.shape[-2])
+    if kernel is not None:
+      arguments["kernel"] = _Operand("rows", kernel)
+      factors = jax.ShapeDtypeStruct((*x.shape[:-2], 1, kernel.shape[-1]), jnp.float32)
+      results |= {"products": _Operand("factors", factors), "square": _per_token(x, 1)}
+    if read is not None:
+      arguments["read"], results["vector"] = _coefficient(read, 1, x), _vector(x)
+    body = functools.partial(
+      bodies.advance, names=tuple(arguments), results=tuple(results), width=x.shape[-1], epsilon=epsilon
+    )
+    made = dict(zip(results, self._run(body, list(arguments.values()), list(results.values())), strict=True))
+    result = Advanced(made["streams"], vector=made.get("vector"))
+    if epsilon is not None:
+      result = result._replace(scale=jnp.moveaxis(made["scale"], -1, 0))
+    if kernel is not None:
+      result = result._replace(products=jnp.moveaxis(made["products"][..., 0, :], -1, 0), square=made["square"][..., 0])
+    return result
+
+  def advance_backward(
+    self,
+    x: Array,
+    mixer: Array | None,
+    weights: Array,
+    y: Array,
+    advanced: Array,
+    scale: Array | None,
+    flowing: Flowing,
+    weights_of_read: bool,
+  ) -> Gradients:
+    """Every gradient of `advance` in one pass, W̄ apart; see `StreamOps`."""
+    if self._separate(x):
+      return self._composed.advance_backward(x, mixer, weights, y, advanced, scale, flowing, weights_of_read)
+    n, leading = x.shape[-2], x.shape[:-2]
+    arguments = {
+      "x": _streams(x),
+      "y": _vector(x, y),
+      "weights": _coefficient(weights, 1, x),
+      "advanced": _streams(advanced),
+      "cotangent": _streams(flowing.streams),
+    }
+    results = {"streams": _streams(x), "output": _vector(x), "weights": _per_token(x, n)}
+    if mixer is not None:
+      arguments["mixer"], results["mixer"] = _coefficient(mixer, 2, x), _per_token(x, n * n)
+    if scale is not None:
+      arguments["scale"] = _coefficient(scale, 1, x)
+    if flowing.projected is not None:
+      kernel, of_products, of_square = flowing.projected
+      rows = jnp.moveaxis(of_products, 0, -1).reshape(*leading, 1, kernel.shape[-1])
+      arguments["kernel"], arguments["products"] = _Operand("columns", kernel), _Operand("factors", rows)
+      arguments["square"] = _Operand("token", of_square.reshape(*leading, 1))
+    if flowing.read is not None:
+      vector, of_read = flowing.read
+      arguments |= {"vector": _vector(x, vector), "read": _coefficient(of_read, 1, x)}
+      if weights_of_read:
+        results["read"] = _per_token(x, n)
+    body = functools.partial(bodies.advance_backward, names=tuple(arguments), results=tuple(results), width=x.shape[-1])
+    made = dict(zip(results, self._run(body, list(arguments.values()), list(results.values())), strict=True))
+    return Gradients(
+      made["streams"],
+      None if mixer is None else _unflatten(made["mixer"], mixer, 2),
+      _unflatten(made["weights"], weights, 1),
+      made["output"],
+      None if flowing.projected is None else self.kernel_backward(advanced, *flowing.projected[:2]),
+      _unflatten(made["read"], flowing.read[1], 1) if "read" in made and flowing.read else None,
+    )
+
+  def _separate(self, x: Array) -> bool:
+    """Whether one pass would keep more in a GPU's shared memory than it has: then its operators run one by one."""
+    return self.platform == "gpu" and x.shape[-2] > _TRITON_STREAMS
+
+  @property
+  def _composed(self) -> Composed:
+    return Composed(
+      self.mix, xla.write, self.read, self.statistics, self.coefficients_backward, xla.write_backward,
+      self.kernel_backward, self.weights_backward, self.streams_backward,
+    )  # fmt: skip
 
   def _run(self, body: Callable[..., None], arguments: "list[_Operand]", results: "list[_Operand]") -> list[Array]:
     """Runs a body over all tokens, on every device's own part of them."""

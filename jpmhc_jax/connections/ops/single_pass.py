@@ -1,0 +1,101 @@
+"""One pass over the streams from one connection to the next, with its derivatives.
+
+    x' = H x + b ⊗ y, each stream normed or not;   Σ x' W and Σ x'² for the next connection;   u = Σ_j a_j x'_j
+
+`advance` is one operator for all of it: the streams are read once and written once. What the next connection reads may
+wait for its coefficients, which may be those of x' itself. Its streams are then `FusedStreams`, and the read's term of
+their gradient is added up in the backward pass of `advance`, together with all others.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jpmhc_jax.connections.ops import xla
+from jpmhc_jax.connections.ops.base import StreamOps
+from jpmhc_jax.connections.ops.composed import Flowing
+from jpmhc_jax.connections.ops.fused_streams import FusedStreams
+from jpmhc_jax.core.derivatives import custom_derivative
+
+__all__ = ["Passed", "advance"]
+
+
+class Passed(NamedTuple):
+  """What one pass hands over: the streams and what was asked for of them, else None."""
+
+  streams: FusedStreams
+  products: Float[Array, "k *tokens"] | None
+  square: Float[Array, "*tokens"] | None
+  vector: Float[Array, "*tokens d"] | None
+
+
+class _Inputs(NamedTuple):
+  streams: Array
+  mixer: Array | None
+  weights: Array
+  output: Array
+  kernel: Array | None
+  read: Array | None
+
+
+def advance(
+  streams: Float[Array, "*tokens n d"],
+  mixer: Float[Array, "n n *per_token_mix"] | None,
+  weights: Float[Array, "n *per_token"],
+  output: Float[Array, "*tokens d"],
+  ops: StreamOps,
+  *,
+  kernel: Float[Array, "n d k"] | None = None,
+  read: Float[Array, "n *per_token_read"] | None = None,
+  epsilon: float | None = None,
+) -> Passed:
+  """The streams behind a connection, with what the next one needs of them; see `StreamOps.advance`.
+
+  Without `read` the streams can be read once, by `vjp.read`.
+  """
+  return _advance(_Inputs(streams, mixer, weights, output, kernel, read), epsilon, ops)
+
+
+@functools.partial(custom_derivative, nondiff_argnums=(1, 2))
+def _advance(inputs: _Inputs, epsilon: float | None, ops: StreamOps) -> Passed:
+  return _forward(inputs, epsilon, ops)[0]
+
+
+def _forward(inputs: _Inputs, epsilon: float | None, ops: StreamOps) -> tuple[Passed, Any]:
+  made = ops.advance(*inputs, epsilon)
+  passed = Passed(_placeholders(made.streams, inputs.read is None), made.products, made.square, made.vector)
+  return passed, (inputs, made.streams, made.scale)
+
+
+def _placeholders(streams: Array, later: bool) -> FusedStreams:
+  if not later:
+    return FusedStreams(streams)
+  *tokens, n, d = streams.shape
+  weights = jnp.zeros((n, *tokens), jnp.promote_types(streams.dtype, jnp.float32))
+  return FusedStreams(streams, weights=weights, vector=jnp.zeros((*tokens, d), streams.dtype))
+
+
+def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Passed) -> tuple[_Inputs]:
+  inputs, advanced, scale = saved
+  later = inputs.read is None
+  read = (cotangents.streams.vector, cotangents.streams.weights) if later else (cotangents.vector, inputs.read)
+  projected = None if inputs.kernel is None else (inputs.kernel, cotangents.products, cotangents.square)
+  flowing = Flowing(cotangents.streams.streams, projected, read)
+  gradients = ops.advance_backward(*inputs[:4], advanced, scale, flowing, weights_of_read=not later)
+  return (jax.tree.map(_like, _Inputs(*gradients), inputs),)
+
+
+def _like(gradient: Array, primal: Array) -> Array:
+  return gradient.astype(primal.dtype).reshape(primal.shape)
+
+
+def _tangent(epsilon: float | None, ops: StreamOps, saved: Any, tangents: _Inputs) -> Passed:
+  """Of the formulas in plain JAX, for every back end."""
+  inputs: _Inputs = saved[0]
+  return jax.jvp(lambda inputs: _forward(inputs, epsilon, xla)[0], (inputs,), (tangents,))[1]  # type: ignore[no-any-return]
+
+
+_advance.defvjp(_forward, _backward, _tangent)
