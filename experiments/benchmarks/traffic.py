@@ -4,10 +4,12 @@
       [--streams=4] [--out=FILE]
 
 A scan over layers, each a connection (Cayley) around tanh(u W), is compiled with its gradient for one device of every
-topology (TPUs need libtpu, GPUs JAX's CUDA plugin), with every way to compute the apply stage and float32 and bfloat16
-streams. The compiled bodies of the two largest loops, one forward and one backward (which recomputes the layer), are
-read: what each operation, but those of loops inside, reads and writes in the device's main memory, in units of one copy
-of the streams; of what is stored for all layers the slice of one. Where the compiler says how many cycles it expects
+topology (TPUs need libtpu, GPUs JAX's CUDA plugin), with every way to compute the apply stage, one by one or with one
+pass from a connection to the next (`connections.chain`), and float32 and bfloat16 streams. The compiled bodies of the
+two largest loops, one forward and one backward (which recomputes the layer), are read: what each operation, but those
+of loops inside, reads and writes in the device's main memory, in units of one copy of the streams; of what is stored
+for all layers the slice of one. `apart` is the part of it that only moves streams: what the loop stores for the
+backward pass, takes from there, and copies into its next round. Where the compiler says how many cycles it expects
 (TPUs, kernels not counted), these are added up; `compile_s` are seconds of this machine.
 """
 
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from jpmhc_jax.config import schema
+from jpmhc_jax.connections import Chain, Link
 from jpmhc_jax.connections.ops import base, xla, xla_tpu
 from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core import arguments, sharding
@@ -36,6 +39,7 @@ _BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, 
 _ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\](\{{[^}}]*\}})?")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\) -> .*?\{\n(.*?)^\}", re.M | re.S)
 _OPERATION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)")
+_MOVES = re.compile(r"^copy|dynamic[-_](update[-_])?slice")
 _FREE = ("parameter", "bitcast", "tuple", "get-tuple-element", "constant", "while")
 
 
@@ -49,10 +53,10 @@ def main_memory_bytes(shapes: str) -> int:
   return total
 
 
-def body_traffic(body: str) -> tuple[int, int]:
-  """Bytes that the operations of a computation in HLO text read and write, and the cycles its compiler expects."""
+def body_traffic(body: str) -> tuple[int, int, int]:
+  """Bytes that the operations of a computation in HLO text read and write, those that only move, and the cycles."""
   shapes: dict[str, str] = {}
-  moved = cycles = 0
+  moved = apart = cycles = 0
   for line in body.splitlines():
     operation = _OPERATION.match(line)
     if not operation:
@@ -62,14 +66,18 @@ def body_traffic(body: str) -> tuple[int, int]:
     if kind in _FREE or kind.endswith("-done"):
       continue
     arguments = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-    moved += sum(main_memory_bytes(s) for s in (shape, *(shapes.get(a, "") for a in arguments)))
+    here = sum(main_memory_bytes(s) for s in (shape, *(shapes.get(a, "") for a in arguments)))
+    moved += here
+    apart += here if _MOVES.search(name) else 0
     expected = re.search(r'estimated_cycles":"(\d+)"', line)
     cycles += int(expected[1]) if expected else 0
-  return moved, cycles
+  return moved, apart, cycles
 
 
-def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, streams: int, width: int) -> Any:
-  """The compiled gradient of a scan over LAYERS layers."""
+def compile_layers(
+  device: jax.Device, operators: Any, chain: Chain | None, dtype: Any, tokens: int, streams: int, width: int
+) -> Any:
+  """The compiled gradient of a scan over LAYERS layers, whose connections act one by one or as links of a chain."""
   rule = hyper_connection_fn(schema.Connection(mixer="cayley", streams=streams), width, 0)
   place = functools.partial(jax.ShapeDtypeStruct, sharding=jax.sharding.SingleDeviceSharding(device))
   one = jax.eval_shape(rule.init, jax.random.key(0))
@@ -80,8 +88,18 @@ def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, 
     def layer(state: Any, own: Any) -> Any:
       return rule(own[0], state, lambda u: jnp.tanh(u @ own[1])), None
 
+    def link(passing: Any, own: Any) -> Any:
+      here, *following = (Link(rule, each) for each in own[0])
+      return chain.step(passing, here, lambda u: jnp.tanh(u @ own[1]), following), None  # type: ignore[union-attr]
+
     state = jnp.broadcast_to(x[:, None], (tokens, streams, width))
-    return jnp.mean(jax.lax.scan(jax.checkpoint(layer), state, (parameters, weights))[0], axis=-2)
+    if chain is None:
+      return jnp.mean(jax.lax.scan(jax.checkpoint(layer), state, (parameters, weights))[0], axis=-2)
+    of_each = [jax.tree.map(lambda leaf, k=k: jnp.roll(leaf, -k, 0), parameters) for k in range(chain.ahead + 1)]
+    first = [Link(rule, jax.tree.map(lambda leaf: leaf[0], each)) for each in of_each[: chain.ahead]]
+    return jnp.mean(
+      jax.lax.scan(jax.checkpoint(link), chain.enter(state, first), (of_each, weights))[0].streams, axis=-2
+    )
 
   def both(parameters: Any, weights: Any, x: Any, cotangent: Any) -> Any:
     value, pullback = jax.vjp(network, parameters, weights, x)
@@ -95,13 +113,18 @@ def compile_layers(device: jax.Device, operators: Any, dtype: Any, tokens: int, 
 def measure(topology: str, tokens: int, streams: int, width: int) -> list[dict[str, Any]]:
   """A row for every way to compute and every dtype."""
   device = devices_of(topology)[0]
-  ways = {"portable": xla, "by stream": xla_tpu, "kernels": Kernels(device.platform)}
+  kernels = Kernels(device.platform)
+  ways: dict[str, tuple[Any, Chain | None]] = {
+    "portable": (xla, None), "by stream": (xla_tpu, None), "kernels": (kernels, None),
+    "portable, own": (xla, Chain("own")), "by stream, own": (xla_tpu, Chain("own")),
+    "kernels, own": (kernels, Chain("own")), "kernels, previous": (kernels, Chain("previous")),
+  }  # fmt: skip
   rows = []
   for dtype in DTYPES:
     copy = tokens * streams * width * jnp.dtype(dtype).itemsize
-    for way, operators in ways.items():
+    for way, (operators, chain) in ways.items():
       began = time.perf_counter()
-      compiled = compile_layers(device, operators, dtype, tokens, streams, width)
+      compiled = compile_layers(device, operators, chain, dtype, tokens, streams, width)
       seconds = time.perf_counter() - began
       text = compiled.as_text()
       bodies = set(re.findall(r"body=%([\w.\-]+)", text[text.index("ENTRY ") :]))
@@ -109,7 +132,8 @@ def measure(topology: str, tokens: int, streams: int, width: int) -> list[dict[s
       rows.append({
         "topology": topology, "dtype": jnp.dtype(dtype).name, "computed": way,
         "forward": traffic[0][0] / copy, "backward": traffic[1][0] / copy,
-        "Mcycles": sum(cycles for _, cycles in traffic) / 1e6,
+        "forward apart": traffic[0][1] / copy, "backward apart": traffic[1][1] / copy,
+        "Mcycles": sum(cycles for *_, cycles in traffic) / 1e6,
         "temporaries": compiled.memory_analysis().temp_size_in_bytes / copy, "compile_s": seconds,
       })  # fmt: skip
   return rows
@@ -126,11 +150,11 @@ def main() -> None:
   options = parser.parse_args()
   sizes = (options.tokens, options.streams, options.width)
   rows = [row for topology in options.topology for row in measure(topology, *sizes)]
-  columns = ("forward", "backward", "temporaries", "Mcycles", "compile_s")
-  print("in copies of the streams:".ljust(30) + "".join(f"{column:>12s}" for column in columns))
+  columns = ("forward", "forward apart", "backward", "backward apart", "temporaries", "Mcycles", "compile_s")
+  print("in copies of the streams:".ljust(54) + "".join(f"{column:>16s}" for column in columns))
   for row in rows:
-    named = "".join(f"{row[name]:10s}" for name in ("topology", "dtype", "computed"))
-    print(named + "".join(f"{row[column]:12.1f}" for column in columns))
+    named = "".join(f"{row[name]:18s}" for name in ("topology", "dtype", "computed"))
+    print(named + "".join(f"{row[column]:16.1f}" for column in columns))
   if options.out:
     timing.write_json(options.out, {"tokens, streams, width": sizes, "rows": rows})
 

@@ -36,7 +36,12 @@ COEFFICIENTS_FROM = ("own", "previous")
 
 
 class Link(NamedTuple):
-  """One connection of a chain: its rule and its parameters."""
+  """One connection of a `Chain`: its rule and its parameters, a dict of float32 arrays as `rule.init` makes them.
+
+  >>> rule = jp.HyperConnectionFn(jp.Cayley(), streams=4, width=8)
+  >>> sorted(jp.Link(rule, rule.init(jax.random.key(0))).parameters)
+  ['bias', 'projection']
+  """
 
   rule: HyperConnectionFn
   parameters: Parameters
@@ -152,9 +157,10 @@ class Chain:
     ).streams.streams
 
 
-def check_link(rule: HyperConnectionFn, before: HyperConnectionFn | None = None) -> None:
+def check_link(
+  rule: HyperConnectionFn, before: HyperConnectionFn | None = None, remedy: str = "or connections one by one"
+) -> None:
   """Raises ConfigError for a connection that a chain has no operator for, or that does not fit the one before it."""
-  remedy = "or connections one by one, without a single pass"
   if rule.routing.segments > 1:
     raise ConfigError(f"segments={rule.routing.segments}: expected 1 in a single pass, {remedy}")
   if rule.generator != "static":

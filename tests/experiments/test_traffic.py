@@ -32,8 +32,8 @@ def test_reads_and_writes_of_main_memory_are_counted_and_a_stack_by_its_slice():
   bodies = dict(traffic._COMPUTATION.findall(HLO))
   assert set(bodies) == {"body", "main"}
   # near reads a slice of the stack (160 bytes) and the state (80) into on-chip memory; far writes 80 from there
-  assert traffic.body_traffic(bodies["body"]) == (160 + 80 + 80, 345)
-  assert traffic.body_traffic(bodies["main"]) == (0, 0)
+  assert traffic.body_traffic(bodies["body"]) == (160 + 80 + 80, 0, 345)
+  assert traffic.body_traffic(bodies["main"]) == (0, 0, 0)
   assert traffic.main_memory_bytes("(f32[], pred[8], f32[3,5]{1,0:T(8,128)})") == 4 + 8 + 60
 
 

@@ -123,6 +123,8 @@ class ResidualImageClass(ImagePass):
     for connection in stage_connections(config.model, config.connection):
       check_connection(connection, config.model.width)
     check_one_call(config)
+    single = config.connection.single_pass
+    require(single == "off", "connection.single_pass", single, "off: the blocks of model.kind=resnet end in a ReLU")
 
   def build(self, config: schema.Config, dataset: ImageDataset, rngs: nnx.Rngs) -> ResNet:
     """A `ResNet` for the data set's size of image."""

@@ -1,0 +1,109 @@
+"""connection.single_pass in networks: the numbers of connections one by one, and the published variant."""
+
+import dataclasses
+import functools
+
+import chex
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jpmhc_jax.config import schema
+from jpmhc_jax.core.errors import ConfigError
+from jpmhc_jax.models import connections
+from jpmhc_jax.models.trm import TRM
+from jpmhc_jax.models.urm import URM
+from jpmhc_jax.training.tasks import task_of
+
+MODEL = schema.Model(
+  width=16, heads=2, layers=2, puzzle=schema.Puzzle(width=16, slots=1), recursion=schema.Recursion(outer=2, inner=1)
+)
+CONNECTION = schema.Connection(streams=2, init_scale=1.0)
+INPUTS, ROWS = jnp.arange(8).reshape(2, 4) % 5, jnp.ones((2, 16))
+
+
+@functools.cache
+def _network(kind, single_pass, **fields):
+  connection = dataclasses.replace(CONNECTION, single_pass=single_pass, **fields)
+  model = dataclasses.replace(MODEL, convolution=2 * (kind is URM))
+  network = kind(model, connection, vocab_size=5, sequence_length=4, rngs=nnx.Rngs(0))
+  return nnx.split(network)
+
+
+@functools.cache
+def _step(kind, single_pass, **fields):
+  """The answer of one supervision step and the gradient of a number made of it, by all parameters."""
+  graph, state = _network(kind, single_pass, **fields)
+
+  def answer(state):
+    network = nnx.merge(graph, state)
+    output = network(*network.initial_latents(2, 5), INPUTS, ROWS)
+    return jnp.sum(jnp.sin(output.logits)) + jnp.sum(output.q), output.logits
+
+  # Away from the start, where the halting head and the streams' differences are zero.
+  moved = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), state)
+  gradient, logits = jax.jit(jax.grad(answer, has_aux=True))(moved)
+  return logits, gradient
+
+
+@pytest.mark.parametrize(
+  ("kind", "fields"),
+  [
+    (TRM, {}),
+    *(
+      pytest.param(kind, fields, marks=pytest.mark.slow)
+      for kind, fields in (
+        (URM, {"scope": "call", "mixer": "identity"}),
+        (TRM, {"sharing": "per_call", "mixer": "sinkhorn"}),
+        (TRM, {"generator": "static", "parameterisation": "manifold"}),
+      )
+    ),
+  ],
+  ids=str,
+)
+def test_own_coefficients_in_one_pass_give_the_same_network(kind, fields):
+  (expected, gradient), (logits, own) = (_step(kind, single_pass, **fields) for single_pass in ("off", "own"))
+  chex.assert_trees_all_close(logits, expected, atol=1e-5)
+  chex.assert_trees_all_close(own, gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_coefficients_one_connection_old_are_a_network_of_the_same_parameters():
+  (graph, state), (_, plain) = (_network(TRM, single_pass) for single_pass in ("previous", "off"))
+  chex.assert_trees_all_equal(jax.tree.map(jnp.shape, state), jax.tree.map(jnp.shape, plain))
+  network, seen = nnx.merge(graph, state), {}
+  latent, _ = network.initial_latents(2, 5)
+  x = network.injected(network.embed(INPUTS, ROWS))
+  h = latent * jnp.array([0.5, 2.0])[None, None, :, None]  # streams that differ
+  visited = network.network(h, x, 0, lambda name, connection, streams: seen.update({name: (connection, streams)}))
+  chex.assert_trees_all_close(visited, network.network(h, x, 0), atol=1e-5)
+
+  names = ["block0.tokens", "block0.features", "block1.tokens", "block1.features"]
+  assert list(seen) == names
+  for before, name in zip([names[0], *names], names, strict=False):
+    connection, streams = seen[name]
+    expected = network.parts()[names.index(name)].connect.coefficients(seen[before][1])
+    chex.assert_trees_all_close(connection.coefficients(streams), expected, atol=1e-6)
+    values, _ = connection.diagnostics(streams)
+    assert set(values) >= {"difference_energy", "mixer_sensitivity"}
+  logits, _ = _step(TRM, "previous")
+  assert float(jnp.max(jnp.abs(logits - _step(TRM, "off")[0]))) > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("fields", "model", "complaint"),
+  [
+    ({"segments": 2}, {}, "connection.segments=2: expected 1 in a single pass, or connection.single_pass=off"),
+    ({"norm": "layernorm"}, {}, "connection.norm='layernorm': expected 'rmsnorm' in a single pass"),
+    ({}, {"token_mixer": "mlp"}, "connection.single_pass='own': expected off, since mlp's norm is over positions"),
+    ({}, {"kind": "resnet"}, "connection.single_pass='own': expected off: the blocks of model.kind=resnet"),
+  ],
+  ids=str,
+)
+def test_what_has_no_single_pass_is_refused(fields, model, complaint):
+  connection = dataclasses.replace(CONNECTION, single_pass="own", **fields)
+  data = schema.Data(kind="images" if model.get("kind") == "resnet" else "arc")
+  config = schema.Config(data=data, model=dataclasses.replace(MODEL, **model), connection=connection)
+  with pytest.raises(ConfigError, match=complaint):
+    connections.check(config)
+    task_of(config).check(config)
