@@ -89,9 +89,14 @@ class Chain:
       check_number("norm_epsilon", self.norm_epsilon, ge=0)
 
   @property
+  def lags(self) -> bool:
+    """Whether coefficients are one connection old."""
+    return self.coefficients == "previous"
+
+  @property
   def ahead(self) -> int:
     """How many connections behind the present one a step must know."""
-    return 1 if self.coefficients == "own" else 2
+    return 1 + self.lags
 
   def __call__(
     self, streams: Float[Array, "*tokens n d"], links: Sequence[Link], sublayers: Sequence[SubLayer]
@@ -131,11 +136,10 @@ class Chain:
     `link.parameters` are not used for what is known already, its coefficients.
     """
     check_link(following[0].rule, link.rule)
-    lagged = self.coefficients == "previous"
     behind, ops = following[0], _ops(link)
-    known = lagged or behind.rule.generator == "static"  # so that the read joins the pass
+    known = self.lags or behind.rule.generator == "static"  # so that the read joins the pass
     coefficients = _coefficients(behind, passing.products, passing.square) if known else None
-    projected = (following[1] if len(following) > 1 else None) if lagged else behind
+    projected = (following[1] if len(following) > 1 else None) if self.lags else behind
     passed = single_pass.advance(
       passing.streams, passing.coefficients.mix, passing.coefficients.write, _output(passing.vector, sublayer), ops,
       kernel=None if projected is None else _kernel(projected, passing.streams),
@@ -143,7 +147,7 @@ class Chain:
     )  # fmt: skip
     if coefficients is not None and passed.vector is not None:
       return Passing(
-        passed.streams.streams, passed.vector, coefficients, *((passed.products, passed.square) if lagged else ())
+        passed.streams.streams, passed.vector, coefficients, *((passed.products, passed.square) if self.lags else ())
       )
     coefficients = _coefficients(behind, passed.products, passed.square)
     return Passing(passed.streams.streams, vjp.read(passed.streams, coefficients.read, ops), coefficients)

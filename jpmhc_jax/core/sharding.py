@@ -77,6 +77,12 @@ def split_over(name: str, size: int) -> tuple[str, ...]:
   return axes if devices > 1 and size % devices == 0 else ()
 
 
+def constrain_rows(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+  """x with its leading axis split as a batch is and all others whole, where the ambient mesh divides it."""
+  split = split_over("batch", x.shape[0]) if x.ndim else ()
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(split)) if split else x
+
+
 def constrain_hidden(h: Float[Array, "b l ..."]) -> Float[Array, "b l ..."]:
   """A residual state: (batch, positions, features), with streams, or symbols and streams, in front of the features."""
   return constrain(h, "batch", "positions", *(None,) * (h.ndim - 3), "features")

@@ -45,11 +45,11 @@ from jpmhc_jax.connections import (
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain
+from jpmhc_jax.models.blocks import plain_residual, recomputing
 from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
 from jpmhc_jax.models.convolutions import Convolution, Convolutions, Hidden, NORMS
 from jpmhc_jax.models.layers import kept_paths, per_row, pixels, stacked, truncated_normal, weight
 from jpmhc_jax.models.products import dense, kept
-from jpmhc_jax.models.trm import plain_residual, recomputing
 
 _IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BOTTLENECK = 50  # the depth from which on a block of form=imagenet has three convolutions, and four times its width

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.models.blocks import Block, Connect, connection_of, Latent, Part, plain_residual
 from jpmhc_jax.models.connections import hyper_connection_fn, sublayer_width
 from jpmhc_jax.models.layers import Attention
-from jpmhc_jax.models.trm import Block, Connect, connection_of, Latent, Part, plain_residual, TRM
+from jpmhc_jax.models.trm import TRM
 
 SPECIAL = 2  # tokens at the start of a vocabulary that no permutation moves
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from jpmhc_jax.models.trm import Latent
+from jpmhc_jax.models.blocks import Latent
 
 _MULTIPLIER = 0x9E3779B1  # odd: no token's weight loses bits
 

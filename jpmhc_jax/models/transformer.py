@@ -23,32 +23,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import StreamExpansion, StreamSources, StreamSourcesFn
+from jpmhc_jax.connections import Chain, StreamExpansion, StreamSources, StreamSourcesFn
+from jpmhc_jax.connections.chain import Passing
 from jpmhc_jax.core.errors import ConfigError, require
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain, constrain_hidden
-from jpmhc_jax.models.connections import stream_expansion_fn
+from jpmhc_jax.models.blocks import Block, call_vectors, one_by_one, Part, PerCall, recomputing, with_vector
+from jpmhc_jax.models.connections import chain_of, stream_expansion_fn
 from jpmhc_jax.models.layers import kept_paths, per_row, pixels, rms_norm, stacked, weight
-from jpmhc_jax.models.trm import Block, call_vectors, Part, PerCall, recomputing, Visitor, with_vector
 
 Hidden = Float[Array, "b l ..."]
 
 
 class Layer(Block):
   """Two sub-layers in pre-norm form: h ← connect(h, mix tokens ∘ RMS); h ← connect(h, SwiGLU ∘ RMS)."""
-
-  def __call__(
-    self,
-    h: Hidden,
-    visit: Visitor | None = None,
-    call: int | Int[Array, ""] = 0,
-    scales: Float[Array, "2 b"] | None = None,
-  ) -> Hidden:
-    for number, part in enumerate(self.parts(call)):
-      if visit is not None:
-        visit(part.name, part.connect, h)
-      h = constrain_hidden(part.connect(h, _scaled(part.sublayer, None if scales is None else scales[number])))
-    return h
 
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, Part]:
     """The two halves in order, each sub-layer behind its norm; no norm follows a connection."""
@@ -58,12 +46,46 @@ class Layer(Block):
       features._replace(sublayer=self._behind_norm(features.sublayer), axes=()),
     )
 
+  def scaled(self, scales: Float[Array, "2 b"] | None) -> tuple[Part, ...]:
+    """The two halves, what each sub-layer makes of an example times a number."""
+    parts = self.parts()
+    if scales is None:
+      return parts
+    return tuple(
+      part._replace(sublayer=functools.partial(_times, part.sublayer, scale))
+      for part, scale in zip(parts, scales, strict=True)
+    )
+
   def _behind_norm(self, sublayer: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda u: sublayer(rms_norm(u, self.epsilon))
 
 
-def _scaled(sublayer: Callable[[Array], Array], scales: Float[Array, "b"] | None) -> Callable[[Array], Array]:
-  return sublayer if scales is None else lambda u: per_row(sublayer(u), scales)
+def _times(sublayer: Callable[[Array], Array], scale: Float[Array, "b"], u: Array) -> Array:
+  return per_row(sublayer(u), scale)
+
+
+def _chained(chain: Chain, layers: Layer, h: Hidden, scales: Float[Array, "layers 2 b"] | None, policy: str) -> Hidden:
+  """The streams behind all layers, with one pass over them for each connection.
+
+  The last one prepares a connection too, the first of all, so that the layers stay one scan; nothing comes of it.
+  """
+  connects = layers.connect_tokens, layers.connect_features
+  following = jax.tree.map(lambda leaf: jnp.roll(leaf, -1, axis=0), connects)
+  first = jax.tree.map(lambda leaf: leaf[0], connects)
+
+  def body(passing: Passing, piece: tuple[Layer, Any, Any]) -> tuple[Passing, None]:
+    layer, behind, scale = piece
+    parts = layer.scaled(scale)
+    links = [connect.link for connect in (*(part.connect for part in parts), *behind)]  # type: ignore[attr-defined]
+    for k, part in enumerate(parts):
+      passing = chain.step(passing, links[k], part.sublayer, links[k + 1 : k + 1 + chain.ahead])
+      passing = passing._replace(streams=constrain_hidden(passing.streams))
+    return passing, None
+
+  entered = chain.enter(h, [connect.link for connect in first[: chain.ahead]])  # type: ignore[union-attr]
+  passing, _ = jax.lax.scan(recomputing(body, policy), entered, (layers, following, scales))
+  streams: Hidden = passing.streams
+  return streams
 
 
 def _collect(records: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:
@@ -77,7 +99,7 @@ class Transformer(nnx.Module):
   """
 
   def __init__(self, model: schema.Model, connection: schema.Connection, *, length: int, causal: bool, rngs: nnx.Rngs):
-    self.model = model
+    self.model, self.chain = model, chain_of(connection)
     ends = stream_expansion_fn(connection, model.width)
     self.ends = StreamExpansion(ends, rngs=rngs) if connection.streams > 1 else None
 
@@ -108,16 +130,23 @@ class Transformer(nnx.Module):
     loops = self.model.loops
     own, layers = self._of_loops()
 
-    def body(h: Array, piece: tuple[Layer, Array | None, Array | None]) -> tuple[Array, dict[str, Any]]:
-      layer, nudge, scale = piece
+    policy, epsilon, chain = self.model.rematerialise, self.model.norm_epsilon, self.chain
+
+    def body(state: tuple[Array, Array | None], piece: tuple[Layer, Any, Any]) -> tuple[Any, dict[str, Any]]:
+      (h, seen), (layer, nudge, scale) = state, piece
       records: dict[str, Any] = {}
       visit = None if probe is None else functools.partial(_collect, records, probe)
-      return layer(h if nudge is None else h + nudge, visit, scales=scale), records
+      h = h if nudge is None else h + nudge
+      return one_by_one(layer.scaled(scale), h, epsilon, visit, seen), records
 
     def loop(h: Array, turn: tuple[Any, Any, Any, Array]) -> tuple[Array, dict[str, Any]]:
       own, nudges, scales, number = turn
-      pieces = layers(own), nudges, scales
-      return jax.lax.scan(recomputing(body, self.model.rematerialise), self.entering(h, number), pieces)
+      stack, h = layers(own), self.entering(h, number)
+      if chain is not None and probe is None and nudges is None:
+        return _chained(chain, stack, h, scales, policy), {}
+      start = h, (h if chain is not None and chain.lags else None)
+      (h, _), records = jax.lax.scan(recomputing(body, policy), start, (stack, nudges, scales))
+      return h, records
 
     nudges, scales = jax.tree.map(lambda leaf: leaf.reshape(loops, -1, *leaf.shape[1:]), (nudges, scales))
     turns = own, nudges, scales, jnp.arange(loops, dtype=jnp.int32)

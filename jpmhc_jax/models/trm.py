@@ -13,8 +13,7 @@ streams of a token together, so that equal copies are normed as the plain networ
 published TRM. Source: 2510.04871 and its code.
 """
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Callable
 import functools
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -25,26 +24,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import expand, HyperConnection, HyperConnectionFn, StreamExpansion
-from jpmhc_jax.core.sharding import constrain, constrain_hidden
-from jpmhc_jax.models.connections import chain_of, hyper_connection_fn, stream_expansion_fn, sublayer_width
-from jpmhc_jax.models.layers import (
-  Attention,
-  ConvSwiGLU,
-  rms_norm,
-  stacked,
-  SwiGLU,
-  swiglu_width,
-  TokenMLP,
-  truncated_normal,
-  weight,
+from jpmhc_jax.connections import expand, StreamExpansion
+from jpmhc_jax.core.sharding import constrain
+from jpmhc_jax.models.blocks import (
+  Block,
+  call_vectors,
+  in_one_pass,
+  Latent,
+  one_by_one,
+  Part,
+  recomputing,
+  Visitor,
+  with_vector,
 )
-from jpmhc_jax.models.products import SAVED
+from jpmhc_jax.models.connections import chain_of, stream_expansion_fn
+from jpmhc_jax.models.layers import truncated_normal, weight
 
-Latent = Float[Array, "b l ..."]
 Network = Callable[[Array, Array, Array], Array]  # (h, injection, number of the call in its cycle)
-Connect = Callable[[Array, Callable[[Array], Array]], Array]
-Visitor = Callable[[str, Any, Array], None]  # (name, connection, the streams that enter it)
 
 _HALT_BIAS = -5.0  # q_head starts at σ(−5): nothing halts early until the model has learned to say so
 
@@ -114,139 +110,6 @@ def without_gradient(network: Network, latent: Array) -> Network:
   """
   pure, parameters = jax.closure_convert(network, latent, latent, jnp.zeros((), jnp.int32))
   return lambda h, v, number: pure(h, v, number, *jax.lax.stop_gradient(parameters))
-
-
-class Part(NamedTuple):
-  """One connection with its sub-layer; the streams pass through `rms_norm(connect(h, sublayer), epsilon, axes)`.
-
-  No axes, (): no norm follows. activation: what acts on every number of the streams then, if anything does.
-  """
-
-  name: str
-  connect: Connect
-  sublayer: Callable[[Array], Array]
-  axes: int | tuple[int, ...]
-  activation: Callable[[Array], Array] | None = None
-
-
-def one_by_one(
-  parts: Sequence[Part], h: Latent, epsilon: float, visit: Visitor | None = None, seen: Latent | None = None
-) -> tuple[Latent, Latent | None]:
-  """The streams behind all parts, and those in front of the last one.
-
-  seen: the streams that the coefficients of the first are made of; those of the others are then made of the streams in
-  front of the part before. None: every connection makes its own of the streams that enter it.
-  """
-  for part in parts:
-    connect = part.connect if seen is None else part.connect.seeing(seen)  # type: ignore[attr-defined]
-    if visit is not None:
-      visit(part.name, connect, h)
-    seen = None if seen is None else h
-    h = connect(h, part.sublayer)
-    h = constrain_hidden(h if part.axes == () else rms_norm(h, epsilon, axis=part.axes))
-  return h, seen
-
-
-class PerCall(nnx.Module):
-  """Modules of one form with parameters of their own for each call of a cycle, stacked in front."""
-
-  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], calls: int, rngs: nnx.Rngs):
-    self.calls = stacked(lambda rngs, call: make(rngs), calls, rngs, name="calls")
-
-  def at(self, call: int | Int[Array, ""]) -> Any:
-    """The module of one call."""
-    return jax.tree.map(lambda leaf: leaf[call], self.calls)
-
-
-class Block(nnx.Module):
-  """Two sub-layers in post-norm form: h ← RMS(connect(h, mix tokens)); h ← RMS(connect(h, SwiGLU))."""
-
-  def __init__(
-    self,
-    model: schema.Model,
-    connection: schema.Connection,
-    length: int,
-    layer: int | Int[Array, ""],
-    rngs: nnx.Rngs,
-    causal: bool = False,
-    calls: int = 1,
-  ):
-    def one(make: Callable[[nnx.Rngs], Any], shared: bool) -> Any:
-      return make(rngs) if shared else PerCall(make, calls, rngs)
-
-    sublayers, hidden = connection.sharing != "none", model.width
-    model = dataclasses.replace(model, width=sublayer_width(connection, hidden))
-    self.tokens = one(lambda rngs: _token_mixer(model, length, causal, rngs), sublayers)
-    self.features = one(functools.partial(_feed_forward, model), sublayers)
-    self.connect_tokens: Connect | PerCall
-    self.connect_features: Connect | PerCall
-    if connection.streams > 1:
-      rule = hyper_connection_fn(connection, hidden, layer_index=0)
-      self.connect_tokens, self.connect_features = (
-        one(functools.partial(connection_of, rule, index), connection.sharing == "all")
-        for index in (2 * layer, 2 * layer + 1)
-      )
-    else:
-      self.connect_tokens = self.connect_features = plain_residual
-    self.epsilon = model.norm_epsilon
-    self.feature_axes = -1 if connection.segments == 1 else (-2, -1)
-    self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
-
-  def __call__(self, h: Latent, call: int | Int[Array, ""] = 0) -> Latent:
-    return one_by_one(self.parts(call), h, self.epsilon)[0]
-
-  def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
-    """The two halves in order, as a call of the cycle has them."""
-
-    def of(module: Any) -> Any:
-      return module.at(call) if isinstance(module, PerCall) else module
-
-    return (
-      Part("tokens", of(self.connect_tokens), of(self.tokens), self.token_axes),
-      Part("features", of(self.connect_features), of(self.features), self.feature_axes),
-    )
-
-
-def call_vectors(calls: int, width: int) -> nnx.Param:
-  """A learned vector for each call, which starts at zero."""
-  return nnx.Param(jnp.zeros((calls, width), jnp.float32), axes=("calls", "embed"), role="trunk")
-
-
-def with_vector(
-  h: Latent, vectors: nnx.Param, call: int | Int[Array, ""], widen: Callable[[Float[Array, "b l d"]], Latent]
-) -> Latent:
-  """h, and the vector of this call in every stream, as `widen` makes streams of a vector."""
-  vector = widen(vectors[...].astype(h.dtype)[call][None, None])
-  return h + vector.reshape((1,) * (h.ndim - vector.ndim) + vector.shape)
-
-
-def connection_of(rule: HyperConnectionFn, index: int | Int[Array, ""], rngs: nnx.Rngs) -> HyperConnection:
-  """The connection of a sub-layer, the `index`-th of its network."""
-  return HyperConnection(rule, layer_index=index, rngs=rngs)
-
-
-def _token_mixer(model: schema.Model, length: int, causal: bool, rngs: nnx.Rngs) -> Attention | TokenMLP:
-  if model.token_mixer == "mlp":
-    return TokenMLP(length, swiglu_width(length, model.expansion, model.mlp_multiple), rngs=rngs)
-  theta = model.rope_theta if model.positions == "rope" else None
-  return Attention(model.width, model.heads, rope_theta=theta, rngs=rngs, causal=causal, implementation=model.attention)
-
-
-def _feed_forward(model: schema.Model, rngs: nnx.Rngs) -> SwiGLU:
-  hidden = swiglu_width(model.width, model.expansion, model.mlp_multiple)
-  if model.convolution:
-    return ConvSwiGLU(model.width, hidden, model.convolution, rngs=rngs)
-  return SwiGLU(model.width, hidden, rngs=rngs)
-
-
-def plain_residual(h: Array, sublayer: Callable[[Array], Array]) -> Array:
-  """h + F(h): what a connection is with one stream."""
-  return h + sublayer(h)
-
-
-def recomputing(block: Callable[..., Any], policy: str) -> Callable[..., Any]:
-  """A block with what its backward pass recomputes. In a scan nothing merges with the forward pass: no barriers."""
-  return jax.checkpoint(block, policy=SAVED[policy], prevent_cse=False) if policy in SAVED else block
 
 
 class TRM(nnx.Module):
@@ -365,22 +228,16 @@ class TRM(nnx.Module):
     inside_call = self.connection.streams > 1 and self.connection.scope == "call"
     h = self.ends.expand(h) if inside_call else h
     if visit is not None:
-      lagged = self.connection.single_pass == "previous" and self.connection.streams > 1
-      h, _ = one_by_one(self.parts(call), h, self.model.norm_epsilon, visit, seen=h if lagged else None)
+      seen = h if self.chain is not None and self.chain.lags else None
+      h, _ = one_by_one(self.parts(call), h, self.model.norm_epsilon, visit, seen)
     elif self.chain is not None:
-      h = recomputing(functools.partial(self._in_one_pass, call), self.model.rematerialise)(h)
+      chained = functools.partial(in_one_pass, self.chain, self.parts(call))
+      h = recomputing(chained, self.model.rematerialise)(h)
     else:
       for layer in range(self.model.layers):
         block = getattr(self, f"block{layer}")
         h = recomputing(functools.partial(block, call=call), self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
-
-  def _in_one_pass(self, call: int | Int[Array, ""], h: Latent) -> Latent:
-    """The streams behind all blocks of one call, with one pass over them for every part."""
-    assert self.chain is not None, "connection.single_pass"
-    parts = self.parts(call)
-    links = [part.connect.link for part in parts]  # type: ignore[attr-defined]
-    return self.chain(h, links, [part.sublayer for part in parts])
 
   def reason(self, network: Network, z_h: Latent, z_l: Latent | None, x: Array) -> tuple[Latent, Latent | None]:
     """The latents after one supervision step."""

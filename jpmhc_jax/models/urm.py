@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.models.trm import Latent, Network, still, TRM, Visitor
+from jpmhc_jax.models.blocks import Latent, Visitor
+from jpmhc_jax.models.trm import Network, still, TRM
 
 
 class URM(TRM):

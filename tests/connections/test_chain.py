@@ -1,6 +1,7 @@
 """Chains with one pass over the streams against connections one by one, and against formulas written out in NumPy."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -80,6 +81,7 @@ def test_one_pass_equals_its_operators_one_by_one(ops, sizes, epsilon, later):
   _near(_pass(inputs, OPS[ops], epsilon, later), _apart(inputs, epsilon))
 
 
+@pytest.mark.slow
 def test_one_pass_in_bfloat16_rounds_as_the_operators_do():
   inputs = [x.astype(jnp.bfloat16) if i in (0, 3) else x for i, x in enumerate(_inputs())]
   expected, gradients = _apart(inputs, EPSILON)
@@ -121,13 +123,15 @@ def _one_by_one(coefficients, epsilon, rules, parameters, streams, weights):
   return streams
 
 
-@pytest.mark.parametrize("coefficients", ["own", "previous"])
 @pytest.mark.parametrize(
-  ("form", "ops"),
+  ("coefficients", "form", "ops"),
   [
-    ("dynamic", "xla"),
-    *(pytest.param(form, "xla", marks=pytest.mark.slow) for form in list(FORMS)[1:]),
-    pytest.param("dynamic", "tpu", marks=pytest.mark.slow),
+    ("own", "dynamic", "xla"),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in itertools.product(("own", "previous"), FORMS, ("xla", "tpu"))
+      if case != ("own", "dynamic", "xla") and (case[1] == "dynamic" or case[2] == "xla")
+    ),
   ],
 )
 def test_a_chain_equals_its_connections_one_by_one(coefficients, form, ops, monkeypatch):

@@ -14,7 +14,7 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.connections.interop import from_peer
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.models import connections
-from jpmhc_jax.models.trm import Block
+from jpmhc_jax.models.blocks import Block
 from jpmhc_jax.training.tasks import task_of
 
 MODEL = schema.Model(width=32, heads=1, layers=1, mlp_multiple=256, norm_epsilon=1e-5, rematerialise="none")

@@ -12,6 +12,7 @@ import pytest
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.models import connections
+from jpmhc_jax.models.transformer import Decoder
 from jpmhc_jax.models.trm import TRM
 from jpmhc_jax.models.urm import URM
 from jpmhc_jax.training.tasks import task_of
@@ -68,6 +69,7 @@ def test_own_coefficients_in_one_pass_give_the_same_network(kind, fields):
   chex.assert_trees_all_close(own, gradient, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_coefficients_one_connection_old_are_a_network_of_the_same_parameters():
   (graph, state), (_, plain) = (_network(TRM, single_pass) for single_pass in ("previous", "off"))
   chex.assert_trees_all_equal(jax.tree.map(jnp.shape, state), jax.tree.map(jnp.shape, plain))
@@ -88,6 +90,44 @@ def test_coefficients_one_connection_old_are_a_network_of_the_same_parameters():
     assert set(values) >= {"difference_energy", "mixer_sensitivity"}
   logits, _ = _step(TRM, "previous")
   assert float(jnp.max(jnp.abs(logits - _step(TRM, "off")[0]))) > 1e-3
+
+
+@pytest.mark.parametrize(
+  ("single_pass", "fields"),
+  [
+    ("own", {}),
+    *(
+      pytest.param(single_pass, fields, marks=pytest.mark.slow)
+      for single_pass, fields in (
+        ("previous", {}),
+        ("own", {"loops": 2, "rematerialise": "block"}),
+        ("previous", {"loops": 2, "rematerialise": "none"}),
+      )
+    ),
+  ],
+  ids=str,
+)
+def test_a_decoder_in_one_pass_is_its_connections_one_by_one(single_pass, fields):
+  model = dataclasses.replace(MODEL, kind="decoder", layers=3, **fields)
+  connection = dataclasses.replace(CONNECTION, single_pass=single_pass, sharing="per_call" if fields else "all")
+  graph, state = nnx.split(Decoder(model, connection, vocab_size=5, sequence_length=4, rngs=nnx.Rngs(0)))
+  moved = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), state)
+
+  def answer(state, probe):
+    network = nnx.merge(graph, state)
+    h, records = network.run(network.embed(INPUTS), probe)
+    return jnp.sum(jnp.sin(network.head(h))), (h, records)
+
+  # A probe looks at every connection, so that they run one by one.
+  gradient, (h, _) = jax.jit(lambda state: jax.grad(answer, has_aux=True)(state, None))(moved)
+  expected, (alone, records) = jax.jit(lambda state: jax.grad(answer, has_aux=True)(state, _mean))(moved)
+  assert records["tokens"].shape == (model.layers * model.loops,)
+  chex.assert_trees_all_close(h, alone, atol=1e-5)
+  chex.assert_trees_all_close(gradient, expected, atol=1e-4, rtol=1e-4)
+
+
+def _mean(connection, streams):
+  return jnp.mean(connection.coefficients(streams).write)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jpmhc_jax.config import schema
+from jpmhc_jax.models.blocks import Block
 from jpmhc_jax.models.layers import rope_tables, rotate
 from jpmhc_jax.models.losses import binary_cross_entropy
-from jpmhc_jax.models.trm import Block, supervision_step, TRM
+from jpmhc_jax.models.trm import supervision_step, TRM
 
 BATCH, LENGTH, WIDTH, N = 2, 7, 16, 4
 

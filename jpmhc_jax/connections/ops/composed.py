@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jpmhc_jax.core.sharding import constrain_rows
 from jpmhc_jax.core.xla import fusion_barrier
 
 __all__ = ["Advanced", "Composed", "Flowing", "Gradients"]
@@ -81,7 +82,7 @@ class Composed:
       wide = fusion_barrier(mixed.astype(jnp.promote_types(x.dtype, jnp.float32)))
       scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
       mixed, scale = wide * scale, jnp.moveaxis(scale[..., 0], -1, 0)
-    result = Advanced(mixed.astype(x.dtype), scale)
+    result = Advanced(constrain_rows(mixed.astype(x.dtype)), scale)  # whole features in front of the kernel's
     if kernel is not None:
       products, square = self.statistics(result.streams, kernel)
       result = result._replace(products=products, square=square)

@@ -78,13 +78,14 @@ def _placeholders(streams: Array, later: bool) -> FusedStreams:
   return FusedStreams(streams, weights=weights, vector=jnp.zeros((*tokens, d), streams.dtype))
 
 
-def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Passed) -> tuple[_Inputs]:
+def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Any) -> tuple[_Inputs]:
   inputs, advanced, scale = saved
-  later = inputs.read is None
-  read = (cotangents.streams.vector, cotangents.streams.weights) if later else (cotangents.vector, inputs.read)
-  projected = None if inputs.kernel is None else (inputs.kernel, cotangents.products, cotangents.square)
-  flowing = Flowing(cotangents.streams.streams, projected, read)
-  gradients = ops.advance_backward(*inputs[:4], advanced, scale, flowing, weights_of_read=not later)
+  x, mixer, weights, output, kernel, read = inputs
+  placeholders = cotangents.streams
+  reads = (placeholders.vector, placeholders.weights) if read is None else (cotangents.vector, read)
+  projects = None if kernel is None else (kernel, cotangents.products, cotangents.square)
+  flowing = Flowing(placeholders.streams, projects, reads)
+  gradients = ops.advance_backward(x, mixer, weights, output, advanced, scale, flowing, read is not None)
   return (jax.tree.map(_like, _Inputs(*gradients), inputs),)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jpmhc_jax.evaluation.spectra.cells import Cells
 from jpmhc_jax.evaluation.spectra.parts import applied, products, rotated, through
 from jpmhc_jax.evaluation.spectra.stacks import Stack, Trace
-from jpmhc_jax.models.trm import Part
+from jpmhc_jax.models.blocks import Part
 
 Number = int | Int[Array, ""]
 

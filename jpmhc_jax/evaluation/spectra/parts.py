@@ -18,8 +18,8 @@ from jaxtyping import Array, Key
 
 from jpmhc_jax.evaluation.spectra import moments
 from jpmhc_jax.evaluation.spectra.cells import Cells
+from jpmhc_jax.models.blocks import Part
 from jpmhc_jax.models.layers import rms_norm
-from jpmhc_jax.models.trm import Part
 
 
 def through(

@@ -22,8 +22,8 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra import network
 from jpmhc_jax.evaluation.spectra.network import Number
 from jpmhc_jax.evaluation.spectra.stacks import Stack, successive_layers, Trace
+from jpmhc_jax.models.blocks import Part
 from jpmhc_jax.models.transformer import Layer, Transformer
-from jpmhc_jax.models.trm import Part
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from jpmhc_jax.config import schema
 from jpmhc_jax.evaluation.spectra import network
 from jpmhc_jax.evaluation.spectra.network import Number
 from jpmhc_jax.evaluation.spectra.stacks import carry_layers, Stack, stream_layers, Trace
-from jpmhc_jax.models.trm import Part, TRM
+from jpmhc_jax.models.blocks import Part
+from jpmhc_jax.models.trm import TRM
 
 LEAST_RECURSIONS = 12
 
