@@ -98,7 +98,7 @@ def compile_layers(
     of_each = [jax.tree.map(lambda leaf, k=k: jnp.roll(leaf, -k, 0), parameters) for k in range(chain.ahead + 1)]
     first = [Link(rule, jax.tree.map(lambda leaf: leaf[0], each)) for each in of_each[: chain.ahead]]
     return jnp.mean(
-      jax.lax.scan(jax.checkpoint(link), chain.enter(state, first), (of_each, weights))[0].streams, axis=-2
+      jax.lax.scan(jax.checkpoint(link), chain.enter(state, first), (of_each, weights))[0].streams.streams, axis=-2
     )
 
   def both(parameters: Any, weights: Any, x: Any, cotangent: Any) -> Any:

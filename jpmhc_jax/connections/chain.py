@@ -48,17 +48,17 @@ class Link(NamedTuple):
 
 
 class Passing(NamedTuple):
-  """What a chain holds in front of a connection: the streams, what it reads of them, and its coefficients.
+  """What a chain holds in front of a connection: the streams and their statistics.
 
-  products, square: the statistics of these streams for the connection behind it, where its coefficients come from the
-  previous one's streams.
+  The statistics are for the connection, or, where coefficients are one connection old, for the one behind it; None for
+  a static one. vector, coefficients: what the connection reads and its coefficients, where they are known already.
   """
 
-  streams: Float[Array, "*tokens n d"]
-  vector: Float[Array, "*tokens d"]
-  coefficients: Coefficients
-  products: Float[Array, "k *tokens"] | None = None
-  square: Float[Array, "*tokens"] | None = None
+  streams: FusedStreams
+  products: Float[Array, "k *tokens"] | None
+  square: Float[Array, "*tokens"] | None
+  vector: Float[Array, "*tokens d"] | None = None
+  coefficients: Coefficients | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,49 +116,40 @@ class Chain:
     for link in links:
       check_link(link.rule)
     first.rule.check_streams(streams)
-    kernels = [kernel for link in links if (kernel := _kernel(link, streams)) is not None]
-    entered: Array | FusedStreams = streams
-    if ops.fuses:
-      columns = sum(kernel.shape[-1] for kernel in kernels)
-      shape = (*kernels[0].shape[:2], columns) if kernels else None
-      entered = fused_streams.enter(streams, Terms(read=True, kernel_shape=shape), ops)
-    products, square = vjp.statistics(entered, jnp.concatenate(kernels, axis=-1), ops) if kernels else (None, None)
-    own = _kernel(first, streams)
-    columns = 0 if own is None else own.shape[-1]
-    coefficients = _coefficients(first, *_columns(products, square, slice(0, columns)))
-    vector = vjp.read(entered, coefficients.read, ops)
-    rest = _columns(products, square, slice(columns, None)) if len(links) > 1 else (None, None)
-    return Passing(entered.streams if isinstance(entered, FusedStreams) else entered, vector, coefficients, *rest)
+    if not self.lags:
+      return Passing(fused_streams.enter(streams, Terms(read=True), ops), *_statistics(first, streams))
+    coefficients = first.rule.coefficients(first.parameters, streams)
+    later = _statistics(links[1], streams) if len(links) > 1 else (None, None)
+    return Passing(FusedStreams(streams), *later, vjp.read(streams, coefficients.read, ops), coefficients)
 
   def step(self, passing: Passing, link: Link, sublayer: SubLayer, following: Sequence[Link]) -> Passing:
-    """Through one connection to the front of the next. `following`: the next ones, as many as `ahead` or what is left.
-
-    `link.parameters` are not used for what is known already, its coefficients.
-    """
+    """Through one connection to the front of the next. `following`: as many of the next as `ahead`, or what is left."""
     check_link(following[0].rule, link.rule)
-    behind, ops = following[0], _ops(link)
-    known = self.lags or behind.rule.generator == "static"  # so that the read joins the pass
-    coefficients = _coefficients(behind, passing.products, passing.square) if known else None
-    projected = (following[1] if len(following) > 1 else None) if self.lags else behind
-    passed = single_pass.advance(
-      passing.streams, passing.coefficients.mix, passing.coefficients.write, _output(passing.vector, sublayer), ops,
-      kernel=None if projected is None else _kernel(projected, passing.streams),
-      read=None if coefficients is None else coefficients.read, epsilon=self.norm_epsilon,
-    )  # fmt: skip
-    if coefficients is not None and passed.vector is not None:
-      return Passing(
-        passed.streams.streams, passed.vector, coefficients, *((passed.products, passed.square) if self.lags else ())
-      )
-    coefficients = _coefficients(behind, passed.products, passed.square)
-    return Passing(passed.streams.streams, vjp.read(passed.streams, coefficients.read, ops), coefficients)
+    if self.lags:
+      coefficients = _coefficients(following[0], passing)
+      behind = following[1] if len(following) > 1 else None
+      passed = self._advance(passing, link, sublayer, behind, coefficients.read)
+      return Passing(passed.streams, passed.products, passed.square, passed.vector, coefficients)
+    passed = self._advance(passing, link, sublayer, following[0], None)
+    return Passing(passed.streams, passed.products, passed.square)
 
   def leave(self, passing: Passing, link: Link, sublayer: SubLayer) -> Float[Array, "*tokens n d"]:
     """The streams behind the last connection."""
-    output = _output(passing.vector, sublayer)
-    coefficients = passing.coefficients
+    return self._advance(passing, link, sublayer, None, None).streams.streams
+
+  def _advance(
+    self, passing: Passing, link: Link, sublayer: SubLayer, behind: Link | None, read: Array | None
+  ) -> single_pass.Passed:
+    """Mix and write, with the statistics for the connection `behind`."""
+    ops, (vector, coefficients) = _ops(link), (passing.vector, passing.coefficients)
+    if vector is None or coefficients is None:
+      coefficients = _coefficients(link, passing)
+      vector = vjp.read(passing.streams, coefficients.read, ops)
+    kernel = None if behind is None else _kernel(behind, passing.streams)
     return single_pass.advance(
-      passing.streams, coefficients.mix, coefficients.write, output, _ops(link), epsilon=self.norm_epsilon
-    ).streams.streams
+      passing.streams.streams, coefficients.mix, coefficients.write, _output(vector, sublayer), ops,
+      kernel=None if kernel is None else jax.lax.stop_gradient(kernel), read=read, epsilon=self.norm_epsilon,
+    )  # fmt: skip
 
 
 def check_link(
@@ -183,24 +174,26 @@ def _ops(link: Link) -> StreamOps:
   return base.stream_ops(link.rule.implementation, link.rule.streams)
 
 
-def _kernel(link: Link, streams: Array) -> Array | None:
+def _kernel(link: Link, streams: Array | FusedStreams) -> Array | None:
   if link.rule.generator == "static":
     return None
   return link.parameters["projection"].astype(jnp.promote_types(streams.dtype, jnp.float32))
 
 
-def _columns(products: Array | None, square: Array | None, columns: slice) -> tuple[Array | None, Array | None]:
-  """The statistics of one connection from those of several."""
-  return (None if products is None else products[columns]), square
+def _statistics(link: Link, streams: Array) -> tuple[Array | None, Array | None]:
+  """Of the first streams; their gradient goes through `single_pass.given` as that of all others does."""
+  kernel = _kernel(link, streams)
+  return (None, None) if kernel is None else vjp.statistics(streams, jax.lax.stop_gradient(kernel), _ops(link))
 
 
-def _coefficients(link: Link, products: Array | None, square: Array | None) -> Coefficients:
-  """Of a connection, from the statistics of its projection; None for a static one."""
-  rule, parameters = link
+def _coefficients(link: Link, passing: Passing) -> Coefficients:
+  """Of a connection, from the statistics at hand, which are those of its projection."""
+  (rule, parameters), kernel = link, _kernel(link, passing.streams)
   with jax.named_scope("coefficients"):
-    if products is None or square is None or rule.generator == "static":
+    if kernel is None or passing.products is None or passing.square is None:
       return saveable(rule.coefficients_of(parameters, rule.bias_of(parameters)))
-    normed = generator.rms_normed(products, square, rule.streams * rule.stream_width, rule.norm_epsilon)
+    statistics = single_pass.given(passing.streams.streams, kernel, passing.products, passing.square, _ops(link))
+    normed = generator.rms_normed(*statistics, rule.streams * rule.stream_width, rule.norm_epsilon)
     return saveable(rule.coefficients_of(parameters, rule.logits_of(parameters, normed)))
 
 

@@ -79,13 +79,11 @@ def _chained(chain: Chain, layers: Layer, h: Hidden, scales: Float[Array, "layer
     links = [connect.link for connect in (*(part.connect for part in parts), *behind)]  # type: ignore[attr-defined]
     for k, part in enumerate(parts):
       passing = chain.step(passing, links[k], part.sublayer, links[k + 1 : k + 1 + chain.ahead])
-      passing = passing._replace(streams=constrain_hidden(passing.streams))
     return passing, None
 
   entered = chain.enter(h, [connect.link for connect in first[: chain.ahead]])  # type: ignore[union-attr]
   passing, _ = jax.lax.scan(recomputing(body, policy), entered, (layers, following, scales))
-  streams: Hidden = passing.streams
-  return streams
+  return constrain_hidden(passing.streams.streams)
 
 
 def _collect(records: dict[str, Any], probe: Callable[..., Any], name: str, connection: Any, streams: Array) -> None:

@@ -116,9 +116,13 @@ class StreamOps(Protocol):
     advanced: Float[Array, "*tokens n d"],
     scale: Float[Array, "n *tokens"] | None,
     flowing: Flowing,
+    epsilon: float | None,
     weights_of_read: bool,
   ) -> Gradients:
-    """Every gradient of `advance` in one pass over x, x' (`advanced`) and x̄', W̄ apart (see `composed`)."""
+    """Every gradient of `advance` in one pass over x and x̄', W̄ apart (see `composed`).
+
+    advanced, scale: x' and r, which a back end may use or make again from x.
+    """
 
 
 def stream_ops(implementation: str, streams: int) -> StreamOps:

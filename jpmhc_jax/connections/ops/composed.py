@@ -99,6 +99,7 @@ class Composed:
     advanced: Float[Array, "*tokens n d"],
     scale: Float[Array, "n *tokens"] | None,
     flowing: Flowing,
+    epsilon: float | None,
     weights_of_read: bool,
   ) -> Gradients:
     """See `StreamOps.advance_backward`."""

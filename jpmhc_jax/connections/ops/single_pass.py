@@ -20,7 +20,7 @@ from jpmhc_jax.connections.ops.composed import Flowing
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 from jpmhc_jax.core.derivatives import custom_derivative
 
-__all__ = ["Passed", "advance"]
+__all__ = ["Passed", "advance", "given"]
 
 
 class Passed(NamedTuple):
@@ -85,7 +85,7 @@ def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Any
   reads = (placeholders.vector, placeholders.weights) if read is None else (cotangents.vector, read)
   projects = None if kernel is None else (kernel, cotangents.products, cotangents.square)
   flowing = Flowing(placeholders.streams, projects, reads)
-  gradients = ops.advance_backward(x, mixer, weights, output, advanced, scale, flowing, read is not None)
+  gradients = ops.advance_backward(x, mixer, weights, output, advanced, scale, flowing, epsilon, read is not None)
   return (jax.tree.map(_like, _Inputs(*gradients), inputs),)
 
 
@@ -100,3 +100,38 @@ def _tangent(epsilon: float | None, ops: StreamOps, saved: Any, tangents: _Input
 
 
 _advance.defvjp(_forward, _backward, _tangent)
+
+
+@functools.partial(custom_derivative, nondiff_argnums=(4,))
+def given(
+  streams: Float[Array, "*tokens n d"],
+  kernel: Float[Array, "n d k"],
+  products: Float[Array, "k *tokens"],
+  square: Float[Array, "*tokens"],
+  ops: StreamOps,
+) -> tuple[Float[Array, "k *tokens"], Float[Array, "*tokens"]]:
+  """The statistics of the streams as the pass that wrote them gave them, with the gradient W̄ = Σ_tokens x s̄ taken here.
+
+  The streams are saved here in any case, where the pass that wrote them would have to make them again. It gets no
+  gradient to its kernel (`jax.lax.stop_gradient`), and the one to the streams is left to it.
+  """
+  return products, square
+
+
+def _given_forward(streams: Array, kernel: Array, products: Array, square: Array, ops: StreamOps) -> Any:
+  return (products, square), (streams, kernel)
+
+
+def _given_backward(ops: StreamOps, saved: Any, cotangents: tuple[Array, Array]) -> tuple[Any, ...]:
+  streams, kernel = saved
+  return None, _like(ops.kernel_backward(streams, kernel, cotangents[0]), kernel), *cotangents
+
+
+def _given_tangent(
+  ops: StreamOps, saved: Any, streams: Array, kernel: Array, *statistics: Array
+) -> tuple[Array, Array]:
+  products, square = statistics
+  return products + xla.statistics(saved[0], kernel)[0].astype(products.dtype), square
+
+
+given.defvjp(_given_forward, _given_backward, _given_tangent)

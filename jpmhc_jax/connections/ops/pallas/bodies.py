@@ -6,7 +6,7 @@ The instance walks over the features in chunks, so that registers hold one chunk
 features is carried along that walk in float32. No two instances write the same place: two runs are equal to the bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -209,6 +209,38 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
   shape.walk(chunk, 0)
 
 
+class _Mixed:
+  """z = H x + b y of a block of tokens and the scales of its norm, from refs by name."""
+
+  def __init__(self, shape: Shape, given: Mapping[str, Any], width: int, epsilon: float | None):
+    self.shape, self.given = shape, given
+    self.weights = [_column(given["weights"], i) for i in range(shape.n)]
+    self.scales = [jnp.ones((), jnp.float32)] * shape.n
+    if epsilon is not None:
+      start = _zeros(given["weights"], shape.n)
+      squares = shape.walk(
+        lambda first, sums: tuple(s + _dot(z, z) for s, z in zip(sums, self.streams(first), strict=True)), start
+      )
+      self.scales = [jax.lax.rsqrt(square / width + epsilon) for square in squares]
+
+  def entered(self, first: Any) -> list[jax.Array]:
+    """A chunk of every stream of x."""
+    return [_load(self.given["x"], self.shape.stream(j, first)) for j in range(self.shape.n)]
+
+  def streams(self, first: Any) -> list[jax.Array]:
+    """A chunk of every stream of z."""
+    n, streams, output = self.shape.n, self.entered(first), _load(self.given["y"], self.shape.vector(first))
+    if "mixer" in self.given:
+      mixer = self.given["mixer"]
+      streams = [_total([_column(mixer, i * n + j) * streams[j] for j in range(n)]) for i in range(n)]
+    return [stream + weight * output for stream, weight in zip(streams, self.weights, strict=True)]
+
+  def advanced(self, first: Any) -> list[jax.Array]:
+    """A chunk of every stream of x', rounded as x is."""
+    dtype = self.given["x"].dtype
+    return [(r * z).astype(dtype) for r, z in zip(self.scales, self.streams(first), strict=True)]
+
+
 def advance(
   shape: Shape, *refs: Any, names: Sequence[str], results: Sequence[str], width: int, epsilon: float | None
 ) -> None:
@@ -218,27 +250,13 @@ def advance(
   """
   given = dict(zip(names, refs[: len(names)], strict=True))
   made = dict(zip(results, refs[len(names) :], strict=True))
-  n, weights = shape.n, [_column(given["weights"], i) for i in range(shape.n)]
-  of_read = [_column(given["read"], i) for i in range(n)] if "read" in given else []
-
-  def mixed(first: Any) -> list[jax.Array]:
-    streams = [_load(given["x"], shape.stream(j, first)) for j in range(n)]
-    output = _load(given["y"], shape.vector(first))
-    if "mixer" in given:
-      streams = [_total([_column(given["mixer"], i * n + j) * streams[j] for j in range(n)]) for i in range(n)]
-    return [stream + weight * output for stream, weight in zip(streams, weights, strict=True)]
-
-  scales = [jnp.ones((), jnp.float32)] * n
-  if epsilon is not None:
-    squares = shape.walk(
-      lambda first, sums: tuple(s + _dot(z, z) for s, z in zip(sums, mixed(first), strict=True)),
-      _zeros(made["scale"], n),
-    )
-    scales = [jax.lax.rsqrt(square / width + epsilon) for square in squares]
-    _store_columns(made["scale"], scales)
+  mixed = _Mixed(shape, given, width, epsilon)
+  of_read = [_column(given["read"], i) for i in range(shape.n)] if "read" in given else []
+  if "scale" in made:
+    _store_columns(made["scale"], mixed.scales)
 
   def chunk(first: Any, sums: Any) -> Any:
-    streams = [(r * z).astype(made["streams"].dtype) for r, z in zip(scales, mixed(first), strict=True)]
+    streams = mixed.advanced(first)
     for i, stream in enumerate(streams):
       _store(made["streams"], shape.stream(i, first), stream)
     wide = [stream.astype(jnp.float32) for stream in streams]
@@ -260,16 +278,21 @@ def advance(
     shape.walk(chunk, 0)
 
 
-def advance_backward(shape: Shape, *refs: Any, names: Sequence[str], results: Sequence[str], width: int) -> None:
+def advance_backward(
+  shape: Shape, *refs: Any, names: Sequence[str], results: Sequence[str], width: int, epsilon: float | None
+) -> None:
   """x̄, ȳ, b̄ and, as `results` names them, H̄ and ā: see `composed`. W is given as (k, n·d).
 
-  Of normed streams all that flows in is added up twice, for its part along x' and behind it.
+  x' is mixed again from x, which has to be read anyway. Of normed streams all that flows in is added up twice, for its
+  part along x' and behind it.
   """
   given = dict(zip(names, refs[: len(names)], strict=True))
   made = dict(zip(results, refs[len(names) :], strict=True))
-  n = shape.n
+  n, mixed = shape.n, _Mixed(shape, given, width, epsilon)
 
-  def flowing(first: Any, advanced: Sequence[jax.Array]) -> list[jax.Array]:
+  def behind(first: Any) -> tuple[list[jax.Array], list[jax.Array]]:
+    """A chunk of x', and of all that flows into it."""
+    advanced = [stream.astype(jnp.float32) for stream in mixed.advanced(first)]
     sums = [_load(given["cotangent"], shape.stream(i, first)) for i in range(n)]
     if "vector" in given:
       vector = _load(given["vector"], shape.vector(first))
@@ -280,32 +303,26 @@ def advance_backward(shape: Shape, *refs: Any, names: Sequence[str], results: Se
         kernel = _load(given["kernel"], (slice(None), shape.features(i, first)))
         term = jnp.dot(of_products, kernel, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
         sums[i] += term + twice * advanced[i]
-    return sums
+    return advanced, sums
 
-  def behind(first: Any) -> list[jax.Array]:
-    return [_load(given["advanced"], shape.stream(i, first)) for i in range(n)]
-
-  normed, along = "scale" in given, []
-  if normed:
+  along = []
+  if epsilon is not None:
 
     def projected(first: Any, sums: Any) -> Any:
-      advanced = behind(first)
-      return tuple(s + _dot(g, x) for s, g, x in zip(sums, flowing(first, advanced), advanced, strict=True))
+      return tuple(s + _dot(g, x) for s, x, g in zip(sums, *behind(first), strict=True))
 
     along = [s / width for s in shape.walk(projected, _zeros(made["weights"], n))]
 
   def chunk(first: Any, sums: Any) -> Any:
-    advanced = behind(first)
-    cotangents = flowing(first, advanced)
-    if normed:
-      cotangents = [_column(given["scale"], i) * (cotangents[i] - along[i] * advanced[i]) for i in range(n)]
-    streams = [_load(given["x"], shape.stream(j, first)) for j in range(n)]
-    output = _load(given["y"], shape.vector(first))
-    weighted = [_column(given["weights"], i) * cotangents[i] for i in range(n)]
+    advanced, cotangents = behind(first)
+    if along:
+      cotangents = [mixed.scales[i] * (cotangents[i] - along[i] * advanced[i]) for i in range(n)]
+    streams, output = mixed.entered(first), _load(given["y"], shape.vector(first))
+    weighted = [weight * g for weight, g in zip(mixed.weights, cotangents, strict=True)]
     _store(made["output"], shape.vector(first), _total(weighted))
     for j in range(n):
-      mixed = [_column(given["mixer"], i * n + j) * cotangents[i] for i in range(n)] if "mixer" in given else None
-      _store(made["streams"], shape.stream(j, first), cotangents[j] if mixed is None else _total(mixed))
+      turned = [_column(given["mixer"], i * n + j) * cotangents[i] for i in range(n)] if "mixer" in given else None
+      _store(made["streams"], shape.stream(j, first), cotangents[j] if turned is None else _total(turned))
     terms = [_dot(g, output) for g in cotangents]
     terms += [_dot(g, x) for g in cotangents for x in streams] if "mixer" in made else []
     if "read" in made:

@@ -160,24 +160,22 @@ class Kernels:
     advanced: Array,
     scale: Array | None,
     flowing: Flowing,
+    epsilon: float | None,
     weights_of_read: bool,
   ) -> Gradients:
-    """Every gradient of `advance` in one pass, W̄ apart; see `StreamOps`."""
+    """Every gradient of `advance` in one pass over x and x̄', W̄ apart; see `StreamOps`."""
     if self._separate(x):
-      return self._composed.advance_backward(x, mixer, weights, y, advanced, scale, flowing, weights_of_read)
+      return self._composed.advance_backward(x, mixer, weights, y, advanced, scale, flowing, epsilon, weights_of_read)
     n, leading = x.shape[-2], x.shape[:-2]
     arguments = {
       "x": _streams(x),
       "y": _vector(x, y),
       "weights": _coefficient(weights, 1, x),
-      "advanced": _streams(advanced),
       "cotangent": _streams(flowing.streams),
     }
     results = {"streams": _streams(x), "output": _vector(x), "weights": _per_token(x, n)}
     if mixer is not None:
       arguments["mixer"], results["mixer"] = _coefficient(mixer, 2, x), _per_token(x, n * n)
-    if scale is not None:
-      arguments["scale"] = _coefficient(scale, 1, x)
     if flowing.projected is not None:
       kernel, of_products, of_square = flowing.projected
       rows = jnp.moveaxis(of_products, 0, -1).reshape(*leading, 1, kernel.shape[-1])
@@ -188,7 +186,9 @@ class Kernels:
       arguments |= {"vector": _vector(x, vector), "read": _coefficient(of_read, 1, x)}
       if weights_of_read:
         results["read"] = _per_token(x, n)
-    body = functools.partial(bodies.advance_backward, names=tuple(arguments), results=tuple(results), width=x.shape[-1])
+    body = functools.partial(
+      bodies.advance_backward, names=tuple(arguments), results=tuple(results), width=x.shape[-1], epsilon=epsilon
+    )
     made = dict(zip(results, self._run(body, list(arguments.values()), list(results.values())), strict=True))
     return Gradients(
       made["streams"],
