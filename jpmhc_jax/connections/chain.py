@@ -99,16 +99,24 @@ class Chain:
     return 1 + self.lags
 
   def __call__(
-    self, streams: Float[Array, "*tokens n d"], links: Sequence[Link], sublayers: Sequence[SubLayer]
+    self,
+    streams: Float[Array, "*tokens n d"],
+    links: Sequence[Link],
+    sublayers: Sequence[SubLayer],
+    norms_last: bool = True,
   ) -> Float[Array, "*tokens n d"]:
-    """The streams behind all connections; each sub-layer runs once and returns one vector."""
+    """The streams behind all connections; each sub-layer runs once and returns one vector.
+
+    norms_last: whether the chain's norm, if it has one, is behind the last connection too.
+    """
     if not links or len(links) != len(sublayers):
       counts = f"{len(links)} connections and {len(sublayers)} sub-layers"
       raise ValueError(f"{counts}: expected one or more, and as many of both")
     passing = self.enter(streams, links[: self.ahead])
     for k, (link, sublayer) in enumerate(zip(links[:-1], sublayers[:-1], strict=True)):
       passing = self.step(passing, link, sublayer, links[k + 1 : k + 1 + self.ahead])
-    return self.leave(passing, links[-1], sublayers[-1])
+    last = self if norms_last else dataclasses.replace(self, norm_epsilon=None)
+    return last.leave(passing, links[-1], sublayers[-1])
 
   def enter(self, streams: Float[Array, "*tokens n d"], links: Sequence[Link]) -> Passing:
     """In front of the first connection; `links`: it and, with coefficients='previous', the one behind it."""

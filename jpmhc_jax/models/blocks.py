@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -41,7 +42,7 @@ def one_by_one(
   """The streams behind all parts, and those in front of the last one.
 
   seen: the streams that the coefficients of the first are made of; those of the others are then made of the streams in
-  front of the part before. None: every connection makes its own of the streams that enter it.
+  front of the part before, as in a chain. None: every connection makes its own of the streams that enter it.
   """
   for part in parts:
     connect = part.connect if seen is None else part.connect.seeing(seen)  # type: ignore[attr-defined]
@@ -50,13 +51,27 @@ def one_by_one(
     seen = None if seen is None else h
     h = connect(h, part.sublayer)
     h = constrain_hidden(h if part.axes == () else rms_norm(h, epsilon, axis=part.axes))
+    seen = h if seen is not None and _ends_a_chain(part) else seen
   return h, seen
 
 
-def in_one_pass(chain: Chain, parts: Sequence[Part], h: Latent) -> Latent:
-  """The streams behind all parts, with one pass over them for each; the norm behind a part is the chain's."""
-  links = [part.connect.link for part in parts]  # type: ignore[attr-defined]
-  return constrain_hidden(chain(h, links, [part.sublayer for part in parts]))
+def in_one_pass(chain: Chain, parts: Sequence[Part], h: Latent, epsilon: float) -> Latent:
+  """The streams behind all parts, with one pass over them for each; the norm behind a part is the chain's.
+
+  A norm over anything but a stream's features ends a chain: it needs what other positions have.
+  """
+  ends = [k + 1 for k, part in enumerate(parts) if _ends_a_chain(part)]
+  for begin, end in itertools.pairwise((0, *ends, len(parts))):
+    some = parts[begin:end]
+    if some:
+      links = [part.connect.link for part in some]  # type: ignore[attr-defined]
+      h = chain(h, links, [part.sublayer for part in some], norms_last=not _ends_a_chain(some[-1]))
+      h = constrain_hidden(rms_norm(h, epsilon, axis=some[-1].axes) if _ends_a_chain(some[-1]) else h)
+  return h
+
+
+def _ends_a_chain(part: Part) -> bool:
+  return part.axes not in ((), -1)
 
 
 class PerCall(nnx.Module):

@@ -231,7 +231,7 @@ class TRM(nnx.Module):
       seen = h if self.chain is not None and self.chain.lags else None
       h, _ = one_by_one(self.parts(call), h, self.model.norm_epsilon, visit, seen)
     elif self.chain is not None:
-      chained = functools.partial(in_one_pass, self.chain, self.parts(call))
+      chained = functools.partial(in_one_pass, self.chain, self.parts(call), epsilon=self.model.norm_epsilon)
       h = recomputing(chained, self.model.rematerialise)(h)
     else:
       for layer in range(self.model.layers):

@@ -115,8 +115,6 @@ class DeepSupervision(Task):
     """Raises ConfigError for heads that share the features unevenly, and a puzzle vector wider than its slots."""
     check_attention(dataclasses.replace(config.model, width=sublayer_width(config.connection, config.model.width)))
     check_own_connections(config)
-    single, mlp = config.connection.single_pass, config.model.token_mixer == "mlp"
-    require(not (mlp and single != "off"), "connection.single_pass", single, "off, since mlp's norm is over positions")
     voted = config.evaluation.choice == "vote" and config.data.kind == "arc"
     require(not voted, "evaluation.choice", "vote", "halting, since the augmented copies of ARC's test inputs vote")
     puzzle, most = config.model.puzzle, config.model.puzzle.slots * config.model.width
