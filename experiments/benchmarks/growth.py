@@ -17,8 +17,7 @@ from typing import Any
 import jax
 
 from experiments.benchmarks import timing
-from experiments.benchmarks.remat import decoder_config
-from experiments.benchmarks.step import run_config
+from experiments.benchmarks.step import decoder_config, run_config
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import arguments

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from experiments.benchmarks import timing
-from experiments.benchmarks.step import candidate, run_config
+from experiments.benchmarks.step import candidate, NETWORKS
 from jpmhc_jax import data
 from jpmhc_jax.config import schema
 from jpmhc_jax.core import arguments
@@ -31,21 +31,6 @@ from jpmhc_jax.training.step import make_train_step
 
 def with_policy(config: schema.Config, policy: str) -> schema.Config:
   return dataclasses.replace(config, model=dataclasses.replace(config.model, rematerialise=policy))
-
-
-def decoder_config(mixer: str, width: int, batch: int) -> schema.Config:
-  """A causal language model of 8 layers with four streams."""
-  return schema.Config(
-    steps=1000,
-    batch_size=batch,
-    mesh=schema.Mesh(data=1),
-    data=schema.Data(kind="text", prefetch=0, text=schema.TextData(window=128)),
-    model=schema.Model(kind="decoder", width=width, heads=max(width // 32, 1), layers=8, loss="softmax"),
-    connection=schema.Connection(mixer=mixer, streams=4),
-  )
-
-
-NETWORKS = {"trm": run_config, "decoder": decoder_config}
 
 
 def operations(config: schema.Config, dataset: data.Dataset) -> int:

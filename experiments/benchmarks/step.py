@@ -1,10 +1,12 @@
 """What the streams cost: the training step of plain TRM beside four streams with each mixer, in one run.
 
-  python -m experiments.benchmarks.step [--width=128] [--batch=16] [--rounds=10] [--mixers=cayley,sinkhorn] [--out=FILE]
+  python -m experiments.benchmarks.step [--width=128] [--batch=16] [--rounds=10] [--mixers=cayley,cayley:own]
+      [--network=trm|decoder] [--out=FILE]
 
-Prints, per network: step time (median of interleaved rounds) and its ratio to the plain network, the parts of one block
-(projection of the coefficients, apply stage, sub-layers; forward and backward), compile time, host time of a dispatched
-step, temporaries that the compiler planned; then the projections alone in both layouts. Writes the same as JSON.
+`cayley:own` is with connection.single_pass=own. Prints, per network: step time (median of interleaved rounds) and its
+ratio to the plain network, the parts of one block (projection of the coefficients, apply stage, sub-layers; forward and
+backward), compile time, host time of a dispatched step, temporaries that the compiler planned; then the projections
+alone in both layouts. Writes the same as JSON.
 """
 
 import argparse
@@ -32,17 +34,39 @@ from jpmhc_jax.training.step import make_train_step
 MIXERS = ("identity", "unconstrained", "sinkhorn", "cayley", "cayley_iterative", "grassmann", "iso")
 
 
-def run_config(mixer: str, width: int, batch: int) -> schema.Config:
-  """TRM on 10×10 ARC grids: T = 3, n = 4, 116 positions; `plain` has one stream."""
-  streams = 1 if mixer == "plain" else 4
+def run_config(network: str, width: int, batch: int) -> schema.Config:
+  """TRM on 10×10 ARC grids: T = 3, n = 4, 116 positions."""
   return schema.Config(
     steps=1000,
     batch_size=batch,
     mesh=schema.Mesh(data=1),
     data=schema.Data(arc=schema.ArcData(canvas=10, max_side=10, augmentations=2), prefetch=0),
     model=schema.Model(width=width, heads=max(width // 32, 1), puzzle=schema.Puzzle(width=width, slots=16)),
-    connection=schema.Connection(mixer="cayley" if mixer == "plain" else mixer, streams=streams),
+    connection=connection(network),
   )
+
+
+def decoder_config(network: str, width: int, batch: int) -> schema.Config:
+  """A causal language model of 8 layers on windows of 128 bytes."""
+  return schema.Config(
+    steps=1000,
+    batch_size=batch,
+    mesh=schema.Mesh(data=1),
+    data=schema.Data(kind="text", prefetch=0, text=schema.TextData(window=128)),
+    model=schema.Model(kind="decoder", width=width, heads=max(width // 32, 1), layers=8, loss="softmax"),
+    connection=connection(network),
+  )
+
+
+NETWORKS = {"trm": run_config, "decoder": decoder_config}
+
+
+def connection(network: str) -> schema.Connection:
+  """One stream for `plain`, or four with a mixer: `cayley`, and `cayley:own` with that connection.single_pass."""
+  if network == "plain":
+    return schema.Connection(mixer="cayley", streams=1)
+  mixer, _, single_pass = network.partition(":")
+  return schema.Connection(mixer=mixer, streams=4, single_pass=single_pass or "off")
 
 
 @dataclasses.dataclass
@@ -74,7 +98,7 @@ def candidate(config: schema.Config, dataset: data.Dataset) -> Candidate:
   return Candidate(step, state, batch, compile_s, memory.temp_size_in_bytes / 2**20, setup.parameter_count)
 
 
-def parts(mixer: str, width: int, tokens: int) -> dict[str, Callable[[], Any]]:
+def parts(network: str, width: int, tokens: int) -> dict[str, Callable[[], Any]]:
   """Forward and backward of a block's parts on (1, tokens) positions: coefficients, apply, attention and SwiGLU."""
   key = jax.random.key(0)
   streams = jax.random.normal(key, (tokens // 116, 116, 4, width))
@@ -85,12 +109,11 @@ def parts(mixer: str, width: int, tokens: int) -> dict[str, Callable[[], Any]]:
     "swiglu": SwiGLU(width, inner, rngs=nnx.Rngs(1)),
   }
   found = {name: _gradient(lambda x, layer=layer: layer(x), x) for name, layer in layers.items()}
-  if mixer == "plain":
+  rule = connection(network)
+  if rule.streams == 1:
     return found
-  connection = HyperConnection(
-    hyper_connection_fn(schema.Connection(mixer=mixer, streams=4), width, 0), rngs=nnx.Rngs(2)
-  )
-  coefficients = jax.jit(connection.coefficients)(streams)
+  module = HyperConnection(hyper_connection_fn(rule, width, 0), rngs=nnx.Rngs(2))
+  coefficients = jax.jit(module.coefficients)(streams)
 
   def apply(streams: Any, coefficients: Any) -> Any:
     output = read(streams, coefficients.read)
@@ -98,7 +121,7 @@ def parts(mixer: str, width: int, tokens: int) -> dict[str, Callable[[], Any]]:
       return write(streams, coefficients.write, output)
     return mix_and_write(streams, coefficients.mix, coefficients.write, output)
 
-  found["coefficients"] = _gradient(connection.coefficients, streams)
+  found["coefficients"] = _gradient(module.coefficients, streams)
   found["apply"] = _gradient(apply, streams, coefficients)
   return found
 
@@ -132,10 +155,11 @@ def main() -> None:
   parser.add_argument("--batch", type=arguments.whole(1), default=16)
   parser.add_argument("--rounds", type=arguments.whole(1), default=10)
   parser.add_argument("--mixers", default=",".join(MIXERS))
+  parser.add_argument("--network", choices=tuple(NETWORKS), default="trm")
   parser.add_argument("--out", type=arguments.path, default=None)
   options = parser.parse_args()
   names = ["plain", *options.mixers.split(",")]
-  configs = {name: run_config(name, options.width, options.batch) for name in names}
+  configs = {name: NETWORKS[options.network](name, options.width, options.batch) for name in names}
   dataset = data.build(configs["plain"].data, batch_size=options.batch, seed=0)
   candidates = {name: candidate(config, dataset) for name, config in configs.items()}
   samples = timing.interleaved(candidates, rounds=options.rounds, warmup=2)
