@@ -22,7 +22,7 @@ class MyModule(nnx.Module):
 
 
 def test_the_blocks_of_your_own_network_wrap_any_module():
-  with_flax, pure = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+  with_flax, pure, chained = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
   scope = {"jax": jax, "jnp": jnp, "nnx": nnx}
   x = jax.random.normal(jax.random.key(0), (2, 3, 64))
   my_module = MyModule(nnx.Rngs(1))
@@ -35,3 +35,5 @@ def test_the_blocks_of_your_own_network_wrap_any_module():
   scope["streams"] = scope["jp"].expand(x, 4)
   exec(pure, scope)
   np.testing.assert_allclose(scope["jp"].reduce(scope["streams"]), x + jnp.tanh(x), atol=0.2)
+  exec(chained, scope)
+  assert scope["streams"].shape == (2, 3, 4, 64) and bool(jnp.all(jnp.isfinite(scope["streams"])))

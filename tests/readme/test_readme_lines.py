@@ -63,7 +63,7 @@ def test_what_sentences_name_is_there(page):
 def test_every_block_of_python_runs(pages):
   x = jax.random.normal(jax.random.key(0), (2, 3, 64))
   scope = {"jax": jax, "jnp": jnp, "np": np, "nnx": nnx, "schema": schema, "dataclasses": dataclasses}
-  scope |= vars(sweeps) | vars(connections)
+  scope |= vars(sweeps) | {name: getattr(connections, name) for name in connections.__all__}
   scope |= {"x": x, "my_module": nnx.Linear(64, 64, rngs=nnx.Rngs(1)), "streams": connections.expand(x, 4)}
   trains = lambda block: (str(block.page.relative_to(ROOT)), block.section) == TRAINING  # noqa: E731
   blocks = [block for block in BLOCKS if block.language == "python" and block.page in pages and not trains(block)]
