@@ -27,11 +27,22 @@ def network_of(task: Task, setup: Setup) -> Network | resnet.Whole:
   )
 
 
+def _own_coefficients(setup: Setup) -> Setup:
+  """The setup; raises UserError where coefficients are not made of the streams that enter their connection."""
+  connection = setup.config.connection
+  if connection.single_pass == "previous" and connection.streams > 1:
+    raise UserError(
+      "connection.single_pass='previous': the laws are of connections whose coefficients come from the streams that "
+      "enter them; those one connection old make the Jacobian one of two steps; take 'own' or 'off'"
+    )
+  return setup
+
+
 @network_of.register
 def _(task: DeepSupervision, setup: Setup) -> Network:
   if setup.config.connection.sublayer != "whole":
     raise UserError("connection.sublayer='stream': spectra are measured of sub-layers of the whole width; take 'whole'")
-  return trm.Network.of(setup.graph, setup.config.model)
+  return trm.Network.of(_own_coefficients(setup).graph, setup.config.model)
 
 
 @network_of.register
@@ -52,7 +63,7 @@ def _(task: UniversalReasoning, setup: Setup) -> Network:
 
 @network_of.register
 def _(task: TransformerPass, setup: Setup) -> Network:
-  return transformer.Network.of(setup.graph, setup.config.model)
+  return transformer.Network.of(_own_coefficients(setup).graph, setup.config.model)
 
 
 @network_of.register

@@ -26,8 +26,8 @@ import numpy as np
 from jpmhc_jax.evaluation.spectra.network import Network, Number
 from jpmhc_jax.evaluation.spectra.parts import applied
 from jpmhc_jax.evaluation.spectra.stacks import Stack, successive_layers, Trace
-from jpmhc_jax.models.resnet import ResNet
 from jpmhc_jax.models.blocks import Part
+from jpmhc_jax.models.resnet import ResNet
 
 
 @dataclasses.dataclass(frozen=True)
