@@ -1,7 +1,7 @@
 """A trained decoder or vision transformer as the spectral theory sees it: layer after layer, and loop after loop.
 
-With one loop every layer has weights of its own, and of all networks this one fits the theory best; with several the
-same weights come back once a loop, as in TRM. The norm stands inside the sub-layer. So F' has the norm's projection
+With one loop every layer has weights of its own, as the theory of independent layers supposes; with several the same
+weights come back once a loop, as in TRM. The norm stands inside the sub-layer. So F' has the norm's projection
 already: it takes its own input u to zero (|F' u| is under 1e-4 of what it makes of a random vector of that length), and
 to project once more, as behind a TRM's norms, would change nothing. What remains outside of it: attention couples
 positions and features as a product, not as one full matrix, and a decoder's only backwards in time, so that early
@@ -68,7 +68,7 @@ class Network(network.Network):
     return self._layer(self.model(params, buffers), index)(state, call=index // self.period)
 
   def rotated(self, states: Array, rows: Array) -> Callable[..., Array] | None:
-    """None with one loop: there the Gaussian form of the noise is near enough (W1 0.03 to 0.05)."""
+    """None with one loop, where no weights come back."""
     return super().rotated(states, rows) if self.loops > 1 else None
 
   def layers(self, trace: Trace, count: int, token: int) -> Stack:
