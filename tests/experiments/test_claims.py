@@ -83,7 +83,7 @@ def test_finished_parts_survive_and_other_settings_make_them_anew(tmp_path):
 
 
 # Claims whose full runs have not ended: the README says so, and no full numbers are recorded.
-UNFINISHED = ("decoherence", "tied_spectra", "vision_claims")
+UNFINISHED = ("decoherence", "vision_claims")
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
