@@ -13,7 +13,7 @@ import warnings
 from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla, xla_tpu
-from jpmhc_jax.connections.ops.composed import Advanced, Flowing, Gradients
+from jpmhc_jax.connections.ops.composed import Advanced, Flowing, Operands
 from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import check_choice
@@ -118,7 +118,7 @@ class StreamOps(Protocol):
     flowing: Flowing,
     epsilon: float | None,
     weights_of_read: bool,
-  ) -> Gradients:
+  ) -> Operands:
     """Every gradient of `advance` in one pass over x and x̄', W̄ apart (see `composed`).
 
     advanced, scale: x' and r, which a back end may use or make again from x.

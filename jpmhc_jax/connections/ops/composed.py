@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jpmhc_jax.core.sharding import constrain_rows
 from jpmhc_jax.core.xla import fusion_barrier
 
-__all__ = ["Advanced", "Composed", "Flowing", "Gradients"]
+__all__ = ["Advanced", "Composed", "Flowing", "Operands"]
 
 
 class Advanced(NamedTuple):
@@ -40,8 +40,8 @@ class Flowing(NamedTuple):
   read: tuple[Array, Array] | None = None  # (ū, a)
 
 
-class Gradients(NamedTuple):
-  """Of one pass; None without a mixer, without a kernel and where `weights_of_read` were not asked for."""
+class Operands(NamedTuple):
+  """What one pass takes, or the gradients by it: x, H, b, y, W and a; None for what is not there or not asked for."""
 
   streams: Array
   mixer: Array | None
@@ -101,7 +101,7 @@ class Composed:
     flowing: Flowing,
     epsilon: float | None,
     weights_of_read: bool,
-  ) -> Gradients:
+  ) -> Operands:
     """See `StreamOps.advance_backward`."""
     cotangent: Any = flowing.streams
     if flowing.read is not None or flowing.projected is not None:
@@ -123,4 +123,4 @@ class Composed:
       to_streams = self.streams_backward(x, mixed=(cotangent, mixer))
     to_kernel = None if flowing.projected is None else self.kernel_backward(advanced, *flowing.projected[:2])
     to_read = self.weights_backward(advanced, *flowing.read[::-1]) if weights_of_read and flowing.read else None
-    return Gradients(to_streams, to_mixer, to_weights, to_output, to_kernel, to_read)
+    return Operands(to_streams, to_mixer, to_weights, to_output, to_kernel, to_read)

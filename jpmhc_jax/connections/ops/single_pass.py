@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla
 from jpmhc_jax.connections.ops.base import StreamOps
-from jpmhc_jax.connections.ops.composed import Flowing
+from jpmhc_jax.connections.ops.composed import Flowing, Operands
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 from jpmhc_jax.core.derivatives import custom_derivative
 
@@ -30,15 +30,6 @@ class Passed(NamedTuple):
   products: Float[Array, "k *tokens"] | None
   square: Float[Array, "*tokens"] | None
   vector: Float[Array, "*tokens d"] | None
-
-
-class _Inputs(NamedTuple):
-  streams: Array
-  mixer: Array | None
-  weights: Array
-  output: Array
-  kernel: Array | None
-  read: Array | None
 
 
 def advance(
@@ -56,15 +47,15 @@ def advance(
 
   Without `read` the streams can be read once, by `vjp.read`.
   """
-  return _advance(_Inputs(streams, mixer, weights, output, kernel, read), epsilon, ops)
+  return _advance(Operands(streams, mixer, weights, output, kernel, read), epsilon, ops)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(1, 2))
-def _advance(inputs: _Inputs, epsilon: float | None, ops: StreamOps) -> Passed:
+def _advance(inputs: Operands, epsilon: float | None, ops: StreamOps) -> Passed:
   return _forward(inputs, epsilon, ops)[0]
 
 
-def _forward(inputs: _Inputs, epsilon: float | None, ops: StreamOps) -> tuple[Passed, Any]:
+def _forward(inputs: Operands, epsilon: float | None, ops: StreamOps) -> tuple[Passed, Any]:
   made = ops.advance(*inputs, epsilon)
   passed = Passed(_placeholders(made.streams, inputs.read is None), made.products, made.square, made.vector)
   return passed, (inputs, made.streams, made.scale)
@@ -78,7 +69,7 @@ def _placeholders(streams: Array, later: bool) -> FusedStreams:
   return FusedStreams(streams, weights=weights, vector=jnp.zeros((*tokens, d), streams.dtype))
 
 
-def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Any) -> tuple[_Inputs]:
+def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Any) -> tuple[Operands]:
   inputs, advanced, scale = saved
   x, mixer, weights, output, kernel, read = inputs
   placeholders = cotangents.streams
@@ -86,16 +77,16 @@ def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Any
   projects = None if kernel is None else (kernel, cotangents.products, cotangents.square)
   flowing = Flowing(placeholders.streams, projects, reads)
   gradients = ops.advance_backward(x, mixer, weights, output, advanced, scale, flowing, epsilon, read is not None)
-  return (jax.tree.map(_like, _Inputs(*gradients), inputs),)
+  return (jax.tree.map(_like, gradients, inputs),)
 
 
 def _like(gradient: Array, primal: Array) -> Array:
   return gradient.astype(primal.dtype).reshape(primal.shape)
 
 
-def _tangent(epsilon: float | None, ops: StreamOps, saved: Any, tangents: _Inputs) -> Passed:
+def _tangent(epsilon: float | None, ops: StreamOps, saved: Any, tangents: Operands) -> Passed:
   """Of the formulas in plain JAX, for every back end."""
-  inputs: _Inputs = saved[0]
+  inputs: Operands = saved[0]
   return jax.jvp(lambda inputs: _forward(inputs, epsilon, xla)[0], (inputs,), (tangents,))[1]  # type: ignore[no-any-return]
 
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jpmhc_jax.connections.ops import xla
-from jpmhc_jax.connections.ops.composed import Advanced, Composed, Flowing, Gradients
+from jpmhc_jax.connections.ops.composed import Advanced, Composed, Flowing, Operands
 from jpmhc_jax.connections.ops.contractions import einsum, seen
 from jpmhc_jax.connections.ops.pallas import bodies
 from jpmhc_jax.core.sharding import split_over
@@ -162,7 +162,7 @@ class Kernels:
     flowing: Flowing,
     epsilon: float | None,
     weights_of_read: bool,
-  ) -> Gradients:
+  ) -> Operands:
     """Every gradient of `advance` in one pass over x and x̄', W̄ apart; see `StreamOps`."""
     if self._separate(x):
       return self._composed.advance_backward(x, mixer, weights, y, advanced, scale, flowing, epsilon, weights_of_read)
@@ -190,7 +190,7 @@ class Kernels:
       bodies.advance_backward, names=tuple(arguments), results=tuple(results), width=x.shape[-1], epsilon=epsilon
     )
     made = dict(zip(results, self._run(body, list(arguments.values()), list(results.values())), strict=True))
-    return Gradients(
+    return Operands(
       made["streams"],
       None if mixer is None else _unflatten(made["mixer"], mixer, 2),
       _unflatten(made["weights"], weights, 1),
