@@ -48,6 +48,7 @@ def test_a_row_that_is_not_solved_is_sampled_and_marked(unsolved, tmp_path, caps
   assert (tmp_path / "spectrum.svg").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_recursion_has_rows_with_the_coherence_of_its_weights(tmp_path, capsys):
   """A static rotation decoheres repeated weights, identity cannot; what is sampled is marked."""
   words = ["spectrum", "--mixer=identity,polar", "--n=2", "--depth=2", "--calls=2", "--tied=0.9", "--draw=random"]

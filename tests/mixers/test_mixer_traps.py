@@ -102,6 +102,7 @@ def test_transport_at_zero_logits_is_singular_and_its_identity_start_is_not():
   assert np.linalg.svd(start, compute_uv=False)[-1] > 0.8
 
 
+@pytest.mark.slow
 def test_no_family_starts_at_the_mean_matrix():
   for name in mixers.FAMILIES:
     manifold = mixers.make(name)

@@ -26,7 +26,8 @@ INPUTS, ROWS = jnp.arange(8).reshape(2, 4) % 5, jnp.ones((2, 16))
 
 @functools.cache
 def _network(kind, single_pass, **fields):
-  model = dataclasses.replace(MODEL, convolution=2 * (kind is URM), token_mixer=fields.pop("token_mixer", "attention"))
+  of_model = {name: fields.pop(name) for name in ("layers", "token_mixer") if name in fields}
+  model = dataclasses.replace(MODEL, convolution=2 * (kind is URM), **of_model)
   connection = dataclasses.replace(CONNECTION, single_pass=single_pass, **fields)
   network = kind(model, connection, vocab_size=5, sequence_length=4, rngs=nnx.Rngs(0))
   return nnx.split(network)
@@ -51,10 +52,11 @@ def _step(kind, single_pass, **fields):
 @pytest.mark.parametrize(
   ("kind", "fields"),
   [
-    (TRM, {}),
+    (TRM, {"layers": 1}),
     *(
       pytest.param(kind, fields, marks=pytest.mark.slow)
       for kind, fields in (
+        (TRM, {}),
         (URM, {"scope": "call", "mixer": "identity"}),
         (TRM, {"sharing": "per_call", "mixer": "sinkhorn"}),
         (TRM, {"generator": "static", "parameterisation": "manifold"}),

@@ -97,6 +97,7 @@ def _full(mixers, covariance):
   return correlated_noise(mixers, eye, eye, covariance)
 
 
+@pytest.mark.slow
 def test_independent_noise_is_the_chain():
   """Moments that are known to be diagonal take the chain; unknown ones, while JAX traces, the correlated equation."""
   rng = np.random.default_rng(0)
@@ -244,7 +245,7 @@ def test_coherence_is_what_a_weight_reads_of_what_it_wrote(mixers, expected):
   assert correlated.coherence(layers, [0, 1, 2, 3]) == 0.0
 
 
-@pytest.mark.parametrize("size, mixing", [(8.0, 0.3), (16.0, 0.2)])
+@pytest.mark.parametrize("size, mixing", [pytest.param(8.0, 0.3, marks=pytest.mark.slow), (16.0, 0.2)])
 def test_loud_noise_that_repeats_over_many_layers_is_solved_from_infinity(size, mixing):
   """Without a neighbour, beside the first moment and far above it: no chain of places is too long for the start."""
   rng, depth = np.random.default_rng(0), 24

@@ -19,6 +19,7 @@ def cost(**changes):
   return flops_per_step(tiny.setup(config), tiny.dataset(config))
 
 
+@pytest.mark.slow
 def test_every_trip_of_a_loop_is_counted():
   def model(inner):
     recursion = schema.Recursion(outer=2, inner=inner, max_steps=4)

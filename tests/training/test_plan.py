@@ -18,6 +18,7 @@ def _live_bytes():
   return sum(array.nbytes for array in jax.live_arrays())
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_bytes_of_the_arrays_and_allocates_none():
   config = tiny.config(mesh=schema.Mesh(data=2, fsdp=2, tensor=2))
   setup, dataset = tiny.setup(config), tiny.dataset(config)

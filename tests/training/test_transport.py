@@ -58,7 +58,8 @@ def config(folder, fields=None, **cloud):
   return configs.resolve(jp.default_config(), RUN | {"data.pairs.source": written(folder, **cloud)} | (fields or {}))
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
 def test_a_run_through_its_stages_resumes_bit_for_bit(devices, tmp_path, monkeypatch):
   monkeypatch.setattr(session, "make_mesh", lambda config: mesh.make_mesh(config, jax.devices()[:devices]))
   c = config(tmp_path, STAGED)
