@@ -26,6 +26,7 @@ from jpmhc_jax.connections import generator
 from jpmhc_jax.connections.block import Coefficients, HyperConnectionFn, Parameters, saveable, SubLayer
 from jpmhc_jax.connections.ops import base, fused_streams, single_pass, vjp
 from jpmhc_jax.connections.ops.base import StreamOps
+from jpmhc_jax.connections.ops.composed import Operands
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams, Terms
 from jpmhc_jax.core.errors import check_choice, ConfigError
 from jpmhc_jax.core.fields import check_number
@@ -154,10 +155,10 @@ class Chain:
       coefficients = _coefficients(link, passing)
       vector = vjp.read(passing.streams, coefficients.read, ops)
     kernel = None if behind is None else _kernel(behind, passing.streams)
-    return single_pass.advance(
-      passing.streams.streams, coefficients.mix, coefficients.write, _output(vector, sublayer), ops,
-      kernel=None if kernel is None else jax.lax.stop_gradient(kernel), read=read, epsilon=self.norm_epsilon,
-    )  # fmt: skip
+    following = None if kernel is None else jax.lax.stop_gradient(kernel)
+    output = _output(vector, sublayer)
+    operands = Operands(passing.streams.streams, coefficients.mix, coefficients.write, output, following, read)
+    return single_pass.advance(operands, self.norm_epsilon, ops)
 
 
 def check_link(

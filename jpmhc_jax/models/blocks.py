@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.connections import Chain, HyperConnection, HyperConnectionFn
+from jpmhc_jax.connections import Chain, HyperConnection
 from jpmhc_jax.core.sharding import constrain_hidden
 from jpmhc_jax.models.connections import hyper_connection_fn, sublayer_width
 from jpmhc_jax.models.layers import Attention, ConvSwiGLU, rms_norm, stacked, SwiGLU, swiglu_width, TokenMLP
@@ -105,16 +105,10 @@ class Block(nnx.Module):
     model = dataclasses.replace(model, width=sublayer_width(connection, hidden))
     self.tokens = one(lambda rngs: _token_mixer(model, length, causal, rngs), sublayers)
     self.features = one(functools.partial(_feed_forward, model), sublayers)
-    self.connect_tokens: Connect | PerCall
-    self.connect_features: Connect | PerCall
-    if connection.streams > 1:
-      rule = hyper_connection_fn(connection, hidden, layer_index=0)
-      self.connect_tokens, self.connect_features = (
-        one(functools.partial(connection_of, rule, index), connection.sharing == "all")
-        for index in (2 * layer, 2 * layer + 1)
-      )
-    else:
-      self.connect_tokens = self.connect_features = plain_residual
+    repeated = connection.sharing == "all" or connection.streams == 1
+    self.connect_tokens, self.connect_features = (
+      one(functools.partial(connection_of, connection, hidden, index), repeated) for index in (2 * layer, 2 * layer + 1)
+    )
     self.epsilon = model.norm_epsilon
     self.feature_axes = -1 if connection.segments == 1 else (-2, -1)
     self.token_axes = 1 if model.token_mixer == "mlp" else self.feature_axes
@@ -147,9 +141,11 @@ def with_vector(
   return h + vector.reshape((1,) * (h.ndim - vector.ndim) + vector.shape)
 
 
-def connection_of(rule: HyperConnectionFn, index: int | Int[Array, ""], rngs: nnx.Rngs) -> HyperConnection:
-  """The connection of a sub-layer, the `index`-th of its network."""
-  return HyperConnection(rule, layer_index=index, rngs=rngs)
+def connection_of(connection: schema.Connection, width: int, index: int | Int[Array, ""], rngs: nnx.Rngs) -> Connect:
+  """The connection of a sub-layer, the `index`-th of its network; of one stream the plain residual."""
+  if connection.streams == 1:
+    return plain_residual
+  return HyperConnection(hyper_connection_fn(connection, width, layer_index=0), layer_index=index, rngs=rngs)
 
 
 def _token_mixer(model: schema.Model, length: int, causal: bool, rngs: nnx.Rngs) -> Attention | TokenMLP:

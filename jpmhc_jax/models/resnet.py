@@ -36,7 +36,6 @@ from jaxtyping import Array, Float, Int, Key, Num
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import (
   expand,
-  HyperConnection,
   reduce,
   StreamExpansion,
   StreamTransition,
@@ -45,8 +44,8 @@ from jpmhc_jax.connections import (
 from jpmhc_jax.core.errors import require
 from jpmhc_jax.core.examples import ImageFormat
 from jpmhc_jax.core.sharding import constrain
-from jpmhc_jax.models.blocks import plain_residual, recomputing
-from jpmhc_jax.models.connections import hyper_connection_fn, stream_expansion_fn
+from jpmhc_jax.models.blocks import connection_of, recomputing
+from jpmhc_jax.models.connections import stream_expansion_fn
 from jpmhc_jax.models.convolutions import Convolution, Convolutions, Hidden, NORMS
 from jpmhc_jax.models.layers import kept_paths, per_row, pixels, stacked, truncated_normal, weight
 from jpmhc_jax.models.products import dense, kept
@@ -119,12 +118,7 @@ class Block(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.convolutions = Convolutions(model, outputs, width, outputs, 1, rngs)
-    self.connect: Callable[..., Array]
-    if connection.streams > 1:
-      rule = hyper_connection_fn(connection, outputs, layer_index=0)
-      self.connect = HyperConnection(rule, layer_index=index, rngs=rngs)
-    else:
-      self.connect = plain_residual
+    self.connect = connection_of(connection, outputs, index, rngs)
     self.pre = model.vision.order == "pre"
 
   def __call__(self, h: Hidden, training: bool, scales: Float[Array, "b"] | None = None) -> Hidden:

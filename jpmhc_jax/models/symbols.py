@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jpmhc_jax.config import schema
-from jpmhc_jax.models.blocks import Block, Connect, connection_of, Latent, Part, plain_residual
-from jpmhc_jax.models.connections import hyper_connection_fn, sublayer_width
+from jpmhc_jax.models.blocks import Block, connection_of, Latent, Part
+from jpmhc_jax.models.connections import sublayer_width
 from jpmhc_jax.models.layers import Attention
 from jpmhc_jax.models.trm import TRM
 
@@ -47,12 +47,7 @@ class SymbolBlock(Block):
     super().__init__(model, connection, length, layer, rngs, calls=calls)
     width = sublayer_width(connection, model.width)
     self.symbols = Attention(width, model.heads, rope_theta=None, rngs=rngs, implementation=model.attention)
-    self.connect_symbols: Connect
-    if connection.streams > 1:
-      rule = hyper_connection_fn(connection, model.width, layer_index=0)
-      self.connect_symbols = connection_of(rule, 2 * layer, rngs)
-    else:
-      self.connect_symbols = plain_residual
+    self.connect_symbols = connection_of(connection, model.width, 2 * layer, rngs)
 
   def parts(self, call: int | Int[Array, ""] = 0) -> tuple[Part, ...]:
     """The three in order."""

@@ -231,13 +231,16 @@ class TRM(nnx.Module):
       seen = h if self.chain is not None and self.chain.lags else None
       h, _ = one_by_one(self.parts(call), h, self.model.norm_epsilon, visit, seen)
     elif self.chain is not None:
-      chained = functools.partial(in_one_pass, self.chain, self.parts(call), epsilon=self.model.norm_epsilon)
-      h = recomputing(chained, self.model.rematerialise)(h)
+      h = recomputing(functools.partial(self._in_one_pass, call), self.model.rematerialise)(h)
     else:
       for layer in range(self.model.layers):
         block = getattr(self, f"block{layer}")
         h = recomputing(functools.partial(block, call=call), self.model.rematerialise)(h)
     return self.ends.reduce(h) if inside_call else h
+
+  def _in_one_pass(self, call: int | Int[Array, ""], h: Latent) -> Latent:
+    assert self.chain is not None, "connection.single_pass"
+    return in_one_pass(self.chain, self.parts(call), h, self.model.norm_epsilon)
 
   def reason(self, network: Network, z_h: Latent, z_l: Latent | None, x: Array) -> tuple[Latent, Latent | None]:
     """The latents after one supervision step."""

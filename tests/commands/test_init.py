@@ -13,6 +13,7 @@ import jpmhc_jax as jp
 from jpmhc_jax.main import main
 
 
+@pytest.mark.slow
 def test_the_project_that_init_writes_trains_and_passes_its_own_test(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "mine")])
   monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "mixers.md"
 BACKWARD = re.compile(r" \+ ([\d,]+) \|$", re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_page_is_up_to_date():
   config = schema.Config()
   page, expected = PAGE.read_text(), mixer_markdown(config.connection.streams, config.model.width) + "\n"

@@ -12,6 +12,7 @@ import pytest
 import jpmhc_jax as jp
 from jpmhc_jax.connections import mix_and_write
 from jpmhc_jax.connections.ops import base, single_pass, vjp, xla, xla_tpu
+from jpmhc_jax.connections.ops.composed import Operands
 from jpmhc_jax.connections.ops.pallas import Kernels
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.models.layers import rms_norm
@@ -37,7 +38,7 @@ def _pass(inputs, ops, epsilon, later):
   """Values and gradients of all that one pass makes."""
 
   def made(x, mixer, write, y, kernel, read):
-    passed = single_pass.advance(x, mixer, write, y, ops, kernel=kernel, read=None if later else read, epsilon=epsilon)
+    passed = single_pass.advance(Operands(x, mixer, write, y, kernel, None if later else read), epsilon, ops)
     vector = vjp.read(passed.streams, read, ops) if later else passed.vector
     return passed.streams.streams, passed.products, passed.square, vector
 
@@ -60,7 +61,7 @@ def _values_and_gradients(function, arguments):
   return out, pullback(cotangents)
 
 
-def _near(actual, expected, tolerance=2e-5):
+def _assert_near(actual, expected, tolerance=2e-5):
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, e, atol=tolerance * max(1.0, float(jnp.max(jnp.abs(e)))))
 
@@ -78,7 +79,7 @@ def _near(actual, expected, tolerance=2e-5):
 )
 def test_one_pass_equals_its_operators_one_by_one(ops, sizes, epsilon, later):
   inputs = _inputs(**sizes)
-  _near(_pass(inputs, OPS[ops], epsilon, later), _apart(inputs, epsilon))
+  _assert_near(_pass(inputs, OPS[ops], epsilon, later), _apart(inputs, epsilon))
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_one_pass_in_bfloat16_rounds_as_the_operators_do():
     values, own = _pass(inputs, ops, EPSILON, True)
     assert values[0].dtype == values[3].dtype == own[0].dtype == jnp.bfloat16
     wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
-    _near(wide((values, own)), wide((expected, gradients)), 0.02)  # a bfloat16 has 8 bits
+    _assert_near(wide((values, own)), wide((expected, gradients)), 0.02)  # a bfloat16 has 8 bits
 
 
 def _rules(form, mixer=None):
@@ -149,7 +150,7 @@ def test_a_chain_equals_its_connections_one_by_one(coefficients, form, ops, monk
 
   expected = jax.jit(lambda: of(_one_by_one))()
   monkeypatch.setattr(base, "stream_ops", lambda *_: OPS[ops])
-  _near(jax.jit(lambda: of(_chained))(), expected)
+  _assert_near(jax.jit(lambda: of(_chained))(), expected)
 
 
 def _in_numpy(coefficients, parameters, streams, weights):
@@ -178,7 +179,7 @@ def test_both_forms_are_the_formulas_written_out(coefficients):
   streams, weights = _problem()
   expected = _in_numpy(coefficients, parameters, streams, weights)
   assert np.sum(expected.ravel() * np.cos(np.arange(expected.size))) == pytest.approx(GOLDEN[coefficients], abs=2e-4)
-  _near(_chained(coefficients, EPSILON, rules, parameters, streams, weights), expected)
+  _assert_near(_chained(coefficients, EPSILON, rules, parameters, streams, weights), expected)
 
 
 def test_coefficients_one_connection_old_are_another_network():

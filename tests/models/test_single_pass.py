@@ -26,8 +26,8 @@ INPUTS, ROWS = jnp.arange(8).reshape(2, 4) % 5, jnp.ones((2, 16))
 
 @functools.cache
 def _network(kind, single_pass, **fields):
-  of_model = {name: fields.pop(name) for name in ("layers", "token_mixer") if name in fields}
-  model = dataclasses.replace(MODEL, convolution=2 * (kind is URM), **of_model)
+  mixer = fields.pop("token_mixer", "attention")
+  model = dataclasses.replace(MODEL, convolution=2 * (kind is URM), token_mixer=mixer)
   connection = dataclasses.replace(CONNECTION, single_pass=single_pass, **fields)
   network = kind(model, connection, vocab_size=5, sequence_length=4, rngs=nnx.Rngs(0))
   return nnx.split(network)
@@ -49,20 +49,15 @@ def _step(kind, single_pass, **fields):
   return logits, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kind", "fields"),
   [
-    (TRM, {"layers": 1}),
-    *(
-      pytest.param(kind, fields, marks=pytest.mark.slow)
-      for kind, fields in (
-        (TRM, {}),
-        (URM, {"scope": "call", "mixer": "identity"}),
-        (TRM, {"sharing": "per_call", "mixer": "sinkhorn"}),
-        (TRM, {"generator": "static", "parameterisation": "manifold"}),
-        (TRM, {"token_mixer": "mlp"}),  # its norm is over the positions: a chain ends there
-      )
-    ),
+    (TRM, {}),
+    (URM, {"scope": "call", "mixer": "identity"}),
+    (TRM, {"sharing": "per_call", "mixer": "sinkhorn"}),
+    (TRM, {"generator": "static", "parameterisation": "manifold"}),
+    (TRM, {"token_mixer": "mlp"}),  # its norm is over the positions: a chain ends there
   ],
   ids=str,
 )

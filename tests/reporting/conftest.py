@@ -1,6 +1,7 @@
 """Run folders as a trainer writes them, with real ARC grids and made-up numbers."""
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import math
@@ -36,12 +37,14 @@ def arc_examples():
   return examples
 
 
-@pytest.fixture
-def make_run(tmp_path, arc_examples):
-  """make_run(name, steps=..., seed=..., **config changes) -> the folder of a run that looks trained."""
+@pytest.fixture(scope="session")
+def runs_in(arc_examples):
+  """runs_in(folder) -> make(name, steps=..., seed=..., **config changes) -> the folder of a run that looks trained."""
 
-  def make(name: str, steps: int = 400, planned: int = 400, seed: int = 0, level: float = 0.4, **changes) -> Path:
-    folder = tmp_path / name
+  def make(
+    parent: Path, name: str, steps: int = 400, planned: int = 400, seed: int = 0, level: float = 0.4, **changes
+  ) -> Path:
+    folder = parent / name
     (folder / "evaluation").mkdir(parents=True)
     rng = np.random.default_rng([seed, len(name)])
     config = dataclasses.asdict(dataclasses.replace(schema.Config(), seed=seed, steps=planned))
@@ -60,7 +63,13 @@ def make_run(tmp_path, arc_examples):
       (folder / "evaluation" / f"step_{step}.json").write_text(json.dumps(record))
     return folder
 
-  return make
+  return lambda folder: functools.partial(make, folder)
+
+
+@pytest.fixture
+def make_run(runs_in, tmp_path):
+  """`runs_in` of the test's own folder."""
+  return runs_in(tmp_path)
 
 
 def environment(name: str, seed: int) -> dict:

@@ -14,21 +14,28 @@ from jpmhc_jax.reporting.statistics import group_runs, smallest_difference, Spre
 from jpmhc_jax.reporting.workdir import read_runs
 
 
-@pytest.fixture
-def runs(make_run, tmp_path):
-  """Two manifolds with three seeds each, a run that was cut short, and a folder without anything."""
+@pytest.fixture(scope="module")
+def runs(runs_in, tmp_path_factory):
+  """Two manifolds with three seeds each, a run that was cut short, and a folder without anything; only read."""
+  parent = tmp_path_factory.mktemp("runs")
+  make_run = runs_in(parent)
   folders = [
     make_run(f"{manifold}-s{seed}", seed=seed, level=level + 0.02 * seed, connection__mixer=manifold)
     for manifold, level in (("cayley", 0.4), ("sinkhorn", 0.2))
     for seed in range(3)
   ]
   folders.append(make_run("cayley-cut", seed=3, steps=130, planned=400, connection__mixer="cayley"))
-  (tmp_path / "empty").mkdir()
-  return [*folders, tmp_path / "empty"]
+  (parent / "empty").mkdir()
+  return [*folders, parent / "empty"]
 
 
-def test_mean_spread_and_significance_over_complete_runs(runs, tmp_path):
-  page = read(*runs, out=tmp_path / "report.html")
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+  """Of all of them."""
+  return read(*runs, out=tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_mean_spread_and_significance_over_complete_runs(runs, page):
   last = [[e.evaluations[-1].metrics["pass@2"] for e in read_runs(part)] for part in (runs[:3], runs[3:6])]
   rows = {row[0][0]: row[1:] for row in page.table("pass@2: mean")[1:]}
   assert list(rows) == ["cayley", "sinkhorn", "empty"]
@@ -72,8 +79,7 @@ def test_settings_are_compared_at_equal_time_too(make_run, tmp_path):
   assert charged.remark(group_runs(read_runs(quick)), ("pass@2", True)) == ""
 
 
-def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
-  page = read(*runs, out=tmp_path / "report.html")
+def test_every_run_has_a_row_and_its_own_part(runs, page):
   header, *rows = page.table("Runs, by the last pass@2, the largest first")
   last = [cell[0] for cell in header].index("last pass@2")
   known = [float(row[last][1]) for row in rows if row[last][1] is not None]
@@ -89,8 +95,7 @@ def test_every_run_has_a_row_and_its_own_part(runs, tmp_path):
   assert {"title": "connection.mixer"} in [attributes for tag, attributes in page.elements if tag == "span"]
 
 
-def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, tmp_path):
-  page = read(*runs[:6], out=tmp_path / "report.html")
+def test_curves_are_means_over_seeds_at_steps_and_at_times(runs, page):
   series = [run.evaluation_series("pass@2").values for run in read_runs(runs[:3])]
   # The comparison stands in front of the runs.
   by_step, by_time, by_flop = [t["rows"] for t in page.tables if t["caption"] == "pass@2: sampled values"][:3]

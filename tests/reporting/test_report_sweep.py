@@ -1,6 +1,7 @@
 """The page of a sweep: every run in it, whatever became of it; what a choice chose; what happens over depth."""
 
 import json
+import shutil
 
 from page_parser import Page, read
 import pytest
@@ -15,9 +16,11 @@ def entry(name, state="done", **more):
   return base | {"command": f"jpmhc train --workdir=s/{name}"} | more
 
 
-@pytest.fixture
-def sweep(make_run, tmp_path):
-  """Two settings of two seeds, a run that diverged, and one that was never started."""
+@pytest.fixture(scope="module")
+def sweep(runs_in, tmp_path_factory):
+  """Two settings of two seeds, a run that diverged, and one that was never started; only read."""
+  parent = tmp_path_factory.mktemp("sweeps")
+  make_run = runs_in(parent)
   names = [(manifold, seed) for manifold in ("cayley", "iso") for seed in (0, 1)]
   folders = [make_run(f"s/{manifold}-{seed}", seed=seed, connection__mixer=manifold) for manifold, seed in names]
   make_run("s/free", steps=100, connection__mixer="unconstrained")
@@ -25,12 +28,17 @@ def sweep(make_run, tmp_path):
   entries.append(entry("free", "diverged", exit_code=3, message="step 101: loss nan"))
   entries.append(entry("later", "pending", attempts=0, exit_code=None))
   about = {"command": ["jpmhc", "sweep", "--sweep=x y.py"], "runs": entries}
-  (tmp_path / "s" / "sweep.json").write_text(json.dumps(about))
-  return tmp_path / "s"
+  (parent / "s" / "sweep.json").write_text(json.dumps(about))
+  return parent / "s"
 
 
-def test_every_run_of_a_sweep_is_on_its_page(sweep, tmp_path):
-  page = read(sweep, out=tmp_path / "report.html")
+@pytest.fixture(scope="module")
+def page(sweep, tmp_path_factory):
+  """Of the sweep."""
+  return read(sweep, out=tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_every_run_of_a_sweep_is_on_its_page(page):
   states = {row[0][0]: row[1][0] for row in page.table("Runs")[1:]}
   complete = dict.fromkeys(("cayley-0", "cayley-1", "iso-0", "iso-1"), "complete")
   assert states == complete | {"free": "diverged: 100 of 400 steps", "later": "pending"}
@@ -43,8 +51,7 @@ def test_every_run_of_a_sweep_is_on_its_page(sweep, tmp_path):
   assert {link[1:] for link in page.links} <= set(page.ids) and len(page.ids) == len(set(page.ids))
 
 
-def test_the_diverged_run_stands_by_itself_and_seeds_are_counted(sweep, tmp_path):
-  page = read(sweep, out=tmp_path / "report.html")
+def test_the_diverged_run_stands_by_itself_and_seeds_are_counted(page):
   seeds = {row[0][0]: row[1][0] for row in page.table("pass@2: mean")[1:]}
   assert seeds == {"cayley": "2", "iso": "2", "unconstrained": "1 partial", "later": "1 partial"}
   assert "n = 1 to 2 seeds a setting." in page.text
@@ -57,6 +64,7 @@ def test_runs_and_sweeps_mix_without_repeats(sweep, make_run, tmp_path):
 
 
 def test_runs_are_judged_by_the_metric_that_the_sweep_asks_for(sweep, tmp_path):
+  sweep = shutil.copytree(sweep, tmp_path / "s")
   about = json.loads((sweep / "sweep.json").read_text())
   (sweep / "sweep.json").write_text(json.dumps(about | {"metric": "loss"}))
   page = read(sweep, out=tmp_path / "report.html")

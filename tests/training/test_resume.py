@@ -90,6 +90,7 @@ def _longer(config, steps, **optimizer):
   return dataclasses.replace(config, steps=steps, optimizer=dataclasses.replace(config.optimizer, **optimizer))
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_them_from_the_start(tmp_path, capsys):
   whole = loop.train(_run(_config(), tmp_path / "whole"), ["train"])
   loop.train(_run(_longer(_config(), 4), tmp_path / "longer"), ["train"])

@@ -147,6 +147,7 @@ def test_all_maps_learn_from_pairs_and_the_page_shows_them(tmp_path):
     assert words in page, words
 
 
+@pytest.mark.slow
 def test_a_closed_form_start_has_full_recall_and_a_held_map_does_not_move(tmp_path):
   c = config(tmp_path, {"steps": 2, "model.transport.align.map": 0.0, "evaluation.every": 2})
   run = jp.train(c, tmp_path / "run", quiet=True)

@@ -92,36 +92,18 @@ class StreamOps(Protocol):
     H=None is the identity; a term whose factors are None is left out.
     """
 
-  def advance(
-    self,
-    x: Float[Array, "*tokens n d"],
-    mixer: Float[Array, "n n *per_token_mix"] | None,
-    weights: Float[Array, "n *per_token"],
-    y: Float[Array, "*tokens d"],
-    kernel: Float[Array, "n d k"] | None = None,
-    read: Float[Array, "n *per_token_read"] | None = None,
-    epsilon: float | None = None,
-  ) -> Advanced:
+  def advance(self, operands: Operands, epsilon: float | None) -> Advanced:
     """x' = H x + b ⊗ y and, in the same pass, Σ x' W, Σ x'² and Σ_j a_j x'_j: what follows at the next connection.
 
-    mixer=None is the identity. epsilon: every stream of x' is normed, x'_i = z_i / √(mean z_i² + ε); None: it is not.
+    epsilon: every stream of x' is normed, x'_i = z_i / √(mean z_i² + ε); None: it is not.
     """
 
   def advance_backward(
-    self,
-    x: Float[Array, "*tokens n d"],
-    mixer: Float[Array, "n n *per_token_mix"] | None,
-    weights: Float[Array, "n *per_token"],
-    y: Float[Array, "*tokens d"],
-    advanced: Float[Array, "*tokens n d"],
-    scale: Float[Array, "n *tokens"] | None,
-    flowing: Flowing,
-    epsilon: float | None,
-    weights_of_read: bool,
+    self, operands: Operands, epsilon: float | None, advanced: Advanced, flowing: Flowing
   ) -> Operands:
     """Every gradient of `advance` in one pass over x and x̄', W̄ apart (see `composed`).
 
-    advanced, scale: x' and r, which a back end may use or make again from x.
+    advanced: x' and r, which a back end may use or make again from x.
     """
 
 

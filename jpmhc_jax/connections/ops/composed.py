@@ -32,23 +32,28 @@ class Advanced(NamedTuple):
   vector: Float[Array, "*tokens d"] | None = None
 
 
-class Flowing(NamedTuple):
-  """What flows back into x': its cotangent, those of its statistics with W, and ū with the weights a of the read."""
+class Operands(NamedTuple):
+  """What one pass takes, or the gradients by it: x, H, b, y, W and a; None for what is not there.
+
+  H=None is the identity, W=None asks for no statistics, a=None for no read.
+  """
 
   streams: Float[Array, "*tokens n d"]
-  projected: tuple[Array, Array, Array] | None = None  # (W, s̄, q̄)
-  read: tuple[Array, Array] | None = None  # (ū, a)
+  mixer: Float[Array, "n n *per_token_mix"] | None
+  weights: Float[Array, "n *per_token"]
+  output: Float[Array, "*tokens d"]
+  kernel: Float[Array, "n d k"] | None = None
+  read: Float[Array, "n *per_token_read"] | None = None
 
 
-class Operands(NamedTuple):
-  """What one pass takes, or the gradients by it: x, H, b, y, W and a; None for what is not there or not asked for."""
+class Flowing(NamedTuple):
+  """What flows back into x' and its statistics and read; `weights` are a of the read. None where there is none."""
 
-  streams: Array
-  mixer: Array | None
-  weights: Array
-  output: Array
-  kernel: Array | None
-  read: Array | None
+  streams: Float[Array, "*tokens n d"]  # x̄'
+  products: Float[Array, "k *tokens"] | None = None  # s̄
+  square: Float[Array, "*tokens"] | None = None  # q̄
+  vector: Float[Array, "*tokens d"] | None = None  # ū
+  weights: Float[Array, "n *per_token"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +70,9 @@ class Composed:
   weights_backward: Callable[..., Array]
   streams_backward: Callable[..., Array]
 
-  def advance(
-    self,
-    x: Float[Array, "*tokens n d"],
-    mixer: Float[Array, "n n *per_token_mix"] | None,
-    weights: Float[Array, "n *per_token"],
-    y: Float[Array, "*tokens d"],
-    kernel: Float[Array, "n d k"] | None = None,
-    read: Float[Array, "n *per_token_read"] | None = None,
-    epsilon: float | None = None,
-  ) -> Advanced:
+  def advance(self, operands: Operands, epsilon: float | None) -> Advanced:
     """See `StreamOps.advance`."""
+    x, mixer, weights, y, kernel, read = operands
     mixed = x + self.write(weights, y) if mixer is None else self.mix(x, mixer, weights, y)
     scale = None
     if epsilon is not None:
@@ -91,27 +88,22 @@ class Composed:
     return result
 
   def advance_backward(
-    self,
-    x: Float[Array, "*tokens n d"],
-    mixer: Float[Array, "n n *per_token_mix"] | None,
-    weights: Float[Array, "n *per_token"],
-    y: Float[Array, "*tokens d"],
-    advanced: Float[Array, "*tokens n d"],
-    scale: Float[Array, "n *tokens"] | None,
-    flowing: Flowing,
-    epsilon: float | None,
-    weights_of_read: bool,
+    self, operands: Operands, epsilon: float | None, advanced: Advanced, flowing: Flowing
   ) -> Operands:
     """See `StreamOps.advance_backward`."""
+    (x, mixer, weights, y, kernel, read), (after, scale, *_) = operands, advanced
     cotangent: Any = flowing.streams
-    if flowing.read is not None or flowing.projected is not None:
+    if flowing.vector is not None or kernel is not None:
       cotangent = self.streams_backward(
-        advanced, mixed=(cotangent, None), read=flowing.read, projected=flowing.projected
+        after,
+        mixed=(cotangent, None),
+        read=None if flowing.vector is None else (flowing.vector, flowing.weights),
+        projected=None if kernel is None else (kernel, flowing.products, flowing.square),
       )
     if scale is not None:
       # As in a norm by itself: without the barrier XLA on the CPU computes the sum twice, once for each of its uses.
       cotangent = jax.lax.optimization_barrier(cotangent.astype(scale.dtype))
-      normed = advanced.astype(scale.dtype)
+      normed = after.astype(scale.dtype)
       along = jnp.mean(cotangent * normed, axis=-1, keepdims=True)
       cotangent = jnp.moveaxis(scale, 0, -1)[..., None] * (cotangent - along * normed)
     cotangent = cotangent.astype(x.dtype)
@@ -121,6 +113,6 @@ class Composed:
     else:
       to_mixer, to_weights, to_output = self.coefficients_backward(x, mixer, weights, y, cotangent)
       to_streams = self.streams_backward(x, mixed=(cotangent, mixer))
-    to_kernel = None if flowing.projected is None else self.kernel_backward(advanced, *flowing.projected[:2])
-    to_read = self.weights_backward(advanced, *flowing.read[::-1]) if weights_of_read and flowing.read else None
+    to_kernel = None if kernel is None else self.kernel_backward(after, kernel, flowing.products)
+    to_read = None if read is None else self.weights_backward(after, read, flowing.vector)
     return Operands(to_streams, to_mixer, to_weights, to_output, to_kernel, to_read)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla
 from jpmhc_jax.connections.ops.base import StreamOps
-from jpmhc_jax.connections.ops.composed import Flowing, Operands
+from jpmhc_jax.connections.ops.composed import Advanced, Flowing, Operands
 from jpmhc_jax.connections.ops.fused_streams import FusedStreams
 from jpmhc_jax.core.derivatives import custom_derivative
 
@@ -32,33 +32,19 @@ class Passed(NamedTuple):
   vector: Float[Array, "*tokens d"] | None
 
 
-def advance(
-  streams: Float[Array, "*tokens n d"],
-  mixer: Float[Array, "n n *per_token_mix"] | None,
-  weights: Float[Array, "n *per_token"],
-  output: Float[Array, "*tokens d"],
-  ops: StreamOps,
-  *,
-  kernel: Float[Array, "n d k"] | None = None,
-  read: Float[Array, "n *per_token_read"] | None = None,
-  epsilon: float | None = None,
-) -> Passed:
+@functools.partial(custom_derivative, nondiff_argnums=(1, 2))
+def advance(operands: Operands, epsilon: float | None, ops: StreamOps) -> Passed:
   """The streams behind a connection, with what the next one needs of them; see `StreamOps.advance`.
 
-  Without `read` the streams can be read once, by `vjp.read`.
+  Without weights of a read among the operands the streams can be read once, by `vjp.read`.
   """
-  return _advance(Operands(streams, mixer, weights, output, kernel, read), epsilon, ops)
+  return _forward(operands, epsilon, ops)[0]
 
 
-@functools.partial(custom_derivative, nondiff_argnums=(1, 2))
-def _advance(inputs: Operands, epsilon: float | None, ops: StreamOps) -> Passed:
-  return _forward(inputs, epsilon, ops)[0]
-
-
-def _forward(inputs: Operands, epsilon: float | None, ops: StreamOps) -> tuple[Passed, Any]:
-  made = ops.advance(*inputs, epsilon)
-  passed = Passed(_placeholders(made.streams, inputs.read is None), made.products, made.square, made.vector)
-  return passed, (inputs, made.streams, made.scale)
+def _forward(operands: Operands, epsilon: float | None, ops: StreamOps) -> tuple[Passed, tuple[Operands, Advanced]]:
+  made = ops.advance(operands, epsilon)
+  passed = Passed(_placeholders(made.streams, operands.read is None), made.products, made.square, made.vector)
+  return passed, (operands, Advanced(made.streams, made.scale))
 
 
 def _placeholders(streams: Array, later: bool) -> FusedStreams:
@@ -70,14 +56,11 @@ def _placeholders(streams: Array, later: bool) -> FusedStreams:
 
 
 def _backward(epsilon: float | None, ops: StreamOps, saved: Any, cotangents: Any) -> tuple[Operands]:
-  inputs, advanced, scale = saved
-  x, mixer, weights, output, kernel, read = inputs
-  placeholders = cotangents.streams
-  reads = (placeholders.vector, placeholders.weights) if read is None else (cotangents.vector, read)
-  projects = None if kernel is None else (kernel, cotangents.products, cotangents.square)
-  flowing = Flowing(placeholders.streams, projects, reads)
-  gradients = ops.advance_backward(x, mixer, weights, output, advanced, scale, flowing, epsilon, read is not None)
-  return (jax.tree.map(_like, gradients, inputs),)
+  operands, advanced = saved
+  placeholders, products, square, read = cotangents
+  reading = (placeholders.vector, placeholders.weights) if operands.read is None else (read, operands.read)
+  flowing = Flowing(placeholders.streams, products, square, *reading)
+  return (jax.tree.map(_like, ops.advance_backward(operands, epsilon, advanced, flowing), operands),)
 
 
 def _like(gradient: Array, primal: Array) -> Array:
@@ -86,11 +69,11 @@ def _like(gradient: Array, primal: Array) -> Array:
 
 def _tangent(epsilon: float | None, ops: StreamOps, saved: Any, tangents: Operands) -> Passed:
   """Of the formulas in plain JAX, for every back end."""
-  inputs: Operands = saved[0]
-  return jax.jvp(lambda inputs: _forward(inputs, epsilon, xla)[0], (inputs,), (tangents,))[1]  # type: ignore[no-any-return]
+  moved: Passed = jax.jvp(lambda operands: _forward(operands, epsilon, xla)[0], saved[:1], (tangents,))[1]
+  return moved
 
 
-_advance.defvjp(_forward, _backward, _tangent)
+advance.defvjp(_forward, _backward, _tangent)
 
 
 @functools.partial(custom_derivative, nondiff_argnums=(4,))

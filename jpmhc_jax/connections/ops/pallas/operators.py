@@ -115,19 +115,11 @@ class Kernels:
     body = functools.partial(bodies.streams_backward, names=tuple(arguments))
     return self._run(body, list(arguments.values()), [_streams(x)])[0]
 
-  def advance(
-    self,
-    x: Array,
-    mixer: Array | None,
-    weights: Array,
-    y: Array,
-    kernel: Array | None = None,
-    read: Array | None = None,
-    epsilon: float | None = None,
-  ) -> Advanced:
+  def advance(self, operands: Operands, epsilon: float | None) -> Advanced:
     """x' = H x + b ⊗ y with its norm, its statistics and the next read in one pass; see `StreamOps`."""
+    x, mixer, weights, y, kernel, read = operands
     if self._separate(x):
-      return self._composed.advance(x, mixer, weights, y, kernel, read, epsilon)
+      return self._composed.advance(operands, epsilon)
     arguments = {"x": _streams(x), "y": _vector(x, y), "weights": _coefficient(weights, 1, x)}
     results = {"streams": _streams(x)}
     if mixer is not None:
@@ -152,20 +144,12 @@ class Kernels:
     return result
 
   def advance_backward(
-    self,
-    x: Array,
-    mixer: Array | None,
-    weights: Array,
-    y: Array,
-    advanced: Array,
-    scale: Array | None,
-    flowing: Flowing,
-    epsilon: float | None,
-    weights_of_read: bool,
+    self, operands: Operands, epsilon: float | None, advanced: Advanced, flowing: Flowing
   ) -> Operands:
     """Every gradient of `advance` in one pass over x and x̄', W̄ apart; see `StreamOps`."""
+    x, mixer, weights, y, kernel, read = operands
     if self._separate(x):
-      return self._composed.advance_backward(x, mixer, weights, y, advanced, scale, flowing, epsilon, weights_of_read)
+      return self._composed.advance_backward(operands, epsilon, advanced, flowing)
     n, leading = x.shape[-2], x.shape[:-2]
     arguments = {
       "x": _streams(x),
@@ -176,16 +160,16 @@ class Kernels:
     results = {"streams": _streams(x), "output": _vector(x), "weights": _per_token(x, n)}
     if mixer is not None:
       arguments["mixer"], results["mixer"] = _coefficient(mixer, 2, x), _per_token(x, n * n)
-    if flowing.projected is not None:
-      kernel, of_products, of_square = flowing.projected
-      rows = jnp.moveaxis(of_products, 0, -1).reshape(*leading, 1, kernel.shape[-1])
+    to_kernel = None
+    if kernel is not None and flowing.products is not None and flowing.square is not None:
+      to_kernel = self.kernel_backward(advanced.streams, kernel, flowing.products)
+      rows = jnp.moveaxis(flowing.products, 0, -1).reshape(*leading, 1, kernel.shape[-1])
       arguments["kernel"], arguments["products"] = _Operand("columns", kernel), _Operand("factors", rows)
-      arguments["square"] = _Operand("token", of_square.reshape(*leading, 1))
-    if flowing.read is not None:
-      vector, of_read = flowing.read
-      arguments |= {"vector": _vector(x, vector), "read": _coefficient(of_read, 1, x)}
-      if weights_of_read:
-        results["read"] = _per_token(x, n)
+      arguments["square"] = _Operand("token", flowing.square.reshape(*leading, 1))
+    if flowing.vector is not None and flowing.weights is not None:
+      arguments |= {"vector": _vector(x, flowing.vector), "read": _coefficient(flowing.weights, 1, x)}
+    if read is not None:
+      results["read"] = _per_token(x, n)
     body = functools.partial(
       bodies.advance_backward, names=tuple(arguments), results=tuple(results), width=x.shape[-1], epsilon=epsilon
     )
@@ -195,8 +179,8 @@ class Kernels:
       None if mixer is None else _unflatten(made["mixer"], mixer, 2),
       _unflatten(made["weights"], weights, 1),
       made["output"],
-      None if flowing.projected is None else self.kernel_backward(advanced, *flowing.projected[:2]),
-      _unflatten(made["read"], flowing.read[1], 1) if "read" in made and flowing.read else None,
+      to_kernel,
+      None if read is None else _unflatten(made["read"], read, 1),
     )
 
   def _separate(self, x: Array) -> bool:
