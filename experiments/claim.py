@@ -1,16 +1,17 @@
 """A published claim as a command: measure numbers, print them, compare them with what was recorded.
 
-  python -m experiments.NAME.run [--quick] [--check] [--record] [--cache=FILE]
+  python -m experiments.NAME.run [--quick | --part=NAME] [--check] [--record] [--cache=FILE]
 
 `expected.json` beside each `run.py` holds, for the full and the quick budget, every number with its spread over seeds
 and the tolerance within which a rerun must come, or the bounds it must keep, the seeds, the budget and the hardware.
 What depends on the machine (bytes that a compiler plans) is noted only, and the claim is a bound on a ratio. `--check`
 exits with 1 when a number is missing or further away. `--record` writes what was measured; look at it before you commit
-it. Slow parts are kept in the cache file as they come: an interrupted command, run again, goes on where it stopped.
+it. What is slow is kept in the cache file as it comes: an interrupted command, run again, goes on where it stopped. A
+long claim may have parts, such as one task of several, which are measured, checked and recorded one by one.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -65,18 +66,23 @@ class Number:
 class Claim:
   """One experiment. `measure(quick, cache)` returns its numbers by name and prints its tables.
 
-  folder: where expected.json lies. seeds, budget: what the numbers cost, in words, for the full measurement.
+  folder: where expected.json lies. seeds, budget: what the numbers cost, in words, for the full measurement. parts:
+  what `--part=NAME` measures of the full one; the names of a part's numbers begin with NAME/.
   """
 
   folder: pathlib.Path
   measure: Callable[[bool, "Cache"], Mapping[str, Number]]
   seeds: str
   budget: str
+  parts: Mapping[str, Callable[["Cache"], Mapping[str, Number]]] = dataclasses.field(default_factory=dict)
 
   def command(self, words: list[str] | None = None) -> int:
     """Runs the command line of the module's docstring; returns its exit code."""
     parser = argparse.ArgumentParser(description=f"The claim of experiments/{self.folder.name}; see its README.md.")
-    parser.add_argument("--quick", action="store_true", help="a smaller measurement, with its own expected numbers")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a smaller measurement, with its own expected numbers")
+    if self.parts:
+      size.add_argument("--part", choices=tuple(self.parts), help="this part of the full measurement alone")
     parser.add_argument("--check", action="store_true", help="compare with expected.json; exit 1 on a difference")
     parser.add_argument("--record", action="store_true", help="write the numbers to expected.json")
     parser.add_argument("--cache", type=arguments.path, default=None, help="where finished parts are kept")
@@ -85,27 +91,31 @@ class Claim:
       restart_with_fast_allocation()
     mode = "quick" if options.quick else "full"
     cache = Cache(options.cache or pathlib.Path("runs") / "experiments" / f"{self.folder.name}_{mode}.json")
-    numbers = dict(self.measure(options.quick, cache))
-    path = self.folder / "expected.json"
+    part = getattr(options, "part", None)
+    numbers = dict(self.parts[part](cache) if part else self.measure(options.quick, cache))
+    path, prefix = self.folder / "expected.json", f"{part}/" if part else ""
     if options.record:
-      self._record(path, mode, numbers)
+      self._record(path, mode, prefix, numbers)
     if not options.check:
       return 0
-    recorded = from_json(path.read_text()) if path.is_file() else {}
-    if mode not in recorded:
-      print(f"{path}: no {mode} numbers to compare with; --record writes them")
+    recorded = from_json(path.read_text()).get(mode, {}).get("numbers", {}) if path.is_file() else {}
+    expected = {name: number for name, number in recorded.items() if name.startswith(prefix)}
+    if not expected:
+      print(f"{path}: no {part or mode} numbers to compare with; --record writes them")
       return 1
-    complaints = compare(numbers, recorded[mode]["numbers"])
+    complaints = compare(numbers, expected)
     print("\n".join(complaints) or f"all {len(numbers)} numbers within tolerance of {path}")
     return 1 if complaints else 0
 
-  def _record(self, path: pathlib.Path, mode: str, numbers: Mapping[str, Number]) -> None:
+  def _record(self, path: pathlib.Path, mode: str, prefix: str, numbers: Mapping[str, Number]) -> None:
+    """Writes the numbers in the place of all recorded ones whose names begin with the prefix."""
     kept = from_json(path.read_text()) if path.is_file() else {}
+    others = {k: v for k, v in kept.get(mode, {}).get("numbers", {}).items() if not k.startswith(prefix)}
     kept[mode] = {
       "seeds": self.seeds if mode == "full" else "the first",
       "budget": self.budget if mode == "full" else "a part of the full one",
       "hardware": hardware(),
-      "numbers": {name: number.to_json() for name, number in numbers.items()},
+      "numbers": others | {name: number.to_json() for name, number in numbers.items()},
     }
     ordered = {name: kept[name] for name in ("full", "quick") if name in kept}
     write_atomically(path, to_json(ordered, words=True, indent=1) + "\n")
@@ -144,13 +154,19 @@ class Cache:
 
   def get(self, name: str, settings: Any, make: Callable[[], Any]) -> Any:
     """The part's plain JSON value, from the file or from `make`, which is then written."""
+    return self.get_all([name], settings, lambda missing: [make()])[0]
+
+  def get_all(self, names: Sequence[str], settings: Any, make: Callable[[list[int]], list[Any]]) -> list[Any]:
+    """The values of parts with the same settings. `make` is given the positions of those to be made, all at once."""
     settings = from_json(to_json(settings, words=True))
-    found = self._parts.get(name)
-    if found is None or found["settings"] != settings:
-      found = self._parts[name] = {"settings": settings, "value": make()}
+    parts = [self._parts.get(name) for name in names]
+    missing = [k for k, part in enumerate(parts) if part is None or part["settings"] != settings]
+    if missing:
+      for k, value in zip(missing, make(missing), strict=True):
+        self._parts[names[k]] = {"settings": settings, "value": value}
       self.path.parent.mkdir(parents=True, exist_ok=True)
       write_atomically(self.path, to_json(self._parts, words=True, indent=1) + "\n")
-    return found["value"]
+    return [self._parts[name]["value"] for name in names]
 
 
 def hardware() -> str:

@@ -1,6 +1,6 @@
 """One compiled training step for many seeds: short runs that are compared over seeds and learning rates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -75,6 +75,20 @@ class Arm:
         break
       if watch and k + 1 in watch:
         watch[k + 1](state)
+    return metrics
+
+  def train_together(self, seeds: Sequence[int]) -> list[list[dict[str, float]]]:
+    """`train` of each seed, all in one program: less than half of the time where an operation is small."""
+    step = jax.jit(jax.vmap(self.step), donate_argnums=0)
+    sets = [data.build(self.config.data, batch_size=self.config.batch_size, seed=seed) for seed in seeds]
+    states: Any = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self.fresh, seeds))
+    metrics: list[list[dict[str, float]]] = [[] for _ in seeds]
+    for k in range(self.config.steps):
+      batches = jax.tree.map(lambda *leaves: np.stack(leaves), *(one.batch(k) for one in sets))
+      states, values = step(states, jax.device_put(batches))
+      for run, row in zip(metrics, np.asarray(values.values).tolist(), strict=True):
+        if not run or np.isfinite(run[-1]["loss"]):
+          run.append(dict(zip(values.names, row, strict=True)))
     return metrics
 
   def evaluate(self, state: TrainState) -> dict[str, float]:

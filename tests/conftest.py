@@ -17,10 +17,16 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jpmh
 # Its import shuts down all logging handlers; absl's, if there is one by then, closes the stderr that pytest captures.
 import submitit  # noqa: F401, I001
 import jax
+from beartype import BeartypeConf, BeartypeDecorPlace
+from beartype.claw import beartype_package
 from jaxtyping import install_import_hook
 import pytest
 
-install_import_hook("jpmhc_jax", "beartype.beartype")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Annotations are checked at every call: shapes too in the modules that name some, which costs ten times as much.
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("jpmhc_jax/**/*.py")}
+beartype_package("jpmhc_jax", conf=BeartypeConf(claw_is_pep526=False, claw_decor_place_func=BeartypeDecorPlace.FIRST))
+install_import_hook([name for name, path in MODULES.items() if "jaxtyping" in path.read_text()], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -31,12 +37,12 @@ from jpmhc_jax.config import plugins  # noqa: E402
 from jpmhc_jax.core.names import ORIGINS  # noqa: E402
 from jpmhc_jax.mixers import FAMILIES  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What tests how programs are put together, or derivatives in float64, more than last bits: most of its time is
 # compilation, and half of that is LLVM's. The slow tests of these rooms, and all others, compile as a user does.
 QUICKLY_COMPILED = (
   "commands", *(f"connections/test_{name}" for name in ("a", "ch", "con", "d", "e", "f", "k", "t")),  # not: segments
-  "core/test_public_names.py", "evaluation", "examples", "manifolds/test_manifolds.py", "models",
+  "core/test_public_names.py", "evaluation", "examples", "experiments/test_seeded.py", "manifolds/test_manifolds.py",
+  "models",
   *(f"manifolds/test_retractions.py::test_{name}" for name in ("no_matrix", "slope")),
   *(f"mixers/test_mixer_contract.py::test_{name}" for name in ("a_matrix_without", "other_sizes", "the_identity_is")),
   "mixers/test_mixer_golden.py", "mixers/test_mixer_gradients.py", "optim", "plugins", "runs",

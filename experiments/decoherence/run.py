@@ -1,6 +1,6 @@
 """Does a mixer that decoheres repeated weights train a deep recursion better, and only where weights repeat?
 
-  python -m experiments.decoherence.run [--quick] [--check] [--record]
+  python -m experiments.decoherence.run [--quick | --part=TASK] [--check] [--record]
 
 TRM whose supervision step is one cycle of 7, 21 or 42 calls, all of which learn, and a decoder of one layer with as
 many loops. Arms differ in the connection alone; every arm runs with repeated sub-layers and, as its control, with
@@ -10,15 +10,18 @@ and what would refute the hypothesis. --quick is a part of the whole: 4×4 Sudok
 steps, seeds and rates.
 """
 
+import functools
 import itertools
 import pathlib
 import sys
+import time
 from typing import Any
 
 import numpy as np
 
 from experiments.claim import Cache, Claim, Number, table
 from experiments.seeded import Arm, smallest_visible
+from jpmhc_jax.config import schema
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 CAYLEY = {"connection.mixer": "cayley", "connection.init_scale": 1.0}
@@ -73,12 +76,11 @@ def overrides(task: str, arm: str, calls: int, tie: str, rate: float) -> dict[st
   return values | ({"connection.sharing": "none"} if tie == "untied" else {})
 
 
-def run(arm: Arm, seed: int) -> dict[str, float]:
-  """The outcomes of one run: loss and gradient norm at the end of the budget, and the loss over all of it."""
-  metrics = arm.train(seed)
+def outcomes(config: schema.Config, metrics: list[dict[str, float]]) -> dict[str, float]:
+  """Of one run: loss and gradient norm at the end of the budget, and the loss over all of it."""
   losses, norms = (np.array([step[key] for step in metrics]) for key in ("loss", "gradient_norm"))
-  last = max(1, int(LAST * arm.config.steps))
-  finite = len(losses) == arm.config.steps and np.all(np.isfinite(losses))
+  last = max(1, int(LAST * config.steps))
+  finite = len(losses) == config.steps and np.all(np.isfinite(losses))
   return {
     "loss": float(np.mean(losses[-last:])) if finite else float("inf"),
     "mean loss": float(np.mean(losses)) if finite else float("inf"),
@@ -89,20 +91,19 @@ def run(arm: Arm, seed: int) -> dict[str, float]:
 def runs(
   cache: Cache, task: str, arm: str, calls: int, tie: str, rate: float, seeds: tuple[int, ...]
 ) -> list[dict[str, float]]:
-  """Of each seed its outcomes; the step is compiled once, and only if a seed is missing."""
+  """Of each seed its outcomes; seeds that are missing run together, in one program."""
   spec, fields = TASKS[task]
   values = fields | overrides(task, arm, calls, tie, rate)
-  compiled: list[Arm] = []
-
-  def one(seed: int) -> dict[str, float]:
-    if not compiled:
-      compiled.append(Arm.load(spec, values))
-    result = run(compiled[0], seed)
-    print(f"{task}, {calls} calls, {tie}, {arm}, rate {rate:g}, seed {seed}: {result}", file=sys.stderr, flush=True)
-    return result
-
   name = f"{task}/{calls}/{tie}/{arm}/{rate:g}"
-  return [cache.get(f"{name}/{seed}", [spec, values], lambda seed=seed: one(seed)) for seed in seeds]
+
+  def make(missing: list[int]) -> list[dict[str, float]]:
+    compiled = Arm.load(spec, values)
+    results = [outcomes(compiled.config, one) for one in compiled.train_together([seeds[k] for k in missing])]
+    losses = ", ".join(f"{result['loss']:.4g}" for result in results)
+    print(f"{time.strftime('%H:%M:%S')} {name}: loss {losses}", file=sys.stderr, flush=True)
+    return results
+
+  return cache.get_all([f"{name}/{seed}" for seed in seeds], [spec, values], make)
 
 
 def tuned(cache: Cache, task: str, arm: str, calls: int, tie: str) -> float:
@@ -112,29 +113,43 @@ def tuned(cache: Cache, task: str, arm: str, calls: int, tie: str) -> float:
 
 
 def measure(quick: bool, cache: Cache) -> dict[str, Number]:
-  """Per task, number of calls and tie: the loss of every arm, and its paired difference from identity."""
-  tasks, depths, arms = (["sudoku4"], CALLS[::2], PART) if quick else (list(TASKS), CALLS, tuple(ARMS))
+  """The numbers of all tasks."""
+  if quick:
+    return compared(cache, "sudoku4", CALLS[::2], PART)
+  return {name: number for task in TASKS for name, number in compared(cache, task).items()}
+
+
+def compared(
+  cache: Cache, task: str, depths: tuple[int, ...] = CALLS, arms: tuple[str, ...] = tuple(ARMS)
+) -> dict[str, Number]:
+  """Of one task, for each number of calls and tie: the loss of every arm, and its paired difference from identity."""
   numbers: dict[str, Number] = {}
   rows: list[list[Any]] = []
-  for task, calls, tie in itertools.product(tasks, reversed(depths), TIES):
+  for calls, tie in itertools.product(reversed(depths), TIES):
     reference = None
     for arm in arms:
       rate = tuned(cache, task, arm, calls, tie)
       results = runs(cache, task, arm, calls, tie, rate, SEEDS)
-      losses = np.array([result["loss"] for result in results])
+      losses, means, norms = (np.array([r[key] for r in results]) for key in ("loss", "mean loss", "log gradient norm"))
       reference = losses if reference is None else reference
       differences = losses - reference
       name, visible = f"{task}/{calls} calls/{tie}/{arm}", smallest_visible(differences)
       numbers[f"{name}/loss"] = Number.over(list(losses), floor=0.1)
       numbers[f"{name}/minus identity"] = Number.over(list(differences), floor=0.1)
-      norm = float(np.mean([result["log gradient norm"] for result in results]))
-      rows.append([task, calls, tie, arm, rate, float(losses.mean()), float(differences.mean()), visible, norm])
-  header = ["task", "calls", "weights", "arm", "rate", "loss", "minus identity", "±", "log gradient norm"]
+      means_of = (losses.mean(), differences.mean(), visible, means.mean(), norms.mean())
+      rows.append([task, calls, tie, arm, rate, *map(float, means_of)])
+  header = ["task", "calls", "weights", "arm", "rate", "loss", "minus identity", "±", "mean loss", "log gradient norm"]
   print(table(header, rows))
   return numbers
 
 
-CLAIM = Claim(FOLDER, measure, seeds=f"tuning {TUNING_SEEDS}, then {SEEDS}", budget=f"{BUDGET} calls of batch 32 a run")
+CLAIM = Claim(
+  FOLDER,
+  measure,
+  seeds=f"tuning {TUNING_SEEDS}, then {SEEDS}",
+  budget=f"{BUDGET} calls of batch 32 a run",
+  parts={task: functools.partial(compared, task=task) for task in TASKS},
+)
 
 if __name__ == "__main__":
   sys.exit(CLAIM.command())

@@ -6,10 +6,11 @@ the value and what was expected, which argparse prints with the option's name be
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import math
 import pathlib
 import re
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from jpmhc_jax.core import places
 from jpmhc_jax.core.errors import ConfigError, nearest
@@ -30,28 +31,28 @@ class Parser(argparse.ArgumentParser):
 
 def whole(low: int, high: int = LARGEST) -> Callable[[str], int]:
   """A whole number from `low` to `high`."""
-  return _reader(int, lambda value: low <= value <= high, _whole_words("a whole number", low, high))
+  return _Reader(int, lambda value: low <= value <= high, _whole_words("a whole number", low, high))
 
 
 def wholes(low: int, high: int = LARGEST) -> Callable[[str], tuple[int, ...]]:
   """Whole numbers from `low` to `high`, separated by commas: '12,48' is (12, 48)."""
   words = _whole_words("whole numbers", low, high) + " separated by commas, such as 12,48"
   read = lambda text: tuple(int(part) for part in text.split(","))  # noqa: E731
-  return _reader(read, lambda values: all(low <= value <= high for value in values), words)
+  return _Reader(read, lambda values: all(low <= value <= high for value in values), words)
 
 
 def names(allowed: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
   """Some of the names in `allowed`, separated by commas: 'a,b' is ('a', 'b')."""
   known = tuple(allowed)
   read = lambda text: tuple(part.strip() for part in text.split(","))  # noqa: E731
-  return _reader(read, lambda parts: set(parts) <= set(known), f"some of {', '.join(known)}, separated by commas")
+  return _Reader(read, lambda parts: set(parts) <= set(known), f"some of {', '.join(known)}, separated by commas")
 
 
 def number(low: float | int, high: float | int = math.inf, *, above: bool = False) -> Callable[[str], float]:
   """A finite number of at least `low`, greater than `low` with `above`, and of at most `high`."""
   words = f"a finite number {'above' if above else 'of at least'} {low:g}"
   words += f" and of at most {high:g}" if high < math.inf else ""
-  return _reader(float, lambda v: math.isfinite(v) and (low < v if above else low <= v) and v <= high, words)
+  return _Reader(float, lambda v: math.isfinite(v) and (low < v if above else low <= v) and v <= high, words)
 
 
 def path(text: str) -> pathlib.Path:
@@ -79,7 +80,7 @@ def _named(text: str, place: Callable[[str], pathlib.Path]) -> pathlib.Path:
 
 def line(text: str) -> str:
   """One line of text that is not empty, such as a name."""
-  return _reader(str, lambda _: bool(text.strip()) and text.splitlines() == [text], "one line of text, not empty")(text)
+  return _Reader(str, lambda _: bool(text.strip()) and text.splitlines() == [text], "one line of text, not empty")(text)
 
 
 def refuse_repeated(words: Sequence[str]) -> None:
@@ -99,14 +100,20 @@ def _whole_words(kind: str, low: int, high: int) -> str:
   return f"{kind} from {low} to {high}" if high != LARGEST else f"{kind} of at least {low} and below 2^31"
 
 
-def _reader(read: Callable[[str], _Value], good: Callable[[_Value], bool], expected: str) -> Callable[[str], _Value]:
-  def reader(text: str) -> _Value:
+@dataclasses.dataclass(frozen=True)
+class _Reader(Generic[_Value]):
+  """What argparse takes for a type: text to a value that is good."""
+
+  read: Callable[[str], _Value]
+  good: Callable[[_Value], bool]
+  expected: str
+
+  def __call__(self, text: str) -> _Value:
+    """The value. Raises ArgumentTypeError for a text that `read` or `good` refuses."""
     try:
-      value = read(text)
+      value = self.read(text)
     except ValueError:
       value = None
-    if value is None or not good(value):
-      raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    if value is None or not self.good(value):
+      raise argparse.ArgumentTypeError(f"{text!r}: expected {self.expected}")
     return value
-
-  return reader

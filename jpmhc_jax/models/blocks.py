@@ -24,7 +24,7 @@ Visitor = Callable[[str, Any, Array], None]  # (name, connection, the streams th
 
 
 class Part(NamedTuple):
-  """One connection with its sub-layer; the streams pass through `rms_norm(connect(h, sublayer), epsilon, axes)`.
+  """One connection with its sub-layer; the streams pass through `normed(connect(h, sublayer), epsilon)`.
 
   No axes, (): no norm follows. activation: what acts on every number of the streams then, if anything does.
   """
@@ -34,6 +34,16 @@ class Part(NamedTuple):
   sublayer: Callable[[Array], Array]
   axes: int | tuple[int, ...]
   activation: Callable[[Array], Array] | None = None
+
+  @property
+  def ends_a_chain(self) -> bool:
+    """Whether the norm takes more than a stream's features: it needs what other positions have."""
+    return self.axes not in ((), -1)
+
+  def normed(self, streams: Array, epsilon: float) -> Array:
+    """The streams behind the norm and the activation, given those behind the connection."""
+    streams = streams if self.axes == () else rms_norm(streams, epsilon, axis=self.axes)
+    return streams if self.activation is None else self.activation(streams)
 
 
 def one_by_one(
@@ -49,29 +59,25 @@ def one_by_one(
     if visit is not None:
       visit(part.name, connect, h)
     seen = None if seen is None else h
-    h = connect(h, part.sublayer)
-    h = constrain_hidden(h if part.axes == () else rms_norm(h, epsilon, axis=part.axes))
-    seen = h if seen is not None and _ends_a_chain(part) else seen
+    h = constrain_hidden(part.normed(connect(h, part.sublayer), epsilon))
+    seen = h if seen is not None and part.ends_a_chain else seen
   return h, seen
 
 
 def in_one_pass(chain: Chain, parts: Sequence[Part], h: Latent, epsilon: float) -> Latent:
   """The streams behind all parts, with one pass over them for each; the norm behind a part is the chain's.
 
-  A norm over anything but a stream's features ends a chain: it needs what other positions have.
+  A norm over anything but a stream's features ends a chain.
   """
-  ends = [k + 1 for k, part in enumerate(parts) if _ends_a_chain(part)]
+  ends = [k + 1 for k, part in enumerate(parts) if part.ends_a_chain]
   for begin, end in itertools.pairwise((0, *ends, len(parts))):
     some = parts[begin:end]
     if some:
       links = [part.connect.link for part in some]  # type: ignore[attr-defined]
-      h = chain(h, links, [part.sublayer for part in some], norms_last=not _ends_a_chain(some[-1]))
-      h = constrain_hidden(rms_norm(h, epsilon, axis=some[-1].axes) if _ends_a_chain(some[-1]) else h)
+      last = some[-1]
+      h = chain(h, links, [part.sublayer for part in some], norms_last=not last.ends_a_chain)
+      h = constrain_hidden(last.normed(h, epsilon) if last.ends_a_chain else h)
   return h
-
-
-def _ends_a_chain(part: Part) -> bool:
-  return part.axes not in ((), -1)
 
 
 class PerCall(nnx.Module):

@@ -24,11 +24,11 @@ from jpmhc_jax.training.tasks.base import Batch, Sums
 class Metrics:
   """What a step says about itself, in two arrays: each further one costs the host a buffer and a transfer every step.
 
-  values: one float32 a name. layer_norms: see `LayerNorms`.
+  values: one float32 a name. layer_norms: see `LayerNorms`. Of a step under `jax.vmap`, with the runs in front.
   """
 
-  values: Float[Array, "names"]
-  layer_norms: Float[Array, "3 layers"]
+  values: Float[Array, "*runs names"]
+  layer_norms: Float[Array, "*runs 3 layers"]
   names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
   @classmethod

@@ -10,7 +10,8 @@ import pytest
 from jpmhc_jax import data
 from jpmhc_jax.config.schema import Data, SudokuData
 from jpmhc_jax.core.errors import ConfigError
-from jpmhc_jax.data.sudoku import BOXES, count_solutions, dig, filled, generate, shuffles, symmetry_class, units
+from jpmhc_jax.data.sudoku import generate, shuffles, symmetry_class
+from jpmhc_jax.data.sudoku_solver import BOXES, count_solutions, dig, filled, units
 
 SIZES = {
   4: SudokuData(train_puzzles=150, test_puzzles=50, shuffles=20),

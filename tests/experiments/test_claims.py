@@ -38,6 +38,23 @@ def test_quick_and_full_numbers_are_recorded_apart(tmp_path):
   assert _claim(tmp_path, {"a": 1.0}).command(["--quick", "--check"]) == 1
 
 
+def test_parts_are_measured_checked_and_recorded_one_by_one(tmp_path, capsys):
+  def claim(first, second, wholly=pytest.fail):
+    parts = {"a": lambda cache: {"a/x": Number(first, 0.1)}, "b": lambda cache: {"b/x": Number(second, 0.1)}}
+    return Claim(tmp_path, lambda quick, cache: wholly(), seeds="1", budget="none", parts=parts)
+
+  assert claim(1.0, 2.0).command(["--part=a", "--record", "--check"]) == 0
+  assert claim(1.0, 2.0).command(["--part=b", "--check"]) == 1
+  assert "no b numbers to compare with" in capsys.readouterr().out
+  assert claim(1.0, 2.0).command(["--part=b", "--record"]) == 0
+  assert claim(1.5, 2.0).command(["--part=b", "--check"]) == 0
+  assert claim(1.5, 2.0).command(["--part=a", "--check"]) == 1
+  assert claim(0.0, 0.0, lambda: {"a/x": Number(1.0, 0.1), "b/x": Number(2.0, 0.1)}).command(["--check"]) == 0
+  with pytest.raises(SystemExit):
+    claim(1.0, 2.0).command(["--part=c"])
+  assert "'a', 'b'" in capsys.readouterr().err
+
+
 def test_a_check_without_recorded_numbers_fails_and_says_so(tmp_path, capsys):
   assert _claim(tmp_path, {"a": 1.0}).command(["--check"]) == 1
   assert "no full numbers to compare with; --record writes them" in capsys.readouterr().out
@@ -80,6 +97,19 @@ def test_finished_parts_survive_and_other_settings_make_them_anew(tmp_path):
   assert Cache(path).get("a", {"seeds": (1, 2)}, make) == {"value": 1}
   assert Cache(path).get("a", {"seeds": (1,)}, make) == {"value": 2}
   assert Cache(path).get("b", {}, make) == {"value": 3} and len(made) == 3
+
+
+def test_parts_that_the_file_lacks_are_made_together(tmp_path):
+  asked = []
+
+  def make(missing):
+    asked.append(missing)
+    return [10 * k for k in missing]
+
+  cache = Cache(tmp_path / "cache.json")
+  assert cache.get("b", {}, lambda: 7) == 7
+  assert cache.get_all(["a", "b", "c"], {}, make) == [0, 7, 20] and asked == [[0, 2]]
+  assert Cache(cache.path).get_all(["c", "a"], {}, make) == [20, 0] and len(asked) == 1
 
 
 # Claims whose full runs have not ended: the README says so, and no full numbers are recorded.

@@ -19,7 +19,6 @@ from jaxtyping import Array, Key
 from jpmhc_jax.evaluation.spectra import moments
 from jpmhc_jax.evaluation.spectra.cells import Cells
 from jpmhc_jax.models.blocks import Part
-from jpmhc_jax.models.layers import rms_norm
 
 
 def through(
@@ -50,7 +49,7 @@ def _steps(parts: Sequence[Part], streams: Array, epsilon: float, rows: Array) -
   for part, size in zip(parts, rows, strict=True):
     out, entering = _connected(part, streams)
     mix, read, write = _coefficients(part, streams)
-    normed = _normed(part, out, epsilon)
+    normed = part.normed(out, epsilon)
     into = moments.before(_wide(streams), axes, read)
     behind = moments.behind(_wide(normed), part.axes, write)
     noise = moments.noise(part.sublayer, entering, into, behind, size)
@@ -101,12 +100,7 @@ def _connected(part: Part, streams: Array) -> tuple[Array, Array]:
 
 def applied(part: Part, streams: Array, epsilon: float) -> Array:
   """The streams behind a part and its norm or activation."""
-  return _normed(part, part.connect(streams, part.sublayer), epsilon)
-
-
-def _normed(part: Part, streams: Array, epsilon: float) -> Array:
-  normed = streams if part.axes == () else rms_norm(streams, epsilon, axis=part.axes)
-  return normed if part.activation is None else part.activation(normed)
+  return part.normed(part.connect(streams, part.sublayer), epsilon)
 
 
 def _coefficients(part: Part, streams: Array) -> tuple[Array, Array, Array]:
@@ -132,7 +126,7 @@ def _tokens_first(coefficient: Array, tokens: tuple[int, ...]) -> Array:
 def _layer(part: Part, streams: Array, epsilon: float, cells: Cells) -> tuple[Array, tuple[Array, Array, Array, Array]]:
   """The streams behind a part, and its (gain, mixer, read, write) at the cells."""
   out, _ = _connected(part, streams)
-  normed = _normed(part, out, epsilon)
+  normed = part.normed(out, epsilon)
   gain = jnp.broadcast_to(_gain(part, out, normed), _wide(out).shape)
   at_tokens = lambda a: a.reshape(-1, *a.shape[2:])[cells.tokens]  # noqa: E731
   gain = jnp.take_along_axis(at_tokens(gain), cells.features[:, None, None], axis=2)[:, :, 0]
