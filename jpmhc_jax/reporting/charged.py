@@ -27,6 +27,12 @@ def step_ms(run: Run) -> float | None:
   return float(np.nanmedian(series.values)) if series is not None and np.isfinite(series.values).any() else None
 
 
+def diagnostics_share(run: Run) -> float | None:
+  """What mixer diagnostics add to a step, as a share of its time; None where fewer than two were made."""
+  series, step = run.series.get("time/diagnostics_ms"), step_ms(run)
+  return series.last() / step if series is not None and step else None
+
+
 def at_equal_time(groups: Sequence[Group], metric: Metric) -> EqualTime | None:
   """None where fewer than two settings have a step time."""
   clocks = [_median([ms for run in group.judged() if (ms := step_ms(run))]) for group in groups]

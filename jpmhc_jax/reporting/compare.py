@@ -69,6 +69,7 @@ def runs_table(runs: Sequence[Run], metric: Metric | None) -> Table:
     "last train loss",
     "steps done",
     "step ms",
+    "diagnostics",
     "time",
     *(tag("span", short[f], title=f) for f in fields),
   ]
@@ -87,6 +88,7 @@ def runs_table(runs: Sequence[Run], metric: Metric | None) -> Table:
         number(_last(run, "train/loss")),
         number(run.last_step),
         number(charged.step_ms(run)),
+        number(charged.diagnostics_share(run), True),
         number(None) if elapsed is None else Cell(duration(elapsed), elapsed, "number"),
         *(_setting(run.config.get(field)) for field in fields),
       ]

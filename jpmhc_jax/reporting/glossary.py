@@ -44,6 +44,9 @@ LEARNING = {
 }
 COSTS = {
   "step_ms": Meaning("Step time (ms)", "Wall time of one training step, median since the record before.", LOWER),
+  "diagnostics_ms": Meaning(
+    "Diagnostics (ms a step)", "Time of all mixer diagnostics but the first, over the steps between them.", LOWER
+  ),
   "examples_per_s": Meaning("Examples a second", "Batch size over step time.", HIGHER),
   "tflops_per_s": Meaning("TFLOP/s", "Model arithmetic a second, over all devices.", HIGHER),
   "mfu": Meaning("Share of the peak FLOP/s", "Model arithmetic over what the devices could do at most.", HIGHER),

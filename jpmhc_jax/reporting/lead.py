@@ -9,7 +9,7 @@ import numpy as np
 
 from jpmhc_jax.connections.diagnostics import alarms
 from jpmhc_jax.core.terminal import duration
-from jpmhc_jax.reporting import charts, curves, markup
+from jpmhc_jax.reporting import charged, charts, curves, markup
 from jpmhc_jax.reporting.markup import join, Markup, tag
 from jpmhc_jax.reporting.workdir import Evaluation, Run
 
@@ -164,7 +164,9 @@ def tiles(run: Run) -> dict[str, Any]:
     shown["Last train loss"] = _figure(loss.last(), False, f"at step {int(loss.steps[-1])}")
   clock = run.series.get("time/step_ms")
   if clock is not None and np.isfinite(clock.values).any():
-    shown["Step time"] = _figure(float(np.nanmedian(clock.values)), False, "ms, median")
+    added = charged.diagnostics_share(run)
+    more = "" if added is None else f"; diagnostics add {markup.format_number(added, True)}"
+    shown["Step time"] = _figure(float(np.nanmedian(clock.values)), False, f"ms, median{more}")
   compile_time = run.series.get("time/compile_s")
   if compile_time is not None:
     shown["Compile time"] = duration(float(np.nansum(compile_time.values)))

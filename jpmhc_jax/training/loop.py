@@ -370,10 +370,12 @@ class _Loop:
       self.writers.show(step)
       self.bar.say(f"step {step}: evaluation {self._evaluated(metrics, averaged=state.ema is not None)}")
     if run.diagnose and (metrics or self._due(step, run.config.logging.diagnostics_every)):
+      began = time.monotonic()
       with goodput("diagnose"):
         values = run.diagnose(state)
         self.writers.write(step, values)
-        self.bar.warn(step, alarms(values, run.setup.task.alarms))
+      self.observer.diagnosed(step, time.monotonic() - began)
+      self.bar.warn(step, alarms(values, run.setup.task.alarms))
       self.observer.paused()
     if metrics:
       self.writers.sync()

@@ -188,6 +188,7 @@ class Telemetry:
     self.forecast = Forecast(config.steps, config.evaluation.every)
     self._built = {"parameters": setup.parameter_count, "data": dataset.describe()}
     self._step, self._seconds = step, list[float]()
+    self._diagnoses: list[tuple[int, float]] = []  # (step, seconds) of each
     self._finished_at: float | None = None
 
   def facts(self) -> dict[str, Any]:
@@ -209,6 +210,10 @@ class Telemetry:
     """An evaluation took so long."""
     self.forecast.evaluated(seconds)
 
+  def diagnosed(self, step: int, seconds: float) -> None:
+    """The mixer diagnostics behind this step took so long."""
+    self._diagnoses.append((step, seconds))
+
   def scalars(self, step: int, norms: jax.Array) -> dict[str, float]:
     """All scalars of the steps since the last call; `norms` are the last step's `Metrics.layer_norms`."""
     seconds, self._seconds = self._seconds, []
@@ -217,6 +222,8 @@ class Telemetry:
     if seconds:
       median = max(statistics.median(seconds), 1e-9)
       speed = self.throughput.scalars(median) | {"time/eta_s": self.forecast.after(step, median)}
+    if self._diagnoses and (steps := self._diagnoses[-1][0] - self._diagnoses[0][0]):  # without the first: it compiles
+      speed["time/diagnostics_ms"] = 1e3 * sum(taken for _, taken in self._diagnoses[1:]) / steps
     return speed | memory_scalars() | self.goodput.scalars() | self.layers.scalars(np.asarray(norms))
 
   def close(self) -> None:

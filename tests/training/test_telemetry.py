@@ -13,7 +13,7 @@ from jpmhc_jax.config import load as configs
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.mixers import flops
-from jpmhc_jax.training import loop
+from jpmhc_jax.training import loop, telemetry
 from jpmhc_jax.training.mesh import make_mesh
 from jpmhc_jax.training.state import LayerNorms, prepare
 from jpmhc_jax.training.telemetry import flops_per_step, parse_window, peak_flops, Throughput
@@ -124,6 +124,18 @@ class _NoEvaluation:
 
   def __call__(self, state, step):
     return {"exact_accuracy": 0.0}
+
+
+def test_diagnostics_are_charged_to_the_steps_between_them_without_the_first_which_compiles(tmp_path, monkeypatch):
+  monkeypatch.setattr(telemetry, "flops_per_step", lambda setup, dataset: 1)
+  config = tiny.config()
+  observer = telemetry.Telemetry(tiny.setup(config), tiny.dataset(config), tmp_path, 0, range(0))
+  norms = jnp.ones((3, len(observer.layers.names)))
+  observer.diagnosed(100, 9.0)
+  assert "time/diagnostics_ms" not in observer.scalars(100, norms)
+  observer.diagnosed(200, 0.1)
+  observer.diagnosed(300, 0.3)
+  assert observer.scalars(300, norms)["time/diagnostics_ms"] == pytest.approx(2.0)
 
 
 def test_a_run_writes_its_observations_and_the_profile_of_its_window(tmp_path):
