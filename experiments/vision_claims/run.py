@@ -12,6 +12,7 @@ import functools
 import itertools
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
@@ -52,23 +53,29 @@ def overrides(network: str, arm: str, rate: float, steps: int) -> dict[str, Any]
   return NETWORKS[network][1] | SHARED | size | {"optimizer.learning_rate": rate} | ARMS[arm]
 
 
+@functools.lru_cache(maxsize=len(RATES))
+def compiled(network: str, arm: str, rate: float, steps: int) -> Arm:
+  """Of one arm all rates, as long as it is its turn."""
+  return Arm.load(NETWORKS[network][0], overrides(network, arm, rate, steps))
+
+
 def curves(
   cache: Cache, network: str, arm: str, rate: float, seeds: tuple[int, ...], steps: int
 ) -> list[list[dict[str, float]]]:
-  """Of each seed the held-out metrics at every 20th step; the step is compiled once, and only if a seed is missing."""
-  spec, values = NETWORKS[network][0], overrides(network, arm, rate, steps)
-  compiled: list[Arm] = []
+  """Of each seed the held-out metrics at every 20th step."""
 
   def run(seed: int) -> list[dict[str, float]]:
-    if not compiled:
-      compiled.append(Arm.load(spec, values))
-    one, seen = compiled[0], []
+    one, seen = compiled(network, arm, rate, steps), []
     one.train(seed, {k: lambda state: seen.append(one.evaluate(state)) for k in range(EVERY, steps + 1, EVERY)})
-    print(f"{network}, {arm}, rate {rate:g}, seed {seed}: {seen[-1]}", file=sys.stderr, flush=True)
+    print(
+      f"{time.strftime('%H:%M:%S')} {network}, {arm}, rate {rate:g}, seed {seed}: {seen[-1]}",
+      file=sys.stderr,
+      flush=True,
+    )
     return seen
 
-  name = f"{network}/{arm}/{rate:g}"
-  return [cache.get(f"{name}/{seed}", [spec, values], lambda seed=seed: run(seed)) for seed in seeds]
+  name, settings = f"{network}/{arm}/{rate:g}", [NETWORKS[network][0], overrides(network, arm, rate, steps)]
+  return [cache.get(f"{name}/{seed}", settings, lambda seed=seed: run(seed)) for seed in seeds]
 
 
 def tuned(cache: Cache, network: str, arm: str, steps: int) -> float:
