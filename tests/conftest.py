@@ -5,6 +5,7 @@ import gc
 from importlib import metadata
 import os
 import pathlib
+import re
 import sys
 import tarfile
 import tempfile
@@ -23,10 +24,11 @@ from jaxtyping import install_import_hook
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Annotations are checked at every call: shapes too in the modules that name some, which costs ten times as much.
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("jpmhc_jax/**/*.py")}
+# Annotations are checked at every call, shapes too in the modules that name some: a call there costs ten times as much.
+# Tuples with names, which JAX builds with leaves of any kind, are only left alone by jaxtyping.
+SHAPED = [path for path in ROOT.glob("jpmhc_jax/**/*.py") if re.search("jaxtyping|NamedTuple", path.read_text())]
+install_import_hook([".".join(p.relative_to(ROOT).with_suffix("").parts) for p in SHAPED], "beartype.beartype")
 beartype_package("jpmhc_jax", conf=BeartypeConf(claw_is_pep526=False, claw_decor_place_func=BeartypeDecorPlace.FIRST))
-install_import_hook([name for name, path in MODULES.items() if "jaxtyping" in path.read_text()], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
