@@ -18,7 +18,7 @@ class Latents:
   def add_arguments(self, parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--workdir", required=True, type=arguments.stored, help="folder of a run of `jpmhc train`")
-    parser.add_argument("--layer", required=True, help="name of a connection, such as block1.features")
+    parser.add_argument("--layer", required=True, help="a connection, such as block1.features; of a map: source, image")
     parser.add_argument("--step", type=arguments.whole(0), default=None, help="step of the checkpoint; the latest")
     parser.add_argument(
       "--out",
@@ -35,8 +35,11 @@ class Latents:
   def run(self, options: argparse.Namespace) -> int:
     """Prints where the latents are; 0."""
     from jpmhc_jax import runs
+    from jpmhc_jax.core.files import check_place
     from jpmhc_jax.evaluation.latents import latents, write
 
+    if options.out is not None:
+      check_place("--out", options.out)
     run = runs.load(options.workdir, options.step)
     path = options.out or options.workdir / f"latents_{options.layer}_{run.step}.npz"
     arrays = latents(run.setup, run.dataset, run.state, options.layer, train=options.train)

@@ -17,7 +17,7 @@ import tempfile
 from typing import Any, Protocol, runtime_checkable
 
 from jpmhc_jax.core import process
-from jpmhc_jax.core.errors import StorageError, UserError
+from jpmhc_jax.core.errors import require, StorageError, UserError
 from jpmhc_jax.core.objects import Growing, ObjectPath
 
 DAMAGED = "damaged"  # the folder of a workdir for what is kept aside
@@ -265,6 +265,14 @@ def move_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
         raise
       shutil.move(path, target)
   return target
+
+
+def check_place(field: str, path: pathlib.Path) -> None:
+  """Raises ConfigError unless a file may be put there: no folder, in one that is there. A store has no folders."""
+  if isinstance(path, ObjectPath):
+    return
+  require(not path.is_dir(), field, str(path), "the name of a file, and this is a folder")
+  require(path.parent.is_dir(), field, str(path), f"a folder that is there; make {path.parent}")
 
 
 @contextlib.contextmanager

@@ -66,6 +66,11 @@ def read_pairs(fields: PairData) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
     return digit_views()
   source = _read("data.pairs.source", fields.source)
   if not fields.target:
+    if "latents" in source and "x" not in source:
+      raise DataError(
+        f"data.pairs.source={fields.source!r}: holds the latents of one side; expected data.pairs.target beside it, or "
+        "a file with x and y"
+      )
     x, y = _rows("data.pairs.source", source, "x"), _rows("data.pairs.source", source, "y")
     if len(x) != len(y):
       raise DataError(f"data.pairs.source: x has {len(x)} rows and y {len(y)}; expected pairs, row by row")
@@ -111,7 +116,9 @@ def _read(name: str, path: str) -> dict[str, np.ndarray]:
     raise DataError(
       f"{name}={path!r}: cannot be read ({error.strerror or error}); `jpmhc latents` writes such a file"
     ) from error
-  except (AttributeError, *_DAMAGE) as error:  # a lone .npy has no files
+  except DataError as error:
+    raise DataError(f"{name}={path!r}: {error}") from error
+  except (TypeError, *_DAMAGE) as error:  # a lone .npy is no file that closes
     raise DataError(f"{name}={path!r}: is no .npz file of numbers, or is damaged") from error
 
 
@@ -121,7 +128,8 @@ def _rows(name: str, arrays: Arrays, array: str) -> np.ndarray:
     raise DataError(f"{name}: the file holds {', '.join(arrays)}; expected an array {array!r}")
   rows = arrays[array]
   if array != "inputs" and rows.dtype.kind in "fiu":
-    rows = rows.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinity is refused below
+      rows = rows.astype(np.float32)
   if rows.ndim != 2 or len(rows) < LEAST or rows.dtype.kind not in "fiu":
     raise DataError(
       f"{name}: {array!r} is {rows.dtype} of shape {rows.shape}; expected numbers (n, d) with n of at least {LEAST}"

@@ -1,4 +1,4 @@
-"""Latents of a trained model's examples at one of its connections, with ids and labels."""
+"""Latents of a trained model's examples at one of its connections, or in a map's spaces, with ids and labels."""
 
 from collections.abc import Iterator
 import io
@@ -22,7 +22,8 @@ Part = tuple[dict[str, np.ndarray], np.ndarray]  # a batch, and the ids of its r
 def latents(
   setup: Setup, dataset: Dataset, state: TrainState, layer: str, *, train: bool = False
 ) -> dict[str, np.ndarray]:
-  """`latents` (n, d) float32, `ids` (n,), and `inputs` and `labels` where the examples have some.
+  """`latents` (n, d) float32, `ids` (n,), and `inputs` and `labels` where the examples have some, as they are learnt:
+  classes of pictures from 1.
 
   Held-out examples have the ids 0, 1, …; with `train` the training examples, each as it is before augmentation, follow.
   Raises ConfigError for a layer that the model lacks, UserError for a model without connections.

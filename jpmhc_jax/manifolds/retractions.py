@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 __all__ = [
   "LONGEST", "carry_along", "cayley", "cayley_iterative", "gram", "identity_like", "matmul", "normalised", "polar",
-  "polar_near", "qr", "rotate", "shortened", "skew_part", "symmetric", "tidied", "transpose", "with_care",
+  "polar_near", "qr", "rotate", "settled", "shortened", "skew_part", "symmetric", "tidied", "transpose", "with_care",
 ]  # fmt: skip
 
 LONGEST = 100.0
@@ -77,6 +77,29 @@ def tidied(x: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
   """One Newton–Schulz step, X − X (XᵀX − I)/2: |XᵀX − I| below 1 is squared (times 3/4)."""
   product = gram(x, x)
   return x - 0.5 * matmul(x, product - identity_like(product))
+
+
+def settled(x: Float[Array, "*batch n p"]) -> Float[Array, "*batch n p"]:
+  """The polar factor to rounding, by a product a step: Newton–Schulz from |XᵀX − I|_F below 1/2, else by `polar`."""
+
+  def excess(x: Array) -> Array:
+    product = gram(x, x)
+    return jnp.sqrt(jnp.max(jnp.sum((product - identity_like(product)) ** 2, axis=(-2, -1))))
+
+  rounding = 4 * float(jnp.finfo(x.dtype).eps) * (x.shape[-1] * x.shape[-2]) ** 0.5
+
+  def going(state: tuple[Array, Array, Array]) -> Array:
+    result: Array = (state[1] > rounding) & (state[2] < 6)
+    return result
+
+  def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    new = tidied(state[0])
+    return new, excess(new), state[2] + 1
+
+  first = excess(x)
+  near = lambda x: jax.lax.while_loop(going, step, (x, first, jnp.zeros((), jnp.int32)))[0]  # noqa: E731
+  result: Array = jax.lax.cond(first < 0.5, near, polar, x)
+  return result
 
 
 def with_care(

@@ -82,7 +82,10 @@ class Stiefel(Manifold):
     return retractions.qr(retractions.cayley_iterative(point, step, self.sweeps))
 
   def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
-    """The rotation of the plane of both points, then the tangent projection."""
+    """The rotation of the plane of both points, then the tangent projection; of square points X A ↦ Y A."""
+    # The one rotation that carries a square X to Y is Y Xᵀ: the translation of the group, with no condition on XᵀY.
+    if point.shape[-2] == point.shape[-1]:
+      return matmul(new_point, skew_part(gram(point, vector)))
     # The rotation is isometric and exact, and the projection removes rounding; near the antipode it is all there is.
     return self.tangent(new_point, retractions.carry_along(point, new_point, vector))
 
@@ -116,11 +119,6 @@ class Orthogonal(Stiefel):
   >>> orthogonal.project(jnp.array([[0.0, 3.0], [-2.0, 0.0]])).round(4).tolist()
   [[0.0, 1.0], [-1.0, 0.0]]
   """
-
-  def transport(self, point: Matrix, new_point: Matrix, vector: Matrix) -> Matrix:
-    """X A ↦ Y A: the translation of the group, which is isometric."""
-    # X A -> Y A for skew A: the translation of the group, with no condition on X^T Y.
-    return matmul(new_point, skew_part(gram(point, vector)))
 
   def check_shape(self, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless the shape is (…, n, n)."""

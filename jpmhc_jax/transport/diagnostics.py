@@ -87,8 +87,13 @@ def procrustes_distance(x: Rows, y: Rows) -> Float[Array, ""]:
   True
   """
   check_pairs(x, y)
-  x, y = (p / jnp.maximum(jnp.linalg.norm(p), 1e-30) for p in (centred(wide(x)), centred(wide(y))))
+  x, y = (_of_own_width(p / jnp.maximum(jnp.linalg.norm(p), 1e-30)) for p in (centred(wide(x)), centred(wide(y))))
   return 2 - 2 * jnp.sum(jnp.linalg.svd(y.T @ x, compute_uv=False))
+
+
+def _of_own_width(rows: Float[Array, "n d"]) -> Float[Array, "n r"]:
+  """The rows in coordinates of the min(n, d) directions that they can have: their products stay as they are."""
+  return rows if rows.shape[1] <= len(rows) else jnp.linalg.qr(rows.T, mode="r").T
 
 
 def effective_rank(x: Rows) -> Float[Array, ""]:

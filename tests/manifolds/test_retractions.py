@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import expm, null_space
 
 from jpmhc_jax.manifolds import Grassmann, Iso, Orthogonal, Sphere, Stiefel
-from jpmhc_jax.manifolds.retractions import carry_along, cayley, qr
+from jpmhc_jax.manifolds.retractions import carry_along, cayley, polar, qr, settled
 
 
 def test_truncated_cayley_leaves_the_manifold_by_the_stated_order():
@@ -110,6 +110,15 @@ def test_the_rotation_that_carries_along_carries_the_point(n, p):
   with jax.enable_x64(True):
     x, y = (np.linalg.qr(np.random.default_rng(seed).normal(size=(n, p)))[0] for seed in range(2))
     assert_allclose(jax.jit(carry_along)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(x)), y, rtol=0, atol=1e-11)
+
+
+def test_the_polar_factor_by_newton_schulz_is_that_of_the_decomposition_near_the_manifold_and_far():
+  with jax.enable_x64(True):
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4)))
+    point = jnp.linalg.qr(noise)[0]
+    for off in (0.0, 1e-3, 0.03, 3.0):  # the last one is beyond what the steps converge from
+      matrix = point + off * noise
+      assert_allclose(jax.jit(settled)(matrix), polar(matrix), rtol=0, atol=1e-13)
 
 
 def test_the_q_factor_is_orthonormal_after_steps_of_any_size_and_keeps_its_span_without():

@@ -157,32 +157,6 @@ def test_a_closed_form_start_has_full_recall_and_a_held_map_does_not_move(tmp_pa
   )
 
 
-def test_pairs_are_split_matched_by_ids_and_left_unpaired(tmp_path):
-  rng = np.random.default_rng(1)
-  ids, latents = np.arange(60), rng.normal(size=(60, 3)).astype(np.float32)
-  order = rng.permutation(60)
-  np.savez(tmp_path / "a.npz", latents=latents, ids=ids, labels=ids % 3 + 1)
-  np.savez(tmp_path / "b.npz", latents=2 * latents[order] + 1, ids=ids[order])
-  fields = schema.PairData(source=str(tmp_path / "a.npz"), target=str(tmp_path / "b.npz"), known=0.5)
-  dataset = data.build(schema.Data(kind="pairs", pairs=fields), batch_size=8, seed=0)
-  held = dataset.evaluation_batches(12)[0]
-  np.testing.assert_allclose(held["x"], held["y"], atol=1e-5)  # both are standardised
-  train = dataset.read(dataset.train, np.arange(48))
-  x, y, known = train["x"], train["y"], train["paired"] == 1
-  assert known.sum() == 24 and set(train["labels"]) == {0, 1, 2}
-  np.testing.assert_allclose(x[known], y[known], atol=1e-5)
-  apart = np.abs(x[~known] - y[~known]).max(1)
-  assert (apart > 1e-3).mean() > 0.8
-  np.testing.assert_allclose(np.sort(x[~known], 0), np.sort(y[~known], 0), atol=1e-5)  # the same cloud
-  assert dataset.describe()["known_pairs"] == 24
-
-
-def test_without_a_file_two_random_networks_see_the_digits():
-  dataset = data.build(schema.Data(kind="pairs"), batch_size=64, seed=0)
-  assert dataset.batch(0)["x"].shape == (64, 48) and dataset.batch(0)["y"].shape == (64, 64)
-  assert dataset.coverage().held_out == 359
-
-
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
@@ -262,21 +236,22 @@ def test_devices_gather_the_clouds_once_and_exchange_nothing_in_iterations(tmp_p
   assert exchanged["all-gather"] == 3 and exchanged.total() <= 6  # source, image, target; gradients
 
 
-@pytest.mark.parametrize(
-  ("arrays", "message"),
-  [
-    ({"x": np.full((9, 2), np.nan), "y": np.ones((9, 2))}, "^data.pairs.source: 'x' has values that are not finite"),
-    ({"x": np.ones((1, 2)), "y": np.ones((1, 2))}, r"^data.pairs.source: 'x' is float32 of shape \(1, 2\)"),
-    ({"x": np.ones((9, 2)), "y": np.ones((8, 2))}, "^data.pairs.source: x has 9 rows and y 8"),
-    ({"x": np.ones((9, 2))}, "^data.pairs.source: the file holds x; expected an array 'y'"),
-    ({"x": np.ones((9, 2)), "y": np.ones((9, 2))}, "^data.pairs: all rows of x to train on are equal"),
-  ],
-)
-def test_bad_latents_are_named(arrays, message, tmp_path):
-  np.savez(tmp_path / "bad.npz", **arrays)
-  fields = schema.PairData(source=str(tmp_path / "bad.npz"))
-  with pytest.raises(DataError, match=message):
-    data.build(schema.Data(kind="pairs", pairs=fields), batch_size=2, seed=0)
+def test_latents_go_where_a_file_can_be(tmp_path, capsys):
+  for out, words in ((tmp_path / "no" / "a.npz", "expected a folder that is there"), (tmp_path, "expected the name")):
+    assert main(["latents", "--workdir=/nowhere", "--layer=block0.features", f"--out={out}"]) == 2
+    assert f"--out='{out}': {words}" in capsys.readouterr().err
+
+
+def test_a_map_that_the_latents_do_not_have_is_named(tmp_path):
+  with pytest.raises(ConfigError, match="^model.transport.map='flow': expected another map for latents of 1 and 5"):
+    map_rule(Transport(map="flow"), 1, 5)
+  x = np.random.default_rng(0).normal(size=(40, 3))
+  np.savez(tmp_path / "grids.npz", x=x, y=x, labels=np.ones((40, 2), int))
+  fields = {"data.pairs.source": str(tmp_path / "grids.npz"), "model.transport.joint.task": "1"}
+  c = configs.resolve(jp.default_config(), RUN | fields)
+  dataset = data.build(c.data, batch_size=c.batch_size, seed=0)
+  with pytest.raises(ConfigError, match="^model.transport.joint.task='1': expected 0: the source has no `labels`"):
+    task_of(c).build(c, dataset, nnx.Rngs(0))
 
 
 def test_a_flow_stands_on_the_smaller_side():
@@ -357,6 +332,23 @@ def test_an_encoder_is_held_in_the_first_stage_and_trained_in_the_second(digits,
   (x, _), (averaged, _) = (model.latents(batch, averaged) for averaged in (False, True))
   assert 0 < np.abs(x - averaged).max() < 1
   assert joint.evaluations[0].metrics["recall@1"] > 0.9 and joint.evaluations[0].metrics["cosine"] > 0.99
+  # What the trained map makes of its examples is a file of latents like any other.
+  folder, made = f"--workdir={joint.workdir}", tmp_path / "image.npz"
+  assert main(["latents", folder, "--layer=image", f"--out={made}", "--train"]) == 0
+  with np.load(made) as file:
+    rows, ids, labels = (file[name] for name in ("latents", "ids", "labels"))
+  assert rows.shape == (1797, 16) and ids.tolist() == list(range(1797)) and set(labels) == set(range(10))
+  np.testing.assert_allclose(rows[359:][[0]], jax.jit(model.map)(model.latents(
+    jax.tree.map(jnp.asarray, joint.dataset.read(joint.dataset.train, np.arange(1))))[0]), atol=1e-5)  # fmt: skip
+  assert main(["latents", folder, "--layer=target"]) == 2
+  for run_of, words in ((joint, "source_run=.*'transport' has no inputs"), (run, "source_layer='image': expected one")):
+    with pytest.raises(ConfigError, match=f"^model.transport.{words}"):
+      jp.train(c, tmp_path / "refused", quiet=True, overrides={
+        "model.transport.source_run": str(run_of.workdir), "model.transport.source_layer": "image"})  # fmt: skip
+  with np.load(out) as file:
+    np.savez(tmp_path / "cut.npz", inputs=file["inputs"][:, :16], ids=file["ids"], latents=file["latents"])
+  with pytest.raises(DataError, match=r"^data.pairs.source: inputs are int32 of shape \(16,\); expected .* \(64,\)"):
+    jp.train(c, tmp_path / "cut", quiet=True, overrides={"data.pairs.source": str(tmp_path / "cut.npz")})
   with pytest.raises(ConfigError, match="^data.pairs.source_array='latents': expected inputs"):
     jp.train(dataclasses.replace(c, data=dataclasses.replace(c.data, pairs=dataclasses.replace(
       c.data.pairs, source_array="latents"))), tmp_path / "wrong", quiet=True)  # fmt: skip

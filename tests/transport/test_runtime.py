@@ -119,6 +119,10 @@ def test_diagnostics_of_geometry():
   x, q = cloud(30, 4), jnp.linalg.qr(cloud(4, 4, 1))[0]
   assert abs(t.cka(x, 2 * x @ q) - 1) < 1e-5 and t.procrustes_distance(x, 2 * x @ q + 1) < 1e-5
   assert t.cka(x, cloud(30, 4, 2)) < 0.6 and t.procrustes_distance(x, cloud(30, 4, 2)) > 0.2
+  few = [np.random.default_rng(width).normal(size=(3, width)).astype(np.float32) for width in (4, 7)]
+  unit = [(p - p.mean(0)) / np.linalg.norm(p - p.mean(0)) for p in few]  # fewer points than dimensions
+  nuclear = np.linalg.svd(unit[1].T @ unit[0], compute_uv=False).sum()
+  np.testing.assert_allclose(jax.jit(t.procrustes_distance)(*few), 2 - 2 * nuclear, atol=1e-5)
   assert t.neighbour_overlap(x, x @ q, 5) == 1 > t.neighbour_overlap(x, cloud(30, 4, 2), 5)
   assert abs(t.effective_rank(x @ jnp.diag(jnp.array([1.0, 0, 0, 0]))) - 1) < 1e-3
   basis = jnp.broadcast_to(jnp.eye(4), (30, 4, 4))

@@ -112,26 +112,41 @@ def test_the_implicit_derivative_is_that_of_unrolled_iterations():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jaxopt, which ott-jax imports
-def test_value_and_gradient_are_those_of_ott():
+@pytest.mark.parametrize(("cost", "rho"), [("sqeuclidean", np.inf), ("cosine", np.inf), ("sqeuclidean", 1.5)])
+def test_value_divergence_barycentres_and_their_gradients_are_those_of_ott(cost, rho):
   pytest.importorskip("ott")
-  from ott.geometry import pointcloud
+  from ott.geometry import costs, pointcloud
   from ott.problems.linear import linear_problem
   from ott.solvers.linear import sinkhorn
+  from ott.tools import sinkhorn_divergence
 
   x, y, a, b = clouds()
-  solver = jp.transport.EntropicTransport(epsilon=0.1, **EXACT)
-  epsilon = float(solver.problem(x, y, a, b).epsilon)
+  solver = jp.transport.EntropicTransport(cost=cost, epsilon=0.1, rho=rho, **EXACT)
+  problem = solver.problem(x, y, a, b)
+  epsilon, weight = float(problem.epsilon), float(problem.rho)
+  tau = 1.0 if rho == np.inf else weight / (weight + epsilon)
+  kind = {"sqeuclidean": costs.SqEuclidean(), "cosine": costs.Cosine(ridge=0.0)}[cost]
+  exact, both = {"threshold": 1e-13, "max_iterations": 3000}, {"tau_a": tau, "tau_b": tau}
+  values = jnp.sin(jnp.arange(30.0)).reshape(15, 2)
 
   def theirs(x, y):
-    problem = linear_problem.LinearProblem(pointcloud.PointCloud(x, y, epsilon=epsilon), a=a, b=b)
-    return sinkhorn.Sinkhorn(threshold=1e-13, max_iterations=3000)(problem).reg_ot_cost
+    geometry = pointcloud.PointCloud(x, y, epsilon=epsilon, cost_fn=kind)
+    solved = sinkhorn.Sinkhorn(**exact)(linear_problem.LinearProblem(geometry, a=a, b=b, **both))
+    divergence, _ = sinkhorn_divergence.sinkhorn_divergence(
+      pointcloud.PointCloud, x, y, epsilon=epsilon, cost_fn=kind, a=a, b=b, solve_kwargs=exact | both
+    )
+    seen = solved.apply(values.T, axis=1).T / solved.marginal(1)[:, None]
+    return jnp.stack([solved.reg_ot_cost, divergence, jnp.sum(jnp.cos(seen))])
+
+  def ours(x, y):
+    seen = solver(x, y, a, b).barycentres(values)
+    return jnp.stack([solver.value(x, y, a, b), solver.divergence(x, y, a, b), jnp.sum(jnp.cos(seen))])
 
   with jax.numpy_rank_promotion("allow"):
-    expected, slopes = jax.value_and_grad(theirs, (0, 1))(x, y)
-  value, gradients = jax.value_and_grad(lambda x, y: solver.value(x, y, a, b), (0, 1))(x, y)
-  np.testing.assert_allclose(value, expected, rtol=1e-12)
-  for ours, other in zip(gradients, slopes, strict=True):
-    np.testing.assert_allclose(ours, other, atol=1e-11)
+    expected, slopes = theirs(x, y), jax.jacrev(theirs, (0, 1))(x, y)
+  np.testing.assert_allclose(ours(x, y), expected, rtol=1e-10)
+  for mine, other in zip(jax.jacrev(ours, (0, 1))(x, y), slopes, strict=True):
+    np.testing.assert_allclose(mine, other, atol=1e-9)
 
 
 @pytest.mark.parametrize(("cost", "dtype"), [("sqeuclidean", jnp.bfloat16), ("cosine", jnp.float32)])

@@ -125,6 +125,10 @@ class Task(abc.ABC):
     """`probe` of every connection, by name, in the order in which the streams pass them; {} where none is looked at."""
     return {}
 
+  def spaces(self, model: Any, batch: Batch) -> dict[str, Float[Array, "b d"]]:
+    """Latents by name that `jpmhc latents` writes; {} where they are those at the connections that `capture` shows."""
+    return {}
+
   def adjust(self, params: Any, updates: Any, carry: Any, config: schema.Config) -> Any:
     """The updates that the optimiser's become; `carry` is that with which the step starts."""
     return updates

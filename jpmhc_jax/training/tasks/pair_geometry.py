@@ -81,7 +81,7 @@ def _of_jacobians(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
   written, known = np.isfinite(singular[:, 0]), np.isfinite(volumes)
   singular = np.maximum(singular[written].astype(np.float64), 1e-30)
   rows = jnp.asarray(arrays["image"][known]), jnp.asarray(arrays["target"]), jnp.asarray(volumes[known])
-  nll = transport.negative_log_likelihood(*rows, singular.shape[1])
+  nll = jax.jit(transport.negative_log_likelihood, static_argnums=3)(*rows, singular.shape[1])
   return {
     "dispersion": float((singular.max(axis=1) / singular.min(axis=1)).mean()),
     "log_volume": float(volumes[known].mean(dtype=np.float64)),

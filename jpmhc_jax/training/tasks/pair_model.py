@@ -11,7 +11,7 @@ import numpy as np
 from jpmhc_jax import transport
 from jpmhc_jax.config import schema
 from jpmhc_jax.config.transport_fields import Transport
-from jpmhc_jax.core.errors import ConfigError, require
+from jpmhc_jax.core.errors import ConfigError, DataError, require
 from jpmhc_jax.training.encoders import Encoder, read_encoder
 from jpmhc_jax.training.tasks.base import Batch
 from jpmhc_jax.transport.maps import Fixed
@@ -56,7 +56,7 @@ class Side(nnx.Module):
       self.network = encoder.module()
       if averaged:
         self.average = encoder.module()
-      raw = encoder(self.network, jnp.asarray(rows))
+      raw = encoder(self.network, jax.lax.optimization_barrier(jnp.asarray(rows)))
       mean = jnp.mean(raw, axis=0)
       length = jnp.sqrt(jnp.mean(jnp.sum((raw - mean[None]) ** 2, axis=1)))
       self.mean, self.length = Fixed(mean, axes=(None,)), Fixed(length, axes=())
@@ -83,7 +83,10 @@ def encoders(fields: Transport) -> dict[str, Encoder | None]:
 
 
 def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int, distilled: bool) -> PairModel:
-  """The model for the data set's rows. Raises ConfigError for inputs without an encoder and latents with one."""
+  """The model for the data set's rows.
+
+  Raises ConfigError for inputs without an encoder and latents with one, DataError for inputs that it was not made for.
+  """
   fields, batch = config.model.transport, dataset.batch(0)
   sides = {}
   for (side, encoder), name in zip(encoders(fields).items(), ("x", "y"), strict=True):
@@ -93,6 +96,8 @@ def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int, dis
         f"data.pairs.{side}_array={array!r}: expected {'latents' if encoder is None else 'inputs'} with "
         f"model.transport.{side}_run={getattr(fields, f'{side}_run')!r}"
       )
+    if encoder is not None:
+      _check_inputs(side, encoder, batch[name])
     sides[side] = Side(encoder, batch[name], averaged=fields.momentum > 0)
   m, k = (
     jax.eval_shape(sides[side], jax.ShapeDtypeStruct(batch[name].shape, batch[name].dtype)).shape[1]
@@ -100,8 +105,18 @@ def build(config: schema.Config, dataset: Any, rngs: nnx.Rngs, classes: int, dis
   )
   known = known_pairs(dataset)
   fits = fields.init == "fit" and len(known["x"]) >= LEAST
-  pairs = {name: jnp.asarray(rows) for name, rows in known.items()} if fits else None
+  # Behind the barrier these rows are no constants: XLA folds products of those while it compiles, on one core.
+  pairs = jax.lax.optimization_barrier({name: jnp.asarray(rows) for name, rows in known.items()}) if fits else None
   return PairModel(map_rule(fields, m, k), sides, fields.bank // config.batch_size, classes, pairs, rngs, distilled)
+
+
+def _check_inputs(side: str, encoder: Encoder, rows: np.ndarray) -> None:
+  spec = encoder.inputs
+  if rows.shape[1:] != spec.shape or rows.dtype.kind != spec.dtype.kind:
+    raise DataError(
+      f"data.pairs.{side}: inputs are {rows.dtype} of shape {rows.shape[1:]}; expected {spec.dtype} of shape "
+      f"{spec.shape}, which model.transport.{side}_run was trained on"
+    )
 
 
 def known_pairs(dataset: Any) -> dict[str, np.ndarray]:
@@ -130,6 +145,8 @@ def map_rule(fields: Transport, m: int, k: int) -> transport.MapRule:
   """The map of the config between spaces of m and k dimensions; a flow stands on the smaller side."""
   orthogonal = transport.OrthogonalMap(m, k, scaled=fields.scaled)
   if fields.map == "flow":
+    words = f"another map for latents of {m} and {k} features: a flow couples halves of at least 2"
+    require(min(m, k) >= 2, "model.transport.map", fields.map, words)
     flow = transport.FlowMap(min(m, k), min(m, k), couplings=fields.couplings, hidden=fields.hidden)
     return transport.Chain.of(*((flow, orthogonal) if m <= k else (orthogonal, flow)))
   return {

@@ -40,9 +40,10 @@ def prices(
   first = next(iter(images.values()))
   spread = jnp.sqrt(jnp.mean((first - jnp.mean(first, axis=0, keepdims=True)) ** 2))
   rows: dict[str, dict[str, Any]] = {}
+  recall_of = jax.jit(transport.recall)
   for name, image in images.items():
     into = name != RELATIVE
-    recall = transport.recall(image, y if into else _relative(y, pairs[1] if pairs else y))["recall@1"]
+    recall = recall_of(image, y if into else _relative(y, pairs[1] if pairs else y))["recall@1"]
     distortion = {"distortion": float(jnp.sqrt(jnp.mean((image - first) ** 2)) / spread)} if into else {}
     rows[name] = {"recall@1": float(recall)} | distortion | costs[name]
   missing = pairs is not None and OTT not in rows
@@ -64,7 +65,10 @@ def _of_the_run(model: PairModel, x: Array) -> dict[str, Held]:
 
   own = held(model.map)
   maps: dict[str, Held] = {"as trained": own}
-  maps |= {f"fused, {kind}": transport.fuse(*own, x, kind) for kind in ("affine", "orthogonal")}
+  rule, linear = own[0], transport.LinearMap(model.map.rule.source, model.map.rule.target)
+  for kind in ("affine", "orthogonal"):
+    folded = jax.jit(lambda parameters, x, kind=kind: transport.fuse(rule, parameters, x, kind)[1])
+    maps[f"fused, {kind}"] = linear, folded(own[1], x)
   return maps | ({} if model.fused is None else {"fused, distilled in training": held(model.fused)})
 
 
@@ -72,13 +76,19 @@ def _baselines(x: Array, y: Array) -> dict[str, Held]:
   """Fitted to known pairs in closed form, and the entropic map behind Procrustes."""
   m, k = x.shape[1], y.shape[1]
   orthogonal, ridge = transport.OrthogonalMap(m, k), transport.LinearMap(m, k, RIDGE)
-  aligned = orthogonal.fit(x, y)
   entropic = transport.BarycentricMap(k, k, points=min(len(y), ANCHORS))
   solver = transport.EntropicTransport(epsilon=BLUR, iterations=200)
-  solved = entropic.fit(orthogonal(aligned, x)[:ANCHORS], y[:ANCHORS], solver)
+
+  @jax.jit
+  def fitted(x: Array, y: Array) -> tuple[dict[str, Array], ...]:
+    aligned = orthogonal.fit(x, y)
+    solved = entropic.fit(orthogonal(aligned, x)[:ANCHORS], y[:ANCHORS], solver)
+    return aligned, solved, ridge.fit(x, y)
+
+  aligned, solved, regressed = fitted(x, y)
   chain = transport.Chain.of(orthogonal, entropic)
   parts = {f"part{i}_{name}": value for i, part in enumerate((aligned, solved)) for name, value in part.items()}
-  return {"Procrustes": (orthogonal, aligned), "ridge": (ridge, ridge.fit(x, y)), "entropic map": (chain, parts)}
+  return {"Procrustes": (orthogonal, aligned), "ridge": (ridge, regressed), "entropic map": (chain, parts)}
 
 
 def _others(x: Array, y: Array, procrustes: Held) -> dict[str, "jax.stages.Wrapped"]:

@@ -19,7 +19,7 @@ import numpy as np
 from jpmhc_jax import transport
 from jpmhc_jax.config import schema
 from jpmhc_jax.core.errors import require
-from jpmhc_jax.manifolds import Stiefel
+from jpmhc_jax.manifolds.retractions import settled
 from jpmhc_jax.training.tasks import pair_losses, pair_model, pair_stages
 from jpmhc_jax.training.tasks.base import Batch, Outputs, register_task, Sums, Task
 from jpmhc_jax.training.tasks.pair_geometry import geometry, look, record
@@ -33,7 +33,7 @@ COLLAPSED = (
   "model.transport.debiased=True, or hold the encoders (source=0)"
 )
 LEAST_VALUE = 1e-30  # of a singular value in a log-volume
-ENTRIES = 2**24  # of Jacobians that are written out for a batch of held-out rows
+ENTRIES, PRODUCTS = 2**24, 2**31  # of Jacobians that are written out for a batch of held-out rows, and of their SVDs
 FUSED = ("fused_recall@1", "fused_distortion")  # metrics of a map that a stage distils
 
 
@@ -89,10 +89,12 @@ class MapBetweenSpaces(Task):
 
   def build(self, config: schema.Config, dataset: Any, rngs: nnx.Rngs) -> PairModel:
     """Encoders, map and head. Raises ConfigError for a weight of `task` without labels."""
-    classes, used = 0, pair_stages.used(pair_stages.stages(config.model.transport))
+    classes, listed = 0, pair_stages.stages(config.model.transport)
+    used = pair_stages.used(listed)
     if "task" in used:
-      words = "0 everywhere: the source file has no labels"
-      require("labels" in dataset.element_spec, "model.transport.align.task", config.model.transport.align.task, words)
+      stage = next(stage.name for stage in listed if pair_stages.weighs(stage, "task"))
+      weight, words = getattr(config.model.transport, stage).task, "0: the source has no `labels`, whole numbers (n,)"
+      require("labels" in dataset.element_spec, f"model.transport.{stage}.task", weight, words)
       classes = int(max(batch["labels"].max() for batch in dataset.evaluation_batches(256))) + 1
     return pair_model.build(config, dataset, rngs, classes, "distil" in used)
 
@@ -171,6 +173,11 @@ class MapBetweenSpaces(Task):
     right = {"accuracy": (answer == truth).astype(jnp.float32), "truth": truth, "answer": answer}
     return predicted | right | {"confidence": jnp.max(jax.nn.softmax(logits, axis=1), axis=1)}
 
+  def spaces(self, model: PairModel, batch: Batch) -> dict[str, Float[Array, "b d"]]:
+    """The source and its image; rows of the target have ids of their own where pairs are not known."""
+    x, _ = model.latents(batch)
+    return {"source": x, "image": model.map(x)}
+
   def judge(
     self, model: PairModel, dataset: Any, arrays: Mapping[str, np.ndarray], config: schema.Config, step: int
   ) -> tuple[dict[str, float], dict[str, Any]]:
@@ -189,13 +196,14 @@ def _cosines(image: Float[Array, "b k"], y: Float[Array, "b k"]) -> Float[Array,
 def _of_jacobians(
   function: transport.TransportMap, x: Float[Array, "b m"]
 ) -> tuple[Float[Array, "b r"], Float[Array, " b"]]:
-  """Singular values and log-volume of the Jacobian at each row; NaN without a closed form, in rows beyond ENTRIES."""
+  """Singular values and log-volume of the Jacobian at each row; NaN without a closed form, in rows beyond bounds."""
   rule, parameters = function.rule, function.parameters()
   values, volumes = rule.singular_values(parameters), rule.log_volumes(parameters, x)
   if values is not None:
     values = jnp.broadcast_to(values[None], (len(x), len(values)))
   else:
-    rows = min(len(x), max(1, ENTRIES // (rule.source * rule.target)))
+    entries = rule.source * rule.target
+    rows = min(len(x), max(1, min(ENTRIES, PRODUCTS // rule.rank) // entries))
     written = jax.vmap(lambda row: transport.singular_values(function, row))(x[:rows])
     values = jnp.pad(written, ((0, len(x) - rows), (0, 0)), constant_values=jnp.nan)
   volumes = jnp.sum(jnp.log(values), axis=1) if volumes is None else volumes
@@ -222,7 +230,7 @@ def _on_their_sets(config: schema.Config, params: dict[str, Array], updates: dic
 
   def back(old: Array, update: Array) -> Array:
     short = (factor > 0) & (factor != 1)
-    return jax.lax.cond(short, lambda: Stiefel().project(old + update) - old, lambda: update)
+    return jax.lax.cond(short, lambda: settled(old + update) - old, lambda: update)
 
   frames = [name for name in updates if name.endswith("frame")]
   return updates | {name: back(params[name], updates[name]) for name in frames}
