@@ -215,8 +215,9 @@ class Connection:
   implementation: str = field(
     "auto",
     "who computes reads, mixes and the generator's products: xla = plain JAX, pallas_gpu = Triton kernels for NVIDIA "
-    "GPUs, pallas_tpu = Mosaic kernels, auto = xla (the kernels have not been timed on their hardware)",
-    ("auto", "xla", "pallas_gpu", "pallas_tpu"),
+    "GPUs, mosaic_gpu = Mosaic kernels for those from Hopper on, pallas_tpu = Mosaic kernels for TPUs, auto = what was "
+    "measured to be the fastest on the device, and xla where nothing was",
+    ("auto", "xla", "pallas_gpu", "mosaic_gpu", "pallas_tpu"),
   )
   single_pass: str = field(
     "off",

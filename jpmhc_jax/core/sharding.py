@@ -65,6 +65,12 @@ def platform() -> str:
   return getattr(device, "platform", device) or jax.default_backend()
 
 
+def device_kind() -> str:
+  """As 'NVIDIA H100 80GB HBM3': of what is traced for, like `platform`."""
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.default_device.value
+  return getattr(device, "device_kind", None) or jax.devices(device)[0].device_kind
+
+
 def split_over(name: str, size: int) -> tuple[str, ...]:
   """The axes of the ambient mesh that an axis of an activation, 'batch' or 'heads', is split over by `jax.shard_map`.
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
+import json
 import re
 import warnings
 
@@ -17,8 +19,10 @@ import pytest
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections import generator, HyperConnection
 from jpmhc_jax.connections.ops import base, fused_streams, vjp, xla, xla_tpu
-from jpmhc_jax.connections.ops.pallas import Kernels, operators
+from jpmhc_jax.connections.ops.pallas import Kernels, MosaicGpu, tuning
+from jpmhc_jax.connections.ops.pallas.layout import Layout
 from jpmhc_jax.core import sharding
+from jpmhc_jax.core.errors import ConfigError
 from jpmhc_jax.models.connections import hyper_connection_fn
 
 PLATFORMS = ("gpu", "tpu")
@@ -27,7 +31,8 @@ NAMES = ("streams", "mixer", "read", "write", "output", "kernel")
 
 
 def _operators(name):
-  return xla_tpu if name == "by_stream" else Kernels(name, interpret=True)
+  others = {"by_stream": xla_tpu, "mosaic_gpu": MosaicGpu(interpret=True)}
+  return others[name] if name in others else Kernels(name, interpret=True)
 
 
 def _inputs(tokens, n=3, d=37, k=9, static=False):
@@ -73,9 +78,16 @@ def _assert_near(actual, expected, tolerance=3e-6):
     np.testing.assert_allclose(a, e, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize(
-  "tokens", [*(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1,), (2048,))), (17,), (2, 64)], ids=str
+  ("name", "tokens"),
+  [
+    *itertools.product(OPERATORS, ((17,), (2, 64))),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (*itertools.product(OPERATORS, ((1,), (2048,))), ("mosaic_gpu", (17,)))
+    ),
+  ],
+  ids=str,
 )
 def test_values_and_gradients_are_those_of_the_formulas(name, tokens):
   arguments = _inputs(tokens)
@@ -176,30 +188,39 @@ def _target(platform):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize(("tokens", "n", "d"), [(17, 3, 37), (4096, 4, 512)])
 def test_every_kernel_lowers_for_its_target(platform, tokens, n, d):
+  lowered = _lowered(Kernels(platform), tokens, n, d)
+  assert len(re.findall(r"custom_call @(?:tpu_custom_call|__gpu\$xla.gpu.triton|triton_kernel_call)", lowered)) == 6
+
+
+@pytest.mark.slow
+def test_every_kernel_of_mosaic_gpu_lowers_without_a_gpu():
+  assert len(re.findall("custom_call @mosaic_gpu", _lowered(MosaicGpu(), 17, 3, 37))) == 5  # statistics are formulas
+
+
+def _lowered(kernels, tokens, n, d):
   arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((tokens,), n, d, k=24)]
-  name, context = _target(platform)
+  name, context = _target(kernels.platform)
 
   def both(arguments):
-    out, pullback = jax.vjp(_stage(Kernels(platform), entered=True), *arguments)
+    out, pullback = jax.vjp(_stage(kernels, entered=True), *arguments)
     return out, pullback(out)
 
   with context:
-    lowered = jax.jit(both).trace(arguments).lower(lowering_platforms=(name,)).as_text()
-  assert len(re.findall(r"custom_call @(?:tpu_custom_call|__gpu\$xla.gpu.triton|triton_kernel_call)", lowered)) == 6
+    return jax.jit(both).trace(arguments).lower(lowering_platforms=(name,)).as_text()
 
 
 @pytest.mark.parametrize("n", [1, 4, 8, 16])
 @pytest.mark.parametrize("d", [64, 512, 4096])
 def test_what_a_tpu_kernel_holds_fits_its_memory(n, d):
   """Sums of the mixer's gradient take a row of 128 lanes each: at n = 16 more than the streams."""
-  sharding = operators._Layout.of("tpu", 4096, n, d, 1)
+  sharding = Layout.of("pallas_tpu", 4096, n, d, 1)
   streams, sums = (4 * sharding.block * width for width in (n * sharding.shape.d, 128 * n * (n + 1)))
   assert streams <= 2 << 20 and sums <= 4 << 20  # of 16 MiB, with three arrays of streams in two buffers each
 
 
 def test_a_tpu_takes_the_streams_as_they_are():
   """It tiles the last two axes: streams as (tokens, n·d) would be copied before and after every kernel."""
-  assert operators._Layout.of("tpu", 1856, 8, 768, 1).rows == 1856
+  assert Layout.of("pallas_tpu", 1856, 8, 768, 1).rows == 1856
   arguments = [jnp.asarray(a, jnp.float32) for a in _inputs((1024,), 4, 128, k=24)]
 
   def both(arguments):
@@ -219,6 +240,65 @@ def test_who_computes_follows_device_and_streams(monkeypatch):
   assert base.stream_ops("pallas_tpu", 4) == Kernels("tpu")
   monkeypatch.setattr(sharding, "platform", lambda: "gpu")
   assert base.stream_ops("auto", 4) is xla
+  assert base.stream_ops("mosaic_gpu", 8) == MosaicGpu()
+
+
+MEASURED = {
+  "measured": {"date": "2027-01-01"},
+  "auto": [
+    {"streams": 4, "implementation": "mosaic_gpu", "ratio": 0.7},
+    {"streams": 8, "implementation": "xla", "ratio": 1.0},
+  ],
+  "blocks": [
+    {"implementation": "mosaic_gpu", "kernel": "mix", "streams": n, "width": d, "dtype": "float32", "tokens": tokens,
+     "features": 128, "warps": 4, "us": 1.5, "formulas_us": 2}
+    for n, d, tokens in ((4, 512, 2), (4, 1024, 3), (8, 512, 4))
+  ],
+}  # fmt: skip
+
+
+def test_what_was_measured_on_a_device_decides_there(monkeypatch):
+  table = tuning.parse(json.dumps({"NVIDIA H100 80GB HBM3": MEASURED}), "measured.json")
+  monkeypatch.setattr(tuning, "table", lambda: table)
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  assert base.stream_ops("auto", 4) is xla  # another device
+  assert tuning.blocks("mosaic_gpu", "mix", 4, 512, "float32") is None
+  monkeypatch.setattr(sharding, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
+  assert [base.stream_ops("auto", n) for n in (2, 4, 5, 8, 9)] == [MosaicGpu(), MosaicGpu(), xla, xla, xla]
+  sizes = ((2, 64), (4, 512), (4, 513), (5, 512), (8, 513), (9, 64))
+  found = [tuning.blocks("mosaic_gpu", "mix", *size, "float32") for size in sizes]
+  assert [blocks and blocks.tokens for blocks in found] == [2, 2, 3, 4, None, None]
+  assert tuning.blocks("mosaic_gpu", "mix", 4, 512, "bfloat16") is tuning.blocks("pallas_gpu", "mix", 4, 512, "float32")
+  x, mixer, _, write, y, _ = (jnp.asarray(a, jnp.float32) for a in _inputs((17,), 4, 512))
+  seen = []
+  monkeypatch.setattr(MosaicGpu, "launch", lambda self, body, layout, _, results: seen.append(layout) or [x])
+  base.stream_ops("auto", 4).mix(x, mixer, write, y)
+  assert (seen[0].block, seen[0].shape.chunk) == (2, 128)
+
+
+@pytest.mark.parametrize(
+  ("place", "value", "message"),
+  [
+    (("blocks", 1, "tokens"), 0, r"measured.json, 'H': blocks\[1\].tokens=0: expected a whole number above 0; measure"),
+    (("blocks", 0, "features"), 100, r"blocks\[0\].features=100: expected a multiple from 128 on"),
+    (("blocks", 0, "implementation"), "xla", r"blocks\[0\].implementation='xla': expected one of pallas_gpu"),
+    (("auto", 0, "streams"), 4.0, r"auto\[0\].streams=4.0: expected a whole number above 0"),
+    (("auto", 0, "speed"), 4, r"auto\[0\]: fields=.*expected streams, implementation, ratio"),
+    (("measured",), None, "measured=None: expected where and when"),
+  ],
+)  # fmt: skip
+def test_a_malformed_table_is_refused_in_words(place, value, message):
+  table = json.loads(json.dumps({"H": MEASURED}))
+  holder = functools.reduce(lambda found, key: found[key], place[:-1], table["H"])
+  holder[place[-1]] = value
+  with pytest.raises(ConfigError, match=message):
+    tuning.parse(json.dumps(table), "measured.json")
+  with pytest.raises(ConfigError, match="measured.json: expected JSON"):
+    tuning.parse("{", "measured.json")
+
+
+def test_the_packaged_table_is_one():
+  assert all(device.measured for device in tuning.table().values())
 
 
 def _applied(config, x):

@@ -14,16 +14,16 @@ from jaxtyping import Array, Float
 
 from jpmhc_jax.connections.ops import xla, xla_tpu
 from jpmhc_jax.connections.ops.composed import Advanced, Flowing, Operands
-from jpmhc_jax.connections.ops.pallas import Kernels
+from jpmhc_jax.connections.ops.pallas import Kernels, MosaicGpu, tuning
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import check_choice
 
 __all__ = ["IMPLEMENTATIONS", "StreamOps", "announce", "stream_ops"]
 
-_PLATFORMS = {"pallas_gpu": "gpu", "pallas_tpu": "tpu"}
+_KERNELS = {"pallas_gpu": Kernels("gpu"), "mosaic_gpu": MosaicGpu(), "pallas_tpu": Kernels("tpu")}
 _SLICED = 8  # up to so many streams a TPU prefers n² expressions to sliced and contracted streams
-_MOST = 16  # streams that kernels take
-IMPLEMENTATIONS = ("auto", "xla", *_PLATFORMS)
+_MOST = {"pallas_gpu": 16, "mosaic_gpu": 8, "pallas_tpu": 16}  # streams that kernels take
+IMPLEMENTATIONS = ("auto", "xla", *_KERNELS)
 
 
 @runtime_checkable
@@ -110,27 +110,32 @@ class StreamOps(Protocol):
 def stream_ops(implementation: str, streams: int) -> StreamOps:
   """The back end of connection.implementation for the devices that are traced for (see `core.sharding.platform`).
 
-  'auto' and 'xla' are formulas in plain JAX: on a TPU, for few streams, in the form that its compiler fuses
-  (`xla_tpu`). On the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and TPUs and equal the
-  formulas in interpret mode, have not been timed there. A kernel asked for on another kind of device falls back to the
-  formulas with a warning, and so does one for more than 16 streams, whose W does not fit a processor's own memory.
+  'xla' are formulas in plain JAX: on a TPU, for few streams, in the form that its compiler fuses (`xla_tpu`). 'auto' is
+  what was the fastest with so many streams on the kind of device (`pallas.tuning`), and the formulas where that has not
+  been measured, as on every kind today: on the CPU they are the fastest; the kernels, which compile for NVIDIA GPUs and
+  TPUs and equal the formulas in interpret mode, have not been timed there. A kernel asked for on another kind of device
+  falls back to the formulas with a warning, and so does one for more streams than fit a processor's own memory (16), or
+  its registers (8 with Mosaic GPU).
 
-  Raises ConfigError for an unknown name.
+  Raises ConfigError for an unknown name, or a malformed table of measurements.
   """
   check_choice("implementation", implementation, IMPLEMENTATIONS)
   present = sharding.platform()
-  if implementation in _PLATFORMS:
-    if _PLATFORMS[implementation] != present:
+  if implementation == "auto":
+    implementation = tuning.choice(streams) or "xla"
+  if implementation in _KERNELS:
+    kernels = _KERNELS[implementation]
+    if kernels.platform != present:
       announce(implementation, f"the devices are {present!r}")
-    elif streams > _MOST:
-      announce(implementation, f"streams={streams} is above {_MOST}")
+    elif streams > _MOST[implementation]:
+      announce(implementation, f"streams={streams} is above {_MOST[implementation]}")
     else:
-      return Kernels(present)
+      return kernels
   return xla_tpu if present == "tpu" and streams <= _SLICED else xla
 
 
 @functools.cache  # once a process and reason
 def announce(implementation: str, reason: str) -> None:
   """Warns that the formulas in plain JAX run in place of the kernels that the config asks for."""
-  if implementation in _PLATFORMS:
+  if implementation in _KERNELS:
     warnings.warn(f"implementation={implementation!r}: {reason}; the formulas in plain JAX run instead", stacklevel=3)

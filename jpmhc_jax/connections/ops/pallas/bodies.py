@@ -58,14 +58,32 @@ class Shape:
     """The index of a chunk of a single vector."""
     return slice(None), pl.ds(first, self.chunk)
 
+  def column(self, ref: Any, k: Any) -> jax.Array:
+    """Column k of what has few numbers a token."""
+    result: jax.Array = ref[:, pl.ds(k, 1)].astype(jnp.float32)
+    return result
 
-def _column(ref: Any, k: Any) -> jax.Array:
-  result: jax.Array = ref[:, pl.ds(k, 1)].astype(jnp.float32)
-  return result
+  def store_columns(self, ref: Any, columns: Sequence[jax.Array]) -> None:
+    """Columns 0, 1, … of a result with few numbers a token."""
+    for k, column in enumerate(columns):
+      ref[:, pl.ds(k, 1)] = column
 
+  def load(self, ref: Any, index: Any) -> jax.Array:
+    """A chunk in float32."""
+    result: jax.Array = ref[index].astype(jnp.float32)
+    return result
 
-def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
-  return jnp.sum(x * y, axis=1, keepdims=True)
+  def store(self, ref: Any, index: Any, value: jax.Array) -> None:
+    """Writes a chunk in the dtype of the result."""
+    ref[index] = value.astype(ref.dtype)
+
+  def dot(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Σ_d x y of a chunk, a column."""
+    return jnp.sum(x * y, axis=1, keepdims=True)
+
+  def zeros(self, ref: Any, count: int) -> tuple[jax.Array, ...]:
+    """So many columns for the tokens of ref."""
+    return (jnp.zeros((ref.shape[0], 1), jnp.float32),) * count
 
 
 def _total(terms: Sequence[jax.Array]) -> jax.Array:
@@ -75,30 +93,13 @@ def _total(terms: Sequence[jax.Array]) -> jax.Array:
   return result
 
 
-def _load(ref: Any, index: Any) -> jax.Array:
-  result: jax.Array = ref[index].astype(jnp.float32)
-  return result
-
-
-def _store(ref: Any, index: Any, value: jax.Array) -> None:
-  ref[index] = value.astype(ref.dtype)
-
-
-def _zeros(ref: Any, count: int) -> tuple[jax.Array, ...]:
-  return (jnp.zeros((ref.shape[0], 1), jnp.float32),) * count
-
-
-def _store_columns(ref: Any, columns: Sequence[jax.Array]) -> None:
-  for k, column in enumerate(columns):
-    ref[:, pl.ds(k, 1)] = column
-
-
 def read(shape: Shape, x: Any, a: Any, out: Any) -> None:
   """u = Σ_j a_j x_j."""
-  weights = [_column(a, j) for j in range(shape.n)]
+  weights = [shape.column(a, j) for j in range(shape.n)]
 
   def chunk(first: Any, carry: Any) -> Any:
-    _store(out, shape.vector(first), _total([w * _load(x, shape.stream(j, first)) for j, w in enumerate(weights)]))
+    streams = [shape.load(x, shape.stream(j, first)) for j in range(shape.n)]
+    shape.store(out, shape.vector(first), _total([w * stream for w, stream in zip(weights, streams, strict=True)]))
     return carry
 
   shape.walk(chunk, 0)
@@ -108,10 +109,10 @@ def weights_backward(shape: Shape, x: Any, g: Any, to_a: Any) -> None:
   """ā_j = Σ_d ū x_j."""
 
   def chunk(first: Any, sums: Any) -> Any:
-    cotangent = _load(g, shape.vector(first))
-    return tuple(s + _dot(cotangent, _load(x, shape.stream(j, first))) for j, s in enumerate(sums))
+    cotangent = shape.load(g, shape.vector(first))
+    return tuple(s + shape.dot(cotangent, shape.load(x, shape.stream(j, first))) for j, s in enumerate(sums))
 
-  _store_columns(to_a, shape.walk(chunk, _zeros(to_a, shape.n)))
+  shape.store_columns(to_a, shape.walk(chunk, shape.zeros(to_a, shape.n)))
 
 
 def mix(shape: Shape, x: Any, y: Any, h: Any, b: Any, out: Any) -> None:
@@ -119,12 +120,12 @@ def mix(shape: Shape, x: Any, y: Any, h: Any, b: Any, out: Any) -> None:
   n = shape.n
 
   def chunk(first: Any, carry: Any) -> Any:
-    streams = [_load(x, shape.stream(j, first)) for j in range(n)]
-    output = _load(y, shape.vector(first))
+    streams = [shape.load(x, shape.stream(j, first)) for j in range(n)]
+    output = shape.load(y, shape.vector(first))
 
     def stream(i: Any) -> None:
-      mixed = _total([_column(h, i * n + j) * streams[j] for j in range(n)])
-      _store(out, shape.stream(i, first), mixed + _column(b, i) * output)
+      mixed = _total([shape.column(h, i * n + j) * streams[j] for j in range(n)])
+      shape.store(out, shape.stream(i, first), mixed + shape.column(b, i) * output)
 
     shape.each(stream)
     return carry
@@ -137,19 +138,19 @@ def coefficients_backward(shape: Shape, x: Any, y: Any, b: Any, g: Any, to_y: An
   n = shape.n
 
   def chunk(first: Any, sums: Any) -> Any:
-    cotangents = [_load(g, shape.stream(i, first)) for i in range(n)]
-    output = _load(y, shape.vector(first))
-    _store(to_y, shape.vector(first), _total([_column(b, i) * cotangents[i] for i in range(n)]))
+    cotangents = [shape.load(g, shape.stream(i, first)) for i in range(n)]
+    output = shape.load(y, shape.vector(first))
+    shape.store(to_y, shape.vector(first), _total([shape.column(b, i) * cotangents[i] for i in range(n)]))
     of_mixer, of_weights = list(sums[: n * n]), sums[n * n :]
     for j in range(n):
-      stream = _load(x, shape.stream(j, first))
+      stream = shape.load(x, shape.stream(j, first))
       for i in range(n):
-        of_mixer[i * n + j] += _dot(cotangents[i], stream)
-    return (*of_mixer, *(s + _dot(cotangents[i], output) for i, s in enumerate(of_weights)))
+        of_mixer[i * n + j] += shape.dot(cotangents[i], stream)
+    return (*of_mixer, *(s + shape.dot(cotangents[i], output) for i, s in enumerate(of_weights)))
 
-  sums = shape.walk(chunk, _zeros(to_b, n * n + n))
-  _store_columns(to_h, sums[: n * n])
-  _store_columns(to_b, sums[n * n :])
+  sums = shape.walk(chunk, shape.zeros(to_b, n * n + n))
+  shape.store_columns(to_h, sums[: n * n])
+  shape.store_columns(to_b, sums[n * n :])
 
 
 def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -> None:
@@ -160,13 +161,13 @@ def statistics(shape: Shape, x: Any, w: Any, to_products: Any, to_square: Any) -
   def chunk(first: Any, sums: Any) -> Any:
     products, square = sums
     for j in range(shape.n):
-      stream = _load(x, shape.stream(j, first))
-      rows = _load(w, (shape.features(j, first), slice(None)))
+      stream = shape.load(x, shape.stream(j, first))
+      rows = shape.load(w, (shape.features(j, first), slice(None)))
       products += jnp.dot(stream, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-      square += _dot(stream, stream)
+      square += shape.dot(stream, stream)
     return products, square
 
-  products, square = shape.walk(chunk, (jnp.zeros(to_products.shape, jnp.float32), *_zeros(to_square, 1)))
+  products, square = shape.walk(chunk, (jnp.zeros(to_products.shape, jnp.float32), *shape.zeros(to_square, 1)))
   to_products[...] = products
   to_square[...] = square
 
@@ -182,26 +183,26 @@ def streams_backward(shape: Shape, *refs: Any, names: Sequence[str]) -> None:
   def projected(j: Any, first: Any) -> jax.Array:
     columns = given["kernel"].shape[0]
     own = j if shared else 0
-    kernel = _load(given["kernel"], (slice(None), shape.features(0 if shared else j, first)))
-    cotangent = _load(given["products"], (slice(None), pl.ds(own * columns, columns)))
+    kernel = shape.load(given["kernel"], (slice(None), shape.features(0 if shared else j, first)))
+    cotangent = shape.load(given["products"], (slice(None), pl.ds(own * columns, columns)))
     term = jnp.dot(cotangent, kernel, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-    return term + 2.0 * _column(given["square"], own) * _load(given["x"], shape.stream(j, first))
+    return term + 2.0 * shape.column(given["square"], own) * shape.load(given["x"], shape.stream(j, first))
 
   def chunk(first: Any, carry: Any) -> Any:
-    cotangents = [_load(given["cotangent"], shape.stream(i, first)) for i in range(shape.n) if "mixer" in given]
-    vector = _load(given["vector"], shape.vector(first)) if "vector" in given else None
+    cotangents = [shape.load(given["cotangent"], shape.stream(i, first)) for i in range(shape.n) if "mixer" in given]
+    vector = shape.load(given["vector"], shape.vector(first)) if "vector" in given else None
 
     def stream(j: Any) -> None:
       terms = []
       if "cotangent" in given and "mixer" not in given:
-        terms.append(_load(given["cotangent"], shape.stream(j, first)))
+        terms.append(shape.load(given["cotangent"], shape.stream(j, first)))
       if "mixer" in given:
-        terms += [_column(given["mixer"], i * shape.n + j) * c for i, c in enumerate(cotangents)]
+        terms += [shape.column(given["mixer"], i * shape.n + j) * c for i, c in enumerate(cotangents)]
       if vector is not None:
-        terms.append(_column(given["weights"], j) * vector)
+        terms.append(shape.column(given["weights"], j) * vector)
       if "kernel" in given:
         terms.append(projected(j, first))
-      _store(to_x, shape.stream(j, first), _total(terms))
+      shape.store(to_x, shape.stream(j, first), _total(terms))
 
     shape.each(stream)
     return carry
@@ -214,25 +215,25 @@ class _Mixed:
 
   def __init__(self, shape: Shape, given: Mapping[str, Any], width: int, epsilon: float | None):
     self.shape, self.given = shape, given
-    self.weights = [_column(given["weights"], i) for i in range(shape.n)]
+    self.weights = [shape.column(given["weights"], i) for i in range(shape.n)]
     self.scales = [jnp.ones((), jnp.float32)] * shape.n
     if epsilon is not None:
-      start = _zeros(given["weights"], shape.n)
+      start = shape.zeros(given["weights"], shape.n)
       squares = shape.walk(
-        lambda first, sums: tuple(s + _dot(z, z) for s, z in zip(sums, self.streams(first), strict=True)), start
+        lambda first, sums: tuple(s + shape.dot(z, z) for s, z in zip(sums, self.streams(first), strict=True)), start
       )
       self.scales = [jax.lax.rsqrt(square / width + epsilon) for square in squares]
 
   def entered(self, first: Any) -> list[jax.Array]:
     """A chunk of every stream of x."""
-    return [_load(self.given["x"], self.shape.stream(j, first)) for j in range(self.shape.n)]
+    return [self.shape.load(self.given["x"], self.shape.stream(j, first)) for j in range(self.shape.n)]
 
   def streams(self, first: Any) -> list[jax.Array]:
     """A chunk of every stream of z."""
-    n, streams, output = self.shape.n, self.entered(first), _load(self.given["y"], self.shape.vector(first))
+    n, streams, output = self.shape.n, self.entered(first), self.shape.load(self.given["y"], self.shape.vector(first))
     if "mixer" in self.given:
       mixer = self.given["mixer"]
-      streams = [_total([_column(mixer, i * n + j) * streams[j] for j in range(n)]) for i in range(n)]
+      streams = [_total([self.shape.column(mixer, i * n + j) * streams[j] for j in range(n)]) for i in range(n)]
     return [stream + weight * output for stream, weight in zip(streams, self.weights, strict=True)]
 
   def advanced(self, first: Any) -> list[jax.Array]:
@@ -251,28 +252,28 @@ def advance(
   given = dict(zip(names, refs[: len(names)], strict=True))
   made = dict(zip(results, refs[len(names) :], strict=True))
   mixed = _Mixed(shape, given, width, epsilon)
-  of_read = [_column(given["read"], i) for i in range(shape.n)] if "read" in given else []
+  of_read = [shape.column(given["read"], i) for i in range(shape.n)] if "read" in given else []
   if "scale" in made:
-    _store_columns(made["scale"], mixed.scales)
+    shape.store_columns(made["scale"], mixed.scales)
 
   def chunk(first: Any, sums: Any) -> Any:
     streams = mixed.advanced(first)
     for i, stream in enumerate(streams):
-      _store(made["streams"], shape.stream(i, first), stream)
+      shape.store(made["streams"], shape.stream(i, first), stream)
     wide = [stream.astype(jnp.float32) for stream in streams]
     if of_read:
-      _store(made["vector"], shape.vector(first), _total([a * s for a, s in zip(of_read, wide, strict=True)]))
+      shape.store(made["vector"], shape.vector(first), _total([a * s for a, s in zip(of_read, wide, strict=True)]))
     if "kernel" not in given:
       return sums
     products, square = sums
     for i, stream in enumerate(wide):
-      rows = _load(given["kernel"], (shape.features(i, first), slice(None)))
+      rows = shape.load(given["kernel"], (shape.features(i, first), slice(None)))
       products += jnp.dot(stream, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-      square += _dot(stream, stream)
+      square += shape.dot(stream, stream)
     return products, square
 
   if "kernel" in given:
-    start = (jnp.zeros(made["products"].shape, jnp.float32), *_zeros(made["square"], 1))
+    start = (jnp.zeros(made["products"].shape, jnp.float32), *shape.zeros(made["square"], 1))
     made["products"][...], made["square"][...] = shape.walk(chunk, start)
   else:
     shape.walk(chunk, 0)
@@ -293,14 +294,14 @@ def advance_backward(
   def behind(first: Any) -> tuple[list[jax.Array], list[jax.Array]]:
     """A chunk of x', and of all that flows into it."""
     advanced = [stream.astype(jnp.float32) for stream in mixed.advanced(first)]
-    sums = [_load(given["cotangent"], shape.stream(i, first)) for i in range(n)]
+    sums = [shape.load(given["cotangent"], shape.stream(i, first)) for i in range(n)]
     if "vector" in given:
-      vector = _load(given["vector"], shape.vector(first))
-      sums = [g + _column(given["read"], i) * vector for i, g in enumerate(sums)]
+      vector = shape.load(given["vector"], shape.vector(first))
+      sums = [g + shape.column(given["read"], i) * vector for i, g in enumerate(sums)]
     if "kernel" in given:
-      of_products, twice = given["products"][...], 2.0 * _column(given["square"], 0)
+      of_products, twice = given["products"][...], 2.0 * shape.column(given["square"], 0)
       for i in range(n):
-        kernel = _load(given["kernel"], (slice(None), shape.features(i, first)))
+        kernel = shape.load(given["kernel"], (slice(None), shape.features(i, first)))
         term = jnp.dot(of_products, kernel, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
         sums[i] += term + twice * advanced[i]
     return advanced, sums
@@ -309,30 +310,30 @@ def advance_backward(
   if epsilon is not None:
 
     def projected(first: Any, sums: Any) -> Any:
-      return tuple(s + _dot(g, x) for s, x, g in zip(sums, *behind(first), strict=True))
+      return tuple(s + shape.dot(g, x) for s, x, g in zip(sums, *behind(first), strict=True))
 
-    along = [s / width for s in shape.walk(projected, _zeros(made["weights"], n))]
+    along = [s / width for s in shape.walk(projected, shape.zeros(made["weights"], n))]
 
   def chunk(first: Any, sums: Any) -> Any:
     advanced, cotangents = behind(first)
     if along:
       cotangents = [mixed.scales[i] * (cotangents[i] - along[i] * advanced[i]) for i in range(n)]
-    streams, output = mixed.entered(first), _load(given["y"], shape.vector(first))
+    streams, output = mixed.entered(first), shape.load(given["y"], shape.vector(first))
     weighted = [weight * g for weight, g in zip(mixed.weights, cotangents, strict=True)]
-    _store(made["output"], shape.vector(first), _total(weighted))
+    shape.store(made["output"], shape.vector(first), _total(weighted))
     for j in range(n):
-      turned = [_column(given["mixer"], i * n + j) * cotangents[i] for i in range(n)] if "mixer" in given else None
-      _store(made["streams"], shape.stream(j, first), cotangents[j] if turned is None else _total(turned))
-    terms = [_dot(g, output) for g in cotangents]
-    terms += [_dot(g, x) for g in cotangents for x in streams] if "mixer" in made else []
+      turned = [shape.column(given["mixer"], i * n + j) * cotangents[i] for i in range(n)] if "mixer" in given else None
+      shape.store(made["streams"], shape.stream(j, first), cotangents[j] if turned is None else _total(turned))
+    terms = [shape.dot(g, output) for g in cotangents]
+    terms += [shape.dot(g, x) for g in cotangents for x in streams] if "mixer" in made else []
     if "read" in made:
-      vector = _load(given["vector"], shape.vector(first))
-      terms += [_dot(vector, x) for x in advanced]
+      vector = shape.load(given["vector"], shape.vector(first))
+      terms += [shape.dot(vector, x) for x in advanced]
     return tuple(s + t for s, t in zip(sums, terms, strict=True))
 
   counts = {"weights": n, "mixer": n * n if "mixer" in made else 0, "read": n if "read" in made else 0}
-  sums = shape.walk(chunk, _zeros(made["weights"], sum(counts.values())))
+  sums = shape.walk(chunk, shape.zeros(made["weights"], sum(counts.values())))
   for name, count in counts.items():
     if count:
-      _store_columns(made[name], sums[:count])
+      shape.store_columns(made[name], sums[:count])
     sums = sums[count:]

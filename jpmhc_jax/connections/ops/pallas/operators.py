@@ -5,7 +5,7 @@ token-free). Each instance owns a block of tokens and all their features; what d
 zeros. Under a mesh every device runs the kernel on its own tokens: nothing in here moves between devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -21,24 +21,25 @@ from jaxtyping import Array
 from jpmhc_jax.connections.ops import xla
 from jpmhc_jax.connections.ops.composed import Advanced, Composed, Flowing, Operands
 from jpmhc_jax.connections.ops.contractions import einsum, seen
-from jpmhc_jax.connections.ops.pallas import bodies
+from jpmhc_jax.connections.ops.pallas import bodies, tuning
+from jpmhc_jax.connections.ops.pallas.layout import Layout
 from jpmhc_jax.core.sharding import split_over
 
 __all__ = ["Kernels"]
 
-_TRITON_TOKENS, _TRITON_CHUNK = 16, 64  # a matrix product in Triton needs 16 rows
 _TRITON_STREAMS = 4  # of one pass
-_TRITON_KERNEL = 1 << 13  # numbers of W in shared memory at a time; Triton keeps up to four such parts
-_MOSAIC_LANES, _MOSAIC_BYTES = 128, 1 << 20  # of one block of streams in on-chip memory
-_MOSAIC_TOKENS = 512  # of a block at most: Mosaic unrolls over them
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-  """`StreamOps` on one kind of device: 'gpu' (Triton) or 'tpu' (Mosaic). `interpret` runs them anywhere, slowly."""
+  """`StreamOps` on one kind of device: 'gpu' (Triton) or 'tpu' (Mosaic).
+
+  interpret: runs them anywhere, slowly.  blocks: these for every kernel, in place of the measured ones (see `tuning`).
+  """
 
   platform: str
   interpret: bool = False
+  blocks: tuning.Blocks | None = None
 
   fuses: ClassVar[bool] = True
 
@@ -194,6 +195,24 @@ class Kernels:
       self.kernel_backward, self.weights_backward, self.streams_backward,
     )  # fmt: skip
 
+  def launch(
+    self,
+    body: Callable[..., None],
+    layout: Layout,
+    arguments: list[tuple[str, Array]],
+    results: list[tuple[str, jax.ShapeDtypeStruct]],
+  ) -> Sequence[Array]:
+    """A body over all blocks of a device; arrays and results as the body sees them, each with its kind."""
+    return pl.pallas_call(  # type: ignore[no-any-return]
+      functools.partial(body, layout.shape),
+      out_shape=[result for _, result in results],
+      grid=(layout.rows // layout.block,),
+      in_specs=[layout.spec(kind, array.shape[-1]) for kind, array in arguments],
+      out_specs=[layout.spec(kind, result.shape[-1]) for kind, result in results],
+      compiler_params=triton.CompilerParams(num_warps=layout.warps) if self.platform == "gpu" else None,
+      interpret=self.interpret,
+    )(*(array for _, array in arguments))
+
   def _run(self, body: Callable[..., None], arguments: "list[_Operand]", results: "list[_Operand]") -> list[Array]:
     """Runs a body over all tokens, on every device's own part of them."""
     local = functools.partial(_call, self, body, [a.kind for a in arguments], results)
@@ -245,83 +264,6 @@ def _unflatten(rows: Array, coefficient: Array, axes: int) -> Array:
   return jnp.moveaxis(rows, -1, 0).reshape(coefficient.shape)
 
 
-def _padded(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-  """How the local arrays are cut: tokens in all and a block, features with and without padding, columns of a kernel."""
-
-  tokens: int
-  rows: int
-  block: int
-  d: int
-  shape: bodies.Shape
-  columns: int
-
-  @classmethod
-  def of(cls, platform: str, tokens: int, n: int, d: int, columns: int) -> "_Layout":
-    """Blocks of 16 tokens and 64 features for Triton; about a megabyte of streams for Mosaic, 128 features at a time.
-
-    Mosaic takes the streams with an axis of their own: a TPU tiles the last two axes of an array, so that (n, d) as n·d
-    would be a copy of the streams before and after every kernel. On a GPU the flat form costs nothing.
-    """
-    if platform == "gpu":
-      most = min(_TRITON_CHUNK, pl.next_power_of_2(d), _TRITON_KERNEL // pl.next_power_of_2(columns))
-      chunk = max(_TRITON_TOKENS, most)
-      block, shape = _TRITON_TOKENS, bodies.Shape(n, _padded(d, chunk), chunk, apart=False)
-    else:
-      wide = _padded(d, _MOSAIC_LANES)
-      per_token = max(4 * n * wide, _MOSAIC_LANES * n * (n + 1))  # or a quarter of the sums: 128 lanes for each
-      most = min(max(8, _MOSAIC_BYTES // per_token // 8 * 8), _MOSAIC_TOKENS, _padded(tokens, 8))
-      whole = (block for block in range(most, most // 4, -8) if tokens % block == 0)
-      block = next(whole, most)  # without padding, which copies the streams, where the tokens allow it
-      shape = bodies.Shape(n, wide, _MOSAIC_LANES, apart=True)
-    least = 16 if platform == "gpu" else _MOSAIC_LANES
-    return cls(tokens, _padded(tokens, block), block, d, shape, max(pl.next_power_of_2(columns), least))
-
-  def width(self, kind: str, shape: tuple[int, ...]) -> int:
-    """Columns of the flat form of an array of this shape."""
-    if kind == "factors":
-      return shape[-2] * self.columns
-    return {"streams": self.shape.n * self.shape.d, "vector": self.shape.d}.get(kind, shape[-1])
-
-  def flat(self, kind: str, value: Array) -> Array:
-    """The array as the bodies see it, padded with zeros."""
-    last, features = value.shape[-1], (0, self.shape.d - self.d)
-    if kind in ("rows", "columns"):
-      padded = jnp.pad(value, ((0, 0), features, (0, self.columns - last))).reshape(-1, self.columns)
-      return padded if kind == "rows" else padded.T
-    tokens = (0, self.rows - self.tokens)
-    if kind in ("streams", "factors"):
-      last_padding = features if kind == "streams" else (0, self.columns - last)
-      padded = jnp.pad(value.reshape(self.tokens, -1, last), (tokens, (0, 0), last_padding))
-      return padded if kind == "streams" and self.shape.apart else padded.reshape(self.rows, -1)
-    return jnp.pad(value.reshape(self.tokens, last), (tokens, (0, self.width(kind, value.shape) - last)))
-
-  def flat_shape(self, kind: str, width: int) -> tuple[int, ...]:
-    """The shape of a result as the bodies see it."""
-    return (self.rows, self.shape.n, self.shape.d) if kind == "streams" and self.shape.apart else (self.rows, width)
-
-  def trimmed(self, kind: str, array: Array, leading: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """A flat result without its padding, in the shape of the tokens; `shape` is that of all devices' tokens."""
-    if kind in ("streams", "factors"):
-      array = array.reshape(self.rows, shape[-2], -1)[: self.tokens, :, : shape[-1]]
-      return array.reshape(*leading, *shape[-2:])
-    return array[: self.tokens, : shape[-1]].reshape(*leading, shape[-1])
-
-  def spec(self, kind: str, width: int) -> pl.BlockSpec:
-    """A block of tokens, or the whole of a kernel."""
-    if kind == "streams" and self.shape.apart:
-      return pl.BlockSpec((self.block, self.shape.n, self.shape.d), lambda i: (i, 0, 0))
-    if kind == "rows":
-      return pl.BlockSpec((self.shape.n * self.shape.d, width), lambda i: (0, 0))
-    if kind == "columns":
-      return pl.BlockSpec((self.columns, width), lambda i: (0, 0))
-    return pl.BlockSpec((self.block, width), lambda i: (i, 0))
-
-
 def _call(
   kernels: Kernels, body: Callable[..., None], kinds: list[str], results: list[_Operand], *values: Array
 ) -> list[Array]:
@@ -333,18 +275,14 @@ def _call(
   columns = next((shape[-1] for kind, shape in shapes if kind in ("rows", "columns")), 1)
   if 0 in leading:
     return [jnp.zeros(r.value.shape, r.value.dtype) for r in results]
-  layout = _Layout.of(kernels.platform, math.prod(leading), n, d, columns)
-  flat = [layout.flat(kind, value) for kind, value in zip(kinds, values, strict=True)]
-  widths = [layout.width(r.kind, r.value.shape) for r in results]
-  flat_results = pl.pallas_call(
-    functools.partial(body, layout.shape),
-    out_shape=[
-      jax.ShapeDtypeStruct(layout.flat_shape(r.kind, w), r.value.dtype) for r, w in zip(results, widths, strict=True)
-    ],
-    grid=(layout.rows // layout.block,),
-    in_specs=[layout.spec(kind, array.shape[-1]) for kind, array in zip(kinds, flat, strict=True)],
-    out_specs=[layout.spec(r.kind, w) for r, w in zip(results, widths, strict=True)],
-    compiler_params=triton.CompilerParams(num_warps=4) if kernels.platform == "gpu" else None,
-    interpret=kernels.interpret,
-  )(*flat)
-  return [layout.trimmed(r.kind, array, leading, r.value.shape) for r, array in zip(results, flat_results, strict=True)]
+  name = getattr(body, "func", body).__name__
+  dtype = next(o.dtype for o in (*values, *(r.value for r in results)) if o.shape[-2:] == (n, d))
+  blocks = kernels.blocks or tuning.blocks(kernels.implementation, name, n, d, dtype.name)
+  layout = Layout.of(kernels.implementation, math.prod(leading), n, d, columns, blocks)
+  arguments = [(kind, layout.flat(kind, value)) for kind, value in zip(kinds, values, strict=True)]
+  flat_results = [
+    (r.kind, jax.ShapeDtypeStruct(layout.flat_shape(r.kind, layout.width(r.kind, r.value.shape)), r.value.dtype))
+    for r in results
+  ]
+  made = kernels.launch(body, layout, arguments, flat_results)
+  return [layout.trimmed(r.kind, array, leading, r.value.shape) for r, array in zip(results, made, strict=True)]
