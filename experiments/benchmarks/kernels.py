@@ -14,7 +14,8 @@ one or to --out. What it has of this device and these versions is not measured a
 --minutes it stops, whatever is left.
 
 --interpret checks every candidate in interpret mode on tiny shapes, on any machine. --topology compiles every candidate
-for a device that is elsewhere. Neither times or writes anything. Exit code 1: a candidate was wrong.
+for a device that is elsewhere. Neither times or writes anything. Exit code 1: a candidate was wrong
+or failed.
 """
 
 import argparse

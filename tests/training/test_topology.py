@@ -56,6 +56,7 @@ def test_a_missing_compiler_is_named(capsys, monkeypatch):
     ("v5e:2x2", "pallas_tpu", "TPU v5 lite", 16),
     ("h100:4", "auto", "NVIDIA H100 80GB HBM3", 80),
     ("h100:4", "pallas_gpu", "NVIDIA H100 80GB HBM3", 80),
+    ("h100:4", "mosaic_gpu", "NVIDIA H100 80GB HBM3", 80),
   ],
 )
 def test_a_step_compiles_for_devices_elsewhere(topology, implementation, kind, gib):
