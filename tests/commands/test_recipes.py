@@ -23,7 +23,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "configs.md"
 RECIPES = {
   "arc1": (*VARIANTS, "urm"),
   "arc2": VARIANTS,
-  "arc_tiny": (*VARIANTS, "demo"),
+  "arc_tiny": (*VARIANTS, "demo", "symbols"),
   "digits": ("cayley", "trm", "sinkhorn", "hybrid"),
   "images": ("tiny", "resnet20", "resnet56", "resnet18", "resnet50", "vit_s16", "vit_b16"),
   "maze": ("tiny", "hard"),
