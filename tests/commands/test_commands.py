@@ -195,7 +195,12 @@ def test_a_best_metric_that_no_evaluation_has_is_refused_before_anything_is_buil
 
 
 @pytest.mark.parametrize(
-  ("devices", "more"), [(1, []), (3, []), (8, ["--config.mesh.fsdp=1", "--config.mesh.tensor=2"])]
+  ("devices", "more"),
+  [
+    pytest.param(1, [], marks=pytest.mark.slow),
+    pytest.param(3, [], marks=pytest.mark.slow),
+    (8, ["--config.mesh.fsdp=1", "--config.mesh.tensor=2"]),
+  ],
 )
 def test_a_run_is_evaluated_on_other_devices_with_the_same_numbers(workdir, devices, more, monkeypatch):
   path = workdir / "evaluation" / "step_4.json"

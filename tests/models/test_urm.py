@@ -31,6 +31,7 @@ def _model(connection=schema.Connection(streams=1), **fields):  # noqa: B008 (fr
   return URM(dataclasses.replace(MODEL, **fields), connection, vocab_size=5, sequence_length=4, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_a_supervision_step_is_four_loops_of_which_the_last_two_have_a_gradient():
   graph, parameters, rest = nnx.split(_model(), nnx.Param, ...)
   rng = np.random.default_rng(0)

@@ -140,7 +140,7 @@ def _distance(layers, width, draws, extra):
   return np.max(np.abs(each.mean(axis=0) - predicted) / error)
 
 
-@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("cells", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean(cells):
   """Two cells have the moments of one, and coefficients of their own."""
   layers, others = _stack(3), _stack(7)
@@ -245,7 +245,8 @@ def test_coherence_is_what_a_weight_reads_of_what_it_wrote(mixers, expected):
   assert correlated.coherence(layers, [0, 1, 2, 3]) == 0.0
 
 
-@pytest.mark.parametrize("size, mixing", [pytest.param(8.0, 0.3, marks=pytest.mark.slow), (16.0, 0.2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size, mixing", [(8.0, 0.3), (16.0, 0.2)])
 def test_loud_noise_that_repeats_over_many_layers_is_solved_from_infinity(size, mixing):
   """Without a neighbour, beside the first moment and far above it: no chain of places is too long for the start."""
   rng, depth = np.random.default_rng(0), 24

@@ -41,7 +41,7 @@ LINE = np.linspace(0.05, 4, 24) + 0.1j
 
 @pytest.mark.parametrize("kind", ["haar", "birkhoff"])
 @pytest.mark.parametrize("noise", ["full", "block"])
-@pytest.mark.parametrize("layers", [1, 5])
+@pytest.mark.parametrize("layers", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_theory_is_monte_carlo_within_sampling_error(kind, noise, layers):
   stack = _stack(np.random.default_rng(layers), layers, 3, kind, noise)
   predicted = np.asarray(dyson.checked(stack, LINE).g)
@@ -62,6 +62,7 @@ def test_orthogonal_mixers_give_exactly_the_identity_skip(layers):
   assert_allclose(rotated, plain, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_deep_stack_of_different_layers_solves_to_tolerance():
   stack = _stack(np.random.default_rng(3), 100, 4, "birkhoff", "full")
   result = dyson.resolvent(stack, jnp.asarray(LINE))

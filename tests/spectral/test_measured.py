@@ -124,6 +124,7 @@ def test_distances_vanish_for_equal_curves_and_measure_a_shift():
     monte_carlo.sampling_error(values[:1], z, monte_carlo.line_curve)
 
 
+@pytest.mark.slow
 def test_richardson_gains_an_order_and_rational_continuation_reaches_the_axis():
   x = np.linspace(0.4, 2.4, 16)
   with jax.enable_x64(True):

@@ -37,7 +37,7 @@ def test_one_layer_is_exact_by_every_method(method):
   [
     ("z1_mapping", True, 2),
     pytest.param("z1_mapping", True, 10, marks=pytest.mark.slow),
-    ("s_transform", False, 10),
+    pytest.param("s_transform", False, 10, marks=pytest.mark.slow),
     ("subordination", False, 2),
     ("twisted", False, 2),
   ],

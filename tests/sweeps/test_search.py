@@ -38,6 +38,7 @@ def search():
     each.close()
 
 
+@pytest.mark.slow
 def test_the_best_of_a_list_is_found_and_a_study_goes_on_where_it_was(search, tmp_path):
   space = product(sweep("optimizer.learning_rate", [0.2, 0.6]), seeds(2))
   first = search(tmp_path, space, trials=1)
@@ -185,6 +186,7 @@ def draw(found):
   return point, found.study.trials[trial.number]
 
 
+@pytest.mark.slow
 def test_a_list_that_grew_or_changed_goes_on_with_what_was_run(search, tmp_path):
   rates = [0.2, 0.4]
   draw(search(tmp_path, sweep("optimizer.learning_rate", rates), trials=1))

@@ -111,6 +111,7 @@ def test_it_is_said_what_becomes_of_a_schedule_that_had_ended():
   assert loop._continued(tiny.setup(_config()), 8, 8) == ()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_parameters_of_another(tmp_path, capsys):
   """From the average of the source, its buffers and the table's rows; what does not fit a wider model is said."""
   source = loop.train(_run(_config(), tmp_path / "source"), ["train"])

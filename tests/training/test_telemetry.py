@@ -56,6 +56,7 @@ def test_the_full_recipe_costs_what_was_derived_by_hand():
   assert flops_per_step(setup, dataset) == pytest.approx(306e12, rel=0.03)
 
 
+@pytest.mark.slow
 def test_rematerialisation_adds_no_model_flops():
   config = tiny.config()
   again = dataclasses.replace(config, model=dataclasses.replace(config.model, rematerialise="call"))
@@ -138,6 +139,7 @@ def test_diagnostics_are_charged_to_the_steps_between_them_without_the_first_whi
   assert observer.scalars(300, norms)["time/diagnostics_ms"] == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_observations_and_the_profile_of_its_window(tmp_path):
   logging = schema.Logging(every=4, tensorboard=False, peak_tflops=0.5)
   config = tiny.config(checkpoint=schema.Checkpoint(every=0), evaluation=schema.Evaluation(every=0), logging=logging)

@@ -149,7 +149,9 @@ def test_value_divergence_barycentres_and_their_gradients_are_those_of_ott(cost,
     np.testing.assert_allclose(mine, other, atol=1e-9)
 
 
-@pytest.mark.parametrize(("cost", "dtype"), [("sqeuclidean", jnp.bfloat16), ("cosine", jnp.float32)])
+@pytest.mark.parametrize(
+  ("cost", "dtype"), [("sqeuclidean", jnp.bfloat16), pytest.param("cosine", jnp.float32, marks=pytest.mark.slow)]
+)
 def test_small_epsilon_duplicates_empty_clusters_and_zero_rows_give_finite_values_and_gradients(cost, dtype):
   x, y, _, _ = clouds(24, 20, 5, np.float32)
   x, y = x.at[3].set(x[4]).at[5].set(0.0).astype(dtype), y.at[:8].set(1.0).astype(dtype)
