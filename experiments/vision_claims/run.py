@@ -105,8 +105,12 @@ def outcomes(runs: Mapping[str, list[list[dict[str, float]]]]) -> dict[str, dict
 def compared(network: str, cache: Cache, quick: bool) -> dict[str, Number]:
   """Outcomes of every arm and their paired differences from the reference."""
   arms, seeds, steps = ((REFERENCE, "cayley"), SEEDS[:1], 2 * EVERY) if quick else (tuple(ARMS), SEEDS, STEPS)
-  rates = {arm: RATES[1] if quick else tuned(cache, network, arm, steps) for arm in arms}
-  values = outcomes({arm: curves(cache, network, arm, rate, seeds, steps) for arm, rate in rates.items()})
+  rates: dict[str, float] = {}
+  runs: dict[str, list[list[dict[str, float]]]] = {}
+  for arm in arms:
+    rates[arm] = RATES[1] if quick else tuned(cache, network, arm, steps)
+    runs[arm] = curves(cache, network, arm, rates[arm], seeds, steps)
+  values = outcomes(runs)
   numbers: dict[str, Number] = {}
   rows: list[list[Any]] = []
   for arm, of_arm in values.items():
