@@ -27,8 +27,9 @@ _CANDIDATES = {  # tokens, features, warps
     (16, 128, 8), (32, 64, 8), (64, 32, 4), (64, 32, 8),
   ),
   "mosaic_gpu": tuple(itertools.product((1, 4, 16), (256, 512, 1024), (4,))),
-  "pallas_tpu": tuple(itertools.product((32, 128, 256, 512), (128, 256, 512), (4,))),
+  "pallas_tpu": tuple(itertools.product((32, 64, 128, 256), (128, 256), (4,))),
 }  # fmt: skip
+_ONE_PASS = {"pallas_gpu": 1024, "mosaic_gpu": 1 << 14, "pallas_tpu": 1 << 14}  # numbers of a stream at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +93,14 @@ def has(implementation: str, kernel: str, n: int) -> bool:
 def candidates(implementation: str, kernel: str, size: Size) -> list[Blocks]:
   """Blocks that cut this size differently; what holds without a measurement is the first.
 
-  For one pass by Triton those of up to 1,024 numbers a stream: for an H100 the larger ones take minutes to compile, or
-  more shared memory than it has (`--topology`).
+  For one pass only the smaller ones: for an H100 and a v5e the others take minutes to compile, or more of a processor's
+  own memory than it has (`--topology`).
   """
   k = size.n * size.n + 2 * size.n
   layouts = {}
   for asked in (None, *(Blocks(*fields) for fields in _CANDIDATES[implementation])):
     cut = Layout.of(implementation, size.tokens, size.n, size.d, k, asked)
-    if implementation != "pallas_gpu" or kernel not in _COMPOSED or cut.block * cut.shape.chunk <= 1024:
+    if asked is None or kernel not in _COMPOSED or cut.block * cut.shape.chunk <= _ONE_PASS[implementation]:
       layouts.setdefault(cut, Blocks(cut.block, cut.shape.chunk, cut.warps))
   return list(layouts.values())
 
