@@ -110,9 +110,15 @@ def ott_map(x: Array, y: Array) -> Callable[[Array], Array] | None:
       from ott.solvers.linear import sinkhorn
   except ModuleNotFoundError:
     return None
-  problem = linear_problem.LinearProblem(pointcloud.PointCloud(x, y, epsilon=BLUR, relative_epsilon="mean"))
-  entropic: Callable[[Array], Array] = sinkhorn.Sinkhorn()(problem).to_dual_potentials().transport
-  return entropic
+  with jax.numpy_rank_promotion("allow"):  # ott-jax broadcasts, whatever the caller has set
+    problem = linear_problem.LinearProblem(pointcloud.PointCloud(x, y, epsilon=BLUR, relative_epsilon="mean"))
+    entropic: Callable[[Array], Array] = sinkhorn.Sinkhorn()(problem).to_dual_potentials().transport
+
+  def image(rows: Array) -> Array:
+    with jax.numpy_rank_promotion("allow"):
+      return entropic(rows)
+
+  return image
 
 
 def _relative(rows: Array, anchors: Array) -> Array:
