@@ -67,14 +67,14 @@ class Claim:
   """One experiment. `measure(quick, cache)` returns its numbers by name and prints its tables.
 
   folder: where expected.json lies. seeds, budget: what the numbers cost, in words, for the full measurement. parts:
-  what `--part=NAME` measures of the full one; the names of a part's numbers begin with NAME/.
+  names for `--part=NAME`: `measure` is then given (NAME,) as a third argument, and the numbers' names begin with NAME/.
   """
 
   folder: pathlib.Path
-  measure: Callable[[bool, "Cache"], Mapping[str, Number]]
+  measure: Callable[..., Mapping[str, Number]]
   seeds: str
   budget: str
-  parts: Mapping[str, Callable[["Cache"], Mapping[str, Number]]] = dataclasses.field(default_factory=dict)
+  parts: tuple[str, ...] = ()
 
   def command(self, words: list[str] | None = None) -> int:
     """Runs the command line of the module's docstring; returns its exit code."""
@@ -82,7 +82,7 @@ class Claim:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a smaller measurement, with its own expected numbers")
     if self.parts:
-      size.add_argument("--part", choices=tuple(self.parts), help="this part of the full measurement alone")
+      size.add_argument("--part", choices=self.parts, help="this part of the full measurement alone")
     parser.add_argument("--check", action="store_true", help="compare with expected.json; exit 1 on a difference")
     parser.add_argument("--record", action="store_true", help="write the numbers to expected.json")
     parser.add_argument("--cache", type=arguments.path, default=None, help="where finished parts are kept")
@@ -92,7 +92,7 @@ class Claim:
     mode = "quick" if options.quick else "full"
     cache = Cache(options.cache or pathlib.Path("runs") / "experiments" / f"{self.folder.name}_{mode}.json")
     part = getattr(options, "part", None)
-    numbers = dict(self.parts[part](cache) if part else self.measure(options.quick, cache))
+    numbers = dict(self.measure(options.quick, cache, *([(part,)] if part else ())))
     path, prefix = self.folder / "expected.json", f"{part}/" if part else ""
     if options.record:
       self._record(path, mode, prefix, numbers)

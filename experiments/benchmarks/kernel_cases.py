@@ -10,17 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jpmhc_jax.connections.ops import xla
+from jpmhc_jax.connections.ops.base import BY_KERNELS
 from jpmhc_jax.connections.ops.composed import Advanced, Flowing, Operands
-from jpmhc_jax.connections.ops.pallas import Kernels, MosaicGpu
 from jpmhc_jax.connections.ops.pallas.layout import Layout
 from jpmhc_jax.connections.ops.pallas.tuning import Blocks
 
 EPSILON = 1e-5  # of the norm in one pass
-IMPLEMENTATIONS: dict[str, Callable[..., Kernels]] = {
-  "pallas_gpu": lambda **fields: Kernels("gpu", **fields),
-  "mosaic_gpu": MosaicGpu,
-  "pallas_tpu": lambda **fields: Kernels("tpu", **fields),
-}
 _CANDIDATES = {  # tokens, features, warps
   "pallas_gpu": (
     *itertools.product((16, 32), (32, 64, 128), (4,)),
@@ -85,9 +80,10 @@ _COMPOSED = ("advance", "advance_backward")  # of several kernels where one does
 
 def has(implementation: str, kernel: str, n: int) -> bool:
   """Whether it is one kernel there, with blocks of its own, for n streams."""
-  if implementation == "mosaic_gpu":
-    return n <= 8 and kernel not in ("statistics", *_COMPOSED)
-  return kernel not in _COMPOSED or implementation == "pallas_tpu" or n <= 4
+  ops = BY_KERNELS[implementation]
+  if kernel in _COMPOSED:
+    return n <= ops.most_in_one_pass
+  return n <= ops.most and (implementation, kernel) != ("mosaic_gpu", "statistics")
 
 
 def candidates(implementation: str, kernel: str, size: Size) -> list[Blocks]:

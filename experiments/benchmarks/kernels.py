@@ -39,9 +39,10 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.device_time import interleaved
-from experiments.benchmarks.kernel_cases import candidates, drawn, error, expected, has, IMPLEMENTATIONS, KERNELS, Size
+from experiments.benchmarks.kernel_cases import candidates, drawn, error, expected, has, KERNELS, Size
 from jpmhc_jax.config import schema
 from jpmhc_jax.connections.ops import base, pallas
+from jpmhc_jax.connections.ops.base import BY_KERNELS
 from jpmhc_jax.connections.ops.pallas import tuning
 from jpmhc_jax.connections.ops.pallas.tuning import Auto, Blocks, Device, Row
 from jpmhc_jax.core import arguments, sharding
@@ -105,7 +106,7 @@ def bench_of(names: Sequence[str], minutes: float, rounds: int, out: pathlib.Pat
 
 def on(platform: str, names: Sequence[str]) -> list[str]:
   """The implementations for a platform, of these."""
-  return [name for name in names if IMPLEMENTATIONS[name]().platform == platform]
+  return [name for name in names if BY_KERNELS[name].platform == platform]
 
 
 def compiled(name: str, function: Callable[..., Any], values: Any, mesh: Any = None) -> Callable[[], Any]:
@@ -146,7 +147,7 @@ def named(kernel: str, implementation: str, blocks: Blocks) -> str:
 def tried(kernel: str, implementations: Sequence[str], size: Size, **fields: Any) -> dict[str, Any]:
   """Operators with each candidate for the blocks of a kernel, by the name of the program."""
   return {
-    named(kernel, name, blocks): IMPLEMENTATIONS[name](blocks=blocks, **fields)
+    named(kernel, name, blocks): dataclasses.replace(BY_KERNELS[name], blocks=blocks, **fields)
     for name in implementations
     if has(name, kernel, size.n)
     for blocks in candidates(name, kernel, size)
@@ -286,7 +287,7 @@ def main() -> None:
   parser.add_argument("--sizes", type=sizes_of, default="4x512,8x512,4x128", help="streams and width of each")
   parser.add_argument("--dtypes", type=arguments.names(("bfloat16", "float32")), default="bfloat16,float32")
   parser.add_argument("--kernels", type=arguments.names(KERNELS), default=",".join(KERNELS))
-  parser.add_argument("--implementations", type=arguments.names(IMPLEMENTATIONS), default=",".join(IMPLEMENTATIONS))
+  parser.add_argument("--implementations", type=arguments.names(BY_KERNELS), default=",".join(BY_KERNELS))
   parser.add_argument("--rounds", type=arguments.whole(1), default=10)
   parser.add_argument("--out", type=arguments.path, default=TABLE)
   parser.add_argument("--interpret", action="store_true", help="check every candidate on this machine, on tiny shapes")

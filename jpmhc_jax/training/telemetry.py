@@ -188,7 +188,8 @@ class Telemetry:
     self.forecast = Forecast(config.steps, config.evaluation.every)
     self._built = {"parameters": setup.parameter_count, "data": dataset.describe()}
     self._step, self._seconds = step, list[float]()
-    self._diagnoses: list[tuple[int, float]] = []  # (step, seconds) of each
+    self._first_diagnosis: int | None = None  # step of the one that compiles
+    self._diagnosed = (0, 0.0)  # steps since then, seconds of all diagnoses behind it
     self._finished_at: float | None = None
 
   def facts(self) -> dict[str, Any]:
@@ -212,7 +213,10 @@ class Telemetry:
 
   def diagnosed(self, step: int, seconds: float) -> None:
     """The mixer diagnostics behind this step took so long."""
-    self._diagnoses.append((step, seconds))
+    if self._first_diagnosis is None:
+      self._first_diagnosis = step
+    else:
+      self._diagnosed = step - self._first_diagnosis, self._diagnosed[1] + seconds
 
   def scalars(self, step: int, norms: jax.Array) -> dict[str, float]:
     """All scalars of the steps since the last call; `norms` are the last step's `Metrics.layer_norms`."""
@@ -222,8 +226,9 @@ class Telemetry:
     if seconds:
       median = max(statistics.median(seconds), 1e-9)
       speed = self.throughput.scalars(median) | {"time/eta_s": self.forecast.after(step, median)}
-    if self._diagnoses and (steps := self._diagnoses[-1][0] - self._diagnoses[0][0]):  # without the first: it compiles
-      speed["time/diagnostics_ms"] = 1e3 * sum(taken for _, taken in self._diagnoses[1:]) / steps
+    steps, taken = self._diagnosed
+    if steps:
+      speed["time/diagnostics_ms"] = 1e3 * taken / steps
     return speed | memory_scalars() | self.goodput.scalars() | self.layers.scalars(np.asarray(norms))
 
   def close(self) -> None:

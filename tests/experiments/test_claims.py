@@ -39,9 +39,13 @@ def test_quick_and_full_numbers_are_recorded_apart(tmp_path):
 
 
 def test_parts_are_measured_checked_and_recorded_one_by_one(tmp_path, capsys):
-  def claim(first, second, wholly=pytest.fail):
-    parts = {"a": lambda cache: {"a/x": Number(first, 0.1)}, "b": lambda cache: {"b/x": Number(second, 0.1)}}
-    return Claim(tmp_path, lambda quick, cache: wholly(), seeds="1", budget="none", parts=parts)
+  def claim(first, second):
+    values = {"a": first, "b": second}
+
+    def measure(quick, cache, parts=("a", "b")):
+      return {f"{part}/x": Number(values[part], 0.1) for part in parts}
+
+    return Claim(tmp_path, measure, seeds="1", budget="none", parts=tuple(values))
 
   assert claim(1.0, 2.0).command(["--part=a", "--record", "--check"]) == 0
   assert claim(1.0, 2.0).command(["--part=b", "--check"]) == 1
@@ -49,7 +53,8 @@ def test_parts_are_measured_checked_and_recorded_one_by_one(tmp_path, capsys):
   assert claim(1.0, 2.0).command(["--part=b", "--record"]) == 0
   assert claim(1.5, 2.0).command(["--part=b", "--check"]) == 0
   assert claim(1.5, 2.0).command(["--part=a", "--check"]) == 1
-  assert claim(0.0, 0.0, lambda: {"a/x": Number(1.0, 0.1), "b/x": Number(2.0, 0.1)}).command(["--check"]) == 0
+  assert claim(1.0, 2.0).command(["--check"]) == 0
+  assert claim(1.0, 2.5).command(["--check"]) == 1
   with pytest.raises(SystemExit):
     claim(1.0, 2.0).command(["--part=c"])
   assert "'a', 'b'" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_candidates_begin_with_what_holds_without_a_measurement_and_cut_differen
   size = kernel_cases.Size(4096, 4, 512, "float32")
   assert kernel_cases.candidates("pallas_gpu", "mix", size)[0] == Blocks(16, 64, 4)
   assert kernel_cases.candidates("mosaic_gpu", "mix", size)[0] == Blocks(8, 512)
-  for implementation in kernel_cases.IMPLEMENTATIONS:
+  for implementation in kernel_cases.BY_KERNELS:
     found = kernel_cases.candidates(implementation, "mix", size)
     assert len(found) == len(set(found)) > 3
 

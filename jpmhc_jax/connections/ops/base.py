@@ -18,12 +18,11 @@ from jpmhc_jax.connections.ops.pallas import Kernels, MosaicGpu, tuning
 from jpmhc_jax.core import sharding
 from jpmhc_jax.core.errors import check_choice
 
-__all__ = ["IMPLEMENTATIONS", "StreamOps", "announce", "stream_ops"]
+__all__ = ["BY_KERNELS", "IMPLEMENTATIONS", "StreamOps", "announce", "stream_ops"]
 
-_KERNELS = {"pallas_gpu": Kernels("gpu"), "mosaic_gpu": MosaicGpu(), "pallas_tpu": Kernels("tpu")}
+BY_KERNELS: dict[str, Kernels] = {"pallas_gpu": Kernels("gpu"), "mosaic_gpu": MosaicGpu(), "pallas_tpu": Kernels("tpu")}
 _SLICED = 8  # up to so many streams a TPU prefers n² expressions to sliced and contracted streams
-_MOST = {"pallas_gpu": 16, "mosaic_gpu": 8, "pallas_tpu": 16}  # streams that kernels take
-IMPLEMENTATIONS = ("auto", "xla", *_KERNELS)
+IMPLEMENTATIONS = ("auto", "xla", *BY_KERNELS)
 
 
 @runtime_checkable
@@ -123,12 +122,12 @@ def stream_ops(implementation: str, streams: int) -> StreamOps:
   present = sharding.platform()
   if implementation == "auto":
     implementation = tuning.choice(streams) or "xla"
-  if implementation in _KERNELS:
-    kernels = _KERNELS[implementation]
+  if implementation in BY_KERNELS:
+    kernels = BY_KERNELS[implementation]
     if kernels.platform != present:
       announce(implementation, f"the devices are {present!r}")
-    elif streams > _MOST[implementation]:
-      announce(implementation, f"streams={streams} is above {_MOST[implementation]}")
+    elif streams > kernels.most:
+      announce(implementation, f"streams={streams} is above {kernels.most}")
     else:
       return kernels
   return xla_tpu if present == "tpu" and streams <= _SLICED else xla
@@ -137,5 +136,5 @@ def stream_ops(implementation: str, streams: int) -> StreamOps:
 @functools.cache  # once a process and reason
 def announce(implementation: str, reason: str) -> None:
   """Warns that the formulas in plain JAX run in place of the kernels that the config asks for."""
-  if implementation in _KERNELS:
+  if implementation in BY_KERNELS:
     warnings.warn(f"implementation={implementation!r}: {reason}; the formulas in plain JAX run instead", stacklevel=3)

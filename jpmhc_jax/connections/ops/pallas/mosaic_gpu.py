@@ -15,7 +15,7 @@ They lower on any machine and, with JAX's CUDA plugin, compile for a GPU that is
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax.experimental import pallas as pl
@@ -35,6 +35,9 @@ class MosaicGpu(Kernels):
   """`StreamOps` on NVIDIA GPUs from Hopper on. What has a W, and one pass, are made of formulas and these kernels."""
 
   platform: str = "gpu"
+
+  most: ClassVar[int] = 8  # streams that fit its registers
+  most_in_one_pass: ClassVar[int] = 0
 
   @property
   def implementation(self) -> str:
@@ -83,9 +86,6 @@ class MosaicGpu(Kernels):
     instance = lambda *refs: tokens(jax.lax.axis_index("block"), *refs)  # noqa: E731
     made: Sequence[Array] = mosaic_gpu.kernel(instance, out_type=shapes, grid=grid, grid_names=("block",))(*arrays)
     return made
-
-  def _separate(self, x: Array) -> bool:
-    return True
 
 
 @dataclasses.dataclass(frozen=True)

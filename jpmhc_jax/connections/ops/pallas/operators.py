@@ -27,8 +27,6 @@ from jpmhc_jax.core.sharding import split_over
 
 __all__ = ["Kernels"]
 
-_TRITON_STREAMS = 4  # of one pass
-
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
@@ -42,6 +40,7 @@ class Kernels:
   blocks: tuning.Blocks | None = None
 
   fuses: ClassVar[bool] = True
+  most: ClassVar[int] = 16  # streams: with more W does not fit a processor's own memory
 
   @property
   def implementation(self) -> str:
@@ -119,7 +118,7 @@ class Kernels:
   def advance(self, operands: Operands, epsilon: float | None) -> Advanced:
     """x' = H x + b ⊗ y with its norm, its statistics and the next read in one pass; see `StreamOps`."""
     x, mixer, weights, y, kernel, read = operands
-    if self._separate(x):
+    if x.shape[-2] > self.most_in_one_pass:
       return self._composed.advance(operands, epsilon)
     arguments = {"x": _streams(x), "y": _vector(x, y), "weights": _coefficient(weights, 1, x)}
     results = {"streams": _streams(x)}
@@ -149,7 +148,7 @@ class Kernels:
   ) -> Operands:
     """Every gradient of `advance` in one pass over x and x̄', W̄ apart; see `StreamOps`."""
     x, mixer, weights, y, kernel, read = operands
-    if self._separate(x):
+    if x.shape[-2] > self.most_in_one_pass:
       return self._composed.advance_backward(operands, epsilon, advanced, flowing)
     n, leading = x.shape[-2], x.shape[:-2]
     arguments = {
@@ -184,9 +183,10 @@ class Kernels:
       None if read is None else _unflatten(made["read"], read, 1),
     )
 
-  def _separate(self, x: Array) -> bool:
-    """Whether one pass would keep more in a GPU's shared memory than it has: then its operators run one by one."""
-    return self.platform == "gpu" and x.shape[-2] > _TRITON_STREAMS
+  @property
+  def most_in_one_pass(self) -> int:
+    """Streams; with more a GPU's shared memory cannot hold what one pass keeps: its operators run one by one."""
+    return 4 if self.platform == "gpu" else self.most
 
   @property
   def _composed(self) -> Composed:
