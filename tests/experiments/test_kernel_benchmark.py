@@ -1,6 +1,5 @@
 """The benchmark of kernels without an accelerator: what it reads of a trace, what it writes, and that it checks."""
 
-import functools
 import json
 import math
 from types import SimpleNamespace as Of
@@ -80,7 +79,7 @@ def test_what_is_measured_is_checked_and_written_once_and_in_time(tmp_path, monk
   with pytest.raises(SystemExit) as end:
     kernels.main()
   assert end.value.code == 0 and "2 of 2 candidates right" in capsys.readouterr().out
-  monkeypatch.setattr(kernels, "IMPLEMENTATIONS", {"mosaic_gpu": functools.partial(MosaicGpu, interpret=True)})
+  monkeypatch.setattr(kernels, "BY_KERNELS", {"mosaic_gpu": MosaicGpu(interpret=True)})
   monkeypatch.setattr(kernels, "KERNELS", {"read": kernels.KERNELS["read"]})
   monkeypatch.setattr(
     kernels, "connection", lambda name, _: kernels.compiled(name, lambda x: 2 * x, {"x": jnp.ones(9)})
