@@ -31,7 +31,6 @@ install_import_hook([".".join(p.relative_to(ROOT).with_suffix("").parts) for p i
 beartype_package("jpmhc_jax", conf=BeartypeConf(claw_is_pep526=False, claw_decor_place_func=BeartypeDecorPlace.FIRST))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Behind the hook that checks their annotations.
 from object_store import bucket, server  # noqa: E402, F401, I001
@@ -40,7 +39,7 @@ from jpmhc_jax.core.names import ORIGINS  # noqa: E402
 from jpmhc_jax.mixers import FAMILIES  # noqa: E402
 
 # What tests how programs are put together, or derivatives in float64, more than last bits: most of its time is
-# compilation, and half of that is LLVM's. The slow tests of these rooms, and all others, compile as a user does.
+# compilation, and half of that is LLVM's. Not the slow tests, which compute for longer.
 QUICKLY_COMPILED = (
   "commands", *(f"connections/test_{name}" for name in ("a", "ch", "con", "d", "e", "f", "k", "t")),  # not: segments
   "core/test_public_names.py", "evaluation", "examples", "experiments/test_seeded.py", "manifolds/test_manifolds.py",
@@ -52,15 +51,30 @@ QUICKLY_COMPILED = (
 )  # fmt: skip
 
 
-# Without the slow tests, fast ones compile with less optimisation and, where jaxlib still has it, the older and quicker
-# emitter of loops: two thirds of the time. The slow tests compile as a user does.
-QUICK_FLAGS = " --xla_backend_optimization_level=1"
+# `make test` and `make test-slow` compile with less optimisation, each program in one part, and, where jaxlib still has
+# it, with the older and quicker emitter of loops: half to two thirds of the time. Without `-m`, as in `pytest
+# tests/training`, everything compiles as a user does; so do the runs of `.ci/wheel`.
+QUICK_FLAGS = " --xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):
   QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
+# Rooms whose tests compile the same program again, mostly in processes that they start. Elsewhere nothing is written to
+# the cache: that takes a tenth of the time of a compilation.
+COMPILED_AGAIN = (
+  "commands",
+  "evaluation",
+  "examples",
+  "experiments",
+  "readme",
+  "reporting",
+  "runs",
+  "sweeps",
+  "training",
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:  # no device has been asked for yet
-  if config.option.markexpr == "not slow":
+  if config.option.markexpr:
     os.environ["XLA_FLAGS"] += QUICK_FLAGS
 
 
@@ -72,6 +86,8 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
   place = f"{item.path.relative_to(ROOT / 'tests').as_posix()}::{item.name}"
   quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
+  seconds = 0.2 if place.startswith(COMPILED_AGAIN) else float("inf")
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
   jax.config.update("jax_disable_most_optimizations", quickly)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts
 

@@ -33,9 +33,9 @@ def _network(kind, single_pass, **fields):
   return nnx.split(network)
 
 
-@functools.cache
-def _step(kind, single_pass, **fields):
-  """The answer of one supervision step and the gradient of a number made of it, by all parameters."""
+def _answer(kind, single_pass, **fields):
+  """(function of a state: a number made of the answer of one supervision step, and its logits; a state away from the
+  start, where the halting head and the streams' differences are zero)."""
   graph, state = _network(kind, single_pass, **fields)
 
   def answer(state):
@@ -43,9 +43,14 @@ def _step(kind, single_pass, **fields):
     output = network(*network.initial_latents(2, 5), INPUTS, ROWS)
     return jnp.sum(jnp.sin(output.logits)) + jnp.sum(output.q), output.logits
 
-  # Away from the start, where the halting head and the streams' differences are zero.
-  moved = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), state)
-  gradient, logits = jax.jit(jax.grad(answer, has_aux=True))(moved)
+  return answer, jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), state)
+
+
+@functools.cache
+def _step(kind, single_pass, **fields):
+  """The answer of one supervision step and the gradient of a number made of it, by all parameters."""
+  answer, state = _answer(kind, single_pass, **fields)
+  gradient, logits = jax.jit(jax.grad(answer, has_aux=True))(state)
   return logits, gradient
 
 
@@ -89,7 +94,8 @@ def test_coefficients_one_connection_old_are_a_network_of_the_same_parameters(mi
     chex.assert_trees_all_close(connection.coefficients(streams), expected, atol=1e-6)
     values, _ = connection.diagnostics(streams)
     assert set(values) >= {"difference_energy", "mixer_sensitivity"}
-  logits, plain = (_step(TRM, single_pass, token_mixer=mixer)[0] for single_pass in ("previous", "off"))
+  answers = (_answer(TRM, single_pass, token_mixer=mixer) for single_pass in ("previous", "off"))
+  logits, plain = (jax.jit(answer)(state)[1] for answer, state in answers)
   assert float(jnp.max(jnp.abs(logits - plain))) > 1e-3
 
 

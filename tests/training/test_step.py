@@ -78,6 +78,11 @@ def _gradients(config):
   return jax.jit(gradients)(state, batch)
 
 
+@pytest.fixture(scope="module")
+def gradients():
+  return _gradients(tiny.config())
+
+
 def _assert_same_gradients(actual, expected):
   for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
     scale = max(float(jnp.max(jnp.abs(e))), 1e-4)
@@ -91,11 +96,11 @@ def _assert_same_metrics(actual, expected):
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_numbers_of_one(reference):
+def test_eight_devices_give_the_numbers_of_one(reference, gradients):
   config = tiny.config(mesh=schema.Mesh(data=2, fsdp=2, tensor=2))
   state, metrics = tiny.run(config, STEPS)
   _assert_same_metrics(metrics, reference[1])
-  _assert_same_gradients(_gradients(config), _gradients(tiny.config()))
+  _assert_same_gradients(_gradients(config), gradients)
   np.testing.assert_array_equal(state.carry.data["inputs"], reference[0].carry.data["inputs"])
   np.testing.assert_array_equal(state.carry.halted, reference[0].carry.halted)
 
@@ -115,10 +120,10 @@ def test_parameters_and_moments_are_split_over_fsdp_and_tensor():
 
 
 @pytest.mark.slow
-def test_micro_batches_sum_to_the_whole_batch(reference):
+def test_micro_batches_sum_to_the_whole_batch(reference, gradients):
   """The first step explores nothing (its halting key differs a slice), so that the gradients can be compared whole."""
   config = tiny.config(accumulation=4, mesh=schema.Mesh(data=2))
-  _assert_same_gradients(_gradients(config), _gradients(tiny.config()))
+  _assert_same_gradients(_gradients(config), gradients)
   state, metrics = tiny.run(config, 1)
   for name in ("lm_loss", "q_halt_loss", "gradient_norm"):
     np.testing.assert_allclose(metrics[0][name], reference[1][0][name], rtol=2e-5)
@@ -127,9 +132,9 @@ def test_micro_batches_sum_to_the_whole_batch(reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["none", "coefficients", "block", "call"])
-def test_rematerialisation_changes_memory_and_not_numbers(policy):
+def test_rematerialisation_changes_memory_and_not_numbers(policy, gradients):
   model = dataclasses.replace(tiny.config().model, rematerialise=policy)
-  _assert_same_gradients(_gradients(tiny.config(model=model)), _gradients(tiny.config()))
+  _assert_same_gradients(_gradients(tiny.config(model=model)), gradients)
 
 
 @pytest.mark.slow
