@@ -60,7 +60,14 @@ def _widths(x: Float[Array, " points"]) -> Float[Array, " points"]:
 
 def log_spectrum(layers: Layers, x: Float[Array, " points"], angle: float = 0.02) -> Spectrum:
   """Density of log λ at the given x > 0, smoothed over less than `angle` (relative), by Richardson's extrapolation."""
-  return _from_rays(x, angle, [dyson.resolvent(layers, z) for z in _rays(x, angle)])
+  return _from_rays(x, angle, _along(layers, jnp.stack(_rays(x, angle))))
+
+
+@jax.jit
+def _along(layers: Layers, curves: Complex[Array, "curves points"]) -> list[dyson.Resolvent]:
+  """The resolvent on each of the curves; one after the other, so that the solver is compiled once."""
+  solved = jax.lax.map(lambda z: dyson.resolvent(layers, z), curves)
+  return [jax.tree.map(lambda values, k=k: values[k], solved) for k in range(len(curves))]
 
 
 def _rays(x: Float[Array, " points"], angle: float) -> list[Complex[Array, " points"]]:
@@ -77,10 +84,9 @@ def _from_rays(x: Float[Array, " points"], angle: float, rays: Sequence[dyson.Re
 
 def line_spectrum(layers: Layers, x: Float[Array, " points"], eta: float = 0.02, richardson: bool = True) -> Spectrum:
   """Density of λ at the given x, smoothed with a Lorentzian of width η (second order in η with Richardson)."""
-  near = dyson.resolvent(layers, x + 1j * eta)
+  near, *rest = _along(layers, jnp.stack([x + k * 1j * eta for k in ((1, 2) if richardson else (1,))]))
   density, residual = stieltjes_inversion(near.g), near.residual
-  if richardson:
-    far = dyson.resolvent(layers, x + 2j * eta)
+  for far in rest:
     density, residual = 2 * density - stieltjes_inversion(far.g), jnp.maximum(residual, far.residual)
   return Spectrum(x, density, density * _widths(x), residual)
 

@@ -373,6 +373,7 @@ def test_help_answers_without_importing_jax():
     assert verb in done.stdout
 
 
+@pytest.mark.slow
 def test_predict_answers_grids_from_standard_input_and_files_and_draws_them(workdir, tmp_path, monkeypatch, capsys):
   out, page, listed = tmp_path / "answers.json", tmp_path / "page.html", tmp_path / "grids.json"
   monkeypatch.setattr("sys.stdin", io.StringIO("3..4\n.4..\n..4.\n..31\n\n1...\n....\n....\n...2\n"))

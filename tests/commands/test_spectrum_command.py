@@ -32,6 +32,7 @@ def unsolved(monkeypatch):
   monkeypatch.setattr(density, "spectrum", spectrum)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_not_solved_is_sampled_and_marked(unsolved, tmp_path, capsys):
   assert main(["spectrum", "--mixer=cayley,sinkhorn", "--n=3", "--depth=2", "--draw=random", f"--out={tmp_path}"]) == 0
   out = capsys.readouterr().out

@@ -65,6 +65,7 @@ def test_the_default_start_stays_near_the_plain_network_and_reads_are_weights(fo
     np.testing.assert_allclose(jnp.sum(read, axis=0), 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_known_bad_start_never_separates_the_streams_and_the_default_does():
   """Zero projection, equal biases, symmetric ends: gradients are equivariant and the streams stay copies for ever."""
 

@@ -170,7 +170,7 @@ def test_the_module_and_the_pure_form_agree():
     module(jnp.zeros((*TOKENS, 4, D)), _sublayer)
 
 
-@pytest.mark.parametrize(("scope", "n", "m"), [("carry", 4, 2), ("call", 2, 2)])
+@pytest.mark.parametrize(("scope", "n", "m"), [pytest.param("carry", 4, 2, marks=pytest.mark.slow), ("call", 2, 2)])
 def test_a_recursive_model_of_segments_starts_as_the_plain_model(scope, n, m):
   """Zero start, identity at the start: latents are the segments of the plain model's, logits equal."""
   model = schema.Model(

@@ -133,6 +133,7 @@ def test_test_puzzles_are_the_golden_tasks_with_their_answers(shared):
     assert built.test_puzzles[task] == {"train": puzzle["train"], "test": puzzle["test"]}
 
 
+@pytest.mark.slow
 def test_no_answer_of_an_evaluation_task_is_trained_on_but_its_demonstrations_are():
   config = dataclasses.replace(TINY, max_tasks=0, translate=False)
   groups, names, train, _ = _build(config)

@@ -186,6 +186,7 @@ def test_a_folder_that_is_not_as_described_is_refused(folder, tmp_path):
     _build(folder=str(folder / "empty"))
 
 
+@pytest.mark.slow
 def test_processes_read_the_same_stream_and_name_what_is_damaged(folder):
   dataset = _build(folder=str(folder), size=8)
   expected = [dataset.batch(step, slice(0, 2)) for step in range(2, 6)]

@@ -50,7 +50,7 @@ def _evaluator(folder, calls, die_at=None, kind="sudoku"):
   return evaluator
 
 
-@pytest.mark.parametrize("kind", ["sudoku", "arc"])
+@pytest.mark.parametrize("kind", ["sudoku", pytest.param("arc", marks=pytest.mark.slow)])
 def test_a_killed_evaluation_goes_on_and_ends_the_same(kind, tmp_path):
   state = _parts(kind)[2]
   calls = []

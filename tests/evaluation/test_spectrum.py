@@ -192,6 +192,7 @@ def test_a_spectrum_far_below_what_is_resolved_is_known_unsolved(carried):
   assert residual == 0.0
 
 
+@pytest.mark.slow
 def test_streams_made_inside_a_call_are_closed_at_its_ends():
   _, at = _linearised(scope="call", mixer="sinkhorn")
   assert_allclose(at.trace.enter, [1, 1], rtol=1e-5)

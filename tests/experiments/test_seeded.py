@@ -16,7 +16,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("rate", "steps"), [(1e-2, 3), (1e38, 2)])
+@pytest.mark.parametrize(("rate", "steps"), [pytest.param(1e-2, 3, marks=pytest.mark.slow), (1e38, 2)])
 def test_seeds_together_are_each_alone_and_end_where_the_loss_is_no_number(rate, steps):
   arm = Arm.load("digits:cayley", SMALL | {"optimizer.learning_rate": rate})
   together = arm.train_together((1, 2))

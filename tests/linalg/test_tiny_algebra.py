@@ -66,6 +66,7 @@ def test_newton_gives_a_logit_matrix_of_rank_one_less_a_rotation(n):
   assert float(jnp.max(make("polar").distance(make("polar").project(logits, n)))) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_of_the_polar_factor_beyond_four_streams():
   left, right = (np.linalg.qr(RNG.standard_normal((256, 6, 6)))[0] for _ in range(2))
   spectra, bar = 10 ** (-3 * RNG.random((256, 6))), RNG.standard_normal((256, 6, 6))

@@ -132,6 +132,7 @@ def test_the_q_factor_is_orthonormal_after_steps_of_any_size_and_keeps_its_span_
   assert_allclose(*spans, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_iso_keeps_the_mean_and_cayley_steps_keep_the_determinant():
   point, tangent, _ = draw(Iso(), (5, 5))
   for method in Iso.RETRACTIONS:

@@ -14,6 +14,7 @@ def assert_same(found, published):
     np.testing.assert_allclose(found[key], expected, rtol=1e-9, atol=atol, err_msg=key)
 
 
+@pytest.mark.slow
 def test_vectors_of_two_families_are_regenerated():
   some = frozenset(("kronecker", "birkhoff_newton"))
   published = reference.load()

@@ -30,6 +30,7 @@ def test_truncated_cayley_is_no_isometry_at_unit_logits_and_the_closed_form_is(p
   assert worst > 2e-2
 
 
+@pytest.mark.slow
 def test_closed_form_is_the_limit_of_the_iteration_with_its_sign_and_scale(projected):
   for n in (2, 3, 4, 5):
     logits = 0.5 * normal(1, n, n, 16)
@@ -63,6 +64,7 @@ def test_rows_first_and_columns_first_are_transposes_of_each_other():
   assert float(jnp.max(jnp.abs(rows.project(logits, 4) - columns.project(logits, 4)))) > 1e-2
 
 
+@pytest.mark.slow
 def test_underflowing_temperature_freezes_the_mixer_and_no_start_of_ours_does(compiled):
   def at_start(manifold, logits):
     matrix, gradient = compiled(manifold, 4)(logits, normal(3, 4, 4))

@@ -57,6 +57,7 @@ def test_sub_layers_are_shared_and_connections_stand_in_front_of_each_other():
   assert set(connections_of(own)) == set(connections_of(shared)) == {"block0.tokens", "block0.features"}
 
 
+@pytest.mark.slow
 def test_every_call_has_its_own_and_equal_ones_are_the_shared_model(step):
   parameters, function = step
   (_, answers), gradient = function(parameters)

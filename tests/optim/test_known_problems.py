@@ -147,6 +147,7 @@ def start():
   }
 
 
+@pytest.mark.slow
 def test_the_runs_optimiser_moves_stored_matrices_along_their_manifolds():
   config = schema.Optimizer(
     learning_rate=1e-3, warmup_steps=2, mixer=schema.MixerOptimizer(manifold_learning_rate=0.1, stabilize_every=5)

@@ -137,6 +137,7 @@ def root(config, group):
   return optax.chain(optax.stateless(direction), optax.scale_by_learning_rate(group.learning_rate))
 
 
+@pytest.mark.slow
 def test_muon_moves_matrices_of_features_alone_also_stacked_ones():
   shapes = {"kernel": (2, 3, 4, 4), "bias": (2, 4), "own": (2, 3, 4), "table": (5, 4), "plain": (4, 4)}
   axes = {

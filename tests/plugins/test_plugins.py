@@ -220,6 +220,7 @@ def test_a_mistake_in_the_config_of_a_plugin_is_told(project, override, message)
     task_of(configs.load(f"{project}/config.py", [f"--config.{override}"]))
 
 
+@pytest.mark.slow
 def test_a_sweep_ranges_over_the_fields_of_a_plugin(project, workdir, capsys):
   space = project / "space.py"
   space.write_text(

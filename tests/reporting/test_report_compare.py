@@ -59,6 +59,7 @@ def _with_step_time(folder, milliseconds):
   return folder
 
 
+@pytest.mark.slow
 def test_settings_are_compared_at_equal_time_too(make_run, tmp_path):
   """400 steps of 10 ms and of 20 ms: after 4 s the dearer setting has done 200."""
   quick = [_with_step_time(make_run(f"q{seed}", seed=seed, level=0.3), 10.0) for seed in range(2)]

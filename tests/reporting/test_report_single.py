@@ -269,6 +269,7 @@ def test_no_run_at_all_is_an_error(tmp_path):
     write_report([tmp_path / "nowhere"], tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_the_report_starts_without_matplotlib():
   check = "import sys, jpmhc_jax.reporting.report; sys.exit('matplotlib' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -57,6 +57,7 @@ def test_the_diverged_run_stands_by_itself_and_seeds_are_counted(page):
   assert "n = 1 to 2 seeds a setting." in page.text
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_mix_without_repeats(sweep, make_run, tmp_path):
   other = make_run("other", connection__mixer="cayley")
   page = Page(write_report([sweep, other, sweep / "iso-0"], tmp_path / "r.html").read_text(encoding="utf-8"))

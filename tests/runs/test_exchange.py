@@ -187,6 +187,7 @@ def test_a_file_with_several_state_dicts_asks_which(tmp_path, exported):
     read_tensors(exported[0], "ema")
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_they_took_and_wrote(exported, tmp_path, capsys):
   config = tiny.write_config(tmp_path / "own.py", _config())
   arguments = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--from=trm"]

@@ -123,6 +123,7 @@ def test_rotations_change_nothing_under_independent_full_noise_and_much_otherwis
   assert apart(g(rank_one(turned)), g(rank_one(straight))) > 0.1
 
 
+@pytest.mark.slow
 def test_layers_without_noise_drop_out():
   full, noisy = _stack(2, depth=4), np.array([1.0, 0.0, 1.0, 1.0])
   silent = noisy[:, None] * noisy
@@ -150,6 +151,7 @@ def test_theory_is_monte_carlo_for_elliptic_noise_with_a_mean(cells):
   assert _distance(both, width=60, draws=24, extra=2) < 1
 
 
+@pytest.mark.slow
 def test_equal_cells_are_one():
   layers = _stack(3)
   twice = {name: jnp.concatenate([each, each]) for name, each in zip(layers._fields[:3], layers[:3], strict=True)}

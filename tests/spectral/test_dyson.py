@@ -71,6 +71,7 @@ def test_a_deep_stack_of_different_layers_solves_to_tolerance():
   assert float(jnp.max(result.g.imag)) < 0
 
 
+@pytest.mark.slow
 def test_a_grid_far_outside_the_spectrum_is_solved_as_fast_as_any():
   """Unknowns are real there but for 1e-17 and less: the sign of that is rounding, and no reason to refuse a step."""
   for seed in range(6):

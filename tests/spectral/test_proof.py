@@ -78,6 +78,7 @@ def test_theory_is_monte_carlo_for_every_family(n, layers, equal, block):
   assert tried >= 10
 
 
+@pytest.mark.slow
 def test_segmented_connections_are_predicted():
   """Two segments of four streams: reads and writes are matrices, the sub-layer's Jacobian couples both segments."""
   rng = np.random.default_rng(0)
@@ -98,6 +99,7 @@ def test_segmented_connections_are_predicted():
   assert np.all(np.abs(np.mean(draws, axis=0) - predicted) < 6 * error + 0.02 * np.abs(predicted))
 
 
+@pytest.mark.slow
 def test_the_order_of_the_grid_does_not_matter():
   """Every point is solved from its neighbour's solution, but the solution is unique."""
   rng = np.random.default_rng(1)
@@ -142,6 +144,7 @@ def test_ill_conditioned_mixers_are_solved_or_sampled_and_say_so():
     full_noise(np.full((1, 2, 2), np.nan), 0.1)
 
 
+@pytest.mark.slow
 def test_zero_mixers_and_zero_noise_are_all_dead():
   stack = full_noise(np.zeros((2, 2, 2)), 0.0)
   assert_allclose(dyson.checked(stack, LINE).g, 1 / LINE, rtol=1e-12)

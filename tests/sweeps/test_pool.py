@@ -46,6 +46,7 @@ def starts(folder, name):
   return int((folder / name / "starts").read_text())
 
 
+@pytest.mark.slow
 def test_a_failure_is_tried_again_reported_and_stops_nobody(tmp_path):
   records, ending, said = run(tmp_path, "exit1", "exit1/exit0", "exit0", "exit2", "exit3", "die")
   states = {name: (record.state, record.attempts, record.exit_code) for name, record in records.items()}

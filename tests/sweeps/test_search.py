@@ -115,6 +115,7 @@ def test_a_trial_behind_the_median_is_stopped_and_told_so(search, tmp_path, monk
   assert len((tmp_path / records["pruned"].name / "metrics.jsonl").read_text().splitlines()) < 4
 
 
+@pytest.mark.slow
 def test_an_unfinished_trial_is_taken_up_and_a_failed_one_told(search, tmp_path, monkeypatch):
   monkeypatch.setenv("FAKE_PLAN", "exit75/exit0")
   space = sweep("optimizer.learning_rate", [0.3])
@@ -141,6 +142,7 @@ def test_any_rdb_url_is_a_storage_and_two_folders_do_not_take_each_others_trials
   assert other.active == [] and not (tmp_path / "a" / "same" / "search.db").exists()
 
 
+@pytest.mark.slow
 def test_points_that_cannot_run_do_not_use_the_search_up_and_the_exit_code_says_so(search, tmp_path):
   space = product(sweep("connection.mixer", ["kronecker", "cayley"]), sweep("connection.streams", [3, 4]))
   found = search(tmp_path, space, trials=3)

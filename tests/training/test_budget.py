@@ -40,6 +40,7 @@ def test_the_cost_grows_with_the_batch():
   assert sixty_four - thirty_two == pytest.approx(2 * (thirty_two - sixteen), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_out_of_time_evaluates_saves_and_is_not_taken_up_again(tmp_path, compiled_once):
   config = tiny.config(budget_seconds=0.01)  # of eight steps: the program of other tests
   setup, dataset = tiny.setup(config), tiny.dataset(config)

@@ -21,6 +21,7 @@ def _lowered(outer, inner, **connection):
   return make_train_step(setup).lower(jax.eval_shape(setup.create), batch)
 
 
+@pytest.mark.slow
 def test_the_program_is_as_long_for_any_number_of_cycles():
   def length(*cycles):
     return len(_lowered(*cycles).as_text().splitlines())

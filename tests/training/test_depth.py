@@ -24,7 +24,7 @@ def _is_program(value):
   return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-@pytest.mark.parametrize("policy", ["none", "products"])
+@pytest.mark.parametrize("policy", [pytest.param("none", marks=pytest.mark.slow), "products"])
 def test_the_program_is_as_long_for_many_recursions_as_for_few(policy):
   lengths = []
   for outer, inner in ((2, 1), (2, 6), (7, 3)):

@@ -62,6 +62,7 @@ def test_mixers_add_no_collective(way):
   _assert_mixers_exchange_nothing(WAYS[way], ["cayley", "sinkhorn"])
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_parameters_and_leaves_activations_where_they_are():
   found = _exchanged("cayley", WAYS["fsdp"])
   assert {kind for kind, _ in found} <= {"all-gather", "all-reduce", "reduce-scatter"}

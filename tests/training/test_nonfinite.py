@@ -123,6 +123,7 @@ def test_rollback_returns_to_the_checkpoint_and_reads_on_behind_the_bad_batch(po
     loop.train(_run(_config("rollback", limit=2), tmp_path / "c"), ["train"])
 
 
+@pytest.mark.slow
 def test_the_diagnosis_names_parameters_layer_or_gradient():
   config = _config("stop")
   setup, data = tiny.setup(config), tiny.dataset(config)

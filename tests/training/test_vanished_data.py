@@ -47,6 +47,7 @@ def _reading(split, path):
   return dataclasses.replace(split, encode=encode)
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_during_a_run_ends_it_and_the_run_goes_on_when_it_is_back(config, setup, tmp_path):
   dataset, path = tiny.dataset(config), tmp_path / "examples.bin"
   path.touch()

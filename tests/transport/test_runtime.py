@@ -36,6 +36,7 @@ def test_affine_chains_fold_exactly_and_the_export_runs_without_this_package(tmp
   np.testing.assert_allclose(np.load(tmp_path / "y.npy"), chain(parameters, x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_distilled_map_is_the_best_affine_or_orthogonal_one_and_its_price_is_told():
   flow, x = t.FlowMap(4, 4, couplings=2, hidden=8), cloud()
   parameters = flow.init(jax.random.key(0))
@@ -115,6 +116,7 @@ def test_retrieval_counts_ranks_and_does_not_praise_a_collapse():
     t.recall(x[:1], y[:1])
 
 
+@pytest.mark.slow
 def test_diagnostics_of_geometry():
   x, q = cloud(30, 4), jnp.linalg.qr(cloud(4, 4, 1))[0]
   assert abs(t.cka(x, 2 * x @ q) - 1) < 1e-5 and t.procrustes_distance(x, 2 * x @ q + 1) < 1e-5

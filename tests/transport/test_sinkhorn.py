@@ -168,6 +168,7 @@ def test_small_epsilon_duplicates_empty_clusters_and_zero_rows_give_finite_value
   np.testing.assert_allclose(columns, b, atol=1e-3)  # the last update was that of the columns
 
 
+@pytest.mark.slow
 def test_the_divergence_of_equal_clouds_is_zero_and_of_others_positive():
   x, y, a, b = clouds()
   for rho in (np.inf, 0.5):
@@ -224,6 +225,7 @@ def test_an_epsilon_of_the_call_and_a_single_point_without_distances_are_named()
     jp.transport.gromov_wasserstein(x[:1], y)
 
 
+@pytest.mark.slow
 def test_gromov_wasserstein_of_points_that_coincide_is_zero():
   points = jnp.ones((5, 3), jnp.float32)
   value, plan = jp.transport.gromov_wasserstein(points, points[:, :2], rounds=2)
