@@ -1,5 +1,5 @@
-# make install | demo | test | test-slow | test-stores | lint | docs | lock. PYTHON chooses the interpreter (3.11 to 3.13); LOCK, a file of
-# requirements/, installs the versions that it lists instead of the newest.
+# make install | demo | test | test-slow | test-nightly | test-stores | lint | docs | lock. PYTHON chooses the interpreter (3.11 to
+# 3.13); LOCK, a file of requirements/, installs the versions that it lists instead of the newest.
 PYTHON ?= python3
 LOCK ?=
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Keep the memory of temporaries in the process: XLA on the CPU is up to three times faster (see jpmhc_jax/core/process.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000:glibc.malloc.arena_max=2
 
-.PHONY: install demo test test-slow test-stores lint docs lock clean
+.PHONY: install demo test test-slow test-nightly test-stores lint docs lock clean
 .DEFAULT_GOAL := install
 
 $(STAMP): pyproject.toml
@@ -28,7 +28,10 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not nightly"
+
+test-nightly: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m nightly
 
 # What needs the server of an object store, which has an environment of its own: moto holds other packages back. Fast and
 # slow tests apart, since they compile differently.

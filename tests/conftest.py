@@ -51,6 +51,30 @@ QUICKLY_COMPILED = (
 )  # fmt: skip
 
 
+# Slow tests that CI has no time for, by the beginnings of their cases: dear variants of what other slow cases ask too.
+# `make test-nightly` runs them.
+NIGHTLY = {
+  "connections/test_chain.py::test_a_chain_equals_its_connections_one_by_one": (
+    "own-static in between", "own-gated", "previous-gated", "previous-dynamic-tpu",
+  ),
+  "manifolds/test_manifold_derivatives.py::test_both_modes_of_differentiation_go_through_every_retraction": (
+    "Stiefel-7x2", "Stiefel-5x3-cayley_", "Iso-4x4-polar",
+  ),
+  "models/test_single_pass.py::test_own_coefficients_in_one_pass_give_the_same_network": (
+    "<class 'jpmhc_jax.models.trm.TRM'>-{'generator'", "<class 'jpmhc_jax.models.trm.TRM'>-{'token_mixer'",
+  ),
+  "models/test_single_pass.py::test_a_decoder_in_one_pass_is_its_connections_one_by_one": ("own-{'loops'",),
+  "readme/test_docs_site.py::test_a_longer_tutorial_runs": ("sweep", "train"),
+  "spectral/test_correlated.py::test_theory_is_monte_carlo_for_every_family_and_similarity": ("2", "4"),
+  "spectral/test_proof.py::test_theory_is_monte_carlo_for_every_family": ("3-", "4-", "5-"),
+  "training/test_families_train.py::test_loss_falls_and_streams_separate": tuple(
+    family + "]" for family in FAMILIES if family not in (
+      "birkhoff", "cayley", "circulant", "hybrid", "iso", "kronecker", "sinkhorn", "transport", "unconstrained",
+    )
+  ),
+  "training/test_transport.py::test_a_run_through_its_stages_resumes_bit_for_bit": ("1",),
+}  # fmt: skip
+
 # `make test` and `make test-slow` compile with less optimisation, each program in one part, and, where jaxlib still has
 # it, with the older and quicker emitter of loops: half to two thirds of the time. Without `-m`, as in `pytest
 # tests/training`, everything compiles as a user does; so do the runs of `.ci/wheel`.
@@ -78,13 +102,28 @@ def pytest_configure(config: pytest.Config) -> None:  # no device has been asked
     os.environ["XLA_FLAGS"] += QUICK_FLAGS
 
 
+def _place(item: pytest.Item) -> str:
+  return f"{item.path.relative_to(ROOT / 'tests').as_posix()}::{item.name}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+  whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+  for start in (f"{test}[{case}" for test, cases in NIGHTLY.items() for case in cases):
+    found = [item for item in items if _place(item).startswith(start)]
+    assert found or not whole, f"NIGHTLY in tests/conftest.py: {start!r} is no test any more"
+    for item in found:
+      assert "slow" in item.keywords, f"{_place(item)}: it is in NIGHTLY (tests/conftest.py); expected the mark slow"
+      item.add_marker("nightly")
+
+
 def pytest_collection_finish() -> None:
   gc.freeze()  # what was imported and collected lives as long as the process: no garbage is looked for there again
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture
 def pytest_runtest_setup(item: pytest.Item) -> None:
-  place = f"{item.path.relative_to(ROOT / 'tests').as_posix()}::{item.name}"
+  place = _place(item)
   quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
   seconds = 0.2 if place.startswith(COMPILED_AGAIN) else float("inf")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
