@@ -53,13 +53,19 @@ QUICKLY_COMPILED = (
 
 # Slow tests that CI has no time for, by the beginnings of their cases: dear variants of what other slow cases ask too.
 # `make test-nightly` runs them.
+WHOLE = ("",)
+MAIN = ("birkhoff", "cayley", "circulant", "iso", "permutation", "sinkhorn", "transport", "unconstrained")
+OTHERS = tuple(f"{family}]" for family in FAMILIES if family not in MAIN)
 NIGHTLY = {
+  "connections/test_families.py::test_parameters_gradients_and_start_of_every_generator_and_parameterisation": OTHERS,
   "connections/test_chain.py::test_a_chain_equals_its_connections_one_by_one": (
     "own-static in between", "own-gated", "previous-gated", "previous-dynamic-tpu",
   ),
   "manifolds/test_manifold_derivatives.py::test_both_modes_of_differentiation_go_through_every_retraction": (
     "Stiefel-7x2", "Stiefel-5x3-cayley_", "Iso-4x4-polar",
   ),
+  "multiprocess/test_faults.py::test_kills_with_a_fresh_seed": WHOLE,
+  "multiprocess/test_faults.py::test_one_two_and_four_processes": WHOLE,
   "models/test_single_pass.py::test_own_coefficients_in_one_pass_give_the_same_network": (
     "<class 'jpmhc_jax.models.trm.TRM'>-{'generator'", "<class 'jpmhc_jax.models.trm.TRM'>-{'token_mixer'",
   ),
@@ -67,11 +73,8 @@ NIGHTLY = {
   "readme/test_docs_site.py::test_a_longer_tutorial_runs": ("sweep", "train"),
   "spectral/test_correlated.py::test_theory_is_monte_carlo_for_every_family_and_similarity": ("2", "4"),
   "spectral/test_proof.py::test_theory_is_monte_carlo_for_every_family": ("3-", "4-", "5-"),
-  "training/test_families_train.py::test_loss_falls_and_streams_separate": tuple(
-    family + "]" for family in FAMILIES if family not in (
-      "birkhoff", "cayley", "circulant", "hybrid", "iso", "kronecker", "sinkhorn", "transport", "unconstrained",
-    )
-  ),
+  "training/test_families_train.py::test_loss_falls_and_streams_separate": OTHERS,
+  "training/test_learning.py::test_sudoku_tiny_solves_unseen_puzzles": WHOLE,
   "training/test_transport.py::test_a_run_through_its_stages_resumes_bit_for_bit": ("1",),
 }  # fmt: skip
 
@@ -85,16 +88,8 @@ if metadata.version("jaxlib").startswith("0.10."):
 # Rooms whose tests compile the same program again, mostly in processes that they start. Elsewhere nothing is written to
 # the cache: that takes a tenth of the time of a compilation.
 COMPILED_AGAIN = (
-  "commands",
-  "evaluation",
-  "examples",
-  "experiments",
-  "readme",
-  "reporting",
-  "runs",
-  "sweeps",
-  "training",
-)
+  "commands", "evaluation", "examples", "experiments", "readme", "reporting", "runs", "sweeps", "training",
+)  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:  # no device has been asked for yet
@@ -109,7 +104,7 @@ def _place(item: pytest.Item) -> str:
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
   whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-  for start in (f"{test}[{case}" for test, cases in NIGHTLY.items() for case in cases):
+  for start in (f"{test}[{case}" if case else test for test, cases in NIGHTLY.items() for case in cases):
     found = [item for item in items if _place(item).startswith(start)]
     assert found or not whole, f"NIGHTLY in tests/conftest.py: {start!r} is no test any more"
     for item in found:
