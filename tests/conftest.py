@@ -86,7 +86,8 @@ if metadata.version("jaxlib").startswith("0.10."):
   QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 # Rooms whose tests compile the same program again, mostly in processes that they start. Elsewhere nothing is written to
-# the cache: that takes a tenth of the time of a compilation.
+# a cache that is the session's: that takes a tenth of the time of a compilation.
+KEPT = "jpmhc-jax-cache-" not in os.environ["JAX_COMPILATION_CACHE_DIR"]  # the caller's
 COMPILED_AGAIN = (
   "commands", "evaluation", "examples", "experiments", "readme", "reporting", "runs", "sweeps", "training",
 )  # fmt: skip
@@ -120,7 +121,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
   place = _place(item)
   quickly = place.startswith(QUICKLY_COMPILED) and "slow" not in item.keywords
-  seconds = 0.2 if place.startswith(COMPILED_AGAIN) else float("inf")
+  seconds = 0.2 if KEPT or place.startswith(COMPILED_AGAIN) else float("inf")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
   jax.config.update("jax_disable_most_optimizations", quickly)
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))  # for processes that the test starts
