@@ -66,7 +66,6 @@ def test_the_model_has_the_averaged_parameters(trained):
   assert trained.parameters is trained.state.ema
 
 
-@pytest.mark.slow
 def test_evaluate_takes_fields_of_the_evaluation_and_its_result_is_kept(trained):
   metrics = jp.evaluate(trained.workdir, max_examples=16)
   run = jp.load(trained.workdir)
