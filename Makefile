@@ -33,8 +33,7 @@ test-slow: install
 test-nightly: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m nightly
 
-# What needs the server of an object store, which has an environment of its own: moto holds other packages back. Fast and
-# slow tests apart, since they compile differently.
+# What needs the server of an object store, which has an environment of its own: moto holds other packages back.
 STORES := tests/core/test_objects.py tests/training/test_store_runs.py tests/sweeps/test_pool.py
 
 test-stores:
